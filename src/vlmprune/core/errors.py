@@ -1,5 +1,5 @@
-"""Errors that a user can mend."""
+"""The one exception for a user's mistake."""
 
 
 class UserError(ValueError):
-    """Bad input from the user; its message is one clear sentence, shown without a traceback."""
+    """Wrong input from the user: one sentence that says what to do. The command line prints it without a traceback."""

@@ -1,0 +1,97 @@
+"""The contract of a method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from vlmprune.core.errors import UserError
+from vlmprune.core.selectors import ascending, top_k
+from vlmprune.core.signals import Need
+from vlmprune.core.view import Grid, ImageView, ModelInfo, Selection
+
+POSITIONS = ("original", "compact")
+
+
+@dataclass
+class Method:
+    """Base of all methods: a dataclass of hyperparameters, declared needs and one function.
+
+    A subclass sets `name`, `stage` ("pixels", "vision", "decoder") and a one-line `summary`, declares `needs`, and implements `select`.
+    It never touches a model, a cache, a mask or text. The runtime calls `select` once an image, only when the budget
+    is below the number of tokens present, and checks the result: `view.keep` distinct token indices, or `Merged`.
+    """
+
+    name: ClassVar[str]
+    stage: ClassVar[str]  # where it acts, for people; the runtime goes by `decoder_layer`
+    summary: ClassVar[str] = ""
+    merges: ClassVar[bool] = False  # makes new tokens instead of choosing among those there
+
+    def needs(self, info: ModelInfo) -> dict[str, Need]:
+        """Signals by the name under which `select` reads them from the view."""
+        return {}
+
+    def positions(self, info: ModelInfo) -> str:
+        """Position policy the authors use for this family: "original" or "compact"."""
+        return "original"
+
+    def decoder_layer(self, info: ModelInfo) -> int | None:
+        """The decoder layer before which it acts (0-based), or None for a method that acts before the LLM."""
+        return None
+
+    def select(self, view: ImageView) -> Selection:
+        """Indices (0..view.n-1) of the tokens to keep, `view.keep` of them, or the merged tokens."""
+        raise NotImplementedError
+
+    def options(self) -> dict[str, Any]:
+        """Hyperparameters by name, for reports and recipe strings."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass
+class Scorer(Method):
+    """A method that is "score, then top-k": subclasses implement `score` alone."""
+
+    def score(self, view: ImageView) -> Tensor:
+        """Importance of each token, [n]; higher is kept."""
+        raise NotImplementedError
+
+    def select(self, view: ImageView) -> Tensor:
+        return ascending(top_k(self.score(view), view.keep))
+
+
+@dataclass
+class DecoderMethod(Method):
+    """A method inside the LLM: acts before decoder layer `layer` (K), after layers 0..K-1 saw every token."""
+
+    stage: ClassVar[str] = "decoder"
+    layer: int = 2
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layer, int) or isinstance(self.layer, bool) or self.layer < 1:
+            raise UserError(f"{self.name}: layer={self.layer!r} must be a whole number of at least 1.")
+
+    def decoder_layer(self, info: ModelInfo) -> int:
+        if self.layer >= info.decoder_layers:
+            raise UserError(
+                f"{self.name} cannot act before decoder layer {self.layer}: this model has layers 0 to "
+                f"{info.decoder_layers - 1}."
+            )
+        return self.layer
+
+
+@dataclass
+class PixelMethod(Method):
+    """A method before the encoder: it names the slot grid to which the image is resized."""
+
+    stage: ClassVar[str] = "pixels"
+
+    def positions(self, info: ModelInfo) -> str:
+        """A smaller image is numbered as a smaller image is."""
+        return "compact"
+
+    def resize(self, grid: Grid, keep: int) -> Grid:
+        """The slot grid to resize to, with at most `keep` cells a frame."""
+        raise NotImplementedError

@@ -1,0 +1,144 @@
+"""Recipes: stages in the order in which they act, written `divprune:0.333 > fastv@2:0.333`.
+
+Grammar of a stage: `name`, then `(option=value, ...)`, `@layer` and `:keep`, each optional. A stage's share counts the
+tokens that reach it; a whole number is tokens an image.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+from vlmprune.core.budget import Keep, check_keep, parse_keep
+from vlmprune.core.errors import UserError
+from vlmprune.core.method import Method, PixelMethod
+from vlmprune.core.registry import METHODS
+from vlmprune.core.view import ModelInfo
+
+_STAGE = re.compile(
+    r"^\s*(?P<name>[A-Za-z][\w+.-]*)\s*(?:\((?P<options>[^()]*)\))?\s*(?:@(?P<layer>[\d\s,]+))?\s*(?::(?P<keep>[^:]*))?$"
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A method and its budget."""
+
+    method: Method
+    keep: Keep
+
+    def __str__(self) -> str:
+        return f"{format_method(self.method)}:{self.keep}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stages in acting order. `str(recipe)` and `recipe(text)` are inverse to each other."""
+
+    stages: tuple[Stage, ...]
+
+    def __str__(self) -> str:
+        return " > ".join(str(stage) for stage in self.stages)
+
+    def check(self, info: ModelInfo) -> None:
+        """Raise UserError where the stages cannot act in the order they are written in on this model."""
+        last = -1
+        for stage in self.stages:
+            layer = stage.method.decoder_layer(info)
+            place = (-1 if isinstance(stage.method, PixelMethod) else 0) if layer is None else layer
+            if place < last or (place == last and layer is not None):
+                raise UserError(f"Recipe {str(self)!r}: write the stages in the order in which they act.")
+            last = place
+
+
+def recipe(spec: str | Method | Recipe | Stage, keep: Keep | None = None, **options: Any) -> Recipe:
+    """A recipe from a name, a recipe string, a method object, or a recipe.
+
+    Args:
+        spec: what to run. A string may be a chain with budgets of its own.
+        keep: the budget of the one stage that has none in `spec`.
+        options: hyperparameters of the method, for a single stage given by name.
+
+    Raises:
+        UserError: unknown method or option, a budget out of range, given twice, or not at all.
+    """
+    if isinstance(spec, Recipe | Stage):
+        if keep is not None or options:
+            raise UserError("The recipe carries its own budgets and options: do not give them again.")
+        return spec if isinstance(spec, Recipe) else Recipe((spec,))
+    if isinstance(spec, Method):
+        if options:
+            raise UserError(f"Set the options on the {spec.name} object itself, not beside it.")
+        return Recipe((Stage(spec, _the_keep(spec.name, None, keep)),))
+    if not isinstance(spec, str):
+        raise UserError(f"{spec!r} is not a method: give a name, a recipe string, a method object or a recipe.")
+    parts = spec.split(">")
+    if len(parts) > 1 and options:
+        raise UserError("Options beside a chain are ambiguous: write them inside it, as in 'hiprune(alpha=0.2):0.5 > ...'.")
+    return Recipe(tuple(_parse_stage(part, spec, keep if len(parts) == 1 else None, options) for part in parts))
+
+
+def _parse_stage(part: str, whole: str, keep: Keep | None, options: dict[str, Any]) -> Stage:
+    match = _STAGE.match(part)
+    if match is None:
+        raise UserError(
+            f"{part.strip()!r} in {whole!r} is not a stage: write name(option=value)@layer:keep, as in fastv@2:0.333."
+        )
+    settings = {**_parse_options(match["options"] or "", whole), **options}
+    if match["layer"] is not None:
+        numbers = tuple(int(item) for item in match["layer"].split(",") if item.strip())
+        settings |= {"layers": numbers} if len(numbers) != 1 else {"layer": numbers[0]}
+    method = make_method(match["name"], settings)
+    written = parse_keep(match["keep"].strip()) if match["keep"] is not None else None
+    return Stage(method, _the_keep(match["name"], written, keep))
+
+
+def make_method(name: str, options: dict[str, Any]) -> Method:
+    """The method `name` with these hyperparameters, or UserError naming the options it has."""
+    cls = METHODS[name]
+    known = [f.name for f in fields(cls)]
+    if "layer" in options and "layer" not in known and "layers" in known:
+        options = {**options, "layers": (options["layer"],)}
+        del options["layer"]
+    for option in options:
+        if option not in known:
+            has = f"its options are {', '.join(known)}" if known else "it has none"
+            raise UserError(f"{name} has no option {option!r}: {has}.")
+    return cls(**options)
+
+
+def _the_keep(name: str, written: Keep | None, given: Keep | None) -> Keep:
+    if written is not None and given is not None:
+        raise UserError(f"{name}: the budget is given twice, in the recipe ({written}) and as keep={given}.")
+    if written is None and given is None:
+        raise UserError(f"{name} needs a budget: give keep=0.222, or write it in the recipe as {name}:0.222.")
+    return check_keep(given) if written is None else written
+
+
+def _parse_options(text: str, whole: str) -> dict[str, Any]:
+    options = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, value = (piece.strip() for piece in item.partition("="))
+        if not equals or not value:
+            raise UserError(f"{item!r} in {whole!r} is not an option: write option=value.")
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value
+    return options
+
+
+def format_method(method: Method) -> str:
+    """`name(option=value)@layer` with the options that differ from the defaults; the inverse of parsing."""
+    shown, place = [], ""
+    for field in fields(method):
+        value = getattr(method, field.name)
+        default = field.default if field.default is not MISSING else None
+        if field.name in ("layer", "layers"):
+            if value is not None:
+                place = "@" + (str(value) if isinstance(value, int) else ",".join(map(str, value)))
+        elif value != default:
+            shown.append(f"{field.name}={value}")
+    return method.name + (f"({', '.join(shown)})" if shown else "") + place

@@ -1,0 +1,63 @@
+"""Names to methods, loaded when asked for; third parties extend it by the entry-point group `vlmprune.methods`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from vlmprune.core.errors import UserError
+from vlmprune.core.method import Method
+
+GROUP = "vlmprune.methods"
+
+BUILT_IN: dict[str, str] = {
+    "random": "vlmprune.methods.vision.random:Random",
+    "downsample": "vlmprune.methods.pixels.downsample:Downsample",
+    "divprune": "vlmprune.methods.vision.divprune:DivPrune",
+    "hiprune": "vlmprune.methods.vision.hiprune:HiPrune",
+    "visionzip": "vlmprune.methods.vision.visionzip:VisionZip",
+    "fastv": "vlmprune.methods.decoder.fastv:FastV",
+    "dart": "vlmprune.methods.decoder.dart:Dart",
+}
+
+
+class Registry(Mapping[str, type[Method]]):
+    """Method classes by name. A method is imported at the first look-up of its name, not before."""
+
+    @cached_property
+    def _targets(self) -> dict[str, str]:
+        third_party = {point.name: point.value for point in entry_points(group=GROUP)}
+        return {**third_party, **BUILT_IN}  # a third party cannot replace a built-in method by accident
+
+    def __getitem__(self, name: str) -> type[Method]:
+        if name not in self._targets:
+            close = difflib.get_close_matches(name, self._targets, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(sorted(self._targets))}."
+            raise UnknownMethod(f"There is no method {name!r}: {hint}")
+        return _load(self._targets[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._targets
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._targets)
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+
+class UnknownMethod(UserError, KeyError):
+    """A name that no method has. A KeyError too, as a Mapping promises; its text is the sentence, unquoted."""
+
+    __str__ = UserError.__str__
+
+
+def _load(target: str) -> type[Method]:
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+METHODS = Registry()

@@ -1,0 +1,34 @@
+"""What happened in the last run under `prune`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+Kept = list[list[Tensor]]
+
+
+@dataclass
+class RunReport:
+    """The last prefill under a session.
+
+    Attributes:
+        kept: one entry a sample; per image or video, in prompt order, the slots kept at the end (sorted LongTensor,
+            counted from that image's first slot). Tokens that merge others count at the slot that lends the position.
+        stages: the same after each stage: `[(layer, kept), ...]`, layer 0 = before the LLM.
+        tokens: visual tokens before and after, per sample.
+        entering: visual tokens that enter each decoder layer, averaged over the layers, per sample.
+        layers: encoder layers that were read, by signal name, and decoder layers at which a stage acted.
+        columns: per sample, the prompt column of each token that is left after the last layer (for aligning shortened
+            `logits` or `hidden_states` with the prompt); -1 for a filler.
+        seconds: time spent scoring and selecting (attention statistics and the methods' own work).
+    """
+
+    kept: Kept = field(default_factory=list)
+    stages: list[tuple[int, Kept]] = field(default_factory=list)
+    tokens: list[tuple[int, int]] = field(default_factory=list)
+    entering: list[float] = field(default_factory=list)
+    layers: dict[str, int] = field(default_factory=dict)
+    columns: Tensor | None = None
+    seconds: float = 0.0
