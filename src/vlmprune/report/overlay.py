@@ -1,0 +1,244 @@
+"""Kept and dropped patches drawn over the picture, where the model saw them.
+
+Kept patches keep their colours and get a thin contour, dropped ones are greyed, and what a processor's centre crop cut
+off is darkened. Everything here is a pure function of its arguments: no model, no file, the same pixels on every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from vlmprune.core.errors import UserError
+from vlmprune.core.report import RunReport
+from vlmprune.core.view import Grid
+
+CONTOUR = (240, 100, 20)
+PAPER, INK, FAINT = (255, 255, 255), (28, 30, 34), (96, 102, 112)
+_GREY_SHARE = 0.34  # how much of a dropped patch's brightness is left; the rest is light grey
+_GREY = 226.0
+_UNSEEN_SHARE = 0.28  # brightness left where the model saw nothing
+_MARGIN, _GAP = 20, 16
+
+
+class Window(NamedTuple):
+    """The part of a picture that the model saw, in pixels of that picture. The slot grid is stretched over it."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+class Panel(NamedTuple):
+    """A picture of a sheet and the lines of text under it."""
+
+    image: Image.Image
+    label: str
+
+
+def seen_window(processor: Any, size: tuple[int, int]) -> Window:
+    """What is left of a picture of `size` (width, height) after the processor's resize and centre crop.
+
+    Every resize of transformers stretches the whole picture, so only a centre crop cuts anything off.
+    A processor that says nothing about a crop is taken to show the whole picture.
+    """
+    width, height = size
+    settings = getattr(processor, "image_processor", processor)
+    crop = _sizes(getattr(settings, "crop_size", None))
+    if not getattr(settings, "do_center_crop", False) or "height" not in crop:
+        return Window(0, 0, width, height)
+    resized_width, resized_height = _resized(settings, width, height)
+    # Integer division as in the processors: an odd margin leaves its larger half at the right and bottom.
+    left = (resized_width - crop["width"]) // 2
+    top = (resized_height - crop["height"]) // 2
+    across, down = width / resized_width, height / resized_height
+    return Window(left * across, top * down, (left + crop["width"]) * across, (top + crop["height"]) * down)
+
+
+def _sizes(size: Any) -> dict[str, int]:
+    """A processor's size settings as a plain dict without the entries that are not set."""
+    return {key: value for key, value in dict(size or {}).items() if value}
+
+
+def _resized(settings: Any, width: int, height: int) -> tuple[int, int]:
+    """Width and height after the processor's resize, before its crop."""
+    if not getattr(settings, "do_resize", True):
+        return width, height
+    size = _sizes(getattr(settings, "size", None))
+    if "height" in size and "width" in size:
+        return size["width"], size["height"]
+    if "shortest_edge" in size:
+        short, long = size["shortest_edge"], int(size["shortest_edge"] * max(width, height) / min(width, height))
+        return (short, long) if width <= height else (long, short)
+    return width, height
+
+
+def fit(image: Image.Image, low: int = 448, high: int = 896) -> Image.Image:
+    """The picture as RGB, enlarged by a whole number or shrunk until its longer side is about `low` to `high` pixels."""
+    image = image.convert("RGB")
+    longest = max(image.size)
+    if longest < low:
+        factor = -(-low // longest)
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+    if longest > high:
+        scale = high / longest
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        return image.resize(size, Image.Resampling.LANCZOS)
+    return image
+
+
+def draw(image: Image.Image, grid: Grid, kept: Tensor, *, window: Window | None = None) -> Image.Image:
+    """The picture with its dropped patches greyed; the pixels of kept patches are unchanged.
+
+    Args:
+        image: the picture, drawn on at its own resolution (see `fit`).
+        grid: rows and columns of the slots, one frame.
+        kept: slot numbers kept, row by row from the top left. Negative ones (tokens without a slot) are passed over.
+        window: what the model saw, in pixels of `image`; all of it when None.
+
+    Raises:
+        UserError: a grid of several frames, or a slot beyond the grid.
+    """
+    if grid.frames != 1:
+        raise UserError(f"A grid of {grid.frames} frames cannot be drawn over one picture.")
+    slots = kept.detach().cpu().numpy().astype(np.int64)
+    if slots.size and slots.max() >= grid.size:
+        raise UserError(f"Slot {slots.max()} lies beyond a grid of {grid.rows} x {grid.cols} slots.")
+    pixels = np.asarray(image.convert("RGB"), np.float32)
+    height, width = pixels.shape[:2]
+    area = window or Window(0, 0, width, height)
+    rows = _cells(height, area.top, area.bottom, grid.rows)
+    cols = _cells(width, area.left, area.right, grid.cols)
+    seen = (rows >= 0)[:, None] & (cols >= 0)[None, :]
+    is_kept = np.zeros(grid.size + 1, bool)  # the last entry answers for pixels outside the window
+    is_kept[slots[slots >= 0]] = True
+    bright = is_kept[np.where(seen, rows[:, None] * grid.cols + cols[None, :], grid.size)]
+
+    grey = pixels @ np.array((0.299, 0.587, 0.114), np.float32)
+    faded = np.repeat((_GREY_SHARE * grey + (1 - _GREY_SHARE) * _GREY)[:, :, None], 3, axis=2)
+    dark = np.repeat((_UNSEEN_SHARE * grey)[:, :, None], 3, axis=2)
+    drawn = np.where(bright[:, :, None], pixels, np.where(seen[:, :, None], faded, dark))
+    thickness = max(1, round(min((area.bottom - area.top) / grid.rows, (area.right - area.left) / grid.cols) / 20))
+    if not bright[seen].all():
+        drawn[_grown(bright, thickness) & ~bright] = CONTOUR
+    return Image.fromarray(np.rint(drawn).astype(np.uint8))
+
+
+def _cells(length: int, start: float, stop: float, count: int) -> np.ndarray:
+    """The cell, 0 to count-1, that each of `length` pixels lies in, by its centre; -1 outside [start, stop)."""
+    cells = np.floor((np.arange(length) + 0.5 - start) * count / (stop - start)).astype(np.int64)
+    return np.where((cells >= 0) & (cells < count), cells, -1)
+
+
+def _grown(mask: np.ndarray, by: int) -> np.ndarray:
+    """The mask [H, W] with a border of `by` pixels around it."""
+    padded = np.pad(mask, by)
+    height, width = mask.shape
+    grown = np.zeros_like(mask)
+    for down in range(2 * by + 1):
+        for across in range(2 * by + 1):
+            grown |= padded[down : down + height, across : across + width]
+    return grown
+
+
+def draw_run(
+    report: RunReport,
+    images: Sequence[Image.Image],
+    grids: Sequence[Grid | None],
+    *,
+    title: str = "",
+    processor: Any = None,
+    sample: int = 0,
+) -> Image.Image:
+    """A sheet of what a run kept: a row for each image, a panel for each stage.
+
+    Args:
+        report: `session.last`.
+        images: the pictures of the sample, in prompt order.
+        grids: the slot grid of each.
+        title: the method and budget in words; the token counts are added to it.
+        processor: the model's processor, to map its centre crop back onto the picture.
+        sample: which sample of the batch.
+
+    Raises:
+        UserError: slots that form no grid, or nothing was pruned.
+    """
+    if not report.stages:
+        raise UserError("Nothing was pruned in this run, so there is nothing to draw.")
+    panels = []
+    for number, (image, grid) in enumerate(zip(images, grids, strict=True)):
+        if grid is None:
+            raise UserError("The visual tokens of this model form no grid over the picture, so they cannot be drawn.")
+        picture = fit(image)
+        window = seen_window(processor, image.size)
+        across, down = picture.width / image.width, picture.height / image.height
+        window = Window(window.left * across, window.top * down, window.right * across, window.bottom * down)
+        for layer, kept in report.stages:
+            slots = kept[sample][number]
+            place = f"before layer {layer}" if layer else "before the language model"
+            label = f"{place}: {int(slots.numel())} of {grid.size} kept"
+            panels.append(Panel(draw(picture, grid, slots, window=window), label))
+    before, after = report.tokens[sample]
+    counts = f"{before} visual tokens, {after} after pruning, {report.entering[sample]:.1f} entering a layer on average"
+    return sheet(panels, len(report.stages), [title, counts] if title else [counts])
+
+
+def sheet(panels: Sequence[Panel], columns: int, lines: Sequence[str] = ()) -> Image.Image:
+    """Panels in rows of `columns` on white, each over its label, under a title and further lines."""
+    cell_width = max(panel.image.width for panel in panels)
+    label_font, title_font, line_font = (ImageFont.load_default(size) for size in (15, 20, 15))
+    columns = max(1, min(columns, len(panels)))
+    width = 2 * _MARGIN + columns * cell_width + (columns - 1) * _GAP
+    heading = [
+        (row, title_font if k == 0 else line_font, INK if k == 0 else FAINT)
+        for k, line in enumerate(lines)
+        for row in wrap(line, title_font if k == 0 else line_font, width - 2 * _MARGIN)
+    ]
+    heading_height = sum(_line_height(font) for _, font, _ in heading) + (_GAP // 2 if heading else 0)
+    labels = [wrap(panel.label, label_font, cell_width) for panel in panels]
+    rows = [range(start, min(start + columns, len(panels))) for start in range(0, len(panels), columns)]
+    picture_heights = [max(panels[k].image.height for k in row) for row in rows]
+    label_heights = [max(len(labels[k]) for k in row) * _line_height(label_font) + 6 for row in rows]
+    height = 2 * _MARGIN + heading_height + sum(picture_heights) + sum(label_heights) + _GAP * (len(rows) - 1)
+
+    page = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(page)
+    y = _MARGIN
+    for text, font, color in heading:
+        pen.text((_MARGIN, y), text, fill=color, font=font)
+        y += _line_height(font)
+    y += _GAP // 2 if heading else 0
+    for row, picture_height, label_height in zip(rows, picture_heights, label_heights, strict=True):
+        for place, k in enumerate(row):
+            x = _MARGIN + place * (cell_width + _GAP)
+            page.paste(panels[k].image, (x, y))
+            for number, text in enumerate(labels[k]):
+                below = y + panels[k].image.height + 6 + number * _line_height(label_font)
+                pen.text((x, below), text, fill=INK if number == 0 else FAINT, font=label_font)
+        y += picture_height + label_height + _GAP
+    return page
+
+
+def wrap(text: str, font: Any, width: float) -> list[str]:
+    """The lines of a text, broken at spaces where it is wider than `width` pixels."""
+    lines: list[str] = []
+    for part in text.split("\n"):
+        line = ""
+        for word in part.split(" "):
+            longer = f"{line} {word}" if line else word
+            if line and font.getlength(longer) > width:
+                lines.append(line)
+                line = word
+            else:
+                line = longer
+        lines.append(line)
+    return lines
+
+
+def _line_height(font: Any) -> int:
+    return round(font.size * 1.35)
