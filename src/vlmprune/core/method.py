@@ -45,6 +45,14 @@ class Method:
         """Indices (0..view.n-1) of the tokens to keep, `view.keep` of them, or the merged tokens."""
         raise NotImplementedError
 
+    @property
+    def exact(self) -> bool:
+        """Whether `select` returns exactly `view.keep` tokens.
+
+        Always, except under an option `compat="official"`, which repeats the authors' code including its miscounts.
+        """
+        return getattr(self, "compat", None) != "official"
+
     def options(self) -> dict[str, Any]:
         """Hyperparameters by name, for reports and recipe strings."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -70,16 +78,25 @@ class DecoderMethod(Method):
     layer: int = 2
 
     def __post_init__(self) -> None:
-        if not isinstance(self.layer, int) or isinstance(self.layer, bool) or self.layer < 1:
-            raise UserError(f"{self.name}: layer={self.layer!r} must be a whole number of at least 1.")
+        check_layer(self.name, self.layer)
 
     def decoder_layer(self, info: ModelInfo) -> int:
-        if self.layer >= info.decoder_layers:
-            raise UserError(
-                f"{self.name} cannot act before decoder layer {self.layer}: this model has layers 0 to "
-                f"{info.decoder_layers - 1}."
-            )
-        return self.layer
+        return layer_within(self.name, self.layer, info)
+
+
+def check_layer(name: str, layer: object) -> None:
+    """Raise UserError unless `layer` can be a decoder layer before which the method `name` acts, on some model."""
+    if not isinstance(layer, int) or isinstance(layer, bool) or layer < 1:
+        raise UserError(f"{name}: layer={layer!r} must be a whole number of at least 1.")
+
+
+def layer_within(name: str, layer: int, info: ModelInfo) -> int:
+    """`layer`, or UserError where this model's decoder is not that deep."""
+    if layer >= info.decoder_layers:
+        raise UserError(
+            f"{name} cannot act before decoder layer {layer}: this model has layers 0 to {info.decoder_layers - 1}."
+        )
+    return layer
 
 
 @dataclass
@@ -93,5 +110,5 @@ class PixelMethod(Method):
         return "compact"
 
     def resize(self, grid: Grid, keep: int) -> Grid:
-        """The slot grid to resize to, with at most `keep` cells a frame."""
+        """The slot grid to resize to: as many frames as before, at most `keep` cells in all, at least one a frame."""
         raise NotImplementedError
