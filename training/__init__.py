@@ -1,0 +1,1 @@
+"""The program that makes the embedded models from nothing; see README.md."""

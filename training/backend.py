@@ -1,0 +1,119 @@
+"""What the training loop needs from a model family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Packed questions, one row an image: "question ASSISTANT: answer end" segments one after another.
+
+    ids: int64 [B, T]; segment: int64 [B, T], the number of a token's question, -1 for padding;
+    offset: int64 [B, T], a token's place in its own segment (its position id is that of the first token after the
+    image plus offset); target: int64 [B, T], the next token where it is part of an answer, else -100.
+    """
+
+    ids: Tensor
+    segment: Tensor
+    offset: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class Forward:
+    """features: [B, slots, hidden], the projector's output, row-major; logits: [B, T, words]; cls: [B, d] or None;
+    placed: [B, slots, hidden], states of the visual tokens that should know their row and column."""
+
+    features: Tensor
+    logits: Tensor
+    cls: Tensor | None
+    placed: Tensor
+
+
+class Backend(Protocol):
+    """One model family. Token ids: the `specials` in order, then `vocabulary()` in order."""
+
+    name: str
+    sizes: tuple[tuple[int, int], ...]  # (width, height) of training images; a step draws one of them
+    specials: tuple[str, ...]  # the first is the padding token
+    unknown: str
+    assistant: str  # special token between question and answer
+    end: str  # special token after an answer
+    cls_width: int | None  # width of Forward.cls, None when the family has no CLS token
+    token_names: dict[str, str]  # the tokenizer's named special tokens besides padding, unknown and end
+    places_features: bool  # the projector's output can know its place (the tower has absolute positions)
+
+    def build(self, words: int) -> nn.Module:
+        """The untrained Hugging Face model, float32, for `words` token ids."""
+
+    def hidden(self, model: nn.Module) -> int:
+        """Width of the projector's output."""
+
+    def embedding(self, model: nn.Module) -> Tensor:
+        """The tied word embedding [words, hidden]."""
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of visual slots for an image of (width, height)."""
+
+    def constants(self, size: tuple[int, int], device: torch.device) -> Any:
+        """What depends on the size alone. Sizes whose constants are tensors of the same shapes share one graph."""
+
+    def pixels(self, images: np.ndarray) -> Tensor:
+        """uint8 [B, H, W, 3] to whatever `features` and `forward` take, the first axis or axes over the batch."""
+
+    def features(self, model: nn.Module, pixels: Tensor, constants: Any) -> tuple[Tensor, Tensor | None]:
+        """The projector's output [B, slots, hidden] and the CLS output."""
+
+    def forward(
+        self, model: nn.Module, pixels: Tensor, constants: Any, ids: Tensor, segment: Tensor, offset: Tensor
+    ) -> Forward:
+        """Image and packed questions; equal to the Hugging Face forward of each question alone."""
+
+    def forward_text(self, model: nn.Module, ids: Tensor, segment: Tensor, offset: Tensor) -> Tensor:
+        """Logits [B, T, words] of packed questions without an image."""
+
+    def processor(self, tokenizer: Any) -> Any:
+        """The Hugging Face processor, chat template included."""
+
+    def export(self, model: nn.Module, tokenizer: Any, folder: Path) -> None:
+        """Write the Hugging Face folder: float16 safetensors, configuration, processor, chat template."""
+
+
+def get_backend(name: str) -> Backend:
+    """The backend of an embedded model's name."""
+    if name == "llava":
+        from training.backend_llava import LlavaBackend
+
+        return LlavaBackend()
+    if name == "qwen2_5_vl":
+        from training.backend_qwen import QwenBackend
+
+        return QwenBackend()
+    raise SystemExit(f'No model named "{name}": use llava or qwen2_5_vl.')
+
+
+def matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The matrices that Muon trains: linear maps of the transformer layers and of the projector."""
+    parts = ("layers.", "blocks.", "projector", "merger")
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 2 and name.endswith("weight") and any(part in name for part in parts)
+    ]
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def autocast(device: torch.device, on: bool) -> torch.autocast:
+    """bfloat16 autocast."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=on)

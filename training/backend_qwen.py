@@ -1,0 +1,401 @@
+"""Packed forward of a tiny Qwen2.5-VL over the Hugging Face parameters.
+
+Transformers runs the vision tower image by image and window by window, and knows no packed questions. Training needs
+neither restriction: all images of a batch have one patch grid, so the tower runs as one dense batch, and all questions
+of an image share one copy of its visual tokens. `tests/test_embedded_qwen.py` holds this forward to the Hugging Face one
+(2e-6 in float32).
+
+Shapes: B images, P patches an image, S = P / 4 visual slots, F prefix tokens, T packed text tokens.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from training.backend import Forward
+from training.decoder import prefix_bias, text_bias
+from vlmprune.models.processors import ImageOnlyQwenProcessor
+
+PATCH = 5  # pixels a patch side
+MERGE = 2  # patches a slot side
+CELL = PATCH * MERGE  # pixels a slot side
+WINDOW = 4  # slots a window side
+WINDOWS = 12  # windows that every grid is padded to, so that all of them run through one compiled graph
+SIZES = ((120, 120), (160, 90), (90, 160))  # (width, height) of the training images; 144 slots each
+PLACE_LAYER = 1  # the decoder layer after which visual tokens should know their place
+IMAGE_MEAN = (0.5, 0.5, 0.5)
+IMAGE_STD = (0.5, 0.5, 0.5)
+
+
+SPECIALS = (
+    "<|endoftext|>",
+    "<unk>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+    "<|user|>",
+    "<|assistant|>",
+)
+_ID = {word: k for k, word in enumerate(SPECIALS)}
+_HEAD = (_ID["<|im_start|>"], _ID["<|user|>"], _ID["<|vision_start|>"])  # before the image
+CHAT_TEMPLATE = (
+    "{{ '<|im_start|>' }}"
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}"
+    "{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ '<|im_end|>' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def make_config(words: int) -> Qwen2_5_VLConfig:
+    """The configuration of the embedded model with `words` token ids.
+
+    The rotary bases are small because the grids are: with the usual 1e6 the width axis, which owns the slowest
+    frequencies of M-RoPE, would turn by less than a hundredth of a radian over an image of twelve slots.
+    """
+    return Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": words,
+            "hidden_size": 128,
+            "intermediate_size": 344,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 1024,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 30.0, "mrope_section": [4, 6, 6]},
+            "bos_token_id": _ID["<|im_start|>"],
+            "eos_token_id": _ID["<|im_end|>"],
+            "pad_token_id": _ID["<|endoftext|>"],
+            "tie_word_embeddings": True,
+        },
+        vision_config={
+            "depth": 5,
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_heads": 2,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": 2,
+            "window_size": WINDOW * CELL,
+            "fullatt_block_indexes": [1, 4],
+            "out_hidden_size": 128,
+            "rope_parameters": {"rope_type": "axial", "rope_theta": 50.0},
+        },
+        image_token_id=_ID["<|image_pad|>"],
+        video_token_id=_ID["<|video_pad|>"],
+        vision_start_token_id=_ID["<|vision_start|>"],
+        vision_end_token_id=_ID["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+
+
+class Grid(NamedTuple):
+    """What depends on the image size alone. Tensors only, of the same shapes for all training sizes, so that one
+    compiled graph serves them all.
+
+    order: [S] raster index of the slot at each place of the window order; inverse: [S] the way back;
+    cos, sin: [P, head_dim] rotary factors of the tower, in window order;
+    gather: [12 * 64] patch (window order) at each place of the padded windows;
+    scatter: [P] place of each patch in the padded windows; pad: [12, 1, 64] additive key mask of the padded windows;
+    positions: [3, F + S + 1] M-RoPE positions of the prompt head, the slots (raster order) and "<|vision_end|>".
+    """
+
+    order: Tensor
+    inverse: Tensor
+    cos: Tensor
+    sin: Tensor
+    gather: Tensor
+    scatter: Tensor
+    pad: Tensor
+    positions: Tensor
+
+
+@cache
+def make_grid(size: tuple[int, int]) -> Grid:
+    """Constants of one image size, (width, height) in pixels, multiples of 10."""
+    vision = make_config(len(SPECIALS)).vision_config
+    unit = MERGE * MERGE
+    rows, cols = size[1] // CELL, size[0] // CELL
+    slot = torch.arange(rows * cols).view(rows, cols)
+    windows = [
+        slot[r : r + WINDOW, c : c + WINDOW].reshape(-1)
+        for r in range(0, rows, WINDOW)
+        for c in range(0, cols, WINDOW)
+    ]
+    order = torch.cat(windows)
+    # Patches lie slot by slot, the four of a slot in raster order.
+    slot_row, slot_col = order // cols, order % cols
+    inner = torch.arange(unit)
+    patch_row = (slot_row[:, None] * MERGE + inner // MERGE).reshape(-1)
+    patch_col = (slot_col[:, None] * MERGE + inner % MERGE).reshape(-1)
+    half = vision.hidden_size // vision.num_heads // 2
+    base = vision.rope_parameters["rope_theta"]
+    frequency = 1.0 / (base ** (torch.arange(0, half, 2, dtype=torch.float) / half))
+    angle = torch.cat([patch_row[:, None] * frequency, patch_col[:, None] * frequency], dim=-1)
+    angle = torch.cat([angle, angle], dim=-1)
+    full = WINDOW * WINDOW * unit
+    count = max(len(windows), WINDOWS)
+    gather = torch.zeros(count, full, dtype=torch.long)
+    pad = torch.full((count, 1, full), -1e4)
+    places, start = [], 0
+    for k, window in enumerate(windows):
+        n = len(window) * unit
+        gather[k, :n] = torch.arange(start, start + n)
+        pad[k, :, :n] = 0.0
+        places.append(k * full + torch.arange(n))
+        start += n
+    gather, scatter = gather.view(-1), torch.cat(places)
+    head, raster = len(_HEAD), torch.arange(rows * cols)
+    slots = head + torch.stack([torch.zeros_like(raster), raster // cols, raster % cols])
+    before = torch.arange(head).expand(3, -1)
+    after = torch.full((3, 1), head + max(rows, cols))
+    positions = torch.cat([before, slots, after], dim=1)
+    return Grid(order, torch.argsort(order), angle.cos(), angle.sin(), gather, scatter, pad, positions)
+
+
+def patchify(images: Tensor) -> Tensor:
+    """uint8 images [B, H, W, 3] to normalised patches [B, P, 3 * 5 * 5], slot by slot, the slots in raster order."""
+    b, height, width, _ = images.shape
+    x = (images.float() / 255.0 - torch.tensor(IMAGE_MEAN)) / torch.tensor(IMAGE_STD)
+    x = x.view(b, height // CELL, MERGE, PATCH, width // CELL, MERGE, PATCH, 3)
+    x = x.permute(0, 1, 4, 2, 5, 7, 3, 6)  # B, rows, cols, 2, 2, 3, 5, 5
+    return x.reshape(b, height * width // (PATCH * PATCH), -1)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    """Root-mean-square norm over the last axis, in float32."""
+    x = x.float()
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of x [..., N, head_dim] (first half against second half)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention [..., N, d]; explicit, as the fused CPU kernel is slow at these sizes."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    scores = scores.float()
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
+def tower(model: Qwen2_5_VLForConditionalGeneration, patches: Tensor, grid: Grid) -> Tensor:
+    """Patches [B, P, 75] to slot features [B, S, d], the slots in raster order."""
+    visual = model.model.visual
+    heads = visual.config.num_heads
+    # A still image fills both frames of a temporal patch with itself, so the two kernels add up.
+    kernel = visual.patch_embed.proj.weight.sum(2).flatten(1)
+    b, p, d = patches.shape[0], patches.shape[1], kernel.shape[0]
+    cells = patches.view(b, len(grid.order), MERGE * MERGE, -1)[:, grid.order]
+    x = F.linear(cells.view(b, p, -1), kernel).float()
+    for index, block in enumerate(visual.blocks):
+        qkv = block.attn.qkv(rms_norm(x, block.norm1.weight))
+        q, k, v = qkv.view(b, p, 3, heads, d // heads).permute(2, 0, 3, 1, 4)  # each B, heads, P, head_dim
+        q, k = rotate(q, grid.cos, grid.sin).to(v.dtype), rotate(k, grid.cos, grid.sin).to(v.dtype)
+        if index in visual.fullatt_block_indexes:
+            y = attend(q, k, v, None)
+        else:
+            y = _window_attention(q, k, v, grid)
+        x = x + block.attn.proj(y.transpose(1, 2).reshape(b, p, d))
+        h = rms_norm(x, block.norm2.weight)
+        x = x + block.mlp.down_proj(F.silu(block.mlp.gate_proj(h)) * block.mlp.up_proj(h))
+    x = rms_norm(x, visual.merger.ln_q.weight).view(b, p // (MERGE * MERGE), -1)
+    return visual.merger.mlp(x)[:, grid.inverse]
+
+
+def _window_attention(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
+    """Attention inside windows of 64 patches; [B, heads, P, head_dim] in and out."""
+    b, heads, p, d = q.shape
+    full = WINDOW * WINDOW * MERGE * MERGE
+    q, k, v = (t[:, :, grid.gather].view(b, heads, -1, full, d) for t in (q, k, v))
+    return attend(q, k, v, grid.pad).reshape(b, heads, -1, d)[:, :, grid.scatter]
+
+
+def rope_table(config: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """M-RoPE factors for positions [..., 3, N]: two tensors [..., N, head_dim]. `config` is the text model's."""
+    head_dim = config.hidden_size // config.num_attention_heads
+    base = config.rope_parameters["rope_theta"]
+    frequency = 1.0 / (base ** (torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim))
+    axis = torch.cat(
+        [torch.full((n,), k, dtype=torch.long) for k, n in enumerate(config.rope_parameters["mrope_section"])]
+    )
+    angle = positions.float()[..., axis, :].transpose(-1, -2) * frequency
+    angle = torch.cat([angle, angle], dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def decoder(
+    model: Qwen2_5_VLForConditionalGeneration,
+    shared: Tensor,
+    text: Tensor,
+    shared_rope: tuple[Tensor, Tensor],
+    text_rope: tuple[Tensor, Tensor],
+    segment: Tensor,
+    tap: int = PLACE_LAYER,
+) -> tuple[Tensor, Tensor]:
+    """The text model on [shared part, packed questions].
+
+    The shared part (prompt head, visual tokens, "<|vision_end|>") is causal in itself; a text row sees all of it and the
+    earlier tokens of its own question. The last layer is computed for the text rows only.
+
+    Args:
+        shared: [B, N, d] embeddings of the shared part.
+        text: [B, T, d] embeddings of the packed text.
+        shared_rope: cos and sin [N, head_dim].
+        text_rope: cos and sin [B, T, head_dim].
+        segment: [B, T] number of each token's question.
+        tap: layer whose output at the shared rows is returned too.
+
+    Returns:
+        [B, T, d] normed hidden states of the text rows; [B, N, d] hidden states of the shared rows after layer `tap`.
+    """
+    lm = model.model.language_model
+    config = lm.config
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    head_dim = config.hidden_size // heads
+    group = heads // kv_heads
+    b, n, d = shared.shape
+    t = text.shape[1]
+    # Query heads of one group share a key head: they are stacked along the rows.
+    causal, mask = prefix_bias(n, text.device).repeat(group, 1), text_bias(segment, n).repeat(1, 1, group, 1)
+    cos = torch.cat([shared_rope[0].expand(b, -1, -1), text_rope[0]], dim=1)[:, None]
+    sin = torch.cat([shared_rope[1].expand(b, -1, -1), text_rope[1]], dim=1)[:, None]
+    x = torch.cat([shared, text], dim=1)
+    tapped = shared
+    last = len(lm.layers) - 1
+    for index, layer in enumerate(lm.layers):
+        h = rms_norm(x, layer.input_layernorm.weight, config.rms_norm_eps)
+        rows = h if index < last else h[:, n:]
+        q = layer.self_attn.q_proj(rows).view(b, -1, heads, head_dim).transpose(1, 2)
+        k = layer.self_attn.k_proj(h).view(b, -1, kv_heads, head_dim).transpose(1, 2)
+        v = layer.self_attn.v_proj(h).view(b, -1, kv_heads, head_dim).transpose(1, 2)
+        first = 0 if index < last else n
+        q = rotate(q, cos[:, :, first:], sin[:, :, first:]).to(v.dtype).unflatten(1, (kv_heads, group))
+        k = rotate(k, cos, sin).to(v.dtype)
+        parts = []
+        if index < last:
+            qs = q[:, :, :, :n].reshape(b, kv_heads, group * n, head_dim)
+            parts.append(attend(qs, k[:, :, :n], v[:, :, :n], causal).view(b, kv_heads, group, n, head_dim))
+            qt = q[:, :, :, n:]
+        else:
+            x, qt = x[:, n:], q
+        qt = qt.reshape(b, kv_heads, group * t, head_dim)
+        parts.append(attend(qt, k, v, mask).view(b, kv_heads, group, t, head_dim))
+        y = torch.cat(parts, dim=3).flatten(1, 2).transpose(1, 2).reshape(b, -1, d)
+        x = x + layer.self_attn.o_proj(y)
+        h = rms_norm(x, layer.post_attention_layernorm.weight, config.rms_norm_eps)
+        x = x + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(h)) * layer.mlp.up_proj(h))
+        if index == tap:
+            tapped = x[:, :n]
+    return rms_norm(x, lm.norm.weight, config.rms_norm_eps), tapped
+
+
+class QwenBackend:
+    """See `training.backend.Backend`."""
+
+    name = "qwen2_5_vl"
+    sizes = SIZES
+    specials = SPECIALS
+    unknown = "<unk>"
+    assistant = "<|assistant|>"
+    end = "<|im_end|>"
+    cls_width: int | None = None
+    token_names = {
+        "bos_token": "<|im_start|>",
+        "image_token": "<|image_pad|>",
+        "video_token": "<|video_pad|>",
+    }
+    places_features = False  # rotary positions are relative: the tower cannot know them, the decoder can
+
+    def build(self, words: int) -> Qwen2_5_VLForConditionalGeneration:
+        model = Qwen2_5_VLForConditionalGeneration(make_config(words)).float()
+        generation = model.generation_config
+        generation.bos_token_id, generation.eos_token_id = _ID["<|im_start|>"], _ID["<|im_end|>"]
+        generation.pad_token_id = _ID["<|endoftext|>"]
+        return model
+
+    def hidden(self, model: nn.Module) -> int:
+        return model.config.vision_config.out_hidden_size
+
+    def embedding(self, model: nn.Module) -> Tensor:
+        return model.model.language_model.embed_tokens.weight
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size[1] // CELL, size[0] // CELL
+
+    def constants(self, size: tuple[int, int], device: torch.device) -> Grid:
+        return Grid(*(part.to(device) for part in make_grid(size)))
+
+    def pixels(self, images: np.ndarray) -> Tensor:
+        return patchify(torch.from_numpy(images))
+
+    def features(self, model: nn.Module, pixels: Tensor, constants: Grid) -> tuple[Tensor, None]:
+        return tower(model, pixels, constants).float(), None
+
+    def forward(
+        self, model: nn.Module, pixels: Tensor, constants: Grid, ids: Tensor, segment: Tensor, offset: Tensor
+    ) -> Forward:
+        features, _ = self.features(model, pixels, constants)
+        table = self.embedding(model)
+        head = table[torch.tensor(_HEAD, device=ids.device)].expand(len(ids), -1, -1)
+        after = table[_ID["<|vision_end|>"]].expand(len(ids), 1, -1)
+        shared = torch.cat((head, features, after), dim=1)
+        logits, tapped = self._read(model, shared, constants.positions, ids, segment, offset)
+        return Forward(features, logits, None, tapped[:, len(_HEAD) : -1])
+
+    def forward_text(self, model: nn.Module, ids: Tensor, segment: Tensor, offset: Tensor) -> Tensor:
+        head = torch.tensor(_HEAD[:2], device=ids.device)
+        shared = self.embedding(model)[head].expand(len(ids), -1, -1)
+        positions = torch.arange(len(head), device=ids.device).expand(3, -1)
+        return self._read(model, shared, positions, ids, segment, offset)[0]
+
+    def _read(
+        self, model: nn.Module, shared: Tensor, positions: Tensor, ids: Tensor, segment: Tensor, offset: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        config, table = model.config.text_config, self.embedding(model)
+        places = (positions[0, -1] + 1 + offset)[:, None].expand(-1, 3, -1)
+        ropes = rope_table(config, positions), rope_table(config, places)
+        states, tapped = decoder(model, shared, table[ids], *ropes, segment)
+        return F.linear(states, table), tapped
+
+    def processor(self, tokenizer: PreTrainedTokenizerFast) -> ImageOnlyQwenProcessor:
+        images = Qwen2VLImageProcessorPil(
+            patch_size=PATCH,
+            merge_size=MERGE,
+            temporal_patch_size=2,
+            size={"shortest_edge": 20 * 20, "longest_edge": 120 * 120},
+            image_mean=list(IMAGE_MEAN),
+            image_std=list(IMAGE_STD),
+        )
+        return ImageOnlyQwenProcessor(images, tokenizer, chat_template=CHAT_TEMPLATE)
+
+    def export(self, model: nn.Module, tokenizer: Any, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        model.half().save_pretrained(folder)
+        model.float()
+        self.processor(tokenizer).save_pretrained(folder)

@@ -1,0 +1,108 @@
+"""A decoder forward over packed questions, written over the parameters of Llama- and Qwen2-style layers.
+
+Rows are [prefix | text]: the prefix (image and the words around it) is causal, a text token sees the whole prefix and
+the earlier tokens of its own question. Attention is written out in matrix products, which is faster on CPU at
+these sizes than the fused kernel; the last layer runs for the text rows only.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def text_bias(segment: Tensor, prefix: int) -> Tensor:
+    """Additive mask [B, 1, T, prefix + T] for text queries: 0 where a token is seen, -inf elsewhere."""
+    length = segment.shape[1]
+    place = torch.arange(length, device=segment.device)
+    own = (segment[:, :, None] == segment[:, None, :]) & (place[None, :, None] >= place[None, None, :])
+    bias = torch.zeros(own.shape, device=segment.device).masked_fill(~own, float("-inf"))
+    return torch.nn.functional.pad(bias, (prefix, 0))[:, None]
+
+
+def prefix_bias(prefix: int, device: torch.device) -> Tensor:
+    """Causal additive mask [prefix, prefix]."""
+    return torch.full((prefix, prefix), float("-inf"), device=device).triu(1)
+
+
+def rotary(positions: Tensor, width: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [..., L, width] of rotary positions [..., L], the two halves alike."""
+    steps = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
+    angles = positions[..., None].float() / theta**steps
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rms_norm(norm: nn.Module, hidden: Tensor) -> Tensor:
+    """The layer's RMSNorm, in float32."""
+    hidden = hidden.float()
+    scale = torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+    return norm.weight * (hidden * scale)
+
+
+def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = states.shape[-1] // 2
+    turned = torch.cat((-states[..., half:], states[..., :half]), dim=-1)
+    return (states * cos + turned * sin).to(states.dtype)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    scores = query @ key.transpose(-1, -2)
+    weights = (scores.float() * query.shape[-1] ** -0.5 + bias).softmax(-1)
+    return weights.to(value.dtype) @ value
+
+
+def decode(
+    layers: nn.ModuleList,
+    norm: nn.Module,
+    heads: int,
+    kv_heads: int,
+    hidden: Tensor,
+    prefix: int,
+    segment: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+) -> Tensor:
+    """Final hidden states of the text rows.
+
+    Args:
+        layers, norm: the decoder layers and the final norm of the Hugging Face text model.
+        hidden: [B, prefix + T, d] embeddings.
+        prefix: length of the prefix.
+        segment: [B, T], see `TextBatch`.
+        cos, sin: [B or 1, prefix + T, d / heads] rotary tables.
+
+    Returns:
+        [B, T, d] float32.
+    """
+    batch, length, width = hidden.shape
+    cos, sin = cos[:, None], sin[:, None]
+    after, before = text_bias(segment, prefix), prefix_bias(prefix, hidden.device)
+    for number, layer in enumerate(layers):
+        last = number == len(layers) - 1
+        attention = layer.self_attn
+        normed = rms_norm(layer.input_layernorm, hidden)
+        asking = normed[:, prefix:] if last else normed
+
+        def split(states: Tensor, count: int) -> Tensor:
+            return states.view(batch, states.shape[1], count, width // heads).transpose(1, 2)
+
+        query = split(attention.q_proj(asking), heads)
+        key, value = split(attention.k_proj(normed), kv_heads), split(attention.v_proj(normed), kv_heads)
+        key = _rotate(key, cos, sin)
+        if kv_heads != heads:
+            key = key.repeat_interleave(heads // kv_heads, dim=1)
+            value = value.repeat_interleave(heads // kv_heads, dim=1)
+        if last:
+            query = _rotate(query, cos[:, :, prefix:], sin[:, :, prefix:])
+            mixed = _attend(query, key, value, after)
+            hidden = hidden[:, prefix:]
+        else:
+            query = _rotate(query, cos, sin)
+            early = _attend(query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], before)
+            mixed = torch.cat((early, _attend(query[:, :, prefix:], key, value, after)), dim=2)
+        hidden = hidden + attention.o_proj(mixed.transpose(1, 2).reshape(batch, -1, width))
+        normed = rms_norm(layer.post_attention_layernorm, hidden)
+        gate, up = layer.mlp.gate_proj(normed), layer.mlp.up_proj(normed)
+        hidden = hidden + layer.mlp.down_proj(torch.nn.functional.silu(gate) * up)
+    return rms_norm(norm, hidden)

@@ -1,0 +1,136 @@
+"""Training batches: scenes, packed questions and patch labels, all from one seed a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.backend import Backend, TextBatch
+from training.tokenizer import encode
+from vlmprune.assets.questions import Asker, Question
+from vlmprune.assets.world import COLORS, DIGITS, LETTERS, SHAPES, SIZES, TEXTURES, Scene
+
+CHARACTERS = DIGITS + LETTERS
+_COVERAGE = 0.1  # a slot is an object's when at least this share of its pixels shows it
+_INDEX = {
+    name: {value: k + 1 for k, value in enumerate(values)}
+    for name, values in (("shape", SHAPES), ("color", tuple(COLORS)), ("size", tuple(SIZES)), ("char", CHARACTERS))
+}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What each slot shows; 0 is "none" in shape, color, size and char.
+
+    shape, color, size, char: int64 [B, slots]; texture: int64 [B]; row, column: int64 [slots], their count along each
+    axis in rows, columns; present: float32 [B, kinds], what the whole image holds.
+    """
+
+    shape: Tensor
+    color: Tensor
+    size: Tensor
+    char: Tensor
+    texture: Tensor
+    row: Tensor
+    column: Tensor
+    present: Tensor
+
+    def to(self, device: torch.device) -> Labels:
+        return Labels(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+def slot_regions(masks: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """The region that covers most of each slot, [rows * columns], 0 where none covers enough.
+
+    Args:
+        masks: uint8 [H, W] ids, H and W multiples of rows and columns.
+    """
+    height, width = masks.shape
+    most = int(masks.max()) + 1
+    slot = (np.arange(height) // (height // rows))[:, None] * columns + np.arange(width) // (width // columns)
+    counts = np.bincount((slot * most + masks).ravel(), minlength=rows * columns * most).reshape(-1, most)
+    counts[:, 0] = _COVERAGE * (height // rows) * (width // columns)
+    return counts.argmax(axis=1)
+
+
+def make_labels(scenes: list[Scene], rows: int, columns: int) -> Labels:
+    """Labels of scenes of one size."""
+    tables: dict[str, list[np.ndarray]] = {name: [] for name in _INDEX}
+    present = np.zeros((len(scenes), len(SHAPES) + len(COLORS) + len(LETTERS) + len(TEXTURES)), np.float32)
+    for b, scene in enumerate(scenes):
+        lookup = {name: np.zeros(len(scene.regions) + 1, np.int64) for name in _INDEX}
+        seen = [len(SHAPES) + len(COLORS) + len(LETTERS) + TEXTURES.index(scene.background)]
+        for region in scene.regions:
+            if region.kind == "object":
+                thing = scene.objects[region.id - 1]
+                for name in ("shape", "color", "size"):
+                    lookup[name][region.id] = _INDEX[name][getattr(thing, name)]
+                seen += [lookup["shape"][region.id] - 1, len(SHAPES) + lookup["color"][region.id] - 1]
+            else:
+                lookup["char"][region.id] = _INDEX["char"][region.name]
+                if region.kind == "letter":
+                    seen.append(len(SHAPES) + len(COLORS) + LETTERS.index(region.name))
+        present[b, seen] = 1
+        slots = slot_regions(scene.masks, rows, columns)
+        for name in _INDEX:
+            tables[name].append(lookup[name][slots])
+    place = torch.arange(rows * columns)
+    return Labels(
+        **{name: torch.from_numpy(np.stack(table)) for name, table in tables.items()},
+        texture=torch.tensor([TEXTURES.index(scene.background) for scene in scenes]),
+        row=place // columns,
+        column=place % columns,
+        present=torch.from_numpy(present),
+    )
+
+
+def pack(
+    rows: list[list[Question]], length: int, backend: Backend, ids: dict[str, int]
+) -> tuple[TextBatch, list[list[Question]]]:
+    """Pack the questions of each image into a row of `length` tokens; questions that do not fit are left out.
+
+    Returns:
+        The batch, and the questions that are in it, in order of their segment numbers.
+    """
+    shape = (len(rows), length)
+    tokens, segment = np.full(shape, ids[backend.specials[0]]), np.full(shape, -1)
+    offset, target = np.zeros(shape, np.int64), np.full(shape, -100)
+    kept: list[list[Question]] = []
+    for b, questions in enumerate(rows):
+        at = 0
+        inside: list[Question] = []
+        for question in questions:
+            asked = [*encode(question.text, ids), ids[backend.assistant]]
+            whole = [*asked, *encode(question.answer, ids), ids[backend.end]]
+            stop = at + len(whole) - 1  # the end token is only ever a target
+            if stop > length:
+                continue
+            tokens[b, at:stop] = whole[:-1]
+            segment[b, at:stop] = len(inside)
+            offset[b, at:stop] = np.arange(stop - at)
+            target[b, at + len(asked) - 1 : stop] = whole[len(asked) :]
+            inside.append(question)
+            at = stop
+        kept.append(inside)
+    batch = TextBatch(*(torch.from_numpy(part.astype(np.int64)) for part in (tokens, segment, offset, target)))
+    return batch, kept
+
+
+def draw_questions(
+    scene: Scene, rng: np.random.Generator, mix: dict[str, float], *, first_wording_share: float, two_option_share: float
+) -> list[Question]:
+    """Questions about a scene in random order.
+
+    Args:
+        mix: expected number of draws of each task type.
+    """
+    asker = Asker(scene, rng, first_wording_share, two_option_share)
+    drawn: list[list[Question]] = []
+    for task, expected in mix.items():
+        for _ in range(int(expected + rng.random())):
+            drawn.append(asker.ask(task))
+    order = rng.permutation(len(drawn))
+    return [question for k in order for question in drawn[int(k)]]

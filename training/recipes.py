@@ -1,0 +1,101 @@
+"""The stages of training; optimisers start anew with each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: for the log.
+        steps: optimiser steps.
+        muon_lr, adamw_lr: peak learning rates; the first `WARMUP_STEPS` rise to them.
+        dense: dense scenes and no questions about them (text-only option matching instead).
+        mixes: (step, expected draws of each task an image) knots, linear in between.
+        auxiliary: (step, weight of the auxiliary losses) knots, linear in between.
+        decay_from: step at which the cosine to zero begins; None keeps the rate.
+        adaptive: draw lagging tasks more often, finished ones less.
+    """
+
+    name: str
+    steps: int
+    muon_lr: float
+    adamw_lr: float
+    dense: bool = False
+    mixes: tuple[tuple[int, dict[str, float]], ...] = ()
+    auxiliary: tuple[tuple[int, float], ...] = ((0, 1.0),)
+    decay_from: int | None = None
+    adaptive: bool = False
+    two_option_share: tuple[tuple[int, float], ...] = field(default=((0, 0.0),))
+
+
+WARMUP_STEPS = 30
+IMAGES_A_STEP = 16
+TEXT_LENGTH = 152
+FIRST_WORDING_SHARE = 0.4
+
+_LOOKUPS = {
+    "color": 2.0,
+    "shape": 2.0,
+    "letter": 1.5,
+    "texture": 0.7,
+    "ocr": 2.0,
+    "size": 1.0,
+    "position": 0.7,
+    "option": 1.0,
+    "exist": 0.5,
+    "side": 0.5,
+}
+_ALL = {
+    "exist": 1.2,
+    "attr_yn": 0.6,
+    "count": 0.9,
+    "compare": 0.7,
+    "color": 0.8,
+    "shape": 0.8,
+    "spatial": 0.8,
+    "side": 0.6,
+    "position": 0.7,
+    "size": 0.7,
+    "mcq": 1.2,
+    "ocr": 1.2,
+    "letter": 0.7,
+    "texture": 0.4,
+    "instruct": 0.8,
+    "option": 0.4,
+}
+_END = _ALL | {"side": 0.1, "option": 0.0, "spatial": 1.1, "compare": 0.9}
+
+RECIPES: dict[str, tuple[Stage, ...]] = {
+    "llava": (
+        Stage("warm-up", 750, 3.9e-3, 1.3e-3, dense=True),
+        Stage(
+            "joint",
+            3400,
+            1.6e-3,
+            1.2e-3,
+            mixes=((0, _LOOKUPS), (350, _LOOKUPS), (500, _ALL), (1900, _ALL), (2800, _END)),
+            auxiliary=((0, 0.4), (1200, 0.4), (2400, 0.08)),
+            decay_from=1500,
+            adaptive=True,
+            two_option_share=((0, 0.5), (1500, 0.5), (2400, 0.0)),
+        ),
+    ),
+    "qwen2_5_vl": (
+        Stage("warm-up", 750, 3.9e-3, 1.3e-3, dense=True),
+        Stage(
+            "joint",
+            3400,
+            1.6e-3,
+            1.2e-3,
+            mixes=((0, _LOOKUPS), (350, _LOOKUPS), (500, _ALL), (1900, _ALL), (2800, _END)),
+            auxiliary=((0, 0.4), (1200, 0.4), (2400, 0.08)),
+            decay_from=1500,
+            adaptive=True,
+            two_option_share=((0, 0.5), (1500, 0.5), (2400, 0.0)),
+        ),
+    ),
+}

@@ -1,0 +1,307 @@
+"""Train an embedded model from nothing: python -m training.train --model llava --seed 0."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+
+from training.backend import Backend, TextBatch, autocast, get_backend, matrices, parameter_count
+from training.losses import METRICS, AuxiliaryHeads, answer_loss
+from training.packing import Labels, draw_questions, make_labels, pack
+from training.recipes import FIRST_WORDING_SHARE, IMAGES_A_STEP, RECIPES, TEXT_LENGTH, WARMUP_STEPS, Stage
+from training.tokenizer import build_tokenizer, word_ids
+from vlmprune.assets.questions import Question
+from vlmprune.assets.world import draw_scene
+
+ROOT = Path(__file__).resolve().parent
+LOG_EVERY, SAVE_EVERY = 50, 100
+_ACCURACY_DECAY = 0.97  # of the running accuracy, a step
+
+
+def knots(points: Sequence[tuple[int, float]], step: int) -> float:
+    """Piecewise linear through (step, value) points, constant outside."""
+    return float(np.interp(step, [p[0] for p in points], [p[1] for p in points]))
+
+
+def mix_at(stage: Stage, step: int, accuracy: dict[str, float]) -> dict[str, float]:
+    """Expected draws of each task type an image."""
+    tasks = sorted({task for _, mix in stage.mixes for task in mix})
+    mix = {task: knots([(at, mix.get(task, 0.0)) for at, mix in stage.mixes], step) for task in tasks}
+    if stage.adaptive:
+        mix = {t: w * min(1.6, max(0.6, 0.5 + 4 * (1 - accuracy.get(t, 0.8)))) for t, w in mix.items()}
+    return mix
+
+
+def rate(stage: Stage, step: int) -> float:
+    """Factor on the peak learning rates."""
+    rise = min(1.0, (step + 1) / WARMUP_STEPS)
+    if stage.decay_from is None or step < stage.decay_from:
+        return rise
+    return rise * 0.5 * (1 + math.cos(math.pi * (step - stage.decay_from) / (stage.steps - stage.decay_from)))
+
+
+class Trainer:
+    """The state of a run: model, heads, optimisers, place in the recipe."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.device = args, torch.device(args.device)
+        self.backend: Backend = get_backend(args.model)
+        self.stages = RECIPES[args.model]
+        self.ids = word_ids(self.backend)
+        torch.manual_seed(args.seed)
+        self.model = self.backend.build(len(self.ids)).to(self.device)
+        grids = [self.backend.grid(size) for size in self.backend.sizes]
+        self.heads = AuxiliaryHeads(
+            self.backend.hidden(self.model),
+            self.backend.cls_width,
+            max(grid[0] for grid in grids),
+            max(grid[1] for grid in grids),
+            self.ids,
+        ).to(self.device)
+        self.stage = self.step = 0
+        self.accuracy: dict[str, float] = {}
+        self.seconds = 0.0
+        self.folder: Path = args.checkpoints / args.model
+        self.log_path: Path = args.logs / f"{args.model}.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        self.compile = (lambda f: f) if args.no_compile else (lambda f: torch.compile(f, dynamic=False))
+        self.graphs: dict[Any, Callable[..., Any]] = {}
+        self.start_stage()
+        checkpoint = self.folder / "last.pt"
+        if checkpoint.exists():
+            self.load(checkpoint)
+        else:
+            self.log(
+                event="start",
+                seed=args.seed,
+                parameters=parameter_count(self.model),
+                words=len(self.ids),
+                torch=torch.__version__,
+                transformers=transformers.__version__,
+                numpy=np.__version__,
+                python=platform.python_version(),
+                device=args.device,
+                threads=torch.get_num_threads(),
+                recipe=[asdict(stage) for stage in self.stages],
+            )
+
+    def start_stage(self) -> None:
+        """New optimisers for the current stage."""
+        stage = self.stages[self.stage]
+        hidden = matrices(self.model)
+        chosen = {id(parameter) for parameter in hidden}
+        rest = [p for p in (*self.model.parameters(), *self.heads.parameters()) if id(p) not in chosen]
+        self.muon = torch.optim.Muon(hidden, lr=stage.muon_lr, weight_decay=0.03, adjust_lr_fn="match_rms_adamw")
+        self.adamw = torch.optim.AdamW(rest, lr=stage.adamw_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, map_location=self.device, weights_only=False)
+        self.model.load_state_dict(state["model"])
+        self.heads.load_state_dict(state["heads"])
+        self.stage, self.step = state["stage"], state["step"]
+        self.accuracy, self.seconds = state["accuracy"], state["seconds"]
+        if self.stage < len(self.stages):
+            self.start_stage()
+            if self.step:
+                self.muon.load_state_dict(state["muon"])
+                self.adamw.load_state_dict(state["adamw"])
+        self.log(event="resumed", stage=self.stage, step=self.step)
+
+    def save(self, name: str = "last.pt") -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "muon": self.muon.state_dict(),
+            "adamw": self.adamw.state_dict(),
+            "stage": self.stage,
+            "step": self.step,
+            "accuracy": self.accuracy,
+            "seconds": self.seconds,
+        }
+        part = self.folder / (name + ".part")
+        torch.save(state, part)
+        os.replace(part, self.folder / name)
+
+    def log(self, **values: Any) -> None:
+        line = json.dumps(values)
+        with self.log_path.open("a") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+    def run(self) -> None:
+        """Every stage to its end, then the export."""
+        while self.stage < len(self.stages):
+            stage = self.stages[self.stage]
+            self.model.train()
+            self.run_stage(stage)
+            self.stage, self.step = self.stage + 1, 0
+            if self.stage < len(self.stages):
+                self.start_stage()
+            self.save()
+            self.save(f"after-{stage.name}.pt")
+        tokenizer = build_tokenizer(self.backend, **self.backend.token_names)
+        self.backend.export(self.model.eval().cpu(), tokenizer, self.args.out / self.args.model)
+        self.log(event="exported", cpu_seconds=round(self.seconds))
+
+    def run_stage(self, stage: Stage) -> None:
+        totals: dict[str, list[float]] = {}
+        clock = time.process_time()
+        while self.step < stage.steps:
+            factor = rate(stage, self.step)
+            self.muon.param_groups[0]["lr"] = stage.muon_lr * factor
+            self.adamw.param_groups[0]["lr"] = stage.adamw_lr * factor
+            for name, value in (self.dense_step if stage.dense else self.joint_step)(stage).items():
+                totals.setdefault(name, []).append(value)
+            nn.utils.clip_grad_norm_([*self.model.parameters(), *self.heads.parameters()], 1.0)
+            self.muon.step()
+            self.adamw.step()
+            self.muon.zero_grad(set_to_none=True)
+            self.adamw.zero_grad(set_to_none=True)
+            self.step += 1
+            if self.step % LOG_EVERY == 0 or self.step == stage.steps:
+                now = time.process_time()
+                self.seconds, clock = self.seconds + now - clock, now
+                means = {name: round(float(np.mean(values)), 3) for name, values in totals.items()}
+                running = {task: round(value, 3) for task, value in sorted(self.accuracy.items())}
+                self.log(stage=stage.name, step=self.step, cpu_seconds=round(self.seconds), **means, accuracy=running)
+                totals.clear()
+            if self.step % SAVE_EVERY == 0:
+                self.save()
+
+    def rng(self) -> np.random.Generator:
+        """The random stream of the current step's data."""
+        return np.random.default_rng((self.args.seed, self.stage, self.step))
+
+    def text(self, batch: TextBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        parts = (batch.ids, batch.segment, batch.offset, batch.target)
+        return tuple(part.to(self.device) for part in parts)  # type: ignore[return-value]
+
+    def dense_step(self, stage: Stage) -> dict[str, float]:
+        """Dense scenes for the tower and projector, option matching without an image for the decoder."""
+        rng = self.rng()
+        size = self.backend.sizes[int(rng.integers(len(self.backend.sizes)))]
+        scenes = [draw_scene(rng, size, dense=True) for _ in range(IMAGES_A_STEP)]
+        labels = make_labels(scenes, *self.backend.grid(size)).to(self.device)
+        pixels = self.backend.pixels(np.stack([scene.image for scene in scenes])).to(self.device)
+        rows = [self.draw(scene, rng, {"option": 10.0}, 0.3) for scene in scenes]
+        batch, kept = pack(rows, TEXT_LENGTH, self.backend, self.ids)
+
+        constants = self.backend.constants(size, self.device)
+
+        def losses(pixels: Tensor, constants: Any, labels: Labels) -> tuple[Tensor, Tensor]:
+            features, cls = self.backend.features(self.model, pixels, constants)
+            placed = features if self.backend.places_features else None
+            return self.heads(features, placed, cls, self.backend.embedding(self.model), labels)
+
+        def options(ids: Tensor, segment: Tensor, offset: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.backend.forward_text(self.model, ids, segment, offset)
+            return answer_loss(logits, target), logits.argmax(-1)
+
+        with autocast(self.device, not self.args.no_autocast):
+            auxiliary, metrics = self.graph("dense", losses)(pixels, constants, labels)
+            answers, said = self.graph("options", options)(*self.text(batch))
+        (auxiliary * knots(stage.auxiliary, self.step) + answers).backward()
+        self.score(batch, kept, said)
+        return {"answers": answers.item(), **dict(zip(METRICS, metrics.tolist(), strict=True))}
+
+    def joint_step(self, stage: Stage) -> dict[str, float]:
+        """Questions about scenes, with the auxiliary losses."""
+        rng = self.rng()
+        size = self.backend.sizes[int(rng.integers(len(self.backend.sizes)))]
+        scenes = [draw_scene(rng, size) for _ in range(IMAGES_A_STEP)]
+        labels = make_labels(scenes, *self.backend.grid(size)).to(self.device)
+        pixels = self.backend.pixels(np.stack([scene.image for scene in scenes])).to(self.device)
+        mix = mix_at(stage, self.step, self.accuracy)
+        rows = [self.draw(scene, rng, mix, knots(stage.two_option_share, self.step)) for scene in scenes]
+        batch, kept = pack(rows, TEXT_LENGTH, self.backend, self.ids)
+
+        constants = self.backend.constants(size, self.device)
+
+        def losses(
+            pixels: Tensor,
+            constants: Any,
+            ids: Tensor,
+            segment: Tensor,
+            offset: Tensor,
+            target: Tensor,
+            labels: Labels,
+            weight: Tensor,
+        ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            out = self.backend.forward(self.model, pixels, constants, ids, segment, offset)
+            embedding = self.backend.embedding(self.model)
+            auxiliary, metrics = self.heads(out.features, out.placed, out.cls, embedding, labels)
+            answers = answer_loss(out.logits, target)
+            return answers + weight * auxiliary, answers.detach(), metrics, out.logits.argmax(-1)
+
+        weight = torch.tensor(knots(stage.auxiliary, self.step), device=self.device)
+        with autocast(self.device, not self.args.no_autocast):
+            graph = self.graph("joint", losses)
+            total, answers, metrics, said = graph(pixels, constants, *self.text(batch), labels, weight)
+        total.backward()
+        self.score(batch, kept, said)
+        return {"answers": answers.item(), **dict(zip(METRICS, metrics.tolist(), strict=True))}
+
+    def graph(self, key: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The compiled function, once a key."""
+        if key not in self.graphs:
+            self.graphs[key] = self.compile(function)
+        return self.graphs[key]
+
+    def draw(self, scene: Any, rng: np.random.Generator, mix: dict[str, float], two_options: float) -> list[Question]:
+        return draw_questions(
+            scene, rng, mix, first_wording_share=FIRST_WORDING_SHARE, two_option_share=two_options
+        )
+
+    def score(self, batch: TextBatch, kept: list[list[Question]], said: Tensor) -> None:
+        """Update the running accuracy of each task type: a question is right when every answer token is."""
+        for task, values in right_answers(batch, kept, said.cpu()).items():
+            old = self.accuracy.get(task)
+            now = float(np.mean(values))
+            decay = _ACCURACY_DECAY if old is not None else 0.0
+            self.accuracy[task] = decay * (old or 0.0) + (1 - decay) * now
+
+
+def right_answers(batch: TextBatch, kept: list[list[Question]], said: Tensor) -> dict[str, list[bool]]:
+    """Whether each question's answer, end token included, is the arg-max at every place, by task type."""
+    wrong = ((said != batch.target) & (batch.target >= 0)).numpy()
+    segment = batch.segment.numpy()
+    result: dict[str, list[bool]] = {}
+    for b, questions in enumerate(kept):
+        missed = set(segment[b][wrong[b]].tolist())
+        for k, question in enumerate(questions):
+            result.setdefault(question.task, []).append(k not in missed)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=("llava", "qwen2_5_vl"), required=True)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--no-autocast", action="store_true", help="float32 all through")
+    parser.add_argument("--checkpoints", type=Path, default=ROOT / "checkpoints")
+    parser.add_argument("--logs", type=Path, default=ROOT / "logs")
+    parser.add_argument("--out", type=Path, default=ROOT.parent / "src" / "vlmprune" / "assets")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    Trainer(args).run()
+
+
+if __name__ == "__main__":
+    main()
