@@ -267,24 +267,23 @@ class Trainer:
         )
 
     def score(self, batch: TextBatch, kept: list[list[Question]], said: Tensor) -> None:
-        """Update the running accuracy of each task type: a question is right when every answer token is."""
-        for task, values in right_answers(batch, kept, said.cpu()).items():
+        """Update the running accuracy of each task type."""
+        hits: dict[str, list[bool]] = {}
+        for questions, row in zip(kept, verdicts(batch, kept, said.cpu()), strict=True):
+            for question, hit in zip(questions, row, strict=True):
+                hits.setdefault(question.task, []).append(hit)
+        for task, values in hits.items():
             old = self.accuracy.get(task)
             now = float(np.mean(values))
             decay = _ACCURACY_DECAY if old is not None else 0.0
             self.accuracy[task] = decay * (old or 0.0) + (1 - decay) * now
 
 
-def right_answers(batch: TextBatch, kept: list[list[Question]], said: Tensor) -> dict[str, list[bool]]:
-    """Whether each question's answer, end token included, is the arg-max at every place, by task type."""
+def verdicts(batch: TextBatch, kept: list[list[Question]], said: Tensor) -> list[list[bool]]:
+    """For each question in `kept`, whether `said` is right at every token of its answer, end token included."""
     wrong = ((said != batch.target) & (batch.target >= 0)).numpy()
-    segment = batch.segment.numpy()
-    result: dict[str, list[bool]] = {}
-    for b, questions in enumerate(kept):
-        missed = set(segment[b][wrong[b]].tolist())
-        for k, question in enumerate(questions):
-            result.setdefault(question.task, []).append(k not in missed)
-    return result
+    missed = [set(segment[bad].tolist()) for segment, bad in zip(batch.segment.numpy(), wrong, strict=True)]
+    return [[k not in row for k in range(len(questions))] for row, questions in zip(missed, kept, strict=True)]
 
 
 def main() -> None:

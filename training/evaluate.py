@@ -1,0 +1,122 @@
+"""Held-out accuracy of an embedded model: python -m training.evaluate --model llava.
+
+Scenes come from another random stream than training's, off the lattice, with held-out photographs behind a quarter of
+them; questions in mixed wordings. Every question is scored teacher-forced and packed (right when each token of its
+answer is the arg-max, which is what greedy decoding would have said); a sample also goes through `generate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from training.backend import Backend, get_backend
+from training.packing import pack
+from training.recipes import TEXT_LENGTH
+from training.tokenizer import word_ids
+from training.train import ROOT, verdicts
+from vlmprune.assets import load_embedded
+from vlmprune.assets.questions import BENCHMARK_TASKS, CHANCE, TASKS, Question, ask_all, normalise_answer
+from vlmprune.assets.world import Scene, draw_scene
+
+HELD_OUT_STREAM = 20_000_003  # no training seed is this large
+MARGIN = 0.10  # a task nearer than this to chance says nothing, and is left out of averages
+_BATCH = 16
+
+
+def held_out_scene(index: int, size: tuple[int, int]) -> tuple[Scene, list[Question]]:
+    """A test scene and its questions."""
+    rng = np.random.default_rng((HELD_OUT_STREAM, index))
+    scene = draw_scene(rng, size, photos="held_out")
+    return scene, ask_all(scene, rng)
+
+
+def packed_answers(model: Any, backend: Backend, images: int) -> list[tuple[Question, bool]]:
+    """Every question of `images` scenes and whether it was answered right."""
+    ids = word_ids(backend)
+    results: list[tuple[Question, bool]] = []
+    for number, size in enumerate(backend.sizes):
+        cases = [held_out_scene(k, size) for k in range(number, images, len(backend.sizes))]
+        for start in range(0, len(cases), _BATCH):
+            chunk = cases[start : start + _BATCH]
+            pixels = backend.pixels(np.stack([scene.image for scene, _ in chunk]))
+            batch, kept = pack([questions for _, questions in chunk], 2 * TEXT_LENGTH, backend, ids)
+            with torch.no_grad():
+                said = backend.forward(model, pixels, size, batch.ids, batch.segment, batch.offset).logits.argmax(-1)
+            if sum(map(len, kept)) != sum(len(questions) for _, questions in chunk):
+                raise RuntimeError("Some questions did not fit their row.")
+            for questions, row in zip(kept, verdicts(batch, kept, said), strict=True):
+                results += zip(questions, row, strict=True)
+    return results
+
+
+def generated_answers(model: Any, processor: Any, sizes: tuple[tuple[int, int], ...], images: int) -> tuple[int, int]:
+    """How many questions `generate` answers exactly right, and how many it was asked."""
+    right = asked = 0
+    for index in range(images):
+        scene, questions = held_out_scene(index, sizes[index % len(sizes)])
+        for question in questions:
+            content = [{"type": "image"}, {"type": "text", "text": question.text}]
+            prompt = processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            )
+            inputs = processor(images=scene.image, text=prompt, return_tensors="pt")
+            with torch.no_grad():
+                output = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+            reply = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            right += normalise_answer(reply) == question.answer
+            asked += 1
+    return right, asked
+
+
+def summarise(results: list[tuple[Question, bool]]) -> dict[str, Any]:
+    """Accuracy by task type and by benchmark task, with counts and chance levels."""
+    types: dict[str, dict[str, Any]] = {}
+    for task in TASKS:
+        hits = [hit for question, hit in results if question.task == task]
+        accuracy = float(np.mean(hits))
+        types[task] = {"n": len(hits), "accuracy": round(accuracy, 4), "chance": round(CHANCE[task], 4)}
+        types[task]["left_out_of_averages"] = accuracy < CHANCE[task] + MARGIN
+    benchmark: dict[str, dict[str, Any]] = {}
+    for name, tasks in BENCHMARK_TASKS.items():
+        hits = [hit for question, hit in results if question.task in tasks]
+        chance = float(np.mean([CHANCE[question.task] for question, _ in results if question.task in tasks]))
+        accuracy = float(np.mean(hits))
+        benchmark[name] = {"n": len(hits), "accuracy": round(accuracy, 4), "chance": round(chance, 4)}
+        benchmark[name]["left_out_of_averages"] = accuracy < chance + MARGIN
+    clear = [row["accuracy"] for row in types.values() if not row["left_out_of_averages"]]
+    return {"mean_of_task_types": round(float(np.mean(clear)), 4), "task_types": types, "benchmark_tasks": benchmark}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=("llava", "qwen2_5_vl"), required=True)
+    parser.add_argument("--images", type=int, default=1000, help="scenes scored teacher-forced")
+    parser.add_argument("--generate-images", type=int, default=20, help="scenes also answered by generate")
+    parser.add_argument("--checkpoint", type=Path, help="score a training checkpoint instead of the shipped folder")
+    parser.add_argument("--out", type=Path, help="where to write the result; by default training/results/MODEL.json")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    backend = get_backend(args.model)
+    if args.checkpoint:
+        model = backend.build(len(word_ids(backend)))
+        model.load_state_dict(torch.load(args.checkpoint, weights_only=False)["model"])
+        print(json.dumps(summarise(packed_answers(model.eval(), backend, args.images)), indent=1))
+        return
+    model, processor = load_embedded(args.model)
+    report = {"model": args.model, "images": args.images, **summarise(packed_answers(model, backend, args.images))}
+    right, asked = generated_answers(model, processor, backend.sizes, args.generate_images)
+    report["generate"] = {"right": right, "asked": asked}
+    out = args.out or ROOT / "results" / f"{args.model}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n")
+    print(out.read_text())
+
+
+if __name__ == "__main__":
+    main()
