@@ -137,7 +137,7 @@ class LlavaBackend:
         before = torch.arange(prefix, device=ids.device).expand(ids.shape[0], -1)
         positions = torch.cat((before, prefix + offset), dim=1)
         cos, sin = rotary(positions, HIDDEN // config.num_attention_heads, config.rope_parameters["rope_theta"])
-        states = decode(
+        states, _ = decode(
             text_model.layers,
             text_model.norm,
             config.num_attention_heads,

@@ -1,11 +1,11 @@
-"""Packed forward of a tiny Qwen2.5-VL over the Hugging Face parameters.
+"""The tiny Qwen2.5-VL: a tower with window attention, a 2x2 merger, a decoder with M-RoPE.
 
-Transformers runs the vision tower image by image and window by window, and knows no packed questions. Training needs
-neither restriction: all images of a batch have one patch grid, so the tower runs as one dense batch, and all questions
-of an image share one copy of its visual tokens. `tests/test_embedded_qwen.py` holds this forward to the Hugging Face one
-(2e-6 in float32).
+Transformers runs the tower image by image and window by window, and knows no packed questions. Training
+needs neither restriction: all images of a batch have one patch grid, so the tower runs as one dense batch,
+and all questions of an image share one copy of its visual tokens. `tests/test_embedded_qwen.py` holds this
+forward to the Hugging Face one (2e-6 in float32).
 
-Shapes: B images, P patches an image, S = P / 4 visual slots, F prefix tokens, T packed text tokens.
+Shapes: B images, P patches an image, S = P / 4 visual slots, F = 3 tokens before the image.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from training.backend import Forward
-from training.decoder import prefix_bias, text_bias
+from training.decoder import attend, decode, rms_norm, rotary, rotate
 from vlmprune.models.processors import ImageOnlyQwenProcessor
 
 PATCH = 5  # pixels a patch side
@@ -34,8 +34,6 @@ SIZES = ((120, 120), (160, 90), (90, 160))  # (width, height) of the training im
 PLACE_LAYER = 1  # the decoder layer after which visual tokens should know their place
 IMAGE_MEAN = (0.5, 0.5, 0.5)
 IMAGE_STD = (0.5, 0.5, 0.5)
-
-
 SPECIALS = (
     "<|endoftext|>",
     "<unk>",
@@ -70,8 +68,8 @@ CHAT_TEMPLATE = (
 def make_config(words: int) -> Qwen2_5_VLConfig:
     """The configuration of the embedded model with `words` token ids.
 
-    The rotary bases are small because the grids are: with the usual 1e6 the width axis, which owns the slowest
-    frequencies of M-RoPE, would turn by less than a hundredth of a radian over an image of twelve slots.
+    The rotary bases are small because the grids are: with the usual 1e6 the width axis, which owns the
+    slowest frequencies of M-RoPE, would turn by 0.002 radian at most over an image of twelve slots.
     """
     return Qwen2_5_VLConfig(
         text_config={
@@ -111,14 +109,15 @@ def make_config(words: int) -> Qwen2_5_VLConfig:
 
 
 class Grid(NamedTuple):
-    """What depends on the image size alone. Tensors only, of the same shapes for all training sizes, so that one
-    compiled graph serves them all.
+    """What depends on the image size alone: tensors of the same shapes for all training sizes.
 
     order: [S] raster index of the slot at each place of the window order; inverse: [S] the way back;
     cos, sin: [P, head_dim] rotary factors of the tower, in window order;
     gather: [12 * 64] patch (window order) at each place of the padded windows;
-    scatter: [P] place of each patch in the padded windows; pad: [12, 1, 64] additive key mask of the padded windows;
-    positions: [3, F + S + 1] M-RoPE positions of the prompt head, the slots (raster order) and "<|vision_end|>".
+    scatter: [P] place of each patch in the padded windows;
+    pad: [12, 1, 64] additive key mask of the padded windows;
+    positions: [3, F + S + 1] M-RoPE positions of the words before the image, the slots (raster order) and
+    "<|vision_end|>".
     """
 
     order: Tensor
@@ -150,10 +149,8 @@ def make_grid(size: tuple[int, int]) -> Grid:
     patch_row = (slot_row[:, None] * MERGE + inner // MERGE).reshape(-1)
     patch_col = (slot_col[:, None] * MERGE + inner % MERGE).reshape(-1)
     half = vision.hidden_size // vision.num_heads // 2
-    base = vision.rope_parameters["rope_theta"]
-    frequency = 1.0 / (base ** (torch.arange(0, half, 2, dtype=torch.float) / half))
-    angle = torch.cat([patch_row[:, None] * frequency, patch_col[:, None] * frequency], dim=-1)
-    angle = torch.cat([angle, angle], dim=-1)
+    frequency = vision.rope_parameters["rope_theta"] ** -(torch.arange(0, half, 2) / half)
+    angle = torch.cat([patch_row[:, None] * frequency, patch_col[:, None] * frequency] * 2, dim=-1)
     full = WINDOW * WINDOW * unit
     count = max(len(windows), WINDOWS)
     gather = torch.zeros(count, full, dtype=torch.long)
@@ -175,33 +172,12 @@ def make_grid(size: tuple[int, int]) -> Grid:
 
 
 def patchify(images: Tensor) -> Tensor:
-    """uint8 images [B, H, W, 3] to normalised patches [B, P, 3 * 5 * 5], slot by slot, the slots in raster order."""
+    """uint8 images [B, H, W, 3] to normalised patches [B, P, 75], slot by slot, the slots in raster order."""
     b, height, width, _ = images.shape
     x = (images.float() / 255.0 - torch.tensor(IMAGE_MEAN)) / torch.tensor(IMAGE_STD)
     x = x.view(b, height // CELL, MERGE, PATCH, width // CELL, MERGE, PATCH, 3)
     x = x.permute(0, 1, 4, 2, 5, 7, 3, 6)  # B, rows, cols, 2, 2, 3, 5, 5
     return x.reshape(b, height * width // (PATCH * PATCH), -1)
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
-    """Root-mean-square norm over the last axis, in float32."""
-    x = x.float()
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x [..., N, head_dim] (first half against second half)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention [..., N, d]; explicit, as the fused CPU kernel is slow at these sizes."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    scores = scores.float()
-    if mask is not None:
-        scores = scores + mask
-    return scores.softmax(-1).to(v.dtype) @ v
 
 
 def tower(model: Qwen2_5_VLForConditionalGeneration, patches: Tensor, grid: Grid) -> Tensor:
@@ -212,107 +188,36 @@ def tower(model: Qwen2_5_VLForConditionalGeneration, patches: Tensor, grid: Grid
     kernel = visual.patch_embed.proj.weight.sum(2).flatten(1)
     b, p, d = patches.shape[0], patches.shape[1], kernel.shape[0]
     cells = patches.view(b, len(grid.order), MERGE * MERGE, -1)[:, grid.order]
-    x = F.linear(cells.view(b, p, -1), kernel).float()
+    x = functional.linear(cells.view(b, p, -1), kernel).float()
     for index, block in enumerate(visual.blocks):
-        qkv = block.attn.qkv(rms_norm(x, block.norm1.weight))
+        qkv = block.attn.qkv(rms_norm(block.norm1, x))
         q, k, v = qkv.view(b, p, 3, heads, d // heads).permute(2, 0, 3, 1, 4)  # each B, heads, P, head_dim
-        q, k = rotate(q, grid.cos, grid.sin).to(v.dtype), rotate(k, grid.cos, grid.sin).to(v.dtype)
-        if index in visual.fullatt_block_indexes:
-            y = attend(q, k, v, None)
-        else:
-            y = _window_attention(q, k, v, grid)
+        q, k = rotate(q, grid.cos, grid.sin), rotate(k, grid.cos, grid.sin)
+        full = index in visual.fullatt_block_indexes
+        y = attend(q, k, v) if full else _window_attention(q, k, v, grid)
         x = x + block.attn.proj(y.transpose(1, 2).reshape(b, p, d))
-        h = rms_norm(x, block.norm2.weight)
-        x = x + block.mlp.down_proj(F.silu(block.mlp.gate_proj(h)) * block.mlp.up_proj(h))
-    x = rms_norm(x, visual.merger.ln_q.weight).view(b, p // (MERGE * MERGE), -1)
+        h = rms_norm(block.norm2, x)
+        x = x + block.mlp.down_proj(functional.silu(block.mlp.gate_proj(h)) * block.mlp.up_proj(h))
+    x = rms_norm(visual.merger.ln_q, x).view(b, p // (MERGE * MERGE), -1)
     return visual.merger.mlp(x)[:, grid.inverse]
 
 
 def _window_attention(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
     """Attention inside windows of 64 patches; [B, heads, P, head_dim] in and out."""
-    b, heads, p, d = q.shape
+    b, heads, _, d = q.shape
     full = WINDOW * WINDOW * MERGE * MERGE
     q, k, v = (t[:, :, grid.gather].view(b, heads, -1, full, d) for t in (q, k, v))
     return attend(q, k, v, grid.pad).reshape(b, heads, -1, d)[:, :, grid.scatter]
 
 
 def rope_table(config: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """M-RoPE factors for positions [..., 3, N]: two tensors [..., N, head_dim]. `config` is the text model's."""
-    head_dim = config.hidden_size // config.num_attention_heads
-    base = config.rope_parameters["rope_theta"]
-    frequency = 1.0 / (base ** (torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim))
-    axis = torch.cat(
-        [torch.full((n,), k, dtype=torch.long) for k, n in enumerate(config.rope_parameters["mrope_section"])]
-    )
-    angle = positions.float()[..., axis, :].transpose(-1, -2) * frequency
-    angle = torch.cat([angle, angle], dim=-1)
-    return angle.cos(), angle.sin()
-
-
-def decoder(
-    model: Qwen2_5_VLForConditionalGeneration,
-    shared: Tensor,
-    text: Tensor,
-    shared_rope: tuple[Tensor, Tensor],
-    text_rope: tuple[Tensor, Tensor],
-    segment: Tensor,
-    tap: int = PLACE_LAYER,
-) -> tuple[Tensor, Tensor]:
-    """The text model on [shared part, packed questions].
-
-    The shared part (prompt head, visual tokens, "<|vision_end|>") is causal in itself; a text row sees all of it and the
-    earlier tokens of its own question. The last layer is computed for the text rows only.
-
-    Args:
-        shared: [B, N, d] embeddings of the shared part.
-        text: [B, T, d] embeddings of the packed text.
-        shared_rope: cos and sin [N, head_dim].
-        text_rope: cos and sin [B, T, head_dim].
-        segment: [B, T] number of each token's question.
-        tap: layer whose output at the shared rows is returned too.
-
-    Returns:
-        [B, T, d] normed hidden states of the text rows; [B, N, d] hidden states of the shared rows after layer `tap`.
-    """
-    lm = model.model.language_model
-    config = lm.config
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    head_dim = config.hidden_size // heads
-    group = heads // kv_heads
-    b, n, d = shared.shape
-    t = text.shape[1]
-    # Query heads of one group share a key head: they are stacked along the rows.
-    causal, mask = prefix_bias(n, text.device).repeat(group, 1), text_bias(segment, n).repeat(1, 1, group, 1)
-    cos = torch.cat([shared_rope[0].expand(b, -1, -1), text_rope[0]], dim=1)[:, None]
-    sin = torch.cat([shared_rope[1].expand(b, -1, -1), text_rope[1]], dim=1)[:, None]
-    x = torch.cat([shared, text], dim=1)
-    tapped = shared
-    last = len(lm.layers) - 1
-    for index, layer in enumerate(lm.layers):
-        h = rms_norm(x, layer.input_layernorm.weight, config.rms_norm_eps)
-        rows = h if index < last else h[:, n:]
-        q = layer.self_attn.q_proj(rows).view(b, -1, heads, head_dim).transpose(1, 2)
-        k = layer.self_attn.k_proj(h).view(b, -1, kv_heads, head_dim).transpose(1, 2)
-        v = layer.self_attn.v_proj(h).view(b, -1, kv_heads, head_dim).transpose(1, 2)
-        first = 0 if index < last else n
-        q = rotate(q, cos[:, :, first:], sin[:, :, first:]).to(v.dtype).unflatten(1, (kv_heads, group))
-        k = rotate(k, cos, sin).to(v.dtype)
-        parts = []
-        if index < last:
-            qs = q[:, :, :, :n].reshape(b, kv_heads, group * n, head_dim)
-            parts.append(attend(qs, k[:, :, :n], v[:, :, :n], causal).view(b, kv_heads, group, n, head_dim))
-            qt = q[:, :, :, n:]
-        else:
-            x, qt = x[:, n:], q
-        qt = qt.reshape(b, kv_heads, group * t, head_dim)
-        parts.append(attend(qt, k, v, mask).view(b, kv_heads, group, t, head_dim))
-        y = torch.cat(parts, dim=3).flatten(1, 2).transpose(1, 2).reshape(b, -1, d)
-        x = x + layer.self_attn.o_proj(y)
-        h = rms_norm(x, layer.post_attention_layernorm.weight, config.rms_norm_eps)
-        x = x + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(h)) * layer.mlp.up_proj(h))
-        if index == tap:
-            tapped = x[:, :n]
-    return rms_norm(x, lm.norm.weight, config.rms_norm_eps), tapped
+    """M-RoPE cosine and sine [..., N, head_dim] of positions [..., 3, N]. `config` is the text model's."""
+    width, rope = config.hidden_size // config.num_attention_heads, config.rope_parameters
+    tables = rotary(positions, width, rope["rope_theta"])  # [..., 3, N, head_dim]
+    # The frequencies fall into three runs, turned by the temporal, the height and the width position.
+    runs = [table.split(rope["mrope_section"] * 2, dim=-1) for table in tables]
+    cos, sin = (torch.cat([run[..., k % 3, :, :] for k, run in enumerate(r)], dim=-1) for r in runs)
+    return cos, sin
 
 
 class QwenBackend:
@@ -375,13 +280,30 @@ class QwenBackend:
         return self._read(model, shared, positions, ids, segment, offset)[0]
 
     def _read(
-        self, model: nn.Module, shared: Tensor, positions: Tensor, ids: Tensor, segment: Tensor, offset: Tensor
+        self,
+        model: nn.Module,
+        shared: Tensor,
+        positions: Tensor,
+        ids: Tensor,
+        segment: Tensor,
+        offset: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        config, table = model.config.text_config, self.embedding(model)
-        places = (positions[0, -1] + 1 + offset)[:, None].expand(-1, 3, -1)
-        ropes = rope_table(config, positions), rope_table(config, places)
-        states, tapped = decoder(model, shared, table[ids], *ropes, segment)
-        return F.linear(states, table), tapped
+        """Logits of the packed text behind `shared` embeddings; the shared states after `PLACE_LAYER`."""
+        config, text_model = model.config.text_config, model.model.language_model
+        before = positions.expand(len(ids), -1, -1)
+        after = (positions[0, -1] + 1 + offset)[:, None].expand(-1, 3, -1)
+        states, tapped = decode(
+            text_model.layers,
+            text_model.norm,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            torch.cat((shared, text_model.embed_tokens(ids)), dim=1),
+            shared.shape[1],
+            segment,
+            *rope_table(config, torch.cat((before, after), dim=2)),
+            PLACE_LAYER,
+        )
+        return functional.linear(states, text_model.embed_tokens.weight), tapped
 
     def processor(self, tokenizer: PreTrainedTokenizerFast) -> ImageOnlyQwenProcessor:
         images = Qwen2VLImageProcessorPil(

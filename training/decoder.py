@@ -40,15 +40,17 @@ def rms_norm(norm: nn.Module, hidden: Tensor) -> Tensor:
     return norm.weight * (hidden * scale)
 
 
-def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of [..., L, width], the first half against the second."""
     half = states.shape[-1] // 2
     turned = torch.cat((-states[..., half:], states[..., :half]), dim=-1)
     return (states * cos + turned * sin).to(states.dtype)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    scores = query @ key.transpose(-1, -2)
-    weights = (scores.float() * query.shape[-1] ** -0.5 + bias).softmax(-1)
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Softmax attention over [..., L, width], with an additive mask."""
+    scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
+    weights = (scores if bias is None else scores + bias).softmax(-1)
     return weights.to(value.dtype) @ value
 
 
@@ -62,8 +64,9 @@ def decode(
     segment: Tensor,
     cos: Tensor,
     sin: Tensor,
-) -> Tensor:
-    """Final hidden states of the text rows.
+    tap: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Final hidden states of the text rows, and those of the prefix after layer `tap`.
 
     Args:
         layers, norm: the decoder layers and the final norm of the Hugging Face text model.
@@ -71,13 +74,15 @@ def decode(
         prefix: length of the prefix.
         segment: [B, T], see `TextBatch`.
         cos, sin: [B or 1, prefix + T, d / heads] rotary tables.
+        tap: number of a layer before the last.
 
     Returns:
-        [B, T, d] float32.
+        [B, T, d] and [B, prefix, d], float32; the first is normed.
     """
-    batch, length, width = hidden.shape
+    batch, _, width = hidden.shape
     cos, sin = cos[:, None], sin[:, None]
     after, before = text_bias(segment, prefix), prefix_bias(prefix, hidden.device)
+    tapped = hidden[:, :prefix]
     for number, layer in enumerate(layers):
         last = number == len(layers) - 1
         attention = layer.self_attn
@@ -89,20 +94,22 @@ def decode(
 
         query = split(attention.q_proj(asking), heads)
         key, value = split(attention.k_proj(normed), kv_heads), split(attention.v_proj(normed), kv_heads)
-        key = _rotate(key, cos, sin)
+        key = rotate(key, cos, sin)
         if kv_heads != heads:
             key = key.repeat_interleave(heads // kv_heads, dim=1)
             value = value.repeat_interleave(heads // kv_heads, dim=1)
         if last:
-            query = _rotate(query, cos[:, :, prefix:], sin[:, :, prefix:])
-            mixed = _attend(query, key, value, after)
+            query = rotate(query, cos[:, :, prefix:], sin[:, :, prefix:])
+            mixed = attend(query, key, value, after)
             hidden = hidden[:, prefix:]
         else:
-            query = _rotate(query, cos, sin)
-            early = _attend(query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], before)
-            mixed = torch.cat((early, _attend(query[:, :, prefix:], key, value, after)), dim=2)
+            query = rotate(query, cos, sin)
+            early = attend(query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], before)
+            mixed = torch.cat((early, attend(query[:, :, prefix:], key, value, after)), dim=2)
         hidden = hidden + attention.o_proj(mixed.transpose(1, 2).reshape(batch, -1, width))
         normed = rms_norm(layer.post_attention_layernorm, hidden)
         gate, up = layer.mlp.gate_proj(normed), layer.mlp.up_proj(normed)
         hidden = hidden + layer.mlp.down_proj(torch.nn.functional.silu(gate) * up)
-    return rms_norm(norm, hidden)
+        if number == tap:
+            tapped = hidden[:, :prefix]
+    return rms_norm(norm, hidden), tapped

@@ -41,21 +41,24 @@ def packed_answers(model: Any, backend: Backend, images: int) -> list[tuple[Ques
     ids = word_ids(backend)
     results: list[tuple[Question, bool]] = []
     for number, size in enumerate(backend.sizes):
+        constants = backend.constants(size, torch.device("cpu"))
         cases = [held_out_scene(k, size) for k in range(number, images, len(backend.sizes))]
         for start in range(0, len(cases), _BATCH):
             chunk = cases[start : start + _BATCH]
             pixels = backend.pixels(np.stack([scene.image for scene, _ in chunk]))
             batch, kept = pack([questions for _, questions in chunk], 2 * TEXT_LENGTH, backend, ids)
             with torch.no_grad():
-                said = backend.forward(model, pixels, size, batch.ids, batch.segment, batch.offset).logits.argmax(-1)
+                out = backend.forward(model, pixels, constants, batch.ids, batch.segment, batch.offset)
             if sum(map(len, kept)) != sum(len(questions) for _, questions in chunk):
                 raise RuntimeError("Some questions did not fit their row.")
-            for questions, row in zip(kept, verdicts(batch, kept, said), strict=True):
+            for questions, row in zip(kept, verdicts(batch, kept, out.logits.argmax(-1)), strict=True):
                 results += zip(questions, row, strict=True)
     return results
 
 
-def generated_answers(model: Any, processor: Any, sizes: tuple[tuple[int, int], ...], images: int) -> tuple[int, int]:
+def generated_answers(
+    model: Any, processor: Any, sizes: tuple[tuple[int, int], ...], images: int
+) -> tuple[int, int]:
     """How many questions `generate` answers exactly right, and how many it was asked."""
     right = asked = 0
     for index in range(images):
@@ -68,7 +71,9 @@ def generated_answers(model: Any, processor: Any, sizes: tuple[tuple[int, int], 
             inputs = processor(images=scene.image, text=prompt, return_tensors="pt")
             with torch.no_grad():
                 output = model.generate(**inputs, max_new_tokens=12, do_sample=False)
-            reply = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            reply = processor.tokenizer.decode(
+                output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+            )
             right += normalise_answer(reply) == question.answer
             asked += 1
     return right, asked
@@ -90,7 +95,11 @@ def summarise(results: list[tuple[Question, bool]]) -> dict[str, Any]:
         benchmark[name] = {"n": len(hits), "accuracy": round(accuracy, 4), "chance": round(chance, 4)}
         benchmark[name]["left_out_of_averages"] = accuracy < chance + MARGIN
     clear = [row["accuracy"] for row in types.values() if not row["left_out_of_averages"]]
-    return {"mean_of_task_types": round(float(np.mean(clear)), 4), "task_types": types, "benchmark_tasks": benchmark}
+    return {
+        "mean_of_task_types": round(float(np.mean(clear)), 4),
+        "task_types": types,
+        "benchmark_tasks": benchmark,
+    }
 
 
 def main() -> None:
@@ -98,8 +107,12 @@ def main() -> None:
     parser.add_argument("--model", choices=("llava", "qwen2_5_vl"), required=True)
     parser.add_argument("--images", type=int, default=1000, help="scenes scored teacher-forced")
     parser.add_argument("--generate-images", type=int, default=20, help="scenes also answered by generate")
-    parser.add_argument("--checkpoint", type=Path, help="score a training checkpoint instead of the shipped folder")
-    parser.add_argument("--out", type=Path, help="where to write the result; by default training/results/MODEL.json")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="score a training checkpoint instead of the shipped folder"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="where to write the result; by default training/results/MODEL.json"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     backend = get_backend(args.model)
@@ -109,7 +122,11 @@ def main() -> None:
         print(json.dumps(summarise(packed_answers(model.eval(), backend, args.images)), indent=1))
         return
     model, processor = load_embedded(args.model)
-    report = {"model": args.model, "images": args.images, **summarise(packed_answers(model, backend, args.images))}
+    report = {
+        "model": args.model,
+        "images": args.images,
+        **summarise(packed_answers(model, backend, args.images)),
+    }
     right, asked = generated_answers(model, processor, backend.sizes, args.generate_images)
     report["generate"] = {"right": right, "asked": asked}
     out = args.out or ROOT / "results" / f"{args.model}.json"

@@ -1,4 +1,4 @@
-"""The embedded models: small, trained vision-language models of the real transformers classes, shipped in the package."""
+"""The embedded models: small, trained vision-language models of real transformers classes, in the package."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ def load_embedded(name: str) -> tuple[PreTrainedModel, ProcessorMixin]:
     """
     folder = embedded_path(name)
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
+
+    from vlmprune.models.processors import load_processor
 
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    return model.eval(), processor
+    return model.eval(), load_processor(folder)

@@ -1,0 +1,94 @@
+"""Loading a model's processor, also where torchvision is not installed.
+
+`AutoProcessor` builds every part that a processor class names. The Qwen-VL processors name a video processor,
+which transformers 5.23 can build with torchvision only; without it no Qwen-VL checkpoint gets a processor,
+although images need none of it. `load_processor` then puts the processor together from the parts that images
+need: tokenizer, PIL image processor, chat template.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
+from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
+from transformers.utils import cached_file, is_torchvision_available
+
+from vlmprune.core.errors import UserError
+
+_QWEN_TYPES = ("qwen2_vl", "qwen2_5_vl")
+
+
+class ImageOnlyQwenProcessor(Qwen2_5_VLProcessor):
+    """A `Qwen2_5_VLProcessor` without its video processor; the same output for images and text.
+
+    Saved, it names its parent class: the folder is an ordinary Qwen2.5-VL folder.
+
+    Args:
+        image_processor: a Qwen2-VL image processor.
+        tokenizer: a tokenizer that knows "<|image_pad|>" and "<|video_pad|>".
+        chat_template: a Jinja template, or None for the tokenizer's.
+    """
+
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None
+    ) -> None:
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
+        # Past the parent's own __init__, which insists on a video processor.
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "processor_class": "Qwen2_5_VLProcessor"}
+
+
+def load_processor(path: str | Path) -> Any:
+    """The processor of a model folder or hub id.
+
+    Args:
+        path: a local folder or a hub id.
+
+    Returns:
+        What `AutoProcessor` gives; for the Qwen-VL family without torchvision, an `ImageOnlyQwenProcessor`.
+
+    Raises:
+        UserError: there is no processor at `path`.
+    """
+    try:
+        if not is_torchvision_available() and AutoConfig.from_pretrained(path).model_type in _QWEN_TYPES:
+            return _assemble_qwen(path)
+        processor = AutoProcessor.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f'No processor could be loaded from "{path}": {reason}') from error
+    if not isinstance(processor, ProcessorMixin):
+        raise UserError(f'"{path}" has no processor for images and text, only a {type(processor).__name__}.')
+    return processor
+
+
+def _assemble_qwen(path: str | Path) -> ImageOnlyQwenProcessor:
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    images = AutoImageProcessor.from_pretrained(path, backend="pil")
+    template = _chat_template(path) or tokenizer.chat_template
+    return ImageOnlyQwenProcessor(images, tokenizer, chat_template=template)
+
+
+def _chat_template(path: str | Path) -> str | None:
+    """The template beside the processor: chat_template.jinja, or chat_template.json in older checkpoints."""
+
+    def read(name: str) -> str | None:
+        found = cached_file(
+            str(path),
+            name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return Path(found).read_text(encoding="utf-8") if found else None
+
+    if template := read("chat_template.jinja"):
+        return template
+    older = read("chat_template.json")
+    return str(json.loads(older)["chat_template"]) if older else None
