@@ -26,7 +26,7 @@ def test_llava_packed_logits_equal_single_questions(backend: LlavaBackend) -> No
                 parameter.mul_(3)
     rng = np.random.default_rng(0)
     scenes = [draw_scene(rng) for _ in range(2)]
-    mix = {task: 1.0 for task in TASKS}
+    mix = dict.fromkeys(TASKS, 1.0)
     rows = [draw_questions(s, rng, mix, first_wording_share=0.0, two_option_share=0.0) for s in scenes]
     batch, kept = pack(rows, 80, backend, ids)
     pixels = backend.pixels(np.stack([scene.image for scene in scenes]))
@@ -46,7 +46,12 @@ def test_processor_gives_the_training_inputs(backend: LlavaBackend) -> None:
     ids = word_ids(backend)
     processor = backend.processor(build_tokenizer(backend, bos_token="<s>", image_token="<image>"))
     scene = draw_scene(np.random.default_rng(1))
-    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What color is the circle?"}]}]
+    messages = [
+        {
+            "role": "user",
+            "content": [{"type": "image"}, {"type": "text", "text": "What color is the circle?"}],
+        }
+    ]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     inputs = processor(images=scene.image, text=prompt, return_tensors="pt")
     words = encode("what color is the circle ?", ids)

@@ -56,9 +56,7 @@ def packed_answers(model: Any, backend: Backend, images: int) -> list[tuple[Ques
     return results
 
 
-def generated_answers(
-    model: Any, processor: Any, sizes: tuple[tuple[int, int], ...], images: int
-) -> tuple[int, int]:
+def generated_answers(model: Any, processor: Any, sizes: tuple[tuple[int, int], ...], images: int) -> tuple[int, int]:
     """How many questions `generate` answers exactly right, and how many it was asked."""
     right = asked = 0
     for index in range(images):
@@ -71,9 +69,7 @@ def generated_answers(
             inputs = processor(images=scene.image, text=prompt, return_tensors="pt")
             with torch.no_grad():
                 output = model.generate(**inputs, max_new_tokens=12, do_sample=False)
-            reply = processor.tokenizer.decode(
-                output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-            )
+            reply = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             right += normalise_answer(reply) == question.answer
             asked += 1
     return right, asked
@@ -107,12 +103,8 @@ def main() -> None:
     parser.add_argument("--model", choices=("llava", "qwen2_5_vl"), required=True)
     parser.add_argument("--images", type=int, default=1000, help="scenes scored teacher-forced")
     parser.add_argument("--generate-images", type=int, default=20, help="scenes also answered by generate")
-    parser.add_argument(
-        "--checkpoint", type=Path, help="score a training checkpoint instead of the shipped folder"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="where to write the result; by default training/results/MODEL.json"
-    )
+    parser.add_argument("--checkpoint", type=Path, help="score a training checkpoint instead of the shipped folder")
+    parser.add_argument("--out", type=Path, help="where to write the result; by default training/results/MODEL.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     backend = get_backend(args.model)

@@ -17,7 +17,12 @@ CHARACTERS = DIGITS + LETTERS
 _COVERAGE = 0.1  # a slot is an object's when at least this share of its pixels shows it
 _INDEX = {
     name: {value: k + 1 for k, value in enumerate(values)}
-    for name, values in (("shape", SHAPES), ("color", tuple(COLORS)), ("size", tuple(SIZES)), ("char", CHARACTERS))
+    for name, values in (
+        ("shape", SHAPES),
+        ("color", tuple(COLORS)),
+        ("size", tuple(SIZES)),
+        ("char", CHARACTERS),
+    )
 }
 
 
@@ -120,7 +125,12 @@ def pack(
 
 
 def draw_questions(
-    scene: Scene, rng: np.random.Generator, mix: dict[str, float], *, first_wording_share: float, two_option_share: float
+    scene: Scene,
+    rng: np.random.Generator,
+    mix: dict[str, float],
+    *,
+    first_wording_share: float,
+    two_option_share: float,
 ) -> list[Question]:
     """Questions about a scene in random order.
 

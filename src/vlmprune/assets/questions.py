@@ -1,8 +1,8 @@
 """Questions about generated scenes, with their answers, in several wordings a task type.
 
-Fourteen task types, each named after what it mimics, grouped into the six benchmark tasks of `BENCHMARK_TASKS`:
+Fourteen task types, each after a benchmark that it mimics, grouped into the six tasks of `BENCHMARK_TASKS`:
 
-- `exist`: "is there a red star ?"; half of the negatives recombine a colour and a shape that are both there (POPE).
+- `exist`: "is there a red star ?"; half of the negatives recombine a colour and a shape that are there (POPE).
 - `attr_yn`, `spatial`: yes/no pairs, one question of a pair is true and its partner false (MME).
 - `count`, `compare`: the number of objects, and a comparison of it with a number.
 - `mcq`: four options "(a)" to "(d)" for a colour, a shape, a size or the background (ScienceQA, MMBench).
@@ -134,14 +134,26 @@ _WORDINGS: dict[str, tuple[str, ...]] = {
     ),
     "option": ("which option is {value} ? {options}",),
     "mcq_color": ("what color is the {shape} ? {options}", "choose the color of the {shape} : {options}"),
-    "mcq_shape": ("what shape is the {color} object ? {options}", "choose the shape of the {color} object : {options}"),
-    "mcq_size": ("what size is the {color} {shape} ? {options}", "choose the size of the {color} {shape} : {options}"),
+    "mcq_shape": (
+        "what shape is the {color} object ? {options}",
+        "choose the shape of the {color} object : {options}",
+    ),
+    "mcq_size": (
+        "what size is the {color} {shape} ? {options}",
+        "choose the size of the {color} {shape} : {options}",
+    ),
     "mcq_texture": ("what is the background ? {options}", "choose the background : {options}"),
     "twice": ("{lookup} answer twice .", "{lookup} answer two times ."),
     "form": ("{lookup} answer in the form {name} = value .", "{lookup} answer as {name} = value ."),
     "sentence": ("{lookup} answer in a sentence .", "{lookup} answer with a sentence ."),
-    "color_shape": ("describe the {referent} as color then shape .", "name color then shape of the {referent} ."),
-    "shape_color": ("describe the {referent} as shape then color .", "name shape then color of the {referent} ."),
+    "color_shape": (
+        "describe the {referent} as color then shape .",
+        "name color then shape of the {referent} .",
+    ),
+    "shape_color": (
+        "describe the {referent} as shape then color .",
+        "name shape then color of the {referent} .",
+    ),
 }
 _RELATIONS: dict[str, tuple[str, ...]] = {
     "left": ("left of", "to the left of"),
@@ -215,7 +227,10 @@ class Asker:
     def pair_of(self, task: str, true: str, false: str, regions: tuple[int, ...]) -> list[Question]:
         """A yes/no pair, in random order."""
         self.pairs += 1
-        pair = [Question(task, true, "yes", self.pairs, regions), Question(task, false, "no", self.pairs, regions)]
+        pair = [
+            Question(task, true, "yes", self.pairs, regions),
+            Question(task, false, "no", self.pairs, regions),
+        ]
         return pair if self.rng.random() < 0.5 else pair[::-1]
 
     def options(self, value: str, values: Sequence[str]) -> tuple[str, str]:
@@ -425,9 +440,7 @@ def _instruct(asker: Asker) -> list[Question]:
         return []
     k, thing = found
     form = asker.pick(("twice", "form", "sentence", "color_shape", "shape_color"))
-    value, referent = (
-        (thing.color, thing.shape) if name == "color" else (thing.shape, f"{thing.color} object")
-    )
+    value, referent = (thing.color, thing.shape) if name == "color" else (thing.shape, f"{thing.color} object")
     lookup = _WORDINGS[name][0].format(color=thing.color, shape=thing.shape)
     answer = {
         "twice": f"{value} {value}",

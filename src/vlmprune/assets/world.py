@@ -1,7 +1,7 @@
 """Generated scenes: coloured shapes, a number plate and a letter on a texture or a photograph.
 
-A scene is drawn from a `numpy.random.Generator`, at any image size, with every object at an arbitrary pixel (off any
-patch lattice). It carries exact masks, so that a study can ask which visual tokens held the evidence.
+A scene is drawn from a `numpy.random.Generator`, at any image size, with every object at an arbitrary pixel, off
+any patch lattice. It carries exact masks, so that a study can ask which visual tokens held the evidence.
 Photographs come in two disjoint sets: `train` for training scenes, `held_out` for test scenes.
 """
 
@@ -57,7 +57,7 @@ class SceneObject:
 class Region:
     """What the pixels equal to `id` in `Scene.masks` show.
 
-    `kind` is "object", "digit" or "letter"; `name` is "red circle", "7" or "k". An object's `id` is its index + 1.
+    `kind` is "object", "digit" or "letter"; `name` is "red circle", "7" or "k". An object's id is its index + 1.
     """
 
     id: int
@@ -149,8 +149,7 @@ class _Canvas:
         for x, y in zip(columns, rows, strict=True):
             right, bottom = x + width + margin, y + height + margin
             if all(
-                right <= left or bottom <= top or x >= r + margin or y >= b + margin
-                for left, top, r, b in self.taken
+                right <= left or bottom <= top or x >= r + margin or y >= b + margin for left, top, r, b in self.taken
             ):
                 self.taken.append((x, y, x + width, y + height))
                 return x, y
@@ -180,9 +179,7 @@ class _Canvas:
         self._blend(x, y, alpha, tint)
         identifier = len(self.objects) + 1
         self.masks[y : y + side, x : x + side][alpha > 0.5] = identifier
-        self.objects.append(
-            SceneObject(shape, color, label, (x, y, x + side, y + side), (x + side / 2, y + side / 2))
-        )
+        self.objects.append(SceneObject(shape, color, label, (x, y, x + side, y + side), (x + side / 2, y + side / 2)))
         self.object_regions.append(Region(identifier, "object", f"{color} {shape}"))
 
     def add_plate(self) -> None:
@@ -219,9 +216,7 @@ class _Canvas:
             self.masks[top:bottom, left:right] = identifier
             regions.append(Region(identifier, kind, name))
         image = np.clip(np.rint(self.pixels), 0, 255).astype(np.uint8)
-        return Scene(
-            image, tuple(self.objects), self.plate, self.letter, self.background, self.masks, tuple(regions)
-        )
+        return Scene(image, tuple(self.objects), self.plate, self.letter, self.background, self.masks, tuple(regions))
 
     def _blend(self, x: int, y: int, alpha: np.ndarray, color: np.ndarray) -> None:
         height, width = alpha.shape
@@ -270,7 +265,7 @@ def _glyph_alpha(character: str, width: int, height: int) -> np.ndarray:
 
 @cache
 def _photographs(split: str) -> tuple[np.ndarray, ...]:
-    """The muted photographs of a split, each float32 [h, w, 3]: little colour, little contrast, as in the textures."""
+    """The photographs of a split, each float32 [h, w, 3], muted in colour and contrast as the textures are."""
     paths = sorted((PHOTO_FOLDER / split).glob("*.jpg"))
     if not paths:
         raise ValueError(f'No photographs named "{split}": use "train" or "held_out".')
@@ -309,7 +304,7 @@ def _texture(rng: np.random.Generator, width: int, height: int, name: str) -> np
     elif name == "dots":
         pattern = ((v % 1 - 0.5) ** 2 + (h % 1 - 0.5) ** 2) < 0.06
     elif name == "checks":
-        pattern = ((v % 2 < 1) ^ (h % 2 < 1))
+        pattern = (v % 2 < 1) ^ (h % 2 < 1)
     elif name == "waves":
         pattern = (v + 0.45 * np.sin(2 * np.pi * h / 2)) % 1 < 0.5
     else:
