@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from vlmprune.core.view import Grid
+
 Kept = list[list[Tensor]]
 
 
@@ -22,6 +24,7 @@ class RunReport:
         layers: encoder layers that were read, by signal name, and decoder layers at which a stage acted.
         columns: per sample, the prompt column of each token that is left after the last layer (for aligning shortened
             `logits` or `hidden_states` with the prompt); -1 for a filler.
+        grids: the slot grid of each image of each sample, None where its slots form none.
         seconds: time spent scoring and selecting (attention statistics and the methods' own work).
     """
 
@@ -31,4 +34,5 @@ class RunReport:
     entering: list[float] = field(default_factory=list)
     layers: dict[str, int] = field(default_factory=dict)
     columns: Tensor | None = None
+    grids: list[list[Grid | None]] = field(default_factory=list)
     seconds: float = 0.0
