@@ -24,7 +24,8 @@ _QWEN_TYPES = ("qwen2_vl", "qwen2_5_vl")
 class ImageOnlyQwenProcessor(Qwen2_5_VLProcessor):
     """A `Qwen2_5_VLProcessor` without its video processor; the same output for images and text.
 
-    Saved, it names its parent class: the folder is an ordinary Qwen2.5-VL folder.
+    Saved, it names its parent class and a video processor like its image processor: the folder is an
+    ordinary Qwen2.5-VL folder, which `AutoProcessor` loads where torchvision is installed.
 
     Args:
         image_processor: a Qwen2-VL image processor.
@@ -43,6 +44,14 @@ class ImageOnlyQwenProcessor(Qwen2_5_VLProcessor):
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "processor_class": "Qwen2_5_VLProcessor"}
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        super().save_pretrained(save_directory, *args, **kwargs)
+        shared = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std", "size")
+        video = {"video_processor_type": "Qwen2VLVideoProcessor"}
+        video |= {name: self.to_dict()["image_processor"][name] for name in shared}
+        target = Path(save_directory) / "video_preprocessor_config.json"
+        target.write_text(json.dumps(video, indent=2) + "\n", encoding="utf-8")
 
 
 def load_processor(path: str | Path) -> Any:
