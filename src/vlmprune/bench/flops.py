@@ -1,0 +1,255 @@
+"""Floating-point operations of a run up to its first new token, by one formula for every method.
+
+A multiplication and the addition that follows count as two. With N encoder tokens (CLS included), P of them patches,
+S = P / merge slots made by the encoder, and at decoder layer l a sequence of n_l tokens (text and the visual tokens
+that enter it):
+
+    encoder     2 P patch_inputs d + layers (2 N (4 d^2 + g d m) + 4 d A),  A = N^2, or N w in a layer with windows of w
+    projector   2 S projector
+    prefill     sum over l of 2 n_l (2 D q + 2 D kv + 3 D M) + 4 q n_l (n_l + 1) / 2, and 2 D vocabulary once
+    selection   what the methods declare they need: attention scores 2 d N^2 (or one row of them), a comparison of all
+                tokens with each other 2 n^2 width (an upper bound for methods that compare with a few pivots)
+
+d, m: width and MLP width of the encoder, g = 3 for a gated MLP and 2 otherwise; D, M: of the decoder (gated);
+q, kv: heads times head width of queries and of keys. Norms, activations, embeddings and the softmax are left out.
+
+Papers count sum over l of 4 n_l D^2 + 2 n_l^2 D + 2 n_l D M: no encoder, no grouped-query attention, an MLP of two
+matrices, one operation a multiplication. That figure stands beside ours as `papers`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from vlmprune.core.recipe import recipe
+from vlmprune.core.signals import (
+    ClsAttention,
+    DecoderKeys,
+    DecoderStates,
+    EncoderKeys,
+    Features,
+    LastQueryAttention,
+    ReceivedAttention,
+    TextQueryAttention,
+    TowerFeatures,
+)
+from vlmprune.core.view import ModelInfo
+
+_VANILLA = "vanilla"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Widths and depths of a model.
+
+    Attributes:
+        family: `config.model_type`.
+        encoder_layers, encoder_width, encoder_mlp: of the vision tower.
+        encoder_gated: whether its MLP has three matrices.
+        encoder_heads: its attention heads.
+        has_cls: whether it has a CLS token.
+        window: encoder tokens a window, 0 without windows.
+        full_layers: encoder layers with attention over the whole image.
+        patch_inputs: numbers in a patch.
+        merge: patches a slot.
+        projector: multiplications of the projector a slot.
+        layers, width, mlp, q_width, kv_width, vocabulary: of the decoder.
+    """
+
+    family: str
+    encoder_layers: int
+    encoder_width: int
+    encoder_mlp: int
+    encoder_gated: bool
+    encoder_heads: int
+    has_cls: bool
+    window: int
+    full_layers: int
+    patch_inputs: int
+    merge: int
+    projector: int
+    layers: int
+    width: int
+    mlp: int
+    q_width: int
+    kv_width: int
+    vocabulary: int
+
+    @property
+    def info(self) -> ModelInfo:
+        return ModelInfo(self.family, self.encoder_layers, self.layers, self.has_cls)
+
+
+class Flops(NamedTuple):
+    """Operations of a sample up to its first new token. `papers` is another count of the prefill, not a part."""
+
+    encoder: float
+    projector: float
+    prefill: float
+    selection: float
+    papers: float
+
+    @property
+    def total(self) -> float:
+        return self.encoder + self.projector + self.prefill + self.selection
+
+
+class Counted(Protocol):
+    """What is read of a record (see `store.Record`)."""
+
+    @property
+    def input_tokens(self) -> int: ...
+    @property
+    def visual_before(self) -> int: ...
+    @property
+    def visual_encoded(self) -> int: ...
+    @property
+    def stages(self) -> Sequence[tuple[int, int]]: ...
+
+
+def shape_of(config: Any) -> Shape | None:
+    """The shape of a model from its transformers configuration, None for a family whose tower is not known here."""
+    vision, text = getattr(config, "vision_config", None), getattr(config, "text_config", None)
+    if vision is None or text is None or config.model_type not in ("llava", "qwen2_5_vl"):
+        return None
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    decoder = {
+        "layers": text.num_hidden_layers,
+        "width": text.hidden_size,
+        "mlp": text.intermediate_size,
+        "q_width": head * text.num_attention_heads,
+        "kv_width": head * text.num_key_value_heads,
+        "vocabulary": text.vocab_size,
+    }
+    if config.model_type == "llava":
+        return Shape(
+            family="llava",
+            encoder_layers=vision.num_hidden_layers,
+            encoder_width=vision.hidden_size,
+            encoder_mlp=vision.intermediate_size,
+            encoder_gated=False,
+            encoder_heads=vision.num_attention_heads,
+            has_cls=vision.model_type == "clip_vision_model",
+            window=0,
+            full_layers=vision.num_hidden_layers,
+            patch_inputs=3 * vision.patch_size**2,
+            merge=1,
+            projector=vision.hidden_size * text.hidden_size + text.hidden_size**2,
+            **decoder,
+        )
+    merge = vision.spatial_merge_size**2
+    merged = vision.hidden_size * merge
+    return Shape(
+        family="qwen2_5_vl",
+        encoder_layers=vision.depth,
+        encoder_width=vision.hidden_size,
+        encoder_mlp=vision.intermediate_size,
+        encoder_gated=True,
+        encoder_heads=vision.num_heads,
+        has_cls=False,
+        window=(vision.window_size // vision.patch_size) ** 2,
+        full_layers=len(vision.fullatt_block_indexes),
+        patch_inputs=3 * vision.temporal_patch_size * vision.patch_size**2,
+        merge=merge,
+        projector=merged**2 + merged * text.hidden_size,
+        **decoder,
+    )
+
+
+def run_flops(shape: Shape, recipe_text: str, records: Iterable[Counted]) -> Flops:
+    """Mean operations of a sample of a run.
+
+    Args:
+        shape: the model.
+        recipe_text: the run's recipe, or "vanilla".
+        records: its samples, with their token counts.
+    """
+    kinds = Counter((r.input_tokens - r.visual_before, r.visual_encoded, tuple(r.stages)) for r in records)
+    sums = [0.0] * len(Flops._fields)
+    for (text, encoded, stages), count in kinds.items():
+        for k, part in enumerate(_sample(shape, recipe_text, text, encoded, stages)):
+            sums[k] += count * part
+    return Flops(*(part / max(1, sum(kinds.values())) for part in sums))
+
+
+def _sample(shape: Shape, recipe_text: str, text: int, encoded: int, stages: Sequence[tuple[int, int]]) -> Flops:
+    visual = visual_per_layer(shape.layers, encoded, stages)
+    lengths = [text + tokens for tokens in visual]
+    return Flops(
+        encoder=encoder_flops(shape, encoded),
+        projector=2.0 * encoded * shape.projector,
+        prefill=prefill_flops(shape, lengths),
+        selection=_selection_flops(shape, recipe_text, text, encoded, visual),
+        papers=papers_flops(shape.width, shape.mlp, lengths),
+    )
+
+
+def visual_per_layer(layers: int, encoded: int, stages: Sequence[tuple[int, int]]) -> list[int]:
+    """Visual tokens that enter each decoder layer, after cuts (layer, tokens left) of `encoded` tokens."""
+    cuts = dict(stages)
+    tokens, counts = encoded, []
+    for layer in range(layers):
+        tokens = cuts.get(layer, tokens)
+        counts.append(tokens)
+    return counts
+
+
+def encoder_flops(shape: Shape, slots: int) -> float:
+    """Operations of the vision tower for an image of `slots` slots."""
+    patches = slots * shape.merge
+    n, d = patches + shape.has_cls, shape.encoder_width
+    linear = 2.0 * n * (4 * d * d + (3 if shape.encoder_gated else 2) * d * shape.encoder_mlp)
+    windowed = shape.encoder_layers - shape.full_layers
+    pairs = shape.full_layers * n * n + windowed * n * min(n, shape.window or n)
+    return 2.0 * patches * shape.patch_inputs * d + shape.encoder_layers * linear + 4.0 * d * pairs
+
+
+def prefill_flops(shape: Shape, lengths: Sequence[int]) -> float:
+    """Operations of the decoder for a prompt with `lengths` tokens entering its layers, and one row of logits."""
+    d = shape.width
+    weights = 2 * d * shape.q_width + 2 * d * shape.kv_width + 3 * d * shape.mlp
+    layers = sum(2.0 * n * weights + 2.0 * shape.q_width * n * (n + 1) for n in lengths)
+    return layers + 2.0 * d * shape.vocabulary
+
+
+def papers_flops(width: int, mlp: int, lengths: Sequence[int]) -> float:
+    """The count of FastV and its successors: sum of 4 n d^2 + 2 n^2 d + 2 n d m over the layers."""
+    return float(sum(4 * n * width**2 + 2 * n * n * width + 2 * n * width * mlp for n in lengths))
+
+
+def _selection_flops(shape: Shape, recipe_text: str, text: int, encoded: int, visual: Sequence[int]) -> float:
+    if recipe_text == _VANILLA:
+        return 0.0
+    total, present = 0.0, encoded
+    for stage in recipe(recipe_text).stages:
+        layer = stage.method.decoder_layer(shape.info)
+        if layer is not None:
+            present = visual[layer - 1] if layer else encoded
+        total += sum(
+            _need_flops(shape, need, text, encoded, present) for need in stage.method.needs(shape.info).values()
+        )
+    return total
+
+
+def _need_flops(shape: Shape, need: object, text: int, encoded: int, present: int) -> float:
+    """Operations for a declared need, at a stage that finds `present` visual tokens."""
+    tokens, d = encoded * shape.merge + shape.has_cls, shape.encoder_width
+    if isinstance(need, ReceivedAttention) or (isinstance(need, ClsAttention) and not shape.has_cls):
+        return 2.0 * d * tokens**2
+    if isinstance(need, ClsAttention):
+        return 2.0 * d * tokens
+    if isinstance(need, LastQueryAttention):
+        return 2.0 * shape.q_width * (text + present)
+    if isinstance(need, TextQueryAttention):
+        return 2.0 * shape.q_width * (text + present) * text
+    width = {
+        Features: shape.width,
+        TowerFeatures: d,
+        EncoderKeys: d // shape.encoder_heads,
+        DecoderKeys: shape.kv_width,
+        DecoderStates: shape.width,
+    }[type(need)]  # type: ignore[index]
+    return 2.0 * width * present**2

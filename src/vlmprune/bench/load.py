@@ -1,0 +1,161 @@
+"""Models by embedded name, local folder or hub id, with what a result has to say about them."""
+
+from __future__ import annotations
+
+import difflib
+import platform
+import subprocess
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlmprune.assets import embedded_names, embedded_path, load_embedded
+from vlmprune.core.errors import UserError
+
+_WHOLE = 256 << 20  # bytes of weights up to which all of them are hashed
+_PIECE = 1 << 20
+_PIECES = 16
+_LIBRARIES = ("torch", "transformers", "vlmprune")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to be benchmarked.
+
+    Attributes:
+        name: as the user wrote it.
+        model, processor: of transformers.
+        weights: hub revision, or a digest of the weight files.
+    """
+
+    name: str
+    model: Any
+    processor: Any
+    weights: str
+
+    @property
+    def dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def attention(self) -> str:
+        return str(self.model.config._attn_implementation)
+
+
+def load_model(name: str, device: str | None = None) -> Loaded:
+    """Load a model and its processor.
+
+    Args:
+        name: an embedded model's name, a local folder, or a hub id such as "llava-hf/llava-1.5-7b-hf".
+        device: "cpu", "cuda", ...; the GPU when there is one.
+
+    Raises:
+        UserError: there is nothing of that name, or it is not a vision-language model transformers can load.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name in embedded_names():
+        embedded: tuple[Any, Any] = load_embedded(name)
+        return Loaded(name, embedded[0].to(device), embedded[1], weights_digest(embedded_path(name)))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"The folder {name!r} holds no model: it has no config.json.")
+        model, processor = _load_pretrained(str(folder), name, device)
+        return Loaded(name, model, processor, weights_digest(folder))
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        close = difflib.get_close_matches(name, embedded_names(), n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else f" Embedded models: {', '.join(embedded_names())}."
+        raise UserError(
+            f"There is no model {name!r}: it is neither a folder, an embedded model nor a hub id (owner/name).{hint}"
+        )
+    model, processor = _load_pretrained(name, name, device)
+    return Loaded(name, model, processor, str(getattr(model.config, "_commit_hash", None) or "unknown"))
+
+
+def _load_pretrained(path: str, name: str, device: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText
+
+    from vlmprune.models.processors import load_processor
+
+    dtype: Any = torch.float32 if device == "cpu" else "auto"
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+    except OSError as error:
+        if path != name or Path(path).is_dir():
+            raise UserError(
+                f"The folder {name!r} holds no model that transformers can load: {_first(error)}"
+            ) from error
+        raise UserError(
+            f"Model {name!r} cannot be loaded: the Hugging Face hub cannot be reached or has no such model "
+            "(a local folder works offline)."
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"{name!r} is not a vision-language model that transformers can load: {_first(error)}"
+        ) from error
+    processor = load_processor(path)
+    return model.eval().to(device), processor
+
+
+def _first(error: Exception) -> str:
+    """The first sentence of an error of transformers."""
+    return str(error).strip().splitlines()[0].split(". ")[0].rstrip(".") + "."
+
+
+def weights_digest(folder: Path) -> str:
+    """Hash of a folder's weights: of all bytes up to 256 MB, of evenly spread pieces and the sizes beyond that."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    whole = sum(file.stat().st_size for file in files) <= _WHOLE
+    state = sha256()
+    for file in files:
+        size = file.stat().st_size
+        state.update(f"{file.name}:{size};".encode())
+        with file.open("rb") as stream:
+            if whole:
+                state.update(stream.read())
+                continue
+            for k in range(_PIECES):
+                stream.seek(k * max(0, size - _PIECE) // (_PIECES - 1))
+                state.update(stream.read(_PIECE))
+    return state.hexdigest()[:16]
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide what a run computes."""
+    return {name: version(name) for name in _LIBRARIES}
+
+
+def machine(model: Any) -> dict[str, Any]:
+    """Where a run is computed: device, threads, Python, and the git commit of a source checkout."""
+    device = model.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": f"{device.type}: {name}",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "system": platform.platform(terse=True),
+        "commit": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this package runs from, "+" after it when files differ; None outside one."""
+    here = Path(__file__).parent
+    try:
+        top = Path(_git(here, "rev-parse", "--show-toplevel"))
+        if not (top / "src" / "vlmprune").is_dir():  # an installed package inside someone else's repository
+            return None
+        return _git(here, "rev-parse", "HEAD") + (
+            "+" if _git(here, "status", "--porcelain", "--", str(top / "src")) else ""
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()

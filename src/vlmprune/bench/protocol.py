@@ -1,0 +1,73 @@
+"""How a question is put to a model, and the arguments of `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlmprune.bench.tasks import Sample
+
+GREEDY = {"do_sample": False, "num_beams": 1}
+# Settings of a checkpoint's own generation_config that would change greedy decoding, or only make it warn.
+_NEUTRAL = {"temperature": None, "top_p": None, "top_k": None, "repetition_penalty": 1.0}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A wording.
+
+    Attributes:
+        name: as results carry it.
+        tails: what follows the question, by kind of answer and, before that, by category.
+    """
+
+    name: str
+    tails: Mapping[str, str]
+
+    def prompt(self, processor: Any, sample: Sample) -> str:
+        """The chat prompt with one image placeholder, as text."""
+        tail = self.tails.get(sample.category, self.tails.get(sample.kind, ""))
+        content = [{"type": "image"}, {"type": "text", "text": sample.question + tail}]
+        return processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+
+    def inputs(self, processor: Any, samples: Sequence[Sample]) -> Any:
+        """Model inputs of a batch, padded on the left."""
+        processor.tokenizer.padding_side = "left"
+        return processor(
+            images=[[sample.image] for sample in samples],
+            text=[self.prompt(processor, sample) for sample in samples],
+            padding=True,
+            return_tensors="pt",
+        )
+
+
+PLAIN = Protocol("plain", {})
+SHORT = Protocol(
+    "short",
+    {
+        "yesno": "\nAnswer yes or no.",
+        "choice": "\nAnswer with the letter of the right option.",
+        "number": "\nAnswer with a number.",
+        "words": "\nAnswer with a single word or phrase.",
+        "ocr": "\nAnswer with the digits only.",
+        "letter": "\nAnswer with the letter only.",
+        "instruct": "",  # carries its own instruction
+    },
+)
+PROTOCOLS = {protocol.name: protocol for protocol in (PLAIN, SHORT)}
+
+
+def protocol_for(processor: Any) -> Protocol:
+    """The bare question for a tokenizer of so few words that it cannot spell the tails (the embedded models)."""
+    tokenizer = processor.tokenizer
+    unknown = tokenizer.unk_token_id
+    ids = tokenizer(SHORT.tails["words"], add_special_tokens=False)["input_ids"]
+    return PLAIN if unknown is not None and unknown in ids else SHORT
+
+
+def generation_kwargs(max_new_tokens: int) -> dict[str, Any]:
+    """Greedy decoding, whatever the checkpoint's own settings are."""
+    return {**GREEDY, **_NEUTRAL, "max_new_tokens": max_new_tokens}

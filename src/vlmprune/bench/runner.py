@@ -1,0 +1,337 @@
+"""Runs models x methods x budgets x tasks, and keeps every reply as it comes.
+
+Vanilla goes through the same loop, batches and decoding as the methods. `random` and `downsample` are always in the
+comparison. In these accuracy runs the vision tower is run once a batch and shared by all methods and budgets
+(`bench.timing` shares nothing).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import vlmprune
+from vlmprune.assets import embedded_names
+from vlmprune.bench.flops import shape_of
+from vlmprune.bench.load import Loaded, library_versions, load_model, machine
+from vlmprune.bench.protocol import generation_kwargs, protocol_for
+from vlmprune.bench.score import judge
+from vlmprune.bench.store import VANILLA, Record, Run, Store
+from vlmprune.bench.tasks import TASKS, Sample, Task, canvas_for, digest, get_task
+from vlmprune.core.budget import Keep, check_keep
+from vlmprune.core.errors import UserError
+from vlmprune.core.method import POSITIONS, PixelMethod
+from vlmprune.core.recipe import Recipe, format_method, recipe
+
+METHODS = ("random", "random@2", "downsample", "divprune", "hiprune", "visionzip", "fastv", "dart")
+BASELINES = ("random", "downsample")
+KEEPS: tuple[Keep, ...] = (0.333, 0.222, 0.111)
+LIMIT = 60  # questions a task in the default run, which has to fit ten minutes on two cores
+FULL = 600
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run.
+
+    Attributes:
+        models: embedded names, folders or hub ids.
+        methods: names with options and layers ("fastv@2"), or recipes that carry their own budgets.
+        keeps: budgets of the methods that carry none.
+        tasks: names.
+        limit: questions a task.
+        seed: of the sessions.
+        batch_size: questions a batch.
+        positions: position policy, None for each method's own.
+        device: None for the GPU when there is one.
+    """
+
+    models: tuple[str, ...] = field(default_factory=embedded_names)
+    methods: tuple[str, ...] = METHODS
+    keeps: tuple[Keep, ...] = KEEPS
+    tasks: tuple[str, ...] = tuple(TASKS)
+    limit: int = LIMIT
+    seed: int = 0
+    batch_size: int = BATCH_SIZE
+    positions: str | None = None
+    device: str | None = None
+
+    def check(self) -> None:
+        """Raise UserError where something in it cannot be run, before anything is loaded."""
+        for task in self.tasks:
+            get_task(task)
+        for keep in self.keeps:
+            check_keep(keep)
+        if self.limit < 1 or self.batch_size < 1:
+            raise UserError(f"limit={self.limit} and batch size={self.batch_size} must be at least 1.")
+        if self.positions is not None and self.positions not in POSITIONS:
+            raise UserError(f"positions={self.positions!r} is not a policy: choose {' or '.join(POSITIONS)}.")
+        self.variants()
+
+    def variants(self) -> list[Variant]:
+        """Vanilla, then the methods at every budget, the baselines first unless they have been given a place."""
+        asked = [variant for text in self.methods for variant in variants_of(text, self.keeps)]
+        named = {variant.method for variant in asked}
+        missing = [v for name in BASELINES if name not in named for v in variants_of(name, self.keeps)]
+        return list(dict.fromkeys([Variant(VANILLA, 1.0, VANILLA), *missing, *asked]))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the tables: a method at a budget, or vanilla.
+
+    Attributes:
+        method: without the budget, in its standard spelling ("fastv@2"); a chain as a whole.
+        keep: the budget; None for a chain, which carries several.
+        text: the recipe string, or "vanilla".
+    """
+
+    method: str
+    keep: Keep | None
+    text: str
+
+    @property
+    def recipe(self) -> Recipe | None:
+        return None if self.text == VANILLA else recipe(self.text)
+
+    @property
+    def resizes(self) -> bool:
+        """Whether it changes the image before the encoder, so that it cannot share the encoder's work."""
+        return self.recipe is not None and any(isinstance(s.method, PixelMethod) for s in self.recipe.stages)
+
+
+def variants_of(text: str, keeps: Sequence[Keep]) -> list[Variant]:
+    """A method at every budget, or a recipe that carries its own."""
+    if ">" not in text and ":" not in text:
+        return [_variant(recipe(text, keep=keep)) for keep in keeps]
+    return [_variant(recipe(text))]
+
+
+def _variant(parsed: Recipe) -> Variant:
+    if len(parsed.stages) > 1:
+        return Variant(str(parsed), None, str(parsed))
+    stage = parsed.stages[0]
+    return Variant(format_method(stage.method), stage.keep, str(parsed))
+
+
+def split_methods(text: str) -> tuple[str, ...]:
+    """A comma-separated list of methods; commas in brackets and between layer numbers belong to a method."""
+    return tuple(part.strip() for part in re.split(r",(?![^(]*\))(?=\s*[A-Za-z])", text) if part.strip())
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the runner is. A step is a batch of one variant; `done` counts finished steps of the whole plan."""
+
+    model: str
+    task: str
+    variant: str
+    done: int
+    due: int
+    task_done: int
+    task_due: int
+
+
+@dataclass
+class Job:
+    """A run, and how many of its samples are there."""
+
+    run: Run
+    variant: Variant
+    done: int
+
+
+def run_bench(plan: Plan, out: str | Path, progress: Callable[[Progress], None] = lambda _: None) -> list[Run]:
+    """Compute what a result folder lacks of a plan.
+
+    Args:
+        plan: what to run.
+        out: the result folder. What it holds already is not computed again.
+        progress: called before every step and at the end of each model.
+
+    Returns:
+        The runs of the plan.
+
+    Raises:
+        UserError: something in the plan does not exist or cannot run on a model.
+    """
+    plan.check()
+    runs: list[Run] = []
+    with Store(out) as store:
+        for number, name in enumerate(plan.models):
+            bench = ModelBench(plan, load_model(name, plan.device), store)
+            bench.compute(number, progress)
+            runs += bench.runs
+    return runs
+
+
+class ModelBench:
+    """The work on one model.
+
+    Raises:
+        UserError: a recipe cannot act on this model.
+    """
+
+    def __init__(self, plan: Plan, loaded: Loaded, store: Store) -> None:
+        self.plan, self.model, self.processor, self.store = plan, loaded.model, loaded.processor, store
+        self.protocol = protocol_for(loaded.processor)
+        self.image_token = int(loaded.model.config.image_token_id)
+        self.variants = plan.variants()
+        for variant in self.variants:
+            self._session(variant)  # a recipe that does not fit the model shall fail now, not in an hour
+        canvas = canvas_for(loaded.model.config)
+        self.tasks = [get_task(name) for name in plan.tasks]
+        self.samples = {task.name: list(task.samples(plan.limit, canvas)) for task in self.tasks}
+        self.jobs = {task.name: self._jobs(task, loaded, str(canvas)) for task in self.tasks}
+
+    @property
+    def runs(self) -> list[Run]:
+        return [job.run for jobs in self.jobs.values() for job in jobs]
+
+    def _jobs(self, task: Task, loaded: Loaded, canvas: str) -> list[Job]:
+        samples = self.samples[task.name]
+        ids = [sample.id for sample in samples]
+        common: dict[str, Any] = {
+            "model": loaded.name,
+            "weights": loaded.weights,
+            "dtype": loaded.dtype,
+            "attention": loaded.attention,
+            "task": task.name,
+            "version": task.version,
+            "samples": digest(samples),
+            "n": len(samples),
+            "protocol": self.protocol.name,
+            "canvas": canvas,
+            "generation": generation_kwargs(task.max_new_tokens),
+            "seed": self.plan.seed,
+            "batch_size": self.plan.batch_size,
+            "versions": library_versions(),
+        }
+        jobs = []
+        for variant in self.variants:
+            positions = None if variant.text == VANILLA else self.plan.positions
+            run = Run(method=variant.method, recipe=variant.text, keep=variant.keep, positions=positions, **common)
+            jobs.append(Job(run, variant, self.store.resume(run, ids)))
+        return jobs
+
+    def compute(self, number: int, progress: Callable[[Progress], None]) -> None:
+        """Run what is missing. `number` is the model's place in the plan."""
+        self.store.compare(self.runs)
+        size = self.plan.batch_size
+        batches = {name: -(-len(samples) // size) for name, samples in self.samples.items()}
+        steps = sum(batches.values()) * len(self.variants)
+        before, due = number * steps, len(self.plan.models) * steps
+
+        def tell(task: str, variant: str, start: int, column: int) -> None:
+            task_done = start // size * len(self.variants) + column
+            task_due = batches[task] * len(self.variants)
+            progress(Progress(self.plan.models[number], task, variant, before + task_done, due, task_done, task_due))
+
+        for task in self.tasks:
+            jobs, samples = self.jobs[task.name], self.samples[task.name]
+            for start in range(0, len(samples), size):
+                batch = Batch(self, samples[start : start + size], [job for job in jobs if job.done <= start])
+                for column, job in enumerate(jobs):
+                    tell(task.name, job.variant.text, start, column)
+                    if job.done <= start:
+                        self.store.append(job.run, batch.run(job))
+                        job.done = start + len(batch.samples)
+            self._finish(task)
+            before += batches[task.name] * len(self.variants)
+        progress(Progress(self.plan.models[number], "", "", before, due, 0, 0))
+
+    def _finish(self, task: Task) -> None:
+        shape = shape_of(self.model.config)
+        about = {
+            "dimension": task.dimension,
+            "metric": task.metric.name,
+            "chance": task.chance,
+            "shape": None if shape is None else asdict(shape),
+            "made": machine(self.model),
+        }
+        for job in self.jobs[task.name]:
+            self.store.finish(job.run, **about)
+
+    def _session(self, variant: Variant) -> Any:
+        """An unopened session, or None for vanilla."""
+        if variant.recipe is None:
+            return None
+        return vlmprune.prune(self.model, variant.recipe, positions=self.plan.positions, seed=self.plan.seed)
+
+
+class Batch:
+    """A batch of samples on its way through the variants; the encoder runs when the first variant needs it."""
+
+    def __init__(self, bench: ModelBench, samples: Sequence[Sample], jobs: Sequence[Job]) -> None:
+        self.bench, self.samples, self.jobs = bench, samples, jobs
+
+    @cached_property
+    def inputs(self) -> Any:
+        model = self.bench.model
+        return self.bench.protocol.inputs(self.bench.processor, self.samples).to(model.device, model.dtype)
+
+    @cached_property
+    def encoded(self) -> Any:
+        sharing = [job.variant.recipe for job in self.jobs if job.variant.recipe and not job.variant.resizes]
+        return vlmprune.encode_images(self.bench.model, self.inputs, sharing)
+
+    @torch.no_grad()
+    def run(self, job: Job) -> list[Record]:
+        """The records of one variant."""
+        model, tokenizer = self.bench.model, self.bench.processor.tokenizer
+        inputs = dict(self.inputs) if job.variant.resizes else self.encoded.inputs()
+        session = self.bench._session(job.variant)
+        with session or nullcontext():
+            ids = model.generate(**inputs, **job.run.generation, pad_token_id=tokenizer.pad_token_id)
+        prompt = self.inputs["input_ids"]
+        replies = tokenizer.batch_decode(ids[:, prompt.shape[1] :], skip_special_tokens=True)
+        visual = (prompt == self.bench.image_token).sum(1).tolist()
+        length = self.inputs["attention_mask"].sum(1).tolist()
+        return [
+            self._record(sample, reply, length[k], visual[k], _counts(session, k, visual[k], job.variant.resizes))
+            for k, (sample, reply) in enumerate(zip(self.samples, replies, strict=True))
+        ]
+
+    def _record(self, sample: Sample, reply: str, length: int, visual: int, counts: dict[str, Any]) -> Record:
+        verdict = judge(sample.kind, reply, sample.answers, sample.options)
+        return Record(
+            id=sample.id,
+            question=sample.question,
+            kind=sample.kind,
+            options=sample.options,
+            answers=sample.answers,
+            group=sample.group,
+            category=sample.category,
+            output=reply,
+            extracted=verdict.extracted,
+            score=verdict.score,
+            input_tokens=length,
+            visual_before=visual,
+            **counts,
+        )
+
+
+def _counts(session: Any, sample: int, visual: int, resizes: bool) -> dict[str, Any]:
+    """Token counts of a sample of the last batch; `session` is None for vanilla."""
+    if session is None:
+        return {"visual_encoded": visual, "visual_kept": visual, "visual_entering": float(visual)}
+    last = session.last
+    after = int(last.tokens[sample][1])
+    stages = [(int(layer), sum(len(slots) for slots in kept[sample])) for layer, kept in last.stages]
+    encoded = stages[0][1] if resizes and stages else visual
+    if stages:  # a merged token without a slot (VisionZip's CLS) is counted in `tokens` alone
+        stages[-1] = (stages[-1][0], after)
+    return {
+        "visual_encoded": encoded,
+        "visual_kept": after,
+        "visual_entering": round(float(last.entering[sample]), 4),
+        "stages": tuple(stages),
+    }

@@ -1,0 +1,358 @@
+"""Results on disk: what was asked, what the model replied, and nothing that depends on when it ran.
+
+Layout of a result folder:
+
+    comparison.json                       which runs the tables compare (see `Store.compare`)
+    runs/MODEL/TASK/METHOD-KEY.jsonl      one line a sample, appended as replies come
+    runs/MODEL/TASK/METHOD-KEY.json       written once, when every sample is there
+
+The key is a hash of everything that decides a run, so a run is never computed twice and never mistaken for another.
+A process killed in mid-write leaves a last line without an end; it is dropped on reading. Readers score the raw
+replies anew, so tables follow the present scorers, without a model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from vlmprune.bench.score import judge
+from vlmprune.core.budget import Keep
+from vlmprune.core.errors import UserError
+
+SCHEMA = 1
+VANILLA = "vanilla"
+_SYNC_EVERY = 8  # appends between two fsyncs; a killed process loses nothing either way, only a power cut could
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model, method and budget on one task, under conditions that are all named.
+
+    Attributes:
+        model: as the user named it.
+        weights: revision or digest of the weights.
+        dtype, attention: of the model.
+        method: without its budget, "fastv@2"; "vanilla" for the unpruned model.
+        recipe: the full recipe string, "fastv@2:0.222"; "vanilla".
+        keep: the budget asked for; 1.0 for vanilla, None when the recipe carries its own.
+        positions: position policy asked for, None for the method's own.
+        task, version, samples, n: the task, its version, a hash of its samples and their number.
+        protocol: how the question is worded (`bench.protocol`).
+        canvas: how scenes are drawn for the model.
+        generation: arguments of `generate`.
+        seed: of the session, for methods that draw.
+        batch_size: samples a batch; batches start at fixed samples.
+        versions: of the libraries that compute.
+    """
+
+    model: str
+    weights: str
+    dtype: str
+    attention: str
+    method: str
+    recipe: str
+    keep: Keep | None
+    positions: str | None
+    task: str
+    version: int
+    samples: str
+    n: int
+    protocol: str
+    canvas: str
+    generation: Mapping[str, Any]
+    seed: int
+    batch_size: int
+    versions: Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        """Hash of everything that decides the run."""
+        return _digest({f.name: getattr(self, f.name) for f in fields(Run)})
+
+    @property
+    def setting(self) -> str:
+        """Hash of everything but the method and its budget: runs of one setting may be compared."""
+        own = ("method", "recipe", "keep", "positions")
+        return _digest({f.name: getattr(self, f.name) for f in fields(Run) if f.name not in own})
+
+
+@dataclass(frozen=True)
+class Result(Run):
+    """A finished run, read back.
+
+    Attributes:
+        dimension, metric, chance: of the task; chance in percent of the primary metric.
+        shape: widths and depths of the model, for FLOPs (`bench.flops.Shape` as a dict), or None.
+        made: device, Python and git commit it was computed with. Tables do not read it.
+        records_path: the samples' file.
+    """
+
+    dimension: str = ""
+    metric: str = ""
+    chance: float = 0.0
+    shape: Mapping[str, Any] | None = None
+    made: Mapping[str, Any] = field(default_factory=dict)
+    records_path: Path = Path()
+
+    @property
+    def is_vanilla(self) -> bool:
+        return self.recipe == VANILLA
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample of a run.
+
+    Attributes:
+        id, question, kind, options, answers, group, category: of the sample.
+        output: the raw reply.
+        extracted, score: the answer found in it, and 1.0 or 0.0.
+        input_tokens: length of the prompt, visual tokens included, before pruning.
+        visual_before: visual tokens of the full image.
+        visual_encoded: visual tokens that the encoder made (fewer when the image was resized).
+        visual_kept: after the last cut.
+        visual_entering: visual tokens entering a decoder layer, mean over the layers.
+        stages: (decoder layer, visual tokens after it) of each cut, layer 0 before the LLM.
+    """
+
+    id: str
+    question: str
+    kind: str
+    options: tuple[str, ...]
+    answers: tuple[str, ...]
+    group: str
+    category: str
+    output: str
+    extracted: str | None
+    score: float
+    input_tokens: int
+    visual_before: int
+    visual_encoded: int
+    visual_kept: int
+    visual_entering: float
+    stages: tuple[tuple[int, int], ...] = ()
+
+
+class Store:
+    """A result folder open for writing by one process.
+
+    Raises:
+        UserError: the folder cannot be written, or another process is writing to it.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._appends = 0
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"Results cannot be written to {str(self.folder)!r}: {error.strerror}.") from error
+        if not _lock(self._lock):
+            raise UserError(f"Another run is writing to {str(self.folder)!r}: wait for it, or give another --out.")
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def resume(self, run: Run, ids: Sequence[str]) -> int:
+        """How many samples of the run are done; the file is cut to whole batches of them.
+
+        Only whole batches count, so that a continued run forms the same batches as an uninterrupted one.
+        """
+        path = records_path(self.folder, run)
+        if not path.exists():
+            return 0
+        lines = _complete_lines(path)
+        good = 0
+        while good < min(len(lines), len(ids)) and _id_of(lines[good]) == ids[good]:
+            good += 1
+        if good < len(ids):
+            good -= good % run.batch_size
+        size = sum(len(line) + 1 for line in lines[:good])
+        if path.stat().st_size != size:
+            os.truncate(path, size)
+        return good
+
+    def append(self, run: Run, records: Iterable[Record]) -> None:
+        """Add the records of a batch."""
+        path = records_path(self.folder, run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records)
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            self._appends += 1
+            if self._appends % _SYNC_EVERY == 0:
+                os.fsync(file.fileno())
+
+    def is_finished(self, run: Run) -> bool:
+        return records_path(self.folder, run).with_suffix(".json").exists()
+
+    def finish(self, run: Run, **about: Any) -> None:
+        """Write the run's result. A result that is there is left alone."""
+        if not self.is_finished(run):
+            content = {"schema": SCHEMA, "key": run.key, "setting": run.setting, "run": asdict(run), **about}
+            write_json(records_path(self.folder, run).with_suffix(".json"), content)
+
+    def compare(self, runs: Sequence[Run]) -> None:
+        """Name these runs' settings as the ones that tables show for their models and tasks.
+
+        A folder may hold runs that must not stand in one table (other sample counts, library versions, weights).
+        The last command decides; methods of earlier commands stay in the table where their setting is the same.
+        """
+        old = _read_comparison(self.folder)
+        settings = {model: dict(tasks) for model, tasks in old["settings"].items()}
+        for run in runs:
+            settings.setdefault(run.model, {})[run.task] = run.setting
+        methods = list(dict.fromkeys([*old["methods"], *(run.method for run in runs)]))
+        write_json(self.folder / _COMPARISON, {"schema": SCHEMA, "methods": methods, "settings": settings})
+
+
+_COMPARISON = "comparison.json"
+
+
+def load_results(folder: str | Path, every: bool = False) -> list[Result]:
+    """The finished runs of a folder, in table order: model, task, method, from the largest budget down.
+
+    Args:
+        folder: what `--out` named.
+        every: also runs whose setting is not the one that the tables show (`Store.compare`).
+
+    Raises:
+        UserError: there is no such folder, or no finished run in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"There is no result folder {str(folder)!r}: `vlmprune bench --out {folder}` makes one.")
+    results = [result for path in sorted(folder.glob("runs/*/*/*.json")) if (result := _read_result(path))]
+    comparison = _read_comparison(folder)
+    if not every:
+        shown = comparison["settings"]
+        results = [r for r in results if r.setting == shown.get(r.model, {}).get(r.task)]
+    if not results:
+        raise UserError(f"There is no finished run in {str(folder)!r}: `vlmprune bench --out {folder}` makes some.")
+    models, methods = list(comparison["settings"]), [VANILLA, *comparison["methods"]]
+    tasks = {model: list(of) for model, of in comparison["settings"].items()}
+
+    def place(result: Result) -> tuple[Any, ...]:
+        return (
+            _index(models, result.model),
+            _index(tasks.get(result.model, []), result.task),
+            _index(methods, result.method),
+            -float(result.keep or 0),
+            result.recipe,
+            result.key,
+        )
+
+    return sorted(results, key=place)
+
+
+def load_records(result: Result) -> list[Record]:
+    """The samples of a finished run, scored anew from the raw replies."""
+    records = []
+    for line in _complete_lines(result.records_path):
+        values = json.loads(line)
+        for name in ("options", "answers"):
+            values[name] = tuple(values[name])
+        values["stages"] = tuple((layer, tokens) for layer, tokens in values["stages"])
+        verdict = judge(values["kind"], values["output"], values["answers"], values["options"])
+        values["extracted"], values["score"] = verdict
+        records.append(Record(**values))
+    if len(records) < result.n:
+        raise UserError(f"{str(result.records_path)!r} has lost samples: delete the .json beside it and run again.")
+    return records[: result.n]
+
+
+def records_path(folder: Path, run: Run) -> Path:
+    """The samples' file of a run."""
+    return folder / "runs" / _slug(run.model) / _slug(run.task) / f"{_slug(run.recipe)}-{run.key[:12]}.jsonl"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a small JSON file so that a reader sees either nothing or all of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            json.dump(content, file, indent=1, ensure_ascii=False, default=str)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # noqa: PTH101 (mkstemp makes it private)
+        os.replace(temporary, path)  # noqa: PTH105
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _read_result(path: Path) -> Result | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        schema = content["schema"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{str(path)!r} is not a result of vlmprune bench: delete it.") from None
+    if schema != SCHEMA:
+        raise UserError(f"{str(path)!r} has result schema {schema}; this vlmprune reads schema {SCHEMA}.")
+    records = path.with_suffix(".jsonl")
+    if not records.exists():
+        return None
+    about = {name: content[name] for name in ("dimension", "metric", "chance", "shape", "made")}
+    return Result(**content["run"], **about, records_path=records)
+
+
+def _read_comparison(folder: Path) -> dict[str, Any]:
+    path = folder / _COMPARISON
+    if not path.exists():
+        return {"methods": [], "settings": {}}
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _complete_lines(path: Path) -> list[bytes]:
+    """Lines that were written to their end."""
+    return path.read_bytes().split(b"\n")[:-1]
+
+
+def _id_of(line: bytes) -> str | None:
+    try:
+        return json.loads(line)["id"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w.@=+-]+", "_", text).strip("_.")[-80:] or "_"
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _index(names: Sequence[str], name: str) -> int:
+    return names.index(name) if name in names else len(names)
+
+
+def _lock(file: Any) -> bool:
+    """Take the folder; the system gives it back when the process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows: nothing to lock with, so two runs in one folder are the user's care
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
