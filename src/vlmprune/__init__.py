@@ -1,0 +1,42 @@
+"""Run vision-language models on a fraction of their visual tokens, without training.
+
+    with vlmprune.prune(model, "hiprune", keep=0.222) as session:
+        output = model.generate(**inputs)
+    session.last.kept  # which visual tokens stayed
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Loaded at first use, so that `import vlmprune` costs next to nothing.
+_LAZY = {
+    "METHODS": "vlmprune.core.registry",
+    "recipe": "vlmprune.core.recipe",
+    "prune": "vlmprune.runtime.session",
+    "encode_images": "vlmprune.runtime.session",
+    "load_embedded": "vlmprune.assets",
+    "UserError": "vlmprune.core.errors",
+}
+
+if TYPE_CHECKING:
+    from vlmprune.assets import load_embedded
+    from vlmprune.core.errors import UserError
+    from vlmprune.core.recipe import recipe
+    from vlmprune.core.registry import METHODS
+    from vlmprune.runtime.session import encode_images, prune
+
+__all__ = ["METHODS", "UserError", "__version__", "encode_images", "load_embedded", "prune", "recipe"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'vlmprune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

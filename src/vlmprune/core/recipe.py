@@ -76,7 +76,9 @@ def recipe(spec: str | Method | Recipe | Stage, keep: Keep | None = None, **opti
         raise UserError(f"{spec!r} is not a method: give a name, a recipe string, a method object or a recipe.")
     parts = spec.split(">")
     if len(parts) > 1 and options:
-        raise UserError("Options beside a chain are ambiguous: write them inside it, as in 'hiprune(alpha=0.2):0.5 > ...'.")
+        raise UserError(
+            "Options beside a chain are ambiguous: write them inside it, as in 'hiprune(alpha=0.2):0.5 > ...'."
+        )
     return Recipe(tuple(_parse_stage(part, spec, keep if len(parts) == 1 else None, options) for part in parts))
 
 

@@ -21,7 +21,7 @@ class RunReport:
         stages: the same after each stage: `[(layer, kept), ...]`, layer 0 = before the LLM.
         tokens: visual tokens before and after, per sample.
         entering: visual tokens that enter each decoder layer, averaged over the layers, per sample.
-        layers: encoder layers that were read, by signal name, and decoder layers at which a stage acted.
+        layers: encoder layer (0-based) that was read for each signal, by `method.signal`.
         columns: per sample, the prompt column of each token that is left after the last layer (for aligning shortened
             `logits` or `hidden_states` with the prompt); -1 for a filler.
         grids: the slot grid of each image of each sample, None where its slots form none.

@@ -1,0 +1,26 @@
+"""Adapters: one per model family, mostly data."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vlmprune.core.errors import UserError
+
+if TYPE_CHECKING:
+    from vlmprune.models.base import Adapter
+
+FAMILIES: dict[str, str] = {  # config.model_type -> adapter
+    "llava": "vlmprune.models.llava:LlavaAdapter",
+    "qwen2_5_vl": "vlmprune.models.qwen2_5_vl:Qwen25VLAdapter",
+}
+
+
+def adapter_for(model: Any) -> Adapter:
+    """The adapter of a transformers model, or UserError naming the families there are."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type not in FAMILIES or not hasattr(model, "model"):
+        what = f"a {model_type!r} model" if model_type else f"a {type(model).__name__}"
+        raise UserError(f"vlmprune cannot prune {what}: it supports {', '.join(sorted(FAMILIES))}.")
+    module, _, name = FAMILIES[model_type].partition(":")
+    return getattr(import_module(module), name)(model)

@@ -1,0 +1,137 @@
+"""A key-value cache that remembers what was pruned.
+
+The cache object the user or `generate` holds is given a run-time subclass of its own class with two lengths: logical
+(`get_seq_length`: every token ever fed, what `generate` and position code count by) and physical (`get_query_offset`,
+`get_mask_sizes`: what is stored, what masks are sized by).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache as memoise
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from vlmprune.core.errors import UserError
+
+_OPEN: set[int] = set()  # id of the text model of every open session
+
+
+def session_opened(text_model: object) -> None:
+    _OPEN.add(id(text_model))
+
+
+def session_closed(text_model: object) -> None:
+    _OPEN.discard(id(text_model))
+
+
+@dataclass
+class Band:
+    """Decoder layers from `start` up to the next band: they hold the same tokens.
+
+    Attributes:
+        valid: [B, L] which physical slots hold a real token; slots beyond L were decoded since and are all real.
+        delta: what to subtract from an incoming position id, [B] or [axes, B]; None for original positions.
+        own_positions: ids differ from those of layer 0.
+    """
+
+    start: int
+    valid: Tensor
+    delta: Tensor | None = None
+    own_positions: bool = False
+
+    def select(self, rows: Tensor) -> Band:
+        delta = None if self.delta is None else self.delta.index_select(-1, rows.to(self.delta.device))
+        valid = self.valid.index_select(0, rows.to(self.valid.device))
+        return Band(self.start, valid, delta, self.own_positions)
+
+
+@dataclass
+class PrunedState:
+    """What hangs on an adopted cache."""
+
+    bands: list[Band]
+    owner: int  # id of the text model, whose hooks the cache needs
+    removed: int = 0  # logical minus physical length of the first layer
+
+
+class PrunedCacheMixin:
+    """What `adopt` puts in front of the cache's own class."""
+
+    vlmprune_state: PrunedState
+
+    def get_seq_length(self, layer_idx: int = 0) -> Any:
+        return super().get_seq_length() + self.vlmprune_state.removed  # type: ignore[misc]
+
+    def get_query_offset(self, layer_idx: int = 0) -> Any:
+        self._require_session()
+        return super().get_seq_length(layer_idx)  # type: ignore[misc]
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        self._require_session()
+        return super().update(*args, **kwargs)  # type: ignore[misc]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        super().crop(tokens_to_remove)  # type: ignore[misc]
+        for band in self.vlmprune_state.bands:
+            band.valid = band.valid[:, : physical_length(self, band.start)]
+
+    def reset(self) -> None:
+        super().reset()  # type: ignore[misc]
+        release(self)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        self._select(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        rows = self.vlmprune_state.bands[0].valid.shape[0]
+        self._select(torch.arange(rows).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self._select(indices)
+
+    def _select(self, rows: Tensor) -> None:
+        state = self.vlmprune_state
+        state.bands = [band.select(rows) for band in state.bands]
+
+    def _require_session(self) -> None:
+        if self.vlmprune_state.owner not in _OPEN:
+            raise UserError(
+                "This cache was pruned by vlmprune.prune(...): use it inside such a context, or start with a new cache."
+            )
+
+
+@memoise
+def _pruned_class(cls: type) -> type:
+    return type(f"Pruned{cls.__name__}", (PrunedCacheMixin, cls), {"__module__": __name__})
+
+
+def adopt(cache: Cache, state: PrunedState) -> None:
+    """Attach `state`; `isinstance(cache, its old class)` stays true, and a deepcopy carries the state along."""
+    if state_of(cache) is None:
+        cache.__class__ = _pruned_class(type(cache))
+    cache.vlmprune_state = state
+
+
+def release(cache: Cache) -> None:
+    """Back to the class the cache had."""
+    if state_of(cache) is not None:
+        del cache.vlmprune_state
+        cache.__class__ = type(cache).__mro__[2]
+
+
+def state_of(cache: Cache | None) -> PrunedState | None:
+    return getattr(cache, "vlmprune_state", None)
+
+
+def physical_length(cache: Cache | None, layer: int) -> int:
+    """Tokens stored at a decoder layer."""
+    if cache is None or layer >= len(cache.layers):
+        return 0
+    return int(cache.layers[layer].get_seq_length())

@@ -1,0 +1,75 @@
+"""What a method inside the LLM reads: rows, keys and states of the layer before it, without a second pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmprune.core.signals import DecoderKeys, DecoderStates, LastQueryAttention, Need, TextQueryAttention
+from vlmprune.core.view import Tokens
+from vlmprune.models.base import Adapter
+from vlmprune.runtime.flow import Segment
+from vlmprune.runtime.taps import AttentionCall
+from vlmprune.scores import attention_rows
+
+ATTENTION_NEEDS = (LastQueryAttention, TextQueryAttention, DecoderKeys)
+
+
+class DecoderReader:
+    """Signals at the input of decoder layer K.
+
+    Args:
+        segment: the tokens of layer K-1.
+        hidden: its output, [B, P, D].
+        call: its attention call, where a method reads attention or keys.
+        tail: tokens at the end of each row that are not prompt.
+    """
+
+    def __init__(
+        self, adapter: Adapter, segment: Segment, hidden: Tensor, call: AttentionCall | None, tail: int
+    ) -> None:
+        self.adapter, self.layout, self.hidden, self.call, self.tail = adapter, segment.layout, hidden, call, tail
+        self.past, self.valid = segment.past.shape[1], segment.valid
+
+    def read(self, need: Need, row: int, tokens: Tensor) -> Any:
+        """The signal for one image whose tokens sit at physical indices `tokens` [n] of this row."""
+        text = self._text_after(row, tokens)
+        if isinstance(need, LastQueryAttention):
+            return self._rows(row, self._prompt_tokens(row)[-1:])[0, tokens]
+        if isinstance(need, TextQueryAttention):
+            return self._rows(row, text)[:, tokens]
+        if isinstance(need, DecoderKeys):
+            assert self.call is not None
+            new = self.call.key[row, :, self.past : self.past + self.layout.source.shape[1]]
+            keys = new.transpose(0, 1).flatten(1).float()
+            return Tokens(keys[tokens.to(keys.device)], keys[text.to(keys.device)])
+        if isinstance(need, DecoderStates):
+            both = torch.cat([tokens, text]).to(self.hidden.device)
+            states = self.adapter.text_model.norm(self.hidden[row, both]).float()
+            return Tokens(states[: len(tokens)], states[len(tokens) :])
+        raise TypeError(f"unknown need {need!r}")
+
+    def _prompt_tokens(self, row: int) -> Tensor:
+        real = self.layout.valid[row].nonzero().squeeze(1)
+        return real[: len(real) - self.tail]
+
+    def _text_after(self, row: int, tokens: Tensor) -> Tensor:
+        prompt = self._prompt_tokens(row)
+        return prompt[(self.layout.image[row, prompt] < 0) & (prompt > tokens.max())]
+
+    def _rows(self, row: int, queries: Tensor) -> Tensor:
+        """Post-softmax rows [R, P] of the new tokens at `queries`, over everything each of them sees."""
+        assert self.call is not None
+        device, width = self.call.query.device, self.valid.shape[1]
+        queries = queries.to(device)
+        columns = torch.arange(width, device=device)
+        visible = self.valid[row].to(device) & (columns <= self.past + queries[:, None])
+        rows = attention_rows(
+            self.call.query[row : row + 1, :, queries],
+            self.call.key[row : row + 1, :, :width],
+            self.call.scaling,
+            visible[None],
+        )
+        return rows[0, :, self.past :]

@@ -1,0 +1,352 @@
+"""One forward of the text model under a session: a prefill with images, or any forward on a pruned cache."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING, create_causal_mask
+
+from vlmprune.core.budget import resolve_keep
+from vlmprune.core.recipe import Stage
+from vlmprune.core.report import Kept, RunReport
+from vlmprune.core.view import ImageView, Merged
+from vlmprune.runtime.cache import Band, PrunedState, adopt, physical_length, state_of
+from vlmprune.runtime.decoder_signals import ATTENTION_NEEDS, DecoderReader
+from vlmprune.runtime.flow import Layout, Prompt, Segment, gather_rows, pad_left
+from vlmprune.runtime.select import Picked, check_selection, prompt_seed, run_vision_stages, vision_signals
+from vlmprune.runtime.taps import Capture
+from vlmprune.runtime.vision import layers_read
+
+if TYPE_CHECKING:
+    from vlmprune.runtime.text import TextHooks
+
+
+class Forward:
+    """Bookkeeping from the text model's pre-hook to its forward hook."""
+
+    def __init__(self, hooks: TextHooks, prompt: Prompt | None, mask: Tensor | None, kwargs: dict[str, Any]) -> None:
+        self.hooks, self.adapter, self.prompt = hooks, hooks.adapter, prompt
+        self.cache: Cache | None = kwargs.get("past_key_values")
+        self.state = state_of(self.cache)
+        self.embeds: Tensor = kwargs["inputs_embeds"]
+        self.batch, self.length = self.embeds.shape[:2]
+        self.device = self.embeds.device
+        self.changed = False
+        self.seconds = 0.0
+        self.stages: list[tuple[int, Kept]] = []
+        self._capture: Capture | None = None
+        self._read_mask(kwargs.get("attention_mask"), mask)
+        self._read_positions(kwargs.get("position_ids"))
+        layout = self._whole_layout()
+        bands = self.state.bands if self.state else [None]
+        self.segments = [self._segment(band, layout) for band in bands]
+
+    # ------------------------------------------------------------------ what came in
+
+    def _read_mask(self, mask: Any, prompt_mask: Tensor | None) -> None:
+        """Which of the new tokens are real, and which cached ones of a cache that is not ours yet."""
+        past = physical_length(self.cache, 0)
+        if isinstance(mask, dict):
+            mask = mask.get("full_attention", next(iter(mask.values())))
+        if isinstance(mask, Tensor) and mask.ndim == 4:
+            row = mask[:, 0, -1, : past + self.length]  # the last query sees exactly the real tokens
+            seen = (row if row.dtype == torch.bool else row == 0).expand(self.batch, -1)
+            mask = seen if prompt_mask is None else prompt_mask
+        if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= self.length:
+            mask = mask.to(self.device, torch.bool).expand(self.batch, -1)
+        else:
+            mask = torch.ones(self.batch, past + self.length, dtype=torch.bool, device=self.device)
+        self.new_valid = mask[:, -self.length :]
+        known = mask[:, : -self.length][:, :past]
+        self.past_valid = nn.functional.pad(known, (0, past - known.shape[1]), value=True)
+
+    def _read_positions(self, positions: Tensor | None) -> None:
+        """Position ids as the model counts them, before any policy: [B, S] or [axes, B, S]."""
+        if positions is None:
+            past = int(self.cache.get_seq_length()) if self.cache is not None else 0
+            positions = torch.arange(past, past + self.length, device=self.device)[None]
+        self.positions = positions.expand(*positions.shape[:-2], self.batch, self.length)
+        self.text_row = positions.ndim == 3 and positions.shape[0] == 4
+
+    def _whole_layout(self) -> Layout:
+        column = torch.arange(self.length, device=self.device).expand(self.batch, -1)
+        layout = Layout(column.masked_fill(~self.new_valid, -1), *(torch.full_like(column, -1) for _ in range(3)))
+        for row, images in enumerate(self.prompt.rows if self.prompt else []):
+            for number, image in enumerate(images):
+                slots = torch.arange(len(image.columns), device=self.device)
+                layout.image[row, image.columns] = number
+                layout.slot[row, image.columns] = slots
+                layout.origin[row, image.columns] = slots
+        return layout
+
+    def _segment(self, band: Band | None, layout: Layout) -> Segment:
+        """The new tokens, nothing cut yet, behind what a band of the cache holds."""
+        if band is None:
+            return Segment(0, layout, self.positions, self.past_valid)
+        tail = physical_length(self.cache, band.start) - band.valid.shape[1]
+        past = nn.functional.pad(band.valid.to(self.device), (0, tail), value=True)
+        delta = None if band.delta is None else band.delta.to(self.device)
+        positions = self.positions if delta is None else self.positions - delta.unsqueeze(-1)
+        return Segment(band.start, layout, positions, past, None, delta, band.own_positions)
+
+    # ------------------------------------------------------------------ before layer 0
+
+    def enter(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The text model's arguments for the shorter sequence."""
+        if self.prompt is not None:
+            for layer in self.hooks.at_layer:
+                self._split(layer)
+            start = time.perf_counter()
+            embeds = self._run_before_llm(self.prompt)
+            self.seconds += time.perf_counter() - start
+            kwargs = {**kwargs, "inputs_embeds": embeds}
+        if not self.changed and self.state is None:
+            return kwargs
+        first = self.segments[0]
+        mask = first.mask
+        if mask is None and self.cache is None:
+            # Without a cache and a mask, gaps in position ids would be read as borders between packed sequences.
+            mask = torch.ones_like(first.layout.valid)
+        return {**kwargs, "attention_mask": mask, "position_ids": first.positions}
+
+    def _split(self, layer: int) -> None:
+        """Let a band begin at `layer`."""
+        position = sum(segment.start <= layer for segment in self.segments)
+        last = self.segments[position - 1]
+        if last.start < layer:
+            copy = Segment(layer, last.layout, last.positions, last.past, last.index, last.delta, last.own_positions)
+            self.segments.insert(position, copy)
+
+    def _run_before_llm(self, prompt: Prompt) -> Tensor:
+        picked: list[list[list[Picked]]] = []
+        for row, images in enumerate(prompt.rows):
+            if row and prompt.samples[row] == prompt.samples[row - 1]:
+                picked.append(picked[-1])  # another beam of the same sample
+            else:
+                states = [
+                    run_vision_stages(self.adapter, self.hooks.recipe, image.tokens, self._seed(row, number))
+                    for number, image in enumerate(images)
+                ]
+                picked.append(states)
+        for step in range(len(self.hooks.before_llm)):
+            kept = [[kept_slots(states[step + 1].slots) for states in row] for row in picked]
+            self.stages.append((0, kept))
+        finals = [[states[-1] for states in row] for row in picked]
+        whole = (len(now.slots) == len(image.columns) for now, image in _pairs(finals, prompt))
+        return self.embeds if all(whole) else self._shorten(prompt, finals)
+
+    def _seed(self, row: int, image: int) -> int:
+        assert self.prompt is not None
+        ids, end = self.prompt.ids, self.length - self.prompt.tail
+        if ids is not None:
+            ids = ids[row, :end][self.new_valid[row, :end].to(ids.device)]
+        return prompt_seed(self.hooks.seed, ids, image)
+
+    def _shorten(self, prompt: Prompt, finals: list[list[Picked]]) -> Tensor:
+        """Cut every band down to the tokens that reach layer 0, and give their embeddings."""
+        orders = []
+        for row, images in enumerate(prompt.rows):
+            text = self.new_valid[row].clone()
+            for image in images:
+                text[image.columns] = False
+            columns = [text.nonzero().squeeze(1)]
+            places = [columns[0]]
+            for now, image in zip(finals[row], images, strict=True):
+                taken = image.columns[now.slots.to(self.device).clamp(min=0)]
+                columns.append(taken)
+                # New tokens stay in the order they were made, together where the image begins.
+                places.append(taken if now.features is None else image.columns[:1].expand(len(taken)))
+            orders.append(torch.cat(columns)[torch.sort(torch.cat(places), stable=True).indices])
+        layout = self._cut(0, orders, "compact" if self._compact_before_llm() else "original")
+        index = self.segments[0].index
+        assert index is not None
+        embeds = gather_rows(self.embeds, index)
+        for row, states in enumerate(finals):
+            for number, now in enumerate(states):
+                here = layout.image[row] == number
+                layout.slot[row, here] = now.slots.to(self.device)
+                layout.origin[row, here] = now.origin.to(self.device)
+                if now.features is not None:
+                    embeds[row, here] = now.features.to(embeds)
+        for segment in self.segments:
+            segment.index = None  # from here on, counted among the tokens that enter layer 0
+        return embeds
+
+    def _compact_before_llm(self) -> bool:
+        return any(self.hooks.policy(stage) == "compact" for stage in self.hooks.before_llm)
+
+    def _cut(self, layer: int, orders: list[Tensor], policy: str) -> Layout:
+        """From `layer` on, row b goes on with its tokens `orders[b]`, in that order."""
+        self.changed = True
+        index, valid = pad_left(orders, self.device)
+        later = [segment for segment in self.segments if segment.start >= layer]
+        layout = later[0].layout.take(index, valid)
+        for segment in later:
+            segment.cut(layout, index, policy, self.text_row)
+            segment.own_positions |= layer > 0 and policy == "compact"
+        return layout
+
+    # ------------------------------------------------------------------ decoder layers
+
+    def at_layer(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Arguments for a decoder layer, or None to leave them as they are."""
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        if self.prompt is not None:
+            if number in self.hooks.at_layer:
+                start = time.perf_counter()
+                hidden = self._run_at_layer(number, self.hooks.at_layer[number], hidden)
+                self.seconds += time.perf_counter() - start
+            self._start_capture(number)
+        segment = self._segment_of(number)
+        if segment is self.segments[0] or (not self.changed and self.state is None):
+            return None
+        kwargs = {
+            **kwargs,
+            "attention_mask": self._layer_mask(segment, number, hidden, kwargs.get("past_key_values")),
+            "position_embeddings": self._rotary(segment, hidden, kwargs["position_embeddings"]),
+            "position_ids": None,  # flash attention would read gaps in them as borders of packed sequences
+        }
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    def _segment_of(self, layer: int) -> Segment:
+        return next(segment for segment in reversed(self.segments) if segment.start <= layer)
+
+    def _start_capture(self, number: int) -> None:
+        """Read queries and keys of this layer if a method acts before the next one and asks for them."""
+        stage = self.hooks.at_layer.get(number + 1)
+        if stage is not None:
+            needs = stage.method.needs(self.adapter.info).values()
+            if any(isinstance(need, ATTENTION_NEEDS) for need in needs):
+                self._capture = Capture([self.adapter.decoder_attentions[number]])
+                self._capture.start()
+
+    def stop_capture(self) -> None:
+        if self._capture is not None:
+            self._capture.stop()
+
+    def _run_at_layer(self, number: int, stage: Stage, hidden: Tensor) -> Tensor:
+        self.stop_capture()
+        prompt, before = self.prompt, self._segment_of(number - 1)
+        assert prompt is not None
+        calls = next(iter(self._capture.calls.values()), []) if self._capture is not None else []
+        reader = DecoderReader(self.adapter, before, hidden, calls[0] if calls else None, prompt.tail)
+        self._capture = None
+        orders, kept, cut = [], [], False
+        for row, images in enumerate(prompt.rows):
+            chosen = before.layout.valid[row].clone()
+            for image in range(len(images)):
+                tokens = (before.layout.image[row] == image).nonzero().squeeze(1)
+                keep = resolve_keep(stage.keep, len(tokens))
+                if keep < len(tokens):
+                    cut = True
+                    chosen[tokens] = False
+                    chosen[tokens[self._select(stage, reader, row, image, tokens, keep)]] = True
+            orders.append(chosen.nonzero().squeeze(1))
+            slots = before.layout.slot[row][chosen], before.layout.image[row][chosen]
+            kept.append([kept_slots(slots[0][slots[1] == image]) for image in range(len(images))])
+        self.stages.append((number, kept))
+        if not cut:
+            return hidden
+        index, _ = pad_left(orders, self.device)
+        self._cut(number, orders, self.hooks.policy(stage))
+        return gather_rows(hidden, index)
+
+    def _select(self, stage: Stage, reader: DecoderReader, row: int, image: int, tokens: Tensor, keep: int) -> Tensor:
+        assert self.prompt is not None
+        data = self.prompt.rows[row][image].tokens
+        now = Picked(reader.layout.origin[row, tokens], reader.layout.slot[row, tokens])
+        signals = vision_signals(self.adapter, stage, data, now)
+        for name, need in stage.method.needs(self.adapter.info).items():
+            if name not in signals:
+                signals[name] = reader.read(need, row, tokens)
+        view = ImageView(keep, now.slots, data.grid, self.adapter.info, signals, self._seed(row, image))
+        chosen = stage.method.select(view)
+        if isinstance(chosen, Merged):
+            raise NotImplementedError(f"{stage.method.name} merges inside the LLM, which the runtime cannot do yet")
+        return check_selection(stage, view, chosen)
+
+    def _layer_mask(self, segment: Segment, layer: int, hidden: Tensor, cache: Cache | None) -> Any:
+        """The mask transformers itself would make for this layer's own length; one for all layers of a kind."""
+        config = self.adapter.text_model.config
+        kinds = getattr(config, "layer_types", None)
+        kind = kinds[layer] if kinds else "full_attention"
+        key = ("mask", kind, hidden.device)
+        if key not in segment.memo:
+            make = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING.get(kind, create_causal_mask)
+            segment.memo[key] = make(
+                config=config,
+                inputs_embeds=hidden,
+                attention_mask=segment.mask,
+                past_key_values=cache,
+                position_ids=None,
+                layer_idx=layer,
+            )
+        return segment.memo[key]
+
+    def _rotary(self, segment: Segment, hidden: Tensor, incoming: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        if segment.own_positions:
+            key: object = ("rotary", hidden.device)
+            if key not in segment.memo:
+                positions = segment.positions[1:] if self.text_row else segment.positions
+                segment.memo[key] = self.adapter.rotary(hidden, positions.to(hidden.device))
+            return segment.memo[key]
+        if segment.index is None:
+            return incoming
+        cos, sin = incoming
+        if id(cos) not in segment.memo:  # a model may have a pair for each kind of layer
+            segment.memo[id(cos)] = (gather_rows(cos, segment.index), gather_rows(sin, segment.index))
+        return segment.memo[id(cos)]
+
+    # ------------------------------------------------------------------ afterwards
+
+    def leave(self, output: Any) -> None:
+        """Store on the cache what later forwards need, and write the report."""
+        cache = getattr(output, "past_key_values", None)
+        dirty = self.changed or (self.state is not None and not bool(self.new_valid.all()))
+        if isinstance(cache, Cache) and (dirty or (self.prompt is not None and self.state is not None)):
+            bands = [Band(s.start, s.valid, s.delta, s.own_positions) for s in self.segments]
+            removed = self.length - self.segments[0].layout.source.shape[1] + (self.state.removed if self.state else 0)
+            adopt(cache, PrunedState(bands, id(self.adapter.text_model), removed))
+        if self.prompt is not None:
+            self.hooks.report = self._report(self.prompt)
+
+    def _report(self, prompt: Prompt) -> RunReport:
+        first_of = [row for row, sample in enumerate(prompt.samples) if row == 0 or sample != prompt.samples[row - 1]]
+        depth = len(self.adapter.decoder_layers)
+        ends = [segment.start for segment in self.segments[1:]] + [depth]
+        visual = [(segment.layout.image >= 0).sum(1).tolist() for segment in self.segments]
+        last = self.segments[-1].layout
+
+        def of_row(row: int) -> list[Tensor]:
+            images = range(len(prompt.rows[row]))
+            return [kept_slots(last.slot[row][last.image[row] == image]) for image in images]
+
+        return RunReport(
+            kept=[of_row(row) for row in first_of],
+            stages=[(layer, [kept[row] for row in first_of]) for layer, kept in self.stages],
+            tokens=[(sum(len(i.columns) for i in prompt.rows[row]), visual[-1][row]) for row in first_of],
+            entering=[
+                sum(counts[row] * (end - s.start) for counts, end, s in zip(visual, ends, self.segments, strict=True))
+                / depth
+                for row in first_of
+            ],
+            columns=last.source[first_of].cpu(),
+            grids=[[image.tokens.grid for image in prompt.rows[row]] for row in first_of],
+            layers=layers_read(self.adapter, self.hooks.recipe),
+            seconds=self.seconds + self.hooks.vision_seconds,
+        )
+
+
+def kept_slots(slots: Tensor) -> Tensor:
+    """Sorted distinct slots on the CPU, without the -1 of tokens that have none."""
+    return torch.unique(slots[slots >= 0]).cpu()
+
+
+def _pairs(finals: list[list[Picked]], prompt: Prompt) -> list[tuple[Picked, Any]]:
+    return [pair for row, images in zip(finals, prompt.rows, strict=True) for pair in zip(row, images, strict=True)]

@@ -1,0 +1,134 @@
+"""Showing images to methods and checking what they return."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmprune.core.budget import resolve_keep
+from vlmprune.core.errors import UserError
+from vlmprune.core.method import PixelMethod
+from vlmprune.core.recipe import Recipe, Stage
+from vlmprune.core.signals import DECODER_NEEDS, ENCODER_NEEDS, Features
+from vlmprune.core.view import ImageView, Merged, TowerRows
+from vlmprune.models.base import Adapter
+from vlmprune.runtime.vision import ImageTokens, signal_key
+
+
+@dataclass
+class Picked:
+    """Tokens of one image on their way through the stages before the LLM.
+
+    Attributes:
+        origin: [m] row of the image's signals, -1 for a merged token.
+        slots: [m] slot, -1 for none.
+        features: [m, D] when they are not simply the prompt's embeddings at `slots`.
+    """
+
+    origin: Tensor
+    slots: Tensor
+    features: Tensor | None = None
+
+
+def vision_stages(adapter: Adapter, recipe: Recipe) -> list[Stage]:
+    return [s for s in recipe.stages if s.method.decoder_layer(adapter.info) is None]
+
+
+def decoder_stages(adapter: Adapter, recipe: Recipe) -> dict[int, Stage]:
+    layers = ((s.method.decoder_layer(adapter.info), s) for s in recipe.stages)
+    return {layer: stage for layer, stage in layers if layer is not None}
+
+
+def prompt_seed(seed: int, ids: Tensor | None, image: int) -> int:
+    """A seed of the prompt's own: the same in any batch, on any device, for every beam."""
+    digest = zlib.crc32(ids.to("cpu", torch.int64).numpy().tobytes()) if ids is not None else 0
+    return (seed * 1_000_003 + digest + 7919 * image) % (1 << 63)
+
+
+def run_vision_stages(adapter: Adapter, recipe: Recipe, image: ImageTokens, seed: int) -> list[Picked]:
+    """The image's tokens after each stage before the LLM, and first of all as they came from the tower."""
+    device = image.features.device
+    resized = image.features.shape[0] < image.count
+    whole = torch.arange(image.features.shape[0], device=device)
+    states = [Picked(whole, image.slots, image.features if resized else None)]
+    for stage in vision_stages(adapter, recipe):
+        if isinstance(stage.method, PixelMethod):  # acted before the encoder
+            continue
+        now = states[-1]
+        keep = resolve_keep(stage.keep, len(now.slots))
+        if keep >= len(now.slots):
+            states.append(now)
+            continue
+        signals = vision_signals(adapter, stage, image, now)
+        view = ImageView(keep, now.slots, image.grid, adapter.info, signals, seed)
+        states.append(_apply(adapter, stage, view, now, image))
+    return states
+
+
+def vision_signals(adapter: Adapter, stage: Stage, image: ImageTokens, now: Picked) -> dict[str, Any]:
+    """The signals that need no decoder layer, as rows of the tokens still there."""
+    signals: dict[str, Any] = {}
+    for name, need in stage.method.needs(adapter.info).items():
+        if isinstance(need, Features):
+            signals[name] = (image.features[now.origin] if now.features is None else now.features).float()
+        elif isinstance(need, ENCODER_NEEDS):
+            if bool((now.origin < 0).any()):
+                raise UserError(
+                    f"{stage.method.name} reads the vision encoder, so it cannot follow a method that merges tokens: "
+                    "put it first in the recipe."
+                )
+            key = signal_key(adapter, need)
+            if key not in image.signals:
+                raise UserError(
+                    f"These images were encoded without what {stage.method.name} reads: name it in encode_images."
+                )
+            signals[name] = _rows(image.signals[key], now.origin)
+        elif not isinstance(need, DECODER_NEEDS):
+            raise TypeError(f"{stage.method.name}: unknown need {need!r}")
+        elif stage.method.decoder_layer(adapter.info) is None:
+            raise TypeError(f"{stage.method.name} acts before the LLM and cannot read {need!r}")
+    return signals
+
+
+def _rows(signal: Tensor | TowerRows, origin: Tensor) -> Any:
+    if isinstance(signal, TowerRows):
+        return TowerRows(signal.rows[origin].float(), None if signal.cls is None else signal.cls.float())
+    return signal[origin].float()
+
+
+def _apply(adapter: Adapter, stage: Stage, view: ImageView, now: Picked, image: ImageTokens) -> Picked:
+    chosen = stage.method.select(view)
+    if not isinstance(chosen, Merged):
+        chosen = check_selection(stage, view, chosen)
+        features = None if now.features is None else now.features[chosen]
+        return Picked(now.origin[chosen], now.slots[chosen], features)
+    check_merged(stage, view, chosen)
+    features = adapter.project(chosen.features) if chosen.space == "tower" else chosen.features
+    anchors = chosen.anchors.to(now.slots.device)
+    slots = torch.where(anchors >= 0, now.slots[anchors.clamp(min=0)], -1)
+    return Picked(torch.full_like(slots, -1), slots, features.to(image.features.dtype))
+
+
+def check_selection(stage: Stage, view: ImageView, chosen: Tensor) -> Tensor:
+    """The kept indices in increasing order; a method that broke the contract is a bug in the method."""
+    chosen = torch.sort(chosen.to(view.slots.device, torch.long)).values
+    exact = len(chosen) == view.keep or getattr(stage.method, "compat", None) == "official"
+    distinct = len(chosen) > 0 and bool((chosen.diff() > 0).all())
+    if not (exact and distinct and int(chosen[0]) >= 0 and int(chosen[-1]) < view.n):
+        raise RuntimeError(
+            f"{stage} returned {len(chosen)} indices where {view.keep} distinct ones of 0..{view.n - 1} were due"
+        )
+    return chosen
+
+
+def check_merged(stage: Stage, view: ImageView, merged: Merged) -> None:
+    count = len(merged.features)
+    fits = len(merged.anchors) == count and count > 0 and bool((merged.anchors < view.n).all())
+    if not fits or (count != view.keep and getattr(stage.method, "compat", None) != "official"):
+        raise RuntimeError(
+            f"{stage} returned {count} merged tokens with {len(merged.anchors)} anchors; {view.keep} were due"
+        )

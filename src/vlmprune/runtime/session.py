@@ -1,0 +1,250 @@
+"""`prune`: the context manager that users see."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlmprune.core.budget import Keep
+from vlmprune.core.errors import UserError
+from vlmprune.core.method import POSITIONS, Method
+from vlmprune.core.recipe import Recipe, recipe
+from vlmprune.core.report import RunReport
+from vlmprune.models import adapter_for
+from vlmprune.runtime.cache import session_closed, session_opened
+from vlmprune.runtime.flow import Prompt, PromptImage
+from vlmprune.runtime.text import TextHooks
+from vlmprune.runtime.vision import ImageTokens, VisionRecord, VisionWrapper, encoder_keys, pixel_stage
+
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+
+
+def prune(
+    model: nn.Module,
+    method: str | Method | Recipe,
+    keep: Keep | None = None,
+    *,
+    positions: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Session:
+    """Prune the visual tokens of an unmodified transformers model inside a `with` block.
+
+    Args:
+        model: a vision-language model such as `LlavaForConditionalGeneration`.
+        method: a name (`"hiprune"`), a recipe (`"divprune:0.333 > fastv@2:0.333"`), or such an object.
+        keep: share of each image's visual tokens in (0, 1], or a number of tokens an image. A recipe may carry its own.
+        positions: "original" keeps the position ids that the kept tokens had, "compact" re-numbers them; by default
+            what the method's authors do for this family.
+        seed: for methods that draw random numbers.
+        options: the method's hyperparameters.
+
+    Returns:
+        A session to use as a context manager; `session.last` reports the last run. Everything is undone on exit.
+
+    Raises:
+        UserError: unsupported model, unknown method or option, a budget out of range, a session already open.
+    """
+    if positions is not None and positions not in POSITIONS:
+        raise UserError(f"positions={positions!r}: choose from {' and '.join(POSITIONS)}.")
+    return Session(model, recipe(method, keep, **options), positions, seed)
+
+
+class Session:
+    """An open (or not yet opened) pruning of one model."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, positions: str | None = None, seed: int = 0) -> None:
+        self.model, self.recipe = model, recipe
+        self.adapter = adapter_for(model)
+        recipe.check(self.adapter.info)
+        self._text = TextHooks(self.adapter, recipe, positions, seed)
+        self._vision: list[VisionWrapper] = []
+        self._records: dict[str, VisionRecord] = {}
+        self._handles: list[Any] = []
+        self._tail = 0
+
+    @property
+    def last(self) -> RunReport:
+        """What the last prefill with images did."""
+        return self._text.report
+
+    def __enter__(self) -> Session:
+        if "_vlmprune_session" in self.model.__dict__:
+            raise UserError(
+                "This model is being pruned already: chain methods in one recipe, as in 'divprune:0.5 > fastv:0.5'."
+            )
+        self.model.__dict__["_vlmprune_session"] = self
+        session_opened(self.adapter.text_model)
+        try:
+            self._install()
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._remove()
+
+    def _install(self) -> None:
+        keys, pixels = encoder_keys(self.adapter, [self.recipe]), pixel_stage(self.recipe)
+        for modality in self.adapter.feature_functions:
+            wrapper = VisionWrapper(self.adapter, modality, keys, pixels, self._records.__setitem__)
+            wrapper.install()
+            self._vision.append(wrapper)
+        self._handles = [
+            self.model.register_forward_pre_hook(self._before_model, with_kwargs=True),
+            self.adapter.inner.register_forward_pre_hook(self._before_inner, with_kwargs=True),
+        ]
+        self._watch_generate_mask()
+        self._text.install()
+
+    def _remove(self) -> None:
+        self._text.remove()
+        for handle in self._handles:
+            handle.remove()
+        for wrapper in self._vision:
+            wrapper.remove()
+        self.model.__dict__.pop("prepare_inputs_for_generation", None)
+        self.model.__dict__.pop("_vlmprune_session", None)
+        session_closed(self.adapter.text_model)
+
+    def _watch_generate_mask(self) -> None:
+        """`generate` turns its 2-D mask into a 4-D one for static caches; remember the 2-D one."""
+        original = self.model.prepare_inputs_for_generation
+
+        @functools.wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            mask = kwargs.get("attention_mask")
+            self._text.prompt_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+            return original(*args, **kwargs)
+
+        self.model.__dict__["prepare_inputs_for_generation"] = wrapper
+
+    def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if kwargs.get("labels") is not None:
+            raise UserError(
+                "A pruned model has fewer logits than labels: pass no labels, or run outside vlmprune.prune()."
+            )
+        logits = kwargs.get("logits_to_keep", 0)
+        self._tail = max(0, logits - 1) if isinstance(logits, int) else 0
+
+    def _before_inner(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note which images this forward carries; they may be encoded only inside it, so the prompt is read later."""
+        self._records.clear()
+        self._text.read_prompt = None
+        tail, self._tail = self._tail, 0
+        encoded = {name: out for name, out in (kwargs.get("mm_encoder_outputs") or {}).items() if out is not None}
+        if encoded or any(kwargs.get(name) is not None for name in PIXELS.values()):
+            ids = kwargs.get("input_ids", args[0] if args else None)
+            masks = self._placeholders(ids, kwargs.get("inputs_embeds"))
+            self._text.read_prompt = functools.partial(self._prompt, ids, masks, encoded, tail)
+
+    def _placeholders(self, ids: Tensor | None, embeds: Tensor | None) -> dict[str, Tensor]:
+        """[B, S] where the visual slots are, by modality."""
+        masks = {}
+        for modality, token in self.adapter.placeholder_ids.items():
+            if ids is not None:
+                masks[modality] = ids == token
+            elif embeds is not None:
+                table = self.model.get_input_embeddings()
+                masks[modality] = (embeds == table(torch.tensor(token, device=embeds.device))).all(-1)
+        return masks
+
+    def _prompt(
+        self, ids: Tensor | None, masks: dict[str, Tensor], encoded: dict[str, Any], tail: int
+    ) -> Prompt | None:
+        records = dict(self._records)
+        for modality, output in encoded.items():
+            record = getattr(output, "vlmprune_record", None)
+            if record is None:
+                raise UserError(
+                    "These images were encoded outside vlmprune: pass pixel_values, or use vlmprune.encode_images."
+                )
+            records[modality] = record
+        wanted = pixel_stage(self.recipe)
+        if wanted is not None and any(record.shared for record in records.values()):
+            raise UserError(f"{wanted} resizes images before the encoder: pass pixel_values, not encoded images.")
+        rows: list[list[PromptImage]] = [[] for _ in next(iter(masks.values()))]
+        copies = 1
+        for modality, record in records.items():
+            counts = masks[modality].sum(1).tolist()
+            copies = max(1, sum(counts) // max(1, sum(image.count for image in record.images)))
+            images = iter(record.images)
+            taken: list[Any] = []
+            for row, count in enumerate(counts):
+                if row % copies == 0:  # beams repeat a sample's row, not its images
+                    taken = _take(images, count)
+                columns = masks[modality][row].nonzero().squeeze(1).split([image.count for image in taken])
+                rows[row] += [PromptImage(image, where) for image, where in zip(taken, columns, strict=True)]
+        for row_images in rows:
+            row_images.sort(key=lambda image: int(image.columns[0]))
+        self._text.vision_seconds = sum(record.seconds for record in records.values())
+        return Prompt(rows, [row // copies for row in range(len(rows))], ids, tail)
+
+
+def _take(images: Iterator[ImageTokens], count: int) -> list[ImageTokens]:
+    taken: list[ImageTokens] = []
+    while sum(image.count for image in taken) < count:
+        taken.append(next(images))
+    return taken
+
+
+@dataclass
+class EncodedInputs:
+    """A model's inputs with the images already encoded, for any number of runs."""
+
+    _inputs: dict[str, Any]
+    _outputs: dict[str, Any]
+
+    def inputs(self) -> dict[str, Any]:
+        """Fresh keyword arguments for `model(...)` or `model.generate(...)`; those functions change what they are given."""
+        copies = {}
+        for modality, output in self._outputs.items():
+            light = {name: value for name, value in output.items() if name not in ("hidden_states", "attentions")}
+            copies[modality] = type(output)(**{**light, "pooler_output": list(output.pooler_output)})
+            copies[modality].vlmprune_record = output.vlmprune_record
+        return {**self._inputs, "mm_encoder_outputs": copies}
+
+
+@torch.no_grad()
+def encode_images(
+    model: nn.Module, inputs: Mapping[str, Any], methods: Iterable[str | Method | Recipe]
+) -> EncodedInputs:
+    """Run the vision tower once for several methods: features, and every statistic that any of them reads.
+
+    For accuracy runs, where many methods see the same images. A method that acts on pixels (downsample) needs the
+    plain inputs instead.
+
+    Args:
+        inputs: what the processor returned.
+        methods: names, method objects or recipes that will be run on these images.
+    """
+    adapter = adapter_for(model)
+    recipes = [_with_any_keep(method) for method in methods]
+    keys = encoder_keys(adapter, [r for r in recipes if pixel_stage(r) is None])
+    outputs, rest = {}, dict(inputs)
+    for modality, name in adapter.feature_functions.items():
+        if rest.get(PIXELS[modality]) is None:
+            continue
+        wrapper = VisionWrapper(adapter, modality, keys, None, lambda modality, record: None)
+        known = inspect.signature(getattr(adapter.inner, name)).parameters
+        outputs[modality] = wrapper.run({key: rest[key] for key in known if rest.get(key) is not None})
+        outputs[modality].vlmprune_record.shared = True
+        del rest[PIXELS[modality]]
+    return EncodedInputs(rest, outputs)
+
+
+def _with_any_keep(method: str | Method | Recipe) -> Recipe:
+    try:
+        return recipe(method)
+    except UserError:
+        return recipe(method, 1.0)

@@ -1,0 +1,109 @@
+"""Reading queries and keys where transformers calls attention, with the attention kernel left as it is.
+
+The entry of the current implementation in transformers' attention interface is wrapped under its own name (a new name
+would lose its mask function), and only while a forward that is to be read is running.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+@dataclass
+class AttentionCall:
+    """What one attention call saw: query [B, H, R, d] and key [B, Hkv, S, d] after rotary embedding and normalisation."""
+
+    query: Tensor
+    key: Tensor
+    scaling: float
+
+
+_WATCHED: dict[nn.Module, list[AttentionCall]] = {}
+_WRAPPED: dict[str, int] = {}  # implementation name -> running captures, so that nested captures unwrap once
+
+
+@contextmanager
+def capture(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, list[AttentionCall]]]:
+    """Collect the attention calls of `modules` made inside the block, in order."""
+    tap = Capture(modules)
+    tap.start()
+    try:
+        yield tap.calls
+    finally:
+        tap.stop()
+
+
+class Capture:
+    """The same for a forward that begins and ends in different hooks. `stop` may be called any number of times."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self.calls: dict[nn.Module, list[AttentionCall]] = {module: [] for module in modules}
+        self._names: list[str] = []
+
+    def start(self) -> None:
+        _WATCHED.update(self.calls)
+        for name in sorted({module.config._attn_implementation for module in self.calls}):
+            _wrap(name)
+            self._names.append(name)
+
+    def stop(self) -> None:
+        for module in self.calls:
+            _WATCHED.pop(module, None)
+        while self._names:
+            _unwrap(self._names.pop())
+
+
+def _wrap(name: str) -> None:
+    _WRAPPED[name] = _WRAPPED.get(name, 0) + 1
+    if _WRAPPED[name] > 1:
+        return
+    previous = ALL_ATTENTION_FUNCTIONS.get(name)
+    had_override = name in ALL_ATTENTION_FUNCTIONS._local_mapping
+
+    def tapped(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if module in _WATCHED:
+            _WATCHED[module].extend(_calls(module, query, key, kwargs))
+        function = previous if previous is not None else _eager_of(module)
+        return function(module, query, key, value, *args, **kwargs)
+
+    tapped.previous, tapped.had_override = previous, had_override  # type: ignore[attr-defined]
+    ALL_ATTENTION_FUNCTIONS[name] = tapped
+
+
+def _unwrap(name: str) -> None:
+    _WRAPPED[name] -= 1
+    if _WRAPPED[name]:
+        return
+    tapped: Any = ALL_ATTENTION_FUNCTIONS[name]
+    if tapped.had_override:
+        ALL_ATTENTION_FUNCTIONS[name] = tapped.previous
+    else:
+        del ALL_ATTENTION_FUNCTIONS[name]
+
+
+def _eager_of(module: nn.Module) -> Callable[..., Any]:
+    """Eager attention is no entry of the interface: each modeling file passes its own function as the default."""
+    for cls in type(module).__mro__:
+        function = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
+        if function is not None:
+            return function
+    raise AttributeError(f"{type(module).__name__}: its modeling file has no eager_attention_forward")
+
+
+def _calls(module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> list[AttentionCall]:
+    scaling = kwargs.get("scaling")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    borders = kwargs.get("cu_seq_lens_q")
+    if borders is None:
+        return [AttentionCall(query.detach(), key.detach(), scaling)]
+    # Flash attention takes all images or windows in one call; the other kernels get a call for each.
+    lengths = (borders[1:] - borders[:-1]).tolist()
+    pieces = zip(query.detach().split(lengths, dim=2), key.detach().split(lengths, dim=2), strict=True)
+    return [AttentionCall(q, k, scaling) for q, k in pieces]

@@ -1,0 +1,59 @@
+"""The same statistics in plain torch without ever holding heads x N x N numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 20  # 4 MiB of float32 logits at a time
+
+
+def _softmax(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
+    """[B, Hkv, G, R, S] float32: heads that share a key stay grouped, so keys are never repeated."""
+    grouped = query.float().unflatten(1, (key.shape[1], -1))
+    logits = (grouped * scaling) @ key.float().transpose(-1, -2).unsqueeze(2)
+    if mask is not None:
+        logits = logits.masked_fill(~mask[:, None, None], float("-inf"))
+    return torch.softmax(logits, dim=-1)
+
+
+def _chunks(query: Tensor, key: Tensor) -> int:
+    """Queries at a time."""
+    return max(1, CHUNK_ELEMENTS // max(1, query.shape[0] * query.shape[1] * key.shape[2]))
+
+
+def attention_rows(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
+    """Post-softmax rows of chosen queries, mean over heads.
+
+    Args:
+        query: [B, H, R, d], after rotary embedding.
+        key: [B, Hkv, S, d]; H is a multiple of Hkv (grouped queries).
+        scaling: factor on the logits.
+        mask: [B, R, S], True where the query sees the key; every query must see one.
+
+    Returns:
+        [B, R, S] float32.
+    """
+    step = _chunks(query, key)
+    rows = [
+        _softmax(query[:, :, i : i + step], key, scaling, None if mask is None else mask[:, i : i + step]).mean((1, 2))
+        for i in range(0, query.shape[2], step)
+    ]
+    return torch.cat(rows, dim=1)
+
+
+def received_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+    """Attention that each key receives, mean over heads and over all queries.
+
+    Args:
+        query: [B, H, N, d].
+        key: [B, Hkv, S, d].
+
+    Returns:
+        [B, S] float32. At most `CHUNK_ELEMENTS` logits exist at a time (never less than one query's row).
+    """
+    step = _chunks(query, key)
+    total = torch.zeros(query.shape[0], key.shape[2], dtype=torch.float32, device=query.device)
+    for i in range(0, query.shape[2], step):
+        total += _softmax(query[:, :, i : i + step], key, scaling, None).sum((1, 2, 3))
+    return total / (query.shape[1] * query.shape[2])
