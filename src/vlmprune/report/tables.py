@@ -1,0 +1,355 @@
+"""Tables of a comparison as Markdown, CSV and LaTeX.
+
+All three say the same: per model and budget, every method on every task with its value, the ratio to the same model's
+unpruned run, the 95 % interval and both token counts, then the paired differences. Nothing in them depends on when or
+where a run was made, so the same records give the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from vlmprune.bench.stats import Estimate
+from vlmprune.bench.table import Cell, Row, Table
+from vlmprune.core.budget import Keep
+
+RATIO_LIMIT = 105.0  # percent; above it, something other than pruning is being measured
+UNPARSED_LIMIT = 2.0  # percent
+MISSING = "–"
+FLAGS = {
+    "†": f"above {RATIO_LIMIT:.0f} % of vanilla: look for chance, a small n, or a weakness of the unpruned model",
+    "‡": f"more than {UNPARSED_LIMIT:.0f} % of the replies hold no answer of the asked kind; they count as wrong",
+}
+OWN_BUDGETS = "budgets of their own"
+
+
+@dataclass(frozen=True)
+class Block:
+    """The rows of a model that had the same budget. The model's vanilla row comes first, where there is one."""
+
+    keep: Keep | None
+    rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        return keep_words(self.keep)
+
+
+def keep_words(keep: Keep | None) -> str:
+    """A budget for people: "33.3 %", "64 tokens", or that of recipes which name their own."""
+    if keep is None:
+        return OWN_BUDGETS
+    return f"{keep} tokens" if isinstance(keep, int) else f"{100 * keep:.1f} %"
+
+
+def blocks(table: Table) -> list[Block]:
+    """The table's rows by budget, from the largest share down, numbers of tokens after shares, recipes' own last."""
+    vanilla = [row for row in table.rows if row.is_vanilla]
+    pruned = [row for row in table.rows if not row.is_vanilla]
+    keeps = sorted({row.keep for row in pruned}, key=_keep_order)
+    if not keeps:
+        return [Block(None, tuple(vanilla))] if vanilla else []
+    return [Block(keep, (*vanilla, *(row for row in pruned if row.keep == keep))) for keep in keeps]
+
+
+def _keep_order(keep: Keep | None) -> tuple[int, float]:
+    return (2, 0.0) if keep is None else (int(isinstance(keep, int)), -float(keep))
+
+
+def flags(cell: Cell) -> str:
+    """The signs of `FLAGS` that this cell earns."""
+    high = cell.ratio is not None and cell.ratio > RATIO_LIMIT
+    return ("†" if high else "") + ("‡" if cell.unparsed > UNPARSED_LIMIT else "")
+
+
+def interval(estimate: Estimate, signed: bool = False) -> str:
+    """ "[83.0, 90.8]" """
+    form = number if not signed else signed_number
+    return f"[{form(estimate.low)}, {form(estimate.high)}]"
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A figure with a fixed number of digits, a dash where there is none; never a negative zero."""
+    if value is None or value != value:
+        return MISSING
+    return f"{value:.{digits}f}" if round(value, digits) else f"{0:.{digits}f}"
+
+
+def signed_number(value: float | None) -> str:
+    """ "+1.2", "−3.4" (a true minus sign), "0.0"."""
+    text = number(value)
+    if text == MISSING or not float(text):
+        return text
+    return f"−{text[1:]}" if text.startswith("-") else f"+{text}"
+
+
+def percent(value: float | None) -> str:
+    return MISSING if value is None else f"{number(value)} %"
+
+
+def notes(tables: Sequence[Table]) -> list[str]:
+    """What a reader must know beside the figures: the tasks left out of the averages, and what the flags mean."""
+    said = [
+        f"{table.model}: {task} is left out of the averages ({why})."
+        for table in tables
+        for task, why in table.left_out.items()
+    ]
+    used = {sign for cell in _cells(tables) for sign in flags(cell)}
+    return said + [f"{sign} {meaning}." for sign, meaning in FLAGS.items() if sign in used]
+
+
+def _cells(tables: Iterable[Table]) -> Iterable[Cell]:
+    return (cell for table in tables for row in table.rows for cell in row.cells.values())
+
+
+# ---------------------------------------------------------------- Markdown
+
+_READING = """\
+A cell holds the task's primary metric in percent, its ratio to the same model's unpruned run, and the 95 % bootstrap
+interval. *abs* is the mean of the metrics and *rel* the mean of the ratios, over the same tasks. *kept* is the number of
+visual tokens left after the last cut; *entering* is the number that enters a layer of the language model, averaged over
+its layers."""
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """One Markdown document with all tables."""
+    parts = ["# Visual token pruning: results", _READING]
+    for table in tables:
+        parts += [f"## {table.model}", _sizes(table), _overview(table)]
+        for block in blocks(table):
+            parts += [f"### {table.model}, keep {block.title}", _values(table, block)]
+            if any(cell.diff for row in block.rows for cell in row.cells.values()):
+                parts += ["Difference to vanilla on the same questions, in points, with its 95 % interval:"]
+                parts += [_differences(table, block)]
+    if said := notes(tables):
+        parts += ["## Notes", "\n".join(f"- {note}" for note in said)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _sizes(table: Table) -> str:
+    """Which metric a task has, and on how many questions."""
+    items = []
+    for task in table.tasks:
+        cell = next(row.cells[task] for row in table.rows if task in row.cells)
+        items.append(f"{task}: {cell.result.metric}, n = {cell.n}, chance {cell.result.chance:.1f}")
+    return "; ".join(items) + "."
+
+
+def _overview(table: Table) -> str:
+    """A row a method; for each budget the means and the tokens."""
+    shown = blocks(table)
+    names = list(dict.fromkeys(row.method for block in shown for row in block.rows))
+    head = ["method", *(title for block in shown for title in (f"{block.title}: abs (rel)", "kept / entering"))]
+    lines = []
+    for name in names:
+        found = [[row for row in block.rows if row.method == name] for block in shown]
+        pairs = ((", ".join(map(_mean, rows)), ", ".join(map(_tokens, rows))) for rows in found)
+        lines.append([name, *(text or MISSING for pair in pairs for text in pair)])
+    return _markdown_table(head, lines)
+
+
+def _mean(row: Row) -> str:
+    return f"{number(row.abs_mean)} ({percent(row.rel_mean)})"
+
+
+def _tokens(row: Row) -> str:
+    return f"{number(row.tokens_kept)} / {number(row.tokens_entering)}"
+
+
+def _values(table: Table, block: Block) -> str:
+    head = ["method", "kept", "entering", *table.tasks, "abs", "rel"]
+    return _markdown_table(head, [_value_line(table, block, row) for row in block.rows])
+
+
+def _value_line(table: Table, block: Block, row: Row) -> list[str]:
+    cells = [_value_cell(row.cells.get(task)) for task in table.tasks]
+    return [
+        row_name(block, row),
+        number(row.tokens_kept),
+        number(row.tokens_entering),
+        *cells,
+        number(row.abs_mean),
+        percent(row.rel_mean),
+    ]
+
+
+def row_name(block: Block, row: Row) -> str:
+    """The method; the whole recipe where rows of a block differ in their budgets."""
+    return row.recipe if block.keep is None else row.method
+
+
+def _value_cell(cell: Cell | None) -> str:
+    if cell is None:
+        return MISSING
+    return f"{number(cell.value.value)}{flags(cell)} ({percent(cell.ratio)}) {interval(cell.value)}"
+
+
+def _differences(table: Table, block: Block) -> str:
+    rows = [row for row in block.rows if not row.is_vanilla]
+    lines = [[row_name(block, row), *(_difference_cell(row.cells.get(task)) for task in table.tasks)] for row in rows]
+    return _markdown_table(["method", *table.tasks], lines)
+
+
+def _difference_cell(cell: Cell | None) -> str:
+    if cell is None or cell.diff is None:
+        return MISSING
+    return f"{signed_number(cell.diff.value)} {interval(cell.diff, signed=True)}"
+
+
+def _markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = "| " + " | ".join("---" if k == 0 else "---:" for k in range(len(head))) + " |"
+    return "\n".join([line(head), rule, *(line(cells) for cells in lines)])
+
+
+# ---------------------------------------------------------------- CSV
+
+_COLUMNS: dict[str, Callable[[Table, Row, str, Cell], object]] = {
+    "model": lambda table, row, task, cell: table.model,
+    "method": lambda table, row, task, cell: row.method,
+    "keep": lambda table, row, task, cell: "" if row.keep is None else row.keep,
+    "recipe": lambda table, row, task, cell: row.recipe,
+    "task": lambda table, row, task, cell: task,
+    "dimension": lambda table, row, task, cell: cell.result.dimension,
+    "metric": lambda table, row, task, cell: cell.result.metric,
+    "chance": lambda table, row, task, cell: _figure(cell.result.chance),
+    "in_averages": lambda table, row, task, cell: int(task in table.averaged),
+    "n": lambda table, row, task, cell: cell.n,
+    "units": lambda table, row, task, cell: cell.units,
+    "value": lambda table, row, task, cell: _figure(cell.value.value),
+    "low": lambda table, row, task, cell: _figure(cell.value.low),
+    "high": lambda table, row, task, cell: _figure(cell.value.high),
+    "ratio": lambda table, row, task, cell: _figure(cell.ratio),
+    "difference": lambda table, row, task, cell: _figure(cell.diff and cell.diff.value),
+    "difference_low": lambda table, row, task, cell: _figure(cell.diff and cell.diff.low),
+    "difference_high": lambda table, row, task, cell: _figure(cell.diff and cell.diff.high),
+    "unparsed": lambda table, row, task, cell: _figure(cell.unparsed),
+    "tokens_before": lambda table, row, task, cell: _figure(row.tokens_before),
+    "tokens_kept": lambda table, row, task, cell: _figure(row.tokens_kept),
+    "tokens_entering": lambda table, row, task, cell: _figure(row.tokens_entering),
+    "gflops": lambda table, row, task, cell: _figure(row.flops and row.flops.total / 1e9),
+    "flags": lambda table, row, task, cell: flags(cell),
+}
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else number(value, 3).replace(MISSING, "")
+
+
+def comma_separated(tables: Sequence[Table]) -> str:
+    """One line a model, method, budget and task; percent, points and tokens with three digits."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for table in tables:
+        for row in table.rows:
+            for task in table.tasks:
+                if task in row.cells:
+                    writer.writerow(column(table, row, task, row.cells[task]) for column in _COLUMNS.values())
+    return out.getvalue()
+
+
+def categories(tables: Sequence[Table]) -> str:
+    """Plain accuracy of each question type, comma-separated, one line a model, method, budget, task and type."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("model", "method", "keep", "recipe", "task", "category", "accuracy"))
+    for table in tables:
+        for row in table.rows:
+            keep = "" if row.keep is None else row.keep
+            for task in table.tasks:
+                for name, value in row.cells[task].categories.items() if task in row.cells else ():
+                    writer.writerow((table.model, row.method, keep, row.recipe, task, name, _figure(value)))
+    return out.getvalue()
+
+
+# ---------------------------------------------------------------- LaTeX
+
+_ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "†": r"\textsuperscript{\dag}",
+    "‡": r"\textsuperscript{\ddag}",
+    "–": "--",
+    "−": "$-$",
+}
+
+
+def escape(text: str) -> str:
+    """Text with LaTeX's special characters made printable."""
+    return "".join(_ESCAPES.get(character, character) for character in text)
+
+
+def latex(tables: Sequence[Table]) -> str:
+    r"""A `table*` for each model and budget. Needs `\usepackage{booktabs}`; the best value of a column is bold."""
+    parts = [r"% Needs \usepackage{booktabs}. Made by vlmprune report."]
+    parts += [_latex_table(table, block) for table in tables for block in blocks(table)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _latex_table(table: Table, block: Block) -> str:
+    best = _best(table, block)
+    lines = []
+    for row in block.rows:
+        values, below = [], []
+        for task in table.tasks:
+            cell = row.cells.get(task)
+            text = MISSING if cell is None else number(cell.value.value) + flags(cell)
+            values.append(rf"\textbf{{{escape(text)}}}" if (row.method, row.recipe) in best[task] else escape(text))
+            below.append("" if cell is None else escape(f"{percent(cell.ratio)} {interval(cell.value)}"))
+        name = escape(row_name(block, row))
+        counts = [number(row.tokens_kept), number(row.tokens_entering)]
+        means = [escape(number(row.abs_mean)), escape(percent(row.rel_mean))]
+        lines.append(" & ".join([name, *counts, *values, *means]) + r" \\")
+        lines.append(" & ".join(["", "", "", *(rf"{{\tiny {text}}}" for text in below), "", ""]) + r" \\")
+        if row.is_vanilla:
+            lines.append(r"\midrule")
+    head = " & ".join(escape(text) for text in ("method", "kept", "entering", *table.tasks, "abs", "rel"))
+    said = " ".join(note for note in notes([Table(table.model, table.tasks, table.averaged, table.left_out, block.rows)]))
+    caption = escape(
+        f"{table.model}, keep {block.title}. Primary metric in percent; below it the ratio to vanilla and the 95 % "
+        f"bootstrap interval. {said}"
+    ).strip()
+    return "\n".join(
+        [
+            r"\begin{table*}",
+            r"\centering\small",
+            rf"\caption{{{caption}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.tasks) + 4)}}}",
+            r"\toprule",
+            head + r" \\",
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table*}",
+        ]
+    )
+
+
+def _best(table: Table, block: Block) -> dict[str, set[tuple[str, str]]]:
+    """Per task, the method and recipe of the pruned rows whose printed value is the highest."""
+    best: dict[str, set[tuple[str, str]]] = {}
+    for task in table.tasks:
+        shown = {
+            (row.method, row.recipe): float(number(row.cells[task].value.value))
+            for row in block.rows
+            if task in row.cells and not row.is_vanilla
+        }
+        best[task] = {row for row, value in shown.items() if value == max(shown.values())}
+    return best

@@ -1,0 +1,102 @@
+"""Result folders with invented replies, written through the store, for tests of what reads them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vlmprune.assets.questions import COLORS
+from vlmprune.bench.score import judge
+from vlmprune.bench.store import VANILLA, Record, Run, Store
+from vlmprune.bench.tasks import FIXED, TASKS, Sample, Task
+
+METHODS = ("random", "random@2", "downsample", "divprune", "hiprune", "visionzip", "fastv@2", "dart@2")
+_SKILL = {"random": 0.70, "downsample": 0.75, "divprune": 0.9, "hiprune": 0.8, "visionzip": 0.78, "fastv": 0.85, "dart": 0.88}
+
+
+def fill(
+    folder: Path,
+    models: Sequence[str] = ("llava", "qwen2_5_vl"),
+    methods: Sequence[str] = METHODS,
+    keeps: Sequence[float | int] = (0.333, 0.222, 0.111),
+    tasks: Sequence[str] = tuple(TASKS),
+    n: int = 40,
+) -> None:
+    """Write finished runs of vanilla and the methods; a reply's chance to be right falls with the budget."""
+    with Store(folder) as store:
+        runs = []
+        for model in models:
+            for task in (TASKS[name] for name in tasks):
+                samples = list(task.samples(n, FIXED))
+                for method, keep in [(VANILLA, 1.0), *((m, k) for m in methods for k in keeps)]:
+                    run = make_run(model, task, samples, method, keep)
+                    store.append(run, [make_record(run, sample) for sample in samples])
+                    about = {"dimension": task.dimension, "metric": task.metric.name, "chance": task.chance}
+                    store.finish(run, **about, shape=None, made={"device": "cpu", "python": "3.11", "commit": "abc"})
+                    runs.append(run)
+        store.compare(runs)
+
+
+def make_run(model: str, task: Task, samples: Sequence[Sample], method: str, keep: float | int) -> Run:
+    return Run(
+        model=model,
+        weights="0123456789abcdef",
+        dtype="float32",
+        attention="sdpa",
+        method=method,
+        recipe=VANILLA if method == VANILLA else f"{method}:{keep}",
+        keep=keep,
+        positions=None,
+        task=task.name,
+        version=task.version,
+        samples="feedbeef",
+        n=len(samples),
+        protocol="plain",
+        canvas=str(FIXED),
+        generation={"do_sample": False, "max_new_tokens": task.max_new_tokens},
+        seed=0,
+        batch_size=1,
+        versions={"torch": "2.13.0", "transformers": "5.23.0", "vlmprune": "0.1.0"},
+    )
+
+
+def make_record(run: Run, sample: Sample) -> Record:
+    draw = np.random.default_rng(zlib.crc32(f"{run.model} {run.recipe} {sample.id}".encode()))
+    share = run.keep if isinstance(run.keep, float) else run.keep / 196
+    skill = 0.97 if run.method == VANILLA else _SKILL[run.method.split("@")[0]] * share**0.08
+    right = draw.random() < skill - (0.4 * (1 - share) if sample.category == "ocr" else 0)
+    output = sample.answers[0] if right else _wrong(sample, draw)
+    extracted, score = judge(sample.kind, output, sample.answers, sample.options)
+    kept = 196 if run.method == VANILLA else round(share * 196)
+    layer = int(run.method.partition("@")[2] or 0)
+    return Record(
+        id=sample.id,
+        question=sample.question,
+        kind=sample.kind,
+        options=sample.options,
+        answers=sample.answers,
+        group=sample.group,
+        category=sample.category,
+        output=output,
+        extracted=extracted,
+        score=score,
+        input_tokens=196 + len(sample.question.split()),
+        visual_before=196,
+        visual_encoded=196,
+        visual_kept=kept,
+        visual_entering=(layer * 196 + (5 - layer) * kept) / 5,
+        stages=() if run.method == VANILLA else ((layer, kept),),
+    )
+
+
+def _wrong(sample: Sample, draw: np.random.Generator) -> str:
+    if sample.kind == "yesno":
+        return "no" if sample.answers[0] == "yes" else "yes"
+    if draw.random() < 0.03:
+        return ""
+    if sample.kind == "choice":
+        return next(mark for mark in ("(b)", "(c)") if mark != sample.answers[0])
+    return str(draw.choice([color for color in COLORS if color != sample.answers[0]]))
