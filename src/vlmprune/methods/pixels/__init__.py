@@ -1,0 +1,1 @@
+"""Methods that act on the image, before the vision encoder."""

@@ -1,0 +1,1 @@
+"""Methods that act on what the vision encoder made, before the LLM."""

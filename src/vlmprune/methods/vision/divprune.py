@@ -1,0 +1,78 @@
+"""DivPrune: the most diverse subset, greedily."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vlmprune.core.method import Method
+from vlmprune.core.signals import Features, Need
+from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.methods.checks import OFFICIAL, PAPER, one_of
+
+
+@dataclass
+class DivPrune(Method):
+    """Max-min diversity: each pick is the token farthest from all picked so far.
+
+    Paper: DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models (CVPR 2025, arXiv 2503.02175).
+
+    Formula: X [n, D] projected features, u_i = x_i / |x_i|, d = 1 - U U^T [n, n].
+    First pick: the token whose nearest other token is farthest. Then, until `keep` are picked, argmax over j of
+    min over picked s of d[s, j]. Ties go to the lower index. Time O(n^2 D + n keep), memory n^2 numbers.
+
+    Defaults: 0.098 of the tokens on LLaVA-1.5 and LLaVA-NeXT, with positions counted anew; on Qwen2.5-VL (ports) the
+    kept tokens keep their M-RoPE positions.
+
+    Args:
+        score_dtype: "float32", "float16" or "bfloat16": precision of the distances. The authors compute in the model's
+            own, which ties many distances and so changes many picks.
+        compat: "official" lets a picked token be picked again, as the authors' code does.
+
+    Differences from the authors' code:
+        - A picked token is out. Theirs relies on its distance to itself being the smallest, so among exact duplicates
+          it picks one token again and again and feeds it again and again; `compat="official"` repeats the picks, and
+          the tokens that come out are the distinct ones, fewer than `keep`.
+        - A zero vector is given the length of the smallest normal number; theirs yields NaN.
+        - A running minimum instead of gathering all picked rows at every step: the same picks.
+    """
+
+    name: ClassVar[str] = "divprune"
+    stage: ClassVar[str] = "vision"
+    summary: ClassVar[str] = "the most diverse tokens: greedy max-min cosine distance of projected features"
+
+    score_dtype: str = "float32"
+    compat: str = PAPER
+
+    def __post_init__(self) -> None:
+        one_of(self, "score_dtype", "float32", "float16", "bfloat16")
+        one_of(self, "compat", PAPER, OFFICIAL)
+
+    def needs(self, info: ModelInfo) -> dict[str, Need]:
+        return {"features": Features()}
+
+    def positions(self, info: ModelInfo) -> str:
+        return "compact" if info.family.startswith("llava") else "original"
+
+    def select(self, view: ImageView) -> Tensor:
+        return torch.unique(self.picks(view))
+
+    def picks(self, view: ImageView) -> Tensor:
+        """Token indices in the order in which they are picked, [keep]."""
+        features = view["features"].to(getattr(torch, self.score_dtype))
+        lengths = features.norm(dim=1, keepdim=True).clamp(min=torch.finfo(features.dtype).tiny)
+        unit = torch.nan_to_num(features / lengths)  # an overflowed feature counts as a zero vector
+        distance = (unit @ unit.T).neg_().add_(1)
+        nearest = distance.topk(2, dim=0, largest=False).values[1]  # the smallest is the distance to itself
+        picks = []
+        for step in range(view.keep):
+            pick = nearest.argmax(keepdim=True)
+            picks.append(pick)
+            row = distance.index_select(0, pick)[0]
+            nearest = torch.minimum(nearest, row) if step else row
+            if self.exact:
+                nearest = nearest.index_fill(0, pick, float("-inf"))
+        return torch.cat(picks)

@@ -1,0 +1,105 @@
+"""HiPrune: anchors of a middle encoder layer with their neighbours, then registers of the output layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vlmprune.core.errors import UserError
+from vlmprune.core.method import Method
+from vlmprune.core.selectors import top_k
+from vlmprune.core.signals import USED, Depth, EncoderLayer, Need, ReceivedAttention
+from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.methods.checks import OFFICIAL, PAPER, one_of, share, whole
+
+
+@dataclass
+class HiPrune(Method):
+    """Hierarchical attention of the vision encoder: middle layers see objects, deep layers see the whole.
+
+    Paper: HiPrune: Training-Free Visual Token Pruning via Hierarchical Attention (arXiv 2508.00553).
+
+    Formula: m, d [n] = attention each token receives at the object layer and at the layer that is projected.
+    A = top round(keep * alpha / 5) of m; AB = A with the left, right, upper and lower neighbour of each on the slot
+    grid (index arithmetic: a row's end neighbours the next row's start, beyond the image counts as its first or last
+    cell); R = top (keep - |AB|) of d outside AB; kept = AB and R.
+
+    Defaults: alpha 0.1. Object layer: the 9th of 24 (CLIP), layer 8 counted from 0; the 16th of 32 (Qwen2.5-VL), layer
+    15; at the same share of the depth on other towers. LLaVA counts positions anew, Qwen2.5-VL keeps them.
+
+    Args:
+        alpha: share of the budget that anchors and their neighbours aim at, 0 to 1.
+        object_layer: encoder layer (0-based, where the paper counts from 1) to read m from, instead of the default.
+        compat: "official" takes registers by lowering AB's d by 1 instead of excluding AB.
+
+    Differences from the authors' code:
+        - AB is out of reach for R. Theirs subtracts 1 from its scores, and on Qwen2.5-VL, where scores are sums over
+          queries and average 1, a strong token is then taken twice and fewer than `keep` are left.
+        - Where AB exceeds the budget (alpha near 1), neighbours found last are left out; theirs fails.
+        - Tokens dropped by an earlier stage are no neighbours, and a video's frames are no neighbours of each other.
+    """
+
+    name: ClassVar[str] = "hiprune"
+    stage: ClassVar[str] = "vision"
+    summary: ClassVar[str] = "attention received in a middle encoder layer (with neighbours) and in the output layer"
+
+    alpha: float = 0.1
+    object_layer: int | None = None
+    compat: str = PAPER
+
+    def __post_init__(self) -> None:
+        share(self, "alpha")
+        if self.object_layer is not None:
+            whole(self, "object_layer")
+        one_of(self, "compat", PAPER, OFFICIAL)
+
+    def needs(self, info: ModelInfo) -> dict[str, Need]:
+        layer: EncoderLayer = Depth(9, 24) if info.has_cls else Depth(16, 32)
+        if self.object_layer is not None:
+            layer = self.object_layer
+            if layer >= info.encoder_layers:
+                last = info.encoder_layers - 1
+                raise UserError(f"hiprune: there is no object_layer={layer}, the encoder has layers 0 to {last}.")
+        return {"object": ReceivedAttention(layer), "deep": ReceivedAttention(USED)}
+
+    def positions(self, info: ModelInfo) -> str:
+        return "compact" if info.family.startswith("llava") else "original"
+
+    def select(self, view: ImageView) -> Tensor:
+        return torch.unique(torch.cat(self.parts(view)))
+
+    def parts(self, view: ImageView) -> tuple[Tensor, Tensor]:
+        """AB in ascending order, and R by falling score: token indices, [|AB|] and [keep - |AB|]."""
+        anchors = top_k(view["object"], round(view.keep * self.alpha / 5))
+        near = _with_neighbours(anchors.tolist(), view)[: view.keep]
+        deep = view["deep"].float()
+        buffered = torch.tensor(sorted(near), dtype=torch.long, device=deep.device)
+        free = torch.ones(view.n, dtype=torch.bool, device=deep.device)
+        if self.exact:
+            free[buffered] = False
+        else:
+            # the authors' unit: sums over queries where there is no CLS token (they average 1), means where there is
+            deep = deep.clone() if view.info.has_cls else deep / deep.mean()
+            deep[buffered] -= 1
+        candidates = free.nonzero().squeeze(1)
+        return buffered, candidates[top_k(deep[candidates], view.keep - len(near))]
+
+
+def _with_neighbours(anchors: list[int], view: ImageView) -> list[int]:
+    """The anchors, then their neighbours that are still present, each once, as token indices."""
+    slots = view.slots.tolist()
+    token = {slot: i for i, slot in enumerate(slots) if slot >= 0}
+    steps, cells = [-1, 1], max(slots) + 1
+    if view.grid is not None:
+        steps, cells = [-1, 1, -view.grid.cols, view.grid.cols], view.grid.rows * view.grid.cols
+    found = dict.fromkeys(anchors)
+    for slot in [slots[i] for i in anchors if slots[i] >= 0]:
+        first = slot - slot % cells  # of its frame
+        for step in steps:
+            neighbour = min(max(slot + step, first), first + cells - 1)
+            if neighbour in token:
+                found.setdefault(token[neighbour])
+    return list(found)

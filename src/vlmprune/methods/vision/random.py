@@ -1,0 +1,55 @@
+"""Random subset: the baseline that a method has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vlmprune.core.method import Scorer, check_layer, layer_within
+from vlmprune.core.view import ImageView, ModelInfo
+
+
+@dataclass
+class Random(Scorer):
+    """A uniformly drawn subset: `kept = sort(randperm(n)[:keep])`.
+
+    Paper: the Random-Pre and Random-Intra baselines of UniPruneBench (arXiv 2511.02650).
+
+    Formula: p = a permutation of 0..n-1 from a CPU generator; score[p[i]] = -i, shape [n].
+
+    Defaults: before the LLM on every family; `random@2` acts before decoder layer 2, as Random-Intra does. Repeat it
+    over at least three seeds and report the spread.
+
+    Args:
+        layer: decoder layer (0-based) before which it acts, or None for before the LLM.
+
+    Differences from the authors' code:
+        - The generator is seeded from the run's seed and the prompt; theirs is the device's global one, unseeded.
+        - Kept tokens stay in image order. UniPruneBench's InternVL path feeds them shuffled.
+    """
+
+    name: ClassVar[str] = "random"
+    stage: ClassVar[str] = "vision, decoder"
+    summary: ClassVar[str] = "a uniformly drawn subset of the tokens, before the LLM or (random@K) inside it"
+
+    layer: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.layer is not None:
+            check_layer(self.name, self.layer)
+
+    def decoder_layer(self, info: ModelInfo) -> int | None:
+        return None if self.layer is None else layer_within(self.name, self.layer, info)
+
+    def positions(self, info: ModelInfo) -> str:
+        """Before the LLM as the other methods that act there, so that the comparison is of the choice alone."""
+        return "compact" if self.layer is None and info.family.startswith("llava") else "original"
+
+    def score(self, view: ImageView) -> Tensor:
+        order = torch.randperm(view.n, generator=view.generator())
+        score = torch.empty(view.n)
+        score[order] = -torch.arange(view.n, dtype=torch.float32)
+        return score.to(view.slots.device)

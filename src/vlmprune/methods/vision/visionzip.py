@@ -1,0 +1,107 @@
+"""VisionZip: dominant tokens as they are, the rest merged into a few contextual tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vlmprune.core.method import Method
+from vlmprune.core.selectors import ascending, top_k
+from vlmprune.core.signals import ClsAttention, EncoderKeys, Need, TowerFeatures
+from vlmprune.core.view import ImageView, Merged, ModelInfo, TowerRows
+from vlmprune.methods.checks import share, whole
+
+
+class Clusters(NamedTuple):
+    """Rows of the tower, counted with the CLS token as row 0 where there is one.
+
+    Attributes:
+        dominant: [D] kept as they are, CLS first, then by falling attention.
+        targets: [C] that lend their place to a contextual token, ascending.
+        members: [M - C] that are merged, ascending.
+        assignment: [M - C] the target (0..C-1) that each member joins.
+    """
+
+    dominant: Tensor
+    targets: Tensor
+    members: Tensor
+    assignment: Tensor
+
+
+@dataclass
+class VisionZip(Method):
+    """Keeps what the CLS token looks at and merges the rest.
+
+    Paper: VisionZip: Longer is Better but Not Necessary in Vision Language Models (CVPR 2025, arXiv 2412.04467).
+
+    Formula: rows x [N, C], N = n + 1 with a CLS token. Dominant: CLS and the top (D - 1) of the CLS token's attention.
+    Of the M rows left, every (M // C)-th is a target; every other joins the target with the most similar key (cosine of
+    keys averaged over heads). A contextual token is its target plus the mean of its members. Order: CLS, dominant by
+    position, contextual. Without a CLS token: D by received attention, all in order of position.
+
+    Defaults: D + C = 162 + 30, 108 + 20 or 54 + 10 on LLaVA-1.5, which is 10 contextual in 64; positions counted anew.
+    Qwen2.5-VL (ports): the tokens to merge are the projected ones, kept positions are those of D and of the targets.
+
+    Args:
+        contextual: C as a share of the budget (float) or a number of tokens (int); at least one token stays dominant.
+
+    Differences from the authors' code:
+        - C follows the budget. At 1 to 3 tokens it is 0: the rest is dropped.
+        - A zero key is similar to nothing; theirs yields NaN.
+    """
+
+    name: ClassVar[str] = "visionzip"
+    stage: ClassVar[str] = "vision"
+    summary: ClassVar[str] = "tokens the CLS token attends to, and the rest merged into contextual tokens"
+    merges: ClassVar[bool] = True
+
+    contextual: float | int = 10 / 64
+
+    def __post_init__(self) -> None:
+        (whole if isinstance(self.contextual, int) else share)(self, "contextual")
+
+    def needs(self, info: ModelInfo) -> dict[str, Need]:
+        return {"rows": TowerFeatures(), "attention": ClsAttention(), "keys": EncoderKeys()}
+
+    def positions(self, info: ModelInfo) -> str:
+        return "compact" if info.family.startswith("llava") else "original"
+
+    def clusters(self, view: ImageView) -> Clusters:
+        """Which rows are kept, which lend their place, and which join which."""
+        keys = nn.functional.normalize(_all_rows(view["keys"]), dim=-1)
+        cls = keys.shape[0] - view.n  # 1 with a CLS token, 0 without
+        wanted = self.contextual if isinstance(self.contextual, int) else round(self.contextual * view.keep)
+        count = min(wanted, view.keep - 1)
+        dominant = top_k(view["attention"], view.keep - count - cls) + cls
+        dominant = torch.cat([dominant.new_zeros(cls), dominant])
+        left = torch.ones(keys.shape[0], dtype=torch.bool, device=keys.device)
+        left[dominant] = False
+        rest = left.nonzero().squeeze(1)
+        targets = rest[:: max(1, len(rest) // max(1, count))][:count]
+        left[targets] = False
+        members = left.nonzero().squeeze(1) if count else rest[:0]
+        similarity = keys[members] @ keys[targets].T
+        assignment = similarity.argmax(dim=1) if count else members
+        return Clusters(dominant, targets, members, assignment)
+
+    def select(self, view: ImageView) -> Merged:
+        rows, parts = _all_rows(view["rows"]), self.clusters(view)
+        # sums by a product with 0/1 weights: a scattered sum would depend on the order of threads on a GPU
+        joined = nn.functional.one_hot(parts.assignment, len(parts.targets)).T.to(rows.dtype)
+        means = (joined @ rows[parts.members]) / joined.sum(1, keepdim=True).clamp(min=1)
+        dominant = ascending(parts.dominant)
+        features = torch.cat([rows[dominant], rows[parts.targets] + means])
+        anchors = torch.cat([dominant, parts.targets]) - (rows.shape[0] - view.n)
+        if rows.shape[0] == view.n:
+            order = anchors.argsort()
+            features, anchors = features[order], anchors[order]
+        return Merged(features, anchors, space="tower")
+
+
+def _all_rows(values: TowerRows) -> Tensor:
+    """[N, C] float32, the CLS token's row first where there is one."""
+    rows = values.rows.float()
+    return rows if values.cls is None else torch.cat([values.cls.float()[None], rows])
