@@ -1,0 +1,207 @@
+"""The command line: run, bench, report, list, doctor. Every command is thin; a user's mistake is one sentence."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import vlmprune
+from vlmprune.core.errors import UserError
+
+try:
+    import typer
+except ModuleNotFoundError:
+    raise SystemExit("The command line needs typer and rich: pip install 'vlmprune[bench]'.") from None
+
+OK, USAGE, INTERRUPTED = 0, 2, 130
+_MODEL = "An embedded model's name, a local folder, or a hub id."
+
+app = typer.Typer(
+    name="vlmprune",
+    help="Run vision-language models on a fraction of their visual tokens, and measure what it costs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vlmprune {vlmprune.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    image: Annotated[Path, typer.Argument(help="A picture.")],
+    question: Annotated[str, typer.Option("--question", "-q", help="What to ask about it.")],
+    model: Annotated[str, typer.Option(help=_MODEL)] = "llava",
+    method: Annotated[str | None, typer.Option(help="A method or a recipe; unpruned without it.")] = None,
+    keep: Annotated[str | None, typer.Option(help="Share (0.222) or number (64) of visual tokens to keep.")] = None,
+    overlay: Annotated[Path | None, typer.Option(help="Where to draw kept and dropped patches.")] = None,
+) -> None:
+    """Ask a model about a picture, pruned or not."""
+    from vlmprune.core.budget import parse_keep
+    from vlmprune.report import run_image
+
+    _quiet()
+    budget = None if keep is None else parse_keep(keep)
+    typer.echo(run_image(image, question, model=model, method=method, keep=budget, overlay=overlay))
+
+
+@app.command()
+def bench(
+    model: Annotated[list[str] | None, typer.Option(help="May be repeated; the embedded models without it.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Comma-separated; recipes with budgets of their own too.")] = None,
+    keep: Annotated[str | None, typer.Option(help="Comma-separated budgets, as 0.333,0.222,0.111")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Comma-separated; all without it.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Questions a task.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="All questions instead of the ten-minute subset.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of results; the same command continues there.")] = Path("results"),
+    seed: Annotated[int, typer.Option(help="For methods that draw random numbers.")] = 0,
+    batch_size: Annotated[int | None, typer.Option(help="Questions a batch.")] = None,
+    positions: Annotated[str | None, typer.Option(help="original or compact; each method's own without it.")] = None,
+) -> None:
+    """Compare methods on the generated benchmark, then write the report."""
+    from vlmprune.bench.runner import FULL, Plan, split_methods
+
+    if full and limit is not None:
+        raise UserError("--full and --limit contradict each other: give one of them.")
+    asked: dict[str, Any] = {
+        "models": tuple(dict.fromkeys(model)) if model else None,
+        "methods": None if methods is None else split_methods(methods),
+        "keeps": None if keep is None else _keeps(keep),
+        "tasks": None if tasks is None else _words(tasks),
+        "limit": FULL if full else limit,
+        "batch_size": batch_size,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    _bench(Plan(seed=seed, positions=positions, **given), out)
+
+
+def _bench(plan: Any, out: Path) -> None:
+    from rich.console import Console
+
+    from vlmprune.bench.console import print_tables, progress_bars
+    from vlmprune.bench.runner import run_bench
+    from vlmprune.bench.table import build_tables
+    from vlmprune.report import build
+
+    _quiet()
+    console = Console()
+    try:
+        with progress_bars(console) as progress:
+            run_bench(plan, out, progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"Interrupted: the finished batches are in {out}; the same command continues."
+        ) from None
+    print_tables(console, build_tables(out))
+    for path in build(out):
+        if path.suffix == ".html":
+            console.print(f"Report: {path}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A result folder of vlmprune bench.")]) -> None:
+    """Write tables, plots and the HTML page of a result folder anew; no model is needed."""
+    from vlmprune.report import build
+
+    for path in build(folder):
+        typer.echo(str(path))
+
+
+@app.command("list")
+def list_(what: Annotated[str, typer.Argument(help="methods, models or tasks")]) -> None:
+    """Name what there is."""
+    listings = {"methods": _list_methods, "models": _list_models, "tasks": _list_tasks}
+    if what not in listings:
+        raise UserError(f"{what!r} cannot be listed: choose {', '.join(listings)}.")
+    rows = listings[what]()
+    names, kinds = (max(len(row[column]) for row in rows) for column in (0, 1))
+    for name, kind, summary in rows:
+        typer.echo(f"{name.ljust(names)}  {kind.ljust(kinds)}  {summary}")
+
+
+@app.command()
+def doctor(model: Annotated[str, typer.Argument(help=_MODEL)]) -> None:
+    """Say where a model's visual tokens are and what works, and prove that keep=1.0 equals the unpruned model."""
+    from vlmprune.models.doctor import diagnose
+
+    _quiet()
+    typer.echo(diagnose(model))
+
+
+def _list_methods() -> list[tuple[str, str, str]]:
+    return [(name, vlmprune.METHODS[name].stage, vlmprune.METHODS[name].summary) for name in vlmprune.METHODS]
+
+
+def _list_models() -> list[tuple[str, str, str]]:
+    from vlmprune.assets import embedded_names
+    from vlmprune.models import FAMILIES
+
+    embedded = [(name, "embedded", "tiny and trained, in the package") for name in embedded_names()]
+    families = [(name, "family", "a folder or hub id whose config.json has this model_type") for name in FAMILIES]
+    return embedded + families
+
+
+def _list_tasks() -> list[tuple[str, str, str]]:
+    from vlmprune.bench.tasks import TASKS
+
+    return [(task.name, task.dimension, f"{task.summary} ({task.metric.name})") for task in TASKS.values()]
+
+
+def _words(text: str) -> tuple[str, ...]:
+    words = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not words:
+        raise UserError(f"{text!r} names nothing: write names separated by commas.")
+    return words
+
+
+def _keeps(text: str) -> tuple[Any, ...]:
+    from vlmprune.core.budget import parse_keep
+
+    return tuple(dict.fromkeys(parse_keep(word) for word in _words(text)))
+
+
+def _quiet() -> None:
+    """No advice and no bars from transformers between our lines."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit code is 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    try:
+        code = app(arguments, standalone_mode=False)
+        return code if isinstance(code, int) else OK
+    except UserError as error:
+        return _complain(str(error))
+    except (KeyboardInterrupt, typer.Abort) as error:
+        typer.echo(str(error) or "Interrupted.", err=True)
+        return INTERRUPTED
+    except Exception as error:
+        # Usage errors of typer (an unknown option, a missing argument); their class is not public.
+        if not hasattr(error, "format_message"):
+            raise
+        return _complain(error.format_message())
+
+
+def _complain(sentence: str) -> int:
+    if sentence:  # empty where the help has been printed instead
+        typer.echo(f"vlmprune: {' '.join(sentence.split())}", err=True)
+    return USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
