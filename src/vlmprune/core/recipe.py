@@ -58,7 +58,7 @@ def recipe(spec: str | Method | Recipe | Stage, keep: Keep | None = None, **opti
 
     Args:
         spec: what to run. A string may be a chain with budgets of its own.
-        keep: the budget of the one stage that has none in `spec`.
+        keep: the budget, for a single stage that has none in `spec`.
         options: hyperparameters of the method, for a single stage given by name.
 
     Raises:
@@ -79,7 +79,11 @@ def recipe(spec: str | Method | Recipe | Stage, keep: Keep | None = None, **opti
         raise UserError(
             "Options beside a chain are ambiguous: write them inside it, as in 'hiprune(alpha=0.2):0.5 > ...'."
         )
-    return Recipe(tuple(_parse_stage(part, spec, keep if len(parts) == 1 else None, options) for part in parts))
+    if len(parts) > 1 and keep is not None:
+        raise UserError(
+            f"A chain carries its own budgets: write one for each stage of {spec!r} instead of keep={keep}."
+        )
+    return Recipe(tuple(_parse_stage(part, spec, keep, options) for part in parts))
 
 
 def _parse_stage(part: str, whole: str, keep: Keep | None, options: dict[str, Any]) -> Stage:
@@ -88,10 +92,13 @@ def _parse_stage(part: str, whole: str, keep: Keep | None, options: dict[str, An
         raise UserError(
             f"{part.strip()!r} in {whole!r} is not a stage: write name(option=value)@layer:keep, as in fastv@2:0.333."
         )
-    settings = {**_parse_options(match["options"] or "", whole), **options}
+    settings = _parse_options(match["options"] or "", whole)
     if match["layer"] is not None:
         numbers = tuple(int(item) for item in match["layer"].split(",") if item.strip())
         settings |= {"layers": numbers} if len(numbers) != 1 else {"layer": numbers[0]}
+    for option in sorted(settings.keys() & options):
+        raise UserError(f"{match['name']}: {option} is given twice, in the recipe and beside it.")
+    settings |= options
     method = make_method(match["name"], settings)
     written = parse_keep(match["keep"].strip()) if match["keep"] is not None else None
     return Stage(method, _the_keep(match["name"], written, keep))
