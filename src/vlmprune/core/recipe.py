@@ -44,11 +44,11 @@ class Recipe:
 
     def check(self, info: ModelInfo) -> None:
         """Raise UserError where the stages cannot act in the order they are written in on this model."""
-        last = -1
+        last = -2
         for stage in self.stages:
             layer = stage.method.decoder_layer(info)
             place = (-1 if isinstance(stage.method, PixelMethod) else 0) if layer is None else layer
-            if place < last or (place == last and layer is not None):
+            if place < last or (place == last and place != 0):  # only before the LLM may stages follow at one place
                 raise UserError(f"Recipe {str(self)!r}: write the stages in the order in which they act.")
             last = place
 

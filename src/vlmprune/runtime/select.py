@@ -50,17 +50,16 @@ def prompt_seed(seed: int, ids: Tensor | None, image: int) -> int:
 
 
 def run_vision_stages(adapter: Adapter, recipe: Recipe, image: ImageTokens, seed: int) -> list[Picked]:
-    """The image's tokens after each stage before the LLM, and first of all as they came from the tower."""
+    """The image's tokens as they came from the tower, then after each stage before the LLM."""
     device = image.features.device
     resized = image.features.shape[0] < image.count
     whole = torch.arange(image.features.shape[0], device=device)
     states = [Picked(whole, image.slots, image.features if resized else None)]
     for stage in vision_stages(adapter, recipe):
-        if isinstance(stage.method, PixelMethod):  # acted before the encoder
-            continue
         now = states[-1]
         keep = resolve_keep(stage.keep, len(now.slots))
-        if keep >= len(now.slots):
+        acted = isinstance(stage.method, PixelMethod)  # before the encoder
+        if acted or keep >= len(now.slots):
             states.append(now)
             continue
         signals = vision_signals(adapter, stage, image, now)
@@ -116,7 +115,7 @@ def _apply(adapter: Adapter, stage: Stage, view: ImageView, now: Picked, image: 
 def check_selection(stage: Stage, view: ImageView, chosen: Tensor) -> Tensor:
     """The kept indices in increasing order; a method that broke the contract is a bug in the method."""
     chosen = torch.sort(chosen.to(view.slots.device, torch.long)).values
-    exact = len(chosen) == view.keep or getattr(stage.method, "compat", None) == "official"
+    exact = len(chosen) == view.keep or not stage.method.exact
     distinct = len(chosen) > 0 and bool((chosen.diff() > 0).all())
     if not (exact and distinct and int(chosen[0]) >= 0 and int(chosen[-1]) < view.n):
         raise RuntimeError(
@@ -128,7 +127,7 @@ def check_selection(stage: Stage, view: ImageView, chosen: Tensor) -> Tensor:
 def check_merged(stage: Stage, view: ImageView, merged: Merged) -> None:
     count = len(merged.features)
     fits = len(merged.anchors) == count and count > 0 and bool((merged.anchors < view.n).all())
-    if not fits or (count != view.keep and getattr(stage.method, "compat", None) != "official"):
+    if not fits or (count != view.keep and stage.method.exact):
         raise RuntimeError(
             f"{stage} returned {count} merged tokens with {len(merged.anchors)} anchors; {view.keep} were due"
         )

@@ -1,0 +1,384 @@
+"""What must always hold (design.md), for every method on every family, on tiny models with strong weights.
+
+The reference is the masking oracle for methods that drop tokens, and a forward on embeddings put together by hand for
+methods that make new ones (test_merging.py).
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from tiny import FAMILIES, prompt
+from torch import Tensor
+
+import vlmprune
+from vlmprune.models import adapter_for
+from vlmprune.runtime.oracle import masking_oracle
+
+TOLERANCE = 2e-4
+STEPS = 5
+DROPPING = {
+    "random": "random:0.3",
+    "random@2": "random@2:0.3",
+    "divprune": "divprune:0.3",
+    "hiprune": "hiprune:0.4",
+    "fastv": "fastv:0.3",
+    "fastv by number": "fastv@3:4",
+    "dart": "dart:0.4",
+    "before and inside": "divprune:0.5 > fastv@2:0.5",
+    "three stages": "hiprune:0.7 > fastv@1:0.6 > random@3:3",
+}
+MAKING = {
+    "visionzip": "visionzip:0.4",
+    "downsample": "downsample:0.5",
+    "visionzip then fastv": "visionzip:0.6 > fastv@2:0.5",
+}
+SPECS = {**DROPPING, **MAKING}
+RAGGED = [[0, 1], [2]]  # two images interleaved with text beside one: left padding, different counts
+
+families = pytest.mark.parametrize("family", FAMILIES)
+dropping = pytest.mark.parametrize("name", DROPPING)
+methods = pytest.mark.parametrize("name", SPECS)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@cache
+def built(family: str, attention: str = "sdpa") -> Any:
+    return FAMILIES[family].build(attention)
+
+
+def inputs_of(family: str, samples: list[list[int | None]], seed: int = 0) -> dict[str, Tensor]:
+    return prompt(FAMILIES[family], samples, seed)
+
+
+def generate(model: Any, inputs: dict[str, Any], **options: Any) -> tuple[Tensor, Tensor]:
+    """New token ids [B, T] and the logits they were chosen from [B, T, V]."""
+    settings = {"max_new_tokens": STEPS, "do_sample": False, **options}
+    out = model.generate(**inputs, return_dict_in_generate=True, output_logits=True, **settings)
+    return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, dim=1)
+
+
+def policies(spec: str, family: str, forced: str | None = None) -> dict[int, str]:
+    """Position policy by layer, as the methods (or the user) ask for it."""
+    info = adapter_for(built(family)).info
+    chosen: dict[int, str] = {}
+    for stage in vlmprune.recipe(spec).stages:
+        layer = stage.method.decoder_layer(info) or 0
+        policy = forced or stage.method.positions(info)
+        chosen[layer] = "compact" if "compact" in (policy, chosen.get(layer)) else policy
+    return chosen
+
+
+def largest(a: Tensor, b: Tensor) -> float:
+    return float((a - b).detach().abs().max())
+
+
+@families
+@pytest.mark.parametrize(
+    "name", ["random", "random@2", "downsample", "divprune", "hiprune", "visionzip", "fastv", "dart"]
+)
+def test_keeping_everything_is_bit_identical(family: str, name: str) -> None:
+    model, inputs = built(family), inputs_of(family, RAGGED)
+    ids, logits = generate(model, inputs)
+    forward = model(**inputs).logits
+    with vlmprune.prune(model, f"{name}:1.0") as session:
+        pruned_ids, pruned_logits = generate(model, inputs)
+        pruned_forward = model(**inputs).logits
+    assert torch.equal(ids, pruned_ids) and torch.equal(logits, pruned_logits)
+    assert torch.equal(forward, pruned_forward)
+    assert [before == after for before, after in session.last.tokens] == [True, True]
+
+
+@families
+@dropping
+def test_equals_the_masking_oracle(family: str, name: str) -> None:
+    model, inputs = built(family), inputs_of(family, RAGGED)
+    with vlmprune.prune(model, DROPPING[name]) as session:
+        tokens, logits = generate(model, inputs)
+    expected = masking_oracle(model, inputs, tokens, session.last, policies(DROPPING[name], family))
+    assert largest(logits, expected) < TOLERANCE
+    vanilla = generate(model, inputs)[1]
+    assert largest(logits[:, 0], vanilla[:, 0]) > 50 * TOLERANCE  # it did prune
+
+
+@families
+@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize("name", ["divprune", "fastv", "three stages"])
+def test_both_position_policies_equal_the_oracle(family: str, name: str, positions: str) -> None:
+    model, inputs = built(family), inputs_of(family, RAGGED)
+    with vlmprune.prune(model, DROPPING[name], positions=positions) as session:
+        tokens, logits = generate(model, inputs)
+    right, wrong = (
+        policies(DROPPING[name], family, policy) for policy in sorted(["original", "compact"], key=positions.__ne__)
+    )
+    assert largest(logits, masking_oracle(model, inputs, tokens, session.last, right)) < TOLERANCE
+    assert largest(logits, masking_oracle(model, inputs, tokens, session.last, wrong)) > 50 * TOLERANCE
+
+
+@families
+def test_the_oracle_notices_one_token(family: str) -> None:
+    """Negative control: one more token dropped at one layer shows on that sample, and only there."""
+    model, inputs = built(family), inputs_of(family, RAGGED)
+    with vlmprune.prune(model, "divprune:0.5 > fastv@2:0.5") as session:
+        tokens, logits = generate(model, inputs)
+    report = copy.deepcopy(session.last)
+    report.stages[-1][1][0][0] = report.stages[-1][1][0][0][1:]
+    expected = masking_oracle(model, inputs, tokens, report, policies("divprune:0.5 > fastv@2:0.5", family))
+    assert largest(logits[0], expected[0]) > 20 * TOLERANCE
+    assert largest(logits[1], expected[1]) < TOLERANCE
+
+
+@families
+@methods
+def test_cached_equals_uncached(family: str, name: str) -> None:
+    model, inputs = built(family), inputs_of(family, RAGGED)
+    with vlmprune.prune(model, SPECS[name]) as session:
+        tokens, logits = generate(model, inputs)
+        kept = session.last.kept
+        for step in range(STEPS):
+            longer = extend(inputs, tokens[:, :step])
+            if family == "llava":  # as `generate` counts: DART's norms of rotated keys depend on absolute positions
+                longer["position_ids"] = (longer["attention_mask"].cumsum(1) - 1).clamp(min=0)
+            # logits_to_keep marks where the prompt ends, so that a text-guided method asks the same token
+            again = model(**longer, use_cache=False, logits_to_keep=step + 1).logits
+            assert largest(again[:, -1], logits[:, step]) < TOLERANCE
+            assert all(torch.equal(a, b) for x, y in zip(kept, session.last.kept) for a, b in zip(x, y))
+
+
+def extend(inputs: dict[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
+    longer = dict(inputs)
+    longer["input_ids"] = torch.cat([inputs["input_ids"], tokens], dim=1)
+    longer["attention_mask"] = torch.nn.functional.pad(inputs["attention_mask"], (0, tokens.shape[1]), value=1)
+    if "mm_token_type_ids" in inputs:
+        longer["mm_token_type_ids"] = torch.nn.functional.pad(inputs["mm_token_type_ids"], (0, tokens.shape[1]))
+    return longer
+
+
+@families
+@methods
+def test_batch_equals_alone(family: str, name: str) -> None:
+    model, samples = built(family), [[0, 1], [2], [1]]
+    with vlmprune.prune(model, SPECS[name]) as session:
+        tokens, logits = generate(model, inputs_of(family, samples))
+        kept = session.last.kept
+        for row in range(len(samples)):
+            single = alone(family, samples, row)
+            one_tokens, one_logits = generate(model, single)
+            assert torch.equal(one_tokens[0], tokens[row])
+            assert largest(one_logits[0], logits[row]) < TOLERANCE
+            assert all(torch.equal(a, b) for a, b in zip(session.last.kept[0], kept[row]))
+
+
+def alone(family: str, samples: list[list[int | None]], row: int) -> dict[str, Tensor]:
+    batch = inputs_of(family, samples)
+    start = int((batch["attention_mask"][row] == 0).sum())
+    single = {name: batch[name][row : row + 1, start:] for name in ("input_ids", "attention_mask")}
+    images = [FAMILIES[family].image(seed)[0] for seed in samples[row] if seed is not None]
+    for name in images[0]:
+        single[name] = torch.cat([image[name] for image in images])
+    if "mm_token_type_ids" in batch:
+        single["mm_token_type_ids"] = batch["mm_token_type_ids"][row : row + 1, start:]
+    return single
+
+
+@families
+@methods
+def test_eager_equals_sdpa(family: str, name: str) -> None:
+    inputs = inputs_of(family, RAGGED)
+    results = []
+    for attention in ("sdpa", "eager"):
+        with vlmprune.prune(built(family, attention), SPECS[name]) as session:
+            results.append((*generate(built(family, attention), inputs), session.last.kept))
+    assert torch.equal(results[0][0], results[1][0])
+    assert largest(results[0][1], results[1][1]) < TOLERANCE
+
+
+@families
+@dropping
+def test_beams_score_as_the_oracle_says(family: str, name: str) -> None:
+    model, inputs = built(family), inputs_of(family, RAGGED)
+    with vlmprune.prune(model, DROPPING[name]) as session:
+        out = model.generate(
+            **inputs, num_beams=3, max_new_tokens=STEPS, do_sample=False, length_penalty=0.0,
+            return_dict_in_generate=True, output_scores=True,
+        )  # fmt: skip
+    tokens = out.sequences[:, inputs["input_ids"].shape[1] :]
+    logits = masking_oracle(model, inputs, tokens, session.last, policies(DROPPING[name], family))
+    chosen = logits.log_softmax(-1).gather(2, tokens[..., None])[..., 0].sum(1)
+    assert len(session.last.kept) == 2
+    assert largest(chosen, out.sequences_scores) < 10 * TOLERANCE  # a sum over steps
+
+
+@families
+@dropping
+def test_sampling_and_several_answers(family: str, name: str) -> None:
+    model, inputs = built(family), inputs_of(family, [[0, 1]])
+    torch.manual_seed(3)
+    with vlmprune.prune(model, DROPPING[name]) as session:
+        tokens, logits = generate(model, inputs, do_sample=True, num_return_sequences=2)
+    report, twice = copy.deepcopy(session.last), inputs_of(family, [[0, 1]])
+    for layer in range(len(report.stages)):
+        report.stages[layer] = (report.stages[layer][0], report.stages[layer][1] * 2)
+    twice = {key: torch.cat([value, value]) for key, value in twice.items()}
+    expected = masking_oracle(model, twice, tokens, report, policies(DROPPING[name], family))
+    assert largest(logits, expected) < TOLERANCE
+    assert not torch.equal(tokens[0], tokens[1])
+
+
+@families
+@methods
+def test_static_cache_equals_dynamic(family: str, name: str) -> None:
+    model, inputs = built(family), inputs_of(family, RAGGED)
+    with vlmprune.prune(model, SPECS[name]):
+        tokens, logits = generate(model, inputs)
+        static_tokens, static_logits = generate(model, inputs, cache_implementation="static", disable_compile=True)
+    assert torch.equal(tokens, static_tokens)
+    assert largest(logits, static_logits) < TOLERANCE
+
+
+@families
+@methods
+def test_prompt_lookup_equals_greedy(family: str, name: str) -> None:
+    model, inputs = built(family), inputs_of(family, [[0, 1]])
+    # a repeated stretch of text, so that candidates exist from the first forward on
+    repeated = torch.tensor([[11, 12, 13, 14, 15, 11, 12]])
+    inputs = extend(inputs, repeated)
+    with vlmprune.prune(model, SPECS[name]) as session:
+        greedy = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+        kept = session.last.kept
+        lookup = model.generate(**inputs, max_new_tokens=12, do_sample=False, prompt_lookup_num_tokens=3)
+    assert torch.equal(greedy, lookup)
+    assert all(torch.equal(a, b) for a, b in zip(kept[0], session.last.kept[0]))
+
+
+@families
+@dropping
+def test_second_turn_on_the_same_cache(family: str, name: str) -> None:
+    model, inputs = built(family), inputs_of(family, RAGGED)
+    question = torch.tensor([[21, 22, 23, 24], [31, 32, 33, 34]])
+    with vlmprune.prune(model, DROPPING[name]) as session:
+        first = model.generate(**inputs, max_new_tokens=STEPS, do_sample=False, return_dict_in_generate=True)
+        report = session.last
+        answer = first.sequences[:, inputs["input_ids"].shape[1] :]
+        turn = extend(inputs, torch.cat([answer, question], dim=1))
+        text_only = {key: value for key, value in turn.items() if key != "pixel_values"}
+        tokens, logits = generate(model, text_only, past_key_values=first.past_key_values)
+    said = torch.cat([answer, question, tokens], dim=1)
+    expected = masking_oracle(model, inputs, said, report, policies(DROPPING[name], family))
+    assert largest(logits, expected[:, -STEPS:]) < TOLERANCE
+
+
+@dropping
+def test_new_image_in_the_second_turn(name: str) -> None:
+    """LLaVA only: transformers' own Qwen2.5-VL cannot place a new image's M-RoPE ids behind a cache."""
+    family = "llava"
+    model, inputs = built(family), inputs_of(family, [[0], [2]])
+    more = inputs_of(family, [[1], [3]], seed=50)
+    assert bool(more["attention_mask"].all()) == bool((more["input_ids"][:, 0] != 0).all())
+    with vlmprune.prune(model, DROPPING[name]) as session:
+        first = model.generate(**inputs, max_new_tokens=STEPS, do_sample=False, return_dict_in_generate=True)
+        reports = [session.last]
+        full = {
+            "input_ids": torch.cat([first.sequences, more["input_ids"]], dim=1),
+            "attention_mask": torch.cat(
+                [torch.nn.functional.pad(inputs["attention_mask"], (0, STEPS), value=1), more["attention_mask"]], dim=1
+            ),
+        }
+        tokens, logits = generate(
+            model, {**full, "pixel_values": more["pixel_values"]}, past_key_values=first.past_key_values
+        )
+        reports.append(session.last)
+    report = copy.deepcopy(reports[0])
+    report.stages = [
+        (layer, [a + b for a, b in zip(kept, second, strict=True)])
+        for (layer, kept), (_, second) in zip(reports[0].stages, reports[1].stages, strict=True)
+    ]
+    both = {"pixel_values": torch.stack([inputs["pixel_values"], more["pixel_values"]], dim=1).flatten(0, 1)}
+    expected = masking_oracle(model, {**full, **both}, tokens, report, policies(DROPPING[name], family))
+    assert largest(logits, expected) < TOLERANCE
+
+
+@families
+@methods
+def test_loop_written_by_hand(family: str, name: str) -> None:
+    """No position ids, no mask: the model counts by the cache, which must answer with the logical length."""
+    model, inputs = built(family), inputs_of(family, [[0, 1]])
+    inputs = {key: value for key, value in inputs.items() if key != "attention_mask"}
+    with vlmprune.prune(model, SPECS[name]):
+        tokens, logits = generate(model, inputs)
+        out = model(**inputs, use_cache=True)
+        for step in range(STEPS):
+            assert largest(out.logits[:, -1], logits[:, step]) < TOLERANCE
+            out = model(input_ids=tokens[:, step : step + 1], past_key_values=out.past_key_values)
+
+
+@families
+def test_a_mask_without_padding_changes_nothing(family: str) -> None:
+    model, inputs = built(family), inputs_of(family, [[0, 1]])
+    bare = {key: value for key, value in inputs.items() if key != "attention_mask"}
+    for spec in ("divprune:0.3", "fastv:0.3"):
+        with vlmprune.prune(model, spec):
+            with_mask = model(**inputs, use_cache=False).logits
+            without = model(**bare, use_cache=False).logits
+        assert largest(with_mask[:, -1], without[:, -1]) < TOLERANCE
+
+
+@families
+@methods
+def test_budget_is_exact_and_text_stays(family: str, name: str) -> None:
+    model, inputs = built(family), inputs_of(family, RAGGED)
+    text = [(row != 90) & (mask == 1) for row, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
+    for keep in (1, 3, 0.2, 0.99):
+        spec = f"{vlmprune.recipe(SPECS[name]).stages[0].method.name}:{keep}"
+        with vlmprune.prune(model, spec) as session:
+            model(**inputs)
+        for row, (kept, columns) in enumerate(zip(session.last.kept, session.last.columns)):
+            slots = [FAMILIES[family].slots(seed) for seed in RAGGED[row]]
+            for image, n in zip(kept, slots, strict=True):
+                wanted = min(keep, n) if isinstance(keep, int) else max(1, round(keep * n))
+                if name == "downsample":
+                    assert 1 <= len(image) <= wanted  # the largest grid within the budget
+                elif "visionzip" in name and adapter_for(model).has_cls:
+                    assert len(image) <= wanted  # its CLS token has no slot
+                else:
+                    assert len(image) == wanted
+                assert torch.equal(image, torch.unique(image))  # sorted, distinct
+            if name != "downsample":
+                budget = [min(keep, n) if isinstance(keep, int) else max(1, round(keep * n)) for n in slots]
+                assert session.last.tokens[row] == (sum(slots), sum(budget))
+            assert set(text[row].nonzero().squeeze(1).tolist()) <= set(columns.tolist())
+
+
+@families
+@methods
+def test_two_runs_are_one(family: str, name: str) -> None:
+    model, inputs = built(family), inputs_of(family, RAGGED)
+    with vlmprune.prune(model, SPECS[name]):
+        first, second = generate(model, inputs), generate(model, inputs)
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+
+
+@families
+@methods
+def test_encoded_once_equals_encoded_each_time(family: str, name: str) -> None:
+    model, inputs = built(family), inputs_of(family, RAGGED)
+    if "downsample" in name:
+        encoded = vlmprune.encode_images(model, inputs, ["divprune"])
+        with pytest.raises(vlmprune.UserError, match="before the encoder"), vlmprune.prune(model, SPECS[name]):
+            generate(model, encoded.inputs())
+        return
+    encoded = vlmprune.encode_images(model, inputs, SPECS.values())
+    with vlmprune.prune(model, SPECS[name]) as session:
+        expected, kept = generate(model, inputs), session.last.kept
+        for _ in range(2):
+            again = generate(model, encoded.inputs())
+            assert torch.equal(expected[0], again[0]) and largest(expected[1], again[1]) < 1e-5
+            assert all(torch.equal(a, b) for x, y in zip(kept, session.last.kept) for a, b in zip(x, y))
