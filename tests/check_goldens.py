@@ -27,6 +27,8 @@ def check(path: Path, apart: Counter[str]) -> str | None:
             apart[case.group] += 1
         else:
             run(case, runner)
+            for note in case.notes:
+                print(f"note {case}: {note}")
     except Failed as failure:
         return str(failure)
     except Exception as error:  # a crash is a failed case, and the others still run

@@ -23,6 +23,8 @@ from vlmprune.models.qwen2_5_vl import merged_raster
 from vlmprune.runtime.taps import capture
 from vlmprune.scores import attention_rows, received_attention, reference
 
+HALF_PRECISION_SHARE = 0.95  # of the picks: near ties of half-precision products fall differently on other hardware
+
 
 def _tile_groups(features: Tensor) -> list[tuple[int, Tensor]]:
     """UniPruneBench's split of [tiles, N, D]: tile 0, and all other tiles as one pool; each with its first index."""
@@ -66,14 +68,17 @@ def divprune(case: Case) -> None:
     image = view(n, keep, {"features": features})
     official = DivPrune(score_dtype=dtype, compat=OFFICIAL)
     picks = official.picks(image)
-    case.expect("kept_order", picks)
-    case.expect("kept_sorted", ascending(picks))
+    for name, indices in (("kept_order", picks), ("kept_sorted", ascending(picks))):
+        if dtype == "float32":
+            case.expect(name, indices)
+        else:
+            case.expect_nearly(name, indices, HALF_PRECISION_SHARE)
     distinct = official.select(image)
     case.expect_setting("unique_kept", len(distinct))
     if not torch.equal(distinct, picks.unique()):
         raise Failed("select differs from the picks")
     kept = DivPrune(score_dtype=dtype).select(image)
-    check_exact(case, kept, keep, n)
+    check_exact(kept, keep, n)
     if len(distinct) == keep and not torch.equal(kept, distinct):
         raise Failed("the default differs from the authors' result, which has no duplicates")
 
@@ -111,7 +116,7 @@ def _hiprune_llava(case: Case) -> None:
     for i in range(images):
         image = view(n, budget, {"object": middle[i], "deep": deep[i]}, grid=Grid(side, side))
         kept.append(HiPrune(alpha=case["alpha"]).select(image))
-        check_exact(case, kept[-1], budget, n)
+        check_exact(kept[-1], budget, n)
         official = HiPrune(alpha=case["alpha"], compat=OFFICIAL)
         if "official_raises" not in case.settings and not torch.equal(kept[-1], official.select(image)):
             raise Failed(f"image {i}: the default differs from compat='official'")
@@ -156,7 +161,7 @@ def _hiprune_qwen(case: Case) -> None:
     case.expect("expected_seq_positions", columns)
     case.expect("expected_position_ids_row0", positions(official, QWEN, columns))
     exact = default.select(image)
-    check_exact(case, exact, budget, n)
+    check_exact(exact, budget, n)
     if len(kept) == budget and not torch.equal(exact, kept):
         raise Failed("the default differs from the authors' result, which keeps the budget")
 

@@ -90,7 +90,8 @@ class VisionZip(Method):
     def select(self, view: ImageView) -> Merged:
         rows, parts = _all_rows(view["rows"]), self.clusters(view)
         # sums by a product with 0/1 weights: a scattered sum would depend on the order of threads on a GPU
-        joined = nn.functional.one_hot(parts.assignment, len(parts.targets)).T.to(rows.dtype)
+        numbers = torch.arange(len(parts.targets), device=rows.device)
+        joined = (parts.assignment == numbers[:, None]).to(rows.dtype)
         means = (joined @ rows[parts.members]) / joined.sum(1, keepdim=True).clamp(min=1)
         dominant = ascending(parts.dominant)
         features = torch.cat([rows[dominant], rows[parts.targets] + means])

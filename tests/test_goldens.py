@@ -1,0 +1,134 @@
+"""The library against what the authors' own code returned, and the checker against itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import check_goldens
+import numpy as np
+import pytest
+from golden_runners import RUNNERS, Case, Failed, runner_of
+from golden_runners.case import find, run
+
+TESTS = Path(__file__).parent
+GOLDENS = TESTS / "goldens"
+PATHS = find(GOLDENS)
+COVERED = [path for path in PATHS if runner_of(Case(path)) is not None]
+
+
+def name_of(path: Path) -> str:
+    return f"{path.parent.name}-{path.stem}"
+
+
+def one_of_each_kind() -> list[Path]:
+    """The smallest case of each kind: enough to show that its runner would notice a difference."""
+    smallest: dict[tuple[str, str], Path] = {}
+    for path in sorted(COVERED, key=lambda path: path.with_suffix(".npz").stat().st_size):
+        case = Case(path)
+        smallest.setdefault((case.method, f"{case.get('kind')} {case.get('dtype')} {case.get('data')}"), path)
+    return sorted(smallest.values())
+
+
+@pytest.mark.parametrize("path", COVERED, ids=name_of)
+def test_the_library_returns_what_the_authors_code_returned(path: Path) -> None:
+    case = Case(path)
+    runner = runner_of(case)
+    assert runner is not None
+    run(case, runner)
+
+
+@pytest.mark.parametrize("path", one_of_each_kind(), ids=name_of)
+def test_a_change_anywhere_in_what_is_expected_fails(path: Path) -> None:
+    case = Case(path)
+    runner = runner_of(case)
+    assert runner is not None
+    run(case, runner)
+    half = case.get("dtype") in ("float16", "bfloat16")
+    for name in sorted(case.compared):
+        changed = Case(path)
+        flat = changed.arrays[name].copy().reshape(-1)
+        if not flat.size:
+            continue
+        places = slice(None) if half else slice(flat.size // 2, flat.size // 2 + 1)
+        flat[places] += 1 if flat.dtype.kind == "i" else 1e-3 * (1 + abs(flat[places]))
+        changed.arrays[name] = flat.reshape(changed.arrays[name].shape)
+        with pytest.raises(Failed, match=name):
+            run(changed, runner)
+
+
+@pytest.mark.parametrize("path", one_of_each_kind(), ids=name_of)
+def test_whatever_looks_expected_is_compared_and_nothing_else_is(path: Path) -> None:
+    case = Case(path)
+    runner = runner_of(case)
+    assert runner is not None
+    run(case, runner)
+    looks_expected = {name for name in case.arrays if "kept" in name or name.startswith("expected_")}
+    assert looks_expected <= case.compared
+    assert case.compared - looks_expected <= {
+        "permutation",
+        "position_ids",
+        "image_pivots",
+        "text_pivots",
+        "pivot_order",
+    }
+
+
+def test_every_method_ships_at_least_two_cases_within_six_megabytes() -> None:
+    assert sum(path.stat().st_size for path in GOLDENS.rglob("*")) <= 6_000_000
+    for folder in {path.parent for path in PATHS}:
+        assert len([path for path in PATHS if path.parent == folder]) >= 2, folder.name
+    assert set(RUNNERS) <= {path.parent.name for path in PATHS}
+
+
+def copy(source: str, target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (".npz", ".json"):
+        shutil.copyfile((GOLDENS / source).with_suffix(suffix), target.with_suffix(suffix))
+    return target.with_suffix(".json")
+
+
+def test_the_checker_counts_what_passed_and_lists_the_rest_apart(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    copy("fastv/case4", tmp_path / "fastv/case4")
+    copy("fastv/case6", tmp_path / "fastv/case123")
+    copy("vtw/case2", tmp_path / "vtw/case2")
+    copy("unibench_tiles/case2", tmp_path / "unibench_tiles/case2")
+    assert check_goldens.main([str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "2 passed, 0 failed"
+    assert lines[-2] == "no runner: unibench_tiles/gprune_pre_llm (1), vtw (1)"
+
+
+def test_the_checker_says_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    copy("fastv/case4", tmp_path / "fastv/case0")
+    meta = copy("fastv/case4", tmp_path / "fastv/case1")
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "hf_keep": 5}))
+    with np.load(meta.with_suffix(".npz")) as arrays:
+        more = {**arrays, "expected_new": np.zeros(3)}
+    np.savez(copy("fastv/case4", tmp_path / "fastv/case2").with_suffix(".npz"), **more)
+    copy("fastv/case4", tmp_path / "fastv/case3").with_suffix(".npz").unlink()
+    meta = copy("hiprune/case4", tmp_path / "hiprune/case4")
+    text = meta.read_text().replace("llava_scores", "other_scores")
+    meta.write_text(text)
+    assert check_goldens.main([str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL fastv/case1: hf_keep: 6 instead of 5" in out
+    assert "FAIL fastv/case2: the runner does not look at expected_new" in out
+    assert "FAIL fastv/case3: FileNotFoundError" in out
+    assert "FAIL hiprune/case4: unknown kind 'other_scores'" in out
+    assert out.endswith("1 passed, 4 failed\n")
+
+
+@pytest.mark.parametrize("make", [False, True])
+def test_a_folder_without_cases_is_one_sentence(tmp_path: Path, make: bool) -> None:
+    folder = tmp_path / "none"
+    if make:
+        (folder / "fastv").mkdir(parents=True)
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "check_goldens.py"), str(folder)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.count("\n") == 1 and "holds no golden cases" in done.stderr
