@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ def library_versions() -> dict[str, str]:
 def machine(model: Any) -> dict[str, Any]:
     """Where a run is computed: device, threads, Python, and the git commit of a source checkout."""
     device = model.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "device": f"{device.type}: {name}",
         "threads": torch.get_num_threads(),
@@ -140,6 +141,10 @@ def machine(model: Any) -> dict[str, Any]:
         "system": platform.platform(terse=True),
         "commit": git_commit(),
     }
+
+
+def _processor() -> str:
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores"
 
 
 def git_commit() -> str | None:

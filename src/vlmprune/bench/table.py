@@ -19,9 +19,9 @@ from vlmprune.bench.stats import Estimate, difference, estimate
 from vlmprune.bench.store import Record, Result, load_records, load_results
 from vlmprune.core.budget import Keep
 
-NEAR_CHANCE = (
-    10.0  # points; closer to chance than this, the unpruned model cannot do a task, and pruning cannot hurt it
-)
+# Points. Closer to chance than this, the unpruned model cannot do a task, so that pruning cannot hurt it.
+NEAR_CHANCE = 10.0
+VAGUE = 2.0  # percent of replies without an answer, above which the tables say so
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,14 @@ class Table:
             said.append(
                 "Left out of the averages: " + "; ".join(f"{t} ({why})" for t, why in self.left_out.items()) + "."
             )
-        vague = [
-            f"{row.recipe} on {task} ({cell.unparsed:.0f} %)"
-            for row in self.rows
-            for task, cell in row.cells.items()
-            if cell.unparsed > 2.0
-        ]
-        if vague:
-            said.append("More than 2 % of the replies hold no answer of the asked kind: " + ", ".join(vague) + ".")
+        vague = [(cell.unparsed, row.recipe, task) for row in self.rows for task, cell in row.cells.items()]
+        many = [entry for entry in vague if entry[0] > VAGUE]
+        if many:
+            share, recipe, task = max(many)
+            said.append(
+                f"In {len(many)} of {len(vague)} runs more than {VAGUE:g} % of the replies hold no answer of the asked "
+                f"kind and count as wrong; the most in {recipe} on {task} ({share:.0f} %)."
+            )
         return said
 
 

@@ -124,7 +124,8 @@ class Task:
         summary: one line.
         categories: question types, asked in turn.
         metric: the primary metric.
-        chance: what guessing among the fitting answers gives in the primary metric, percent.
+        chance: the primary metric, percent, without looking: by guessing among the fitting answers or, where that
+            is better, by always giving the same one.
         version: raised when scenes, questions or scoring change.
         max_new_tokens: length of a reply.
         paired: whether questions come in yes/no pairs about one scene.
@@ -204,7 +205,7 @@ TASKS: dict[str, Task] = {
         Task("synth-ocr", "OCR", "digits on a plate, a single letter", ACCURACY, _guess("synth-ocr")),
         Task("synth-math", "mathematical reasoning", "counting, comparing a count", ACCURACY, _guess("synth-math")),
         Task("synth-choice", "knowledge", "multiple choice of four", ACCURACY, _guess("synth-choice")),
-        Task("synth-pope", "hallucination", "is there such an object; adversarial negatives", F1, chance=50.0),
+        Task("synth-pope", "hallucination", "is there such an object; adversarial negatives", F1, chance=200 / 3),
         Task(
             "synth-instruct",
             "instruction following",
