@@ -90,7 +90,7 @@ def test_visionzip_on_qwen(row: int) -> None:
     with vlmprune.prune(model, "visionzip:9"):
         tokens, logits = generate(model, inputs)
     visual, thw = model.model.visual, inputs["image_grid_thw"]
-    last, keys, maps = visual.blocks[-1].attn, [], []
+    last, keys = visual.blocks[-1].attn, []
     handle = last.qkv.register_forward_hook(lambda module, args, output: keys.append(output))
     rotations: list[Any] = []
     other = visual.rotary_pos_emb.register_forward_hook(lambda module, args, output: rotations.append(output))
@@ -151,7 +151,7 @@ def test_downsample_on_qwen_is_vanilla_on_the_smaller_image() -> None:
     model, inputs = built("qwen2_5_vl"), alone("qwen2_5_vl", RAGGED, 1)
     with vlmprune.prune(model, "downsample:0.5") as session:
         tokens, logits = generate(model, inputs)
-    (t, h, w), patch = inputs["image_grid_thw"][0].tolist(), 4
+    (_, h, w), patch = inputs["image_grid_thw"][0].tolist(), 4
     grid = Downsample().resize(Grid(h // 2, w // 2), round(0.5 * h * w / 4))
     assert session.last.tokens[0] == (h * w // 4, grid.size) and grid.size < h * w // 4
     rows = inputs["pixel_values"].view(h // 2, w // 2, 2, 2, 3, 2, patch, patch)

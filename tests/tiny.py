@@ -53,16 +53,17 @@ def llava(attention: str = "sdpa") -> LlavaForConditionalGeneration:
 
 
 def qwen2_5_vl(attention: str = "sdpa") -> Qwen2_5_VLForConditionalGeneration:
-    vision = dict(
-        depth=4, hidden_size=32, intermediate_size=48, num_heads=4, patch_size=4, spatial_merge_size=2, window_size=16,
-        fullatt_block_indexes=[1, 3], out_hidden_size=32, temporal_patch_size=2, in_channels=3,
-    )  # fmt: skip
-    text = dict(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=False,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
-        pad_token_id=PAD, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+    vision = {
+        "depth": 4, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": 4,
+        "spatial_merge_size": 2, "window_size": 16, "fullatt_block_indexes": [1, 3], "out_hidden_size": 32,
+        "temporal_patch_size": 2, "in_channels": 3,
+    }  # fmt: skip
+    text = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "tie_word_embeddings": False, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+    }  # fmt: skip
     config = Qwen2_5_VLConfig(
         vision_config=vision, text_config=text, image_token_id=IMAGE, video_token_id=VIDEO,
         vision_start_token_id=VISION_START, vision_end_token_id=VISION_END,

@@ -12,16 +12,16 @@ Keep = float | int
 def check_keep(keep: object) -> Keep:
     """Return `keep` as a float in (0, 1] or an int >= 1, or raise UserError.
 
-    A float is a share of an image's visual tokens, an int a number of tokens an image. `1` is one token; all tokens is `1.0`.
+    A float is a share of an image's visual tokens, an int a number of tokens an image: `1` is one, `1.0` all of them.
     """
-    if isinstance(keep, Integral) and not isinstance(keep, bool):
-        if keep >= 1:
-            return int(keep)
-    elif isinstance(keep, Real) and not isinstance(keep, bool):
-        if 0.0 < float(keep) <= 1.0:
-            return float(keep)
+    number = isinstance(keep, Real) and not isinstance(keep, bool)
+    if number and isinstance(keep, Integral) and int(keep) >= 1:
+        return int(keep)
+    if number and not isinstance(keep, Integral) and 0.0 < float(keep) <= 1.0:  # type: ignore[arg-type]
+        return float(keep)  # type: ignore[arg-type]
     raise UserError(
-        f"keep={keep!r} is not a budget: give a share above 0 and at most 1 (0.222), or a number of tokens an image (64)."
+        f"keep={keep!r} is not a budget: give a share above 0 and at most 1 (0.222), "
+        "or a number of tokens an image (64)."
     )
 
 

@@ -19,7 +19,8 @@ POSITIONS = ("original", "compact")
 class Method:
     """Base of all methods: a dataclass of hyperparameters, declared needs and one function.
 
-    A subclass sets `name`, `stage` ("pixels", "vision", "decoder") and a one-line `summary`, declares `needs`, and implements `select`.
+    A subclass sets `name`, `stage` ("pixels", "vision", "decoder") and a one-line `summary`, declares `needs`, and
+    implements `select`.
     It never touches a model, a cache, a mask or text. The runtime calls `select` once an image, only when the budget
     is below the number of tokens present, and checks the result: `view.keep` distinct token indices, or `Merged`.
     """

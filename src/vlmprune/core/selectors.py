@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
-    """Indices of the `k` highest entries of `scores` [n], highest first; equal scores in index order; NaN counts as lowest.
+    """Indices of the `k` highest entries of `scores` [n], highest first; equal ones in index order, NaN last.
 
     `torch.topk` leaves the order of equal scores open, so results would differ between devices; a stable sort does not.
     """

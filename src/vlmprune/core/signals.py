@@ -13,16 +13,15 @@ from dataclasses import dataclass
 class Depth:
     """Encoder layer `number`, counted from 1 as papers do, of a tower of `of` layers.
 
-    On another tower it is the layer at the same share of the depth: 9 of 24 is the second of five.
-    On a tower with window attention it is the nearest layer with full attention (column means of a window
-    only compare tokens inside that window).
+    On another tower it is the layer at the same share of the depth: 9 of 24 is the second of five. On a tower with
+    window attention it is the nearest layer with full attention (means over a window only compare its own tokens).
     """
 
     number: int
     of: int
 
     def index(self, depth: int, full_layers: tuple[int, ...] | None = None) -> int:
-        """The 0-based layer of a tower with `depth` layers, of which `full_layers` (all when None) see the whole image."""
+        """0-based layer of a tower with `depth` layers, of which `full_layers` (None: all) see the whole image."""
         exact = min(depth - 1, max(0, round(self.number * depth / self.of) - 1))
         if not full_layers:
             return exact
@@ -49,7 +48,7 @@ class TowerFeatures:
 
 @dataclass(frozen=True)
 class ReceivedAttention:
-    """Attention each token receives at an encoder layer: mean over heads and over all queries, CLS included. Shape [n]."""
+    """Attention a token receives at an encoder layer: mean over heads and over all queries, CLS included. Shape [n]."""
 
     layer: EncoderLayer = USED
 

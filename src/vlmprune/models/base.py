@@ -41,11 +41,11 @@ class Adapter:
     @property
     def encoder_attentions(self) -> Sequence[nn.Module]:
         """Modules that call the attention function, one an encoder layer."""
-        return [layer.self_attn for layer in self.encoder_layers]
+        return [attention_of(layer) for layer in self.encoder_layers]
 
     @property
     def decoder_attentions(self) -> Sequence[nn.Module]:
-        return [layer.self_attn for layer in self.decoder_layers]
+        return [attention_of(layer) for layer in self.decoder_layers]
 
     @property
     def placeholder_ids(self) -> dict[str, int]:
@@ -97,6 +97,10 @@ class Adapter:
     def rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of position ids [B, L], or [axes, B, L] for M-RoPE."""
         return self.text_model.rotary_emb(hidden, positions)
+
+
+def attention_of(layer: Any) -> nn.Module:
+    return layer.self_attn
 
 
 def split_rows(values: Tensor, sizes: Sequence[int]) -> list[Tensor]:

@@ -24,7 +24,7 @@ class Qwen25VLAdapter(Adapter):
 
     @property
     def encoder_attentions(self) -> Sequence[nn.Module]:
-        return [block.attn for block in self.encoder_layers]
+        return [block.attn for block in self.inner.visual.blocks]
 
     @property
     def placeholder_ids(self) -> dict[str, int]:

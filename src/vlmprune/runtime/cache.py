@@ -77,11 +77,11 @@ class PrunedCacheMixin:
     def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)  # type: ignore[misc]
         for band in self.vlmprune_state.bands:
-            band.valid = band.valid[:, : physical_length(self, band.start)]
+            band.valid = band.valid[:, : physical_length(self, band.start)]  # type: ignore[arg-type]
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]
-        release(self)
+        release(self)  # type: ignore[arg-type]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
@@ -115,14 +115,14 @@ def _pruned_class(cls: type) -> type:
 def adopt(cache: Cache, state: PrunedState) -> None:
     """Attach `state`; `isinstance(cache, its old class)` stays true, and a deepcopy carries the state along."""
     if state_of(cache) is None:
-        cache.__class__ = _pruned_class(type(cache))
-    cache.vlmprune_state = state
+        cache.__class__ = _pruned_class(type(cache))  # type: ignore[arg-type]
+    cache.vlmprune_state = state  # type: ignore[attr-defined]
 
 
 def release(cache: Cache) -> None:
     """Back to the class the cache had."""
     if state_of(cache) is not None:
-        del cache.vlmprune_state
+        del cache.vlmprune_state  # type: ignore[attr-defined]
         cache.__class__ = type(cache).__mro__[2]
 
 
@@ -134,4 +134,4 @@ def physical_length(cache: Cache | None, layer: int) -> int:
     """Tokens stored at a decoder layer."""
     if cache is None or layer >= len(cache.layers):
         return 0
-    return int(cache.layers[layer].get_seq_length())
+    return int(cache.layers[layer].get_seq_length())  # type: ignore[union-attr]

@@ -278,7 +278,7 @@ class Forward:
         kind = kinds[layer] if kinds else "full_attention"
         key = ("mask", kind, hidden.device)
         if key not in segment.memo:
-            make = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING.get(kind, create_causal_mask)
+            make: Any = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING.get(kind, create_causal_mask)
             segment.memo[key] = make(
                 config=config,
                 inputs_embeds=hidden,

@@ -38,7 +38,7 @@ def masking_oracle(
     """
     adapter, policies = adapter_for(model), policies or {}
     ids = torch.cat([inputs["input_ids"], tokens[:, :-1].to(inputs["input_ids"])], dim=1)
-    batch, length = ids.shape
+    length = ids.shape[1]
     extra = length - inputs["input_ids"].shape[1]
     real = nn.functional.pad(inputs["attention_mask"], (0, extra), value=1).bool()
     full = {**inputs, "input_ids": ids, "attention_mask": real.long()}
@@ -65,7 +65,7 @@ def masking_oracle(
             # A query that may see nothing (padding) sees itself, lest its softmax be NaN.
             mask = (causal & visible[layer][:, None, :]) | torch.eye(length, dtype=torch.bool, device=ids.device)
             mask = mask[:, None]
-            if model.config._attn_implementation != "sdpa":
+            if adapter.text_model.config._attn_implementation != "sdpa":
                 mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(hidden.dtype).min).to(hidden)
             if layer not in rotary:
                 rotary[layer] = adapter.rotary(hidden, positions[layer])
@@ -126,10 +126,7 @@ def _renumber(positions: Tensor, visible: Tensor, image: Tensor) -> Tensor:
         cursor = int(table[:, row, columns[0]].min())
         while columns:
             number = int(image[row, columns[0]])
-            if number < 0:
-                run = columns[:1]
-            else:
-                run = [column for column in columns if int(image[row, column]) == number]
+            run = columns[:1] if number < 0 else [c for c in columns if int(image[row, c]) == number]
             for axis in range(table.shape[0]):
                 old = [int(table[axis, row, column]) for column in run]
                 ranks = sorted(set(old))

@@ -119,7 +119,7 @@ class Session:
 
     def _watch_generate_mask(self) -> None:
         """`generate` turns its 2-D mask into a 4-D one for static caches; remember the 2-D one."""
-        original = self.model.prepare_inputs_for_generation
+        original: Any = self.model.prepare_inputs_for_generation
 
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -155,7 +155,7 @@ class Session:
             if ids is not None:
                 masks[modality] = ids == token
             elif embeds is not None:
-                table = self.model.get_input_embeddings()
+                table: Any = self.model.get_input_embeddings()  # type: ignore[operator]
                 masks[modality] = (embeds == table(torch.tensor(token, device=embeds.device))).all(-1)
         return masks
 
@@ -167,7 +167,7 @@ class Session:
             record = getattr(output, "vlmprune_record", None)
             if record is None:
                 raise UserError(
-                    "These images were encoded outside vlmprune: pass pixel_values, or use vlmprune.encode_images."
+                    "These images were encoded elsewhere: pass pixel_values, or use vlmprune.encode_images."
                 )
             records[modality] = record
         wanted = pixel_stage(self.recipe)
@@ -206,7 +206,7 @@ class EncodedInputs:
     _outputs: dict[str, Any]
 
     def inputs(self) -> dict[str, Any]:
-        """Fresh keyword arguments for `model(...)` or `model.generate(...)`; those functions change what they are given."""
+        """Fresh keyword arguments for `model(...)` or `model.generate(...)`, which change what they are given."""
         copies = {}
         for modality, output in self._outputs.items():
             light = {name: value for name, value in output.items() if name not in ("hidden_states", "attentions")}

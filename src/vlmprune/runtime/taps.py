@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 @dataclass
 class AttentionCall:
-    """What one attention call saw: query [B, H, R, d] and key [B, Hkv, S, d] after rotary embedding and normalisation."""
+    """What one attention call saw: query [B, H, R, d], key [B, Hkv, S, d], after rotary embedding and normalisation."""
 
     query: Tensor
     key: Tensor
@@ -49,7 +49,8 @@ class Capture:
 
     def start(self) -> None:
         _WATCHED.update(self.calls)
-        for name in sorted({module.config._attn_implementation for module in self.calls}):
+        configs: list[Any] = [module.config for module in self.calls]
+        for name in sorted({config._attn_implementation for config in configs}):
             _wrap(name)
             self._names.append(name)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T * scaling): query [B, H, R, d], key [B, Hkv, S, d], mask [B, R, S] (True = visible) -> [B, H, R, S]."""
+    """softmax(q k^T * scaling) [B, H, R, S] of query [B, H, R, d], key [B, Hkv, S, d], mask [B, R, S] (True: seen)."""
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     logits = query.float() @ key.float().transpose(-1, -2) * scaling
     if mask is not None:

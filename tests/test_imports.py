@@ -1,0 +1,81 @@
+"""Arrows between the rooms point one way, and importing vlmprune costs next to nothing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vlmprune
+
+PACKAGE = Path(vlmprune.__file__).parent
+PUBLIC = {"", "core", "assets"}  # what users may import: vlmprune itself, its contracts, the embedded models
+ALLOWED = {
+    "core": {"core"},
+    "methods": {"core", "methods"},
+    "models": {"core", "models"},
+    "scores": {"scores"},
+    "runtime": {"core", "models", "scores", "runtime"},
+    "assets": {"core", "assets", "models"},
+    "bench": PUBLIC | {"bench", "models", "report"},
+    "report": PUBLIC | {"report", "bench", "models"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Rooms of vlmprune that a file imports, "" for the package itself."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+            if node.module == "vlmprune":
+                names = [f"vlmprune.{alias.name}" for alias in node.names if (PACKAGE / alias.name).exists()] or names
+        for name in names:
+            first, *rest = name.split(".")
+            if first == "vlmprune":
+                rooms.add(rest[0] if rest else "")
+    return rooms
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_arrows(room: str) -> None:
+    files = list((PACKAGE / room).rglob("*.py"))
+    assert files
+    for path in files:
+        assert imported(path) <= ALLOWED[room], f"{path.relative_to(PACKAGE)} imports {imported(path) - ALLOWED[room]}"
+
+
+@pytest.mark.parametrize("room", ["core", "methods"])
+def test_methods_know_nothing_of_transformers(room: str) -> None:
+    for path in (PACKAGE / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = (
+                [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+            )
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                assert not any(module.startswith("transformers") for module in modules), path
+
+
+def test_method_files_are_small() -> None:
+    for path in (PACKAGE / "methods").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 140, path
+
+
+def test_import_pulls_nothing_heavy() -> None:
+    script = (
+        "import sys, transformers; before = set(sys.modules); import vlmprune; vlmprune.METHODS; vlmprune.recipe\n"
+        "heavy = ('matplotlib', 'pandas', 'datasets', 'gradio', 'vllm', 'typer', 'rich', 'jinja2', 'scipy')\n"
+        "print([name for name in heavy if name in set(sys.modules) - before])"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+    # Weight, not time: alone it does not even import torch before something is used.
+    script = "import sys; import vlmprune; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["False", "False"]

@@ -1,0 +1,211 @@
+"""Opening, closing, errors: nothing is left behind, and a user's mistake gets one sentence."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from test_equivalence import RAGGED, built, families, generate, inputs_of
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+from transformers.cache_utils import DynamicCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import vlmprune
+from vlmprune import UserError
+
+
+def fingerprint(model: torch.nn.Module) -> dict[str, Any]:
+    """Everything a session could leave behind."""
+    state: dict[str, Any] = {"weights": {name: value.clone() for name, value in model.state_dict().items()}}
+    for name, module in model.named_modules():
+        hooks = [len(getattr(module, kind)) for kind in vars(module) if kind.endswith("hooks")]
+        state[name] = (sorted(key for key in vars(module)), hooks, type(module), type(module).forward)
+    state["attention"] = dict(ALL_ATTENTION_FUNCTIONS._local_mapping)
+    return state
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    weights = all(torch.equal(a["weights"][name], b["weights"][name]) for name in a["weights"])
+    return weights and {k: v for k, v in a.items() if k != "weights"} == {k: v for k, v in b.items() if k != "weights"}
+
+
+@families
+@pytest.mark.parametrize("spec", ["hiprune:0.3 > fastv@2:0.5", "downsample:0.5", "visionzip:0.3"])
+def test_the_model_is_what_it_was(family: str, spec: str) -> None:
+    model, inputs = built(family), inputs_of(family, RAGGED)
+    expected = generate(model, inputs)
+    generate(model, inputs)  # transformers installs its own output-capture hooks at first use
+    before = fingerprint(model)
+    with vlmprune.prune(model, spec):
+        generate(model, inputs)
+    assert same(before, fingerprint(model))
+    again = generate(model, inputs)
+    assert torch.equal(expected[0], again[0]) and torch.equal(expected[1], again[1])
+
+
+@families
+def test_undone_after_an_exception_in_the_middle_of_a_layer(family: str) -> None:
+    model, inputs = built(family), inputs_of(family, RAGGED)
+    expected = generate(model, inputs)
+    before = fingerprint(model)
+
+    def explode(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), vlmprune.prune(model, "hiprune:0.3 > fastv@2:0.5"):
+        handle = model.model.language_model.layers[1].self_attn.register_forward_hook(explode)
+        try:
+            generate(model, inputs)
+        finally:
+            handle.remove()
+    assert same(before, fingerprint(model))
+    assert torch.equal(expected[1], generate(model, inputs)[1])
+
+
+@families
+def test_a_session_goes_on_after_an_exception(family: str) -> None:
+    model, inputs = built(family), inputs_of(family, RAGGED)
+    with vlmprune.prune(model, "fastv:0.3") as session:
+        expected = generate(model, inputs)
+        with pytest.raises(UserError):
+            model(**inputs, labels=inputs["input_ids"])
+        with pytest.raises(ValueError, match=r"tokens|features"):
+            model(
+                **{
+                    **inputs,
+                    "input_ids": inputs["input_ids"][:, :-30],
+                    "attention_mask": inputs["attention_mask"][:, :-30],
+                }
+            )
+        assert torch.equal(expected[1], generate(model, inputs)[1])
+        assert session.last.tokens[0][1] < session.last.tokens[0][0]
+
+
+def test_text_only_prompts_pass_untouched() -> None:
+    model = built("llava")
+    inputs = {"input_ids": torch.tensor([[1, 5, 6, 7, 8]]), "attention_mask": torch.ones(1, 5).long()}
+    expected = generate(model, inputs)
+    with vlmprune.prune(model, "divprune:0.3 > fastv:0.3"):
+        assert torch.equal(expected[1], generate(model, inputs)[1])
+
+
+def test_labels_are_refused() -> None:
+    model, inputs = built("llava"), inputs_of("llava", RAGGED)
+    with vlmprune.prune(model, "divprune:0.3"), pytest.raises(UserError, match="labels"):
+        model(**inputs, labels=inputs["input_ids"])
+
+
+@torch.no_grad()
+def test_an_adopted_cache_outside_its_context() -> None:
+    model, inputs = built("llava"), inputs_of("llava", RAGGED)
+    with vlmprune.prune(model, "divprune:0.3"):
+        out = model(**inputs, use_cache=True)
+        cache = copy.deepcopy(out.past_key_values)
+        expected = model(input_ids=torch.tensor([[5], [6]]), past_key_values=out.past_key_values).logits
+    with pytest.raises(UserError, match="inside such a context"):
+        model(input_ids=torch.tensor([[5], [6]]), past_key_values=cache)
+    with vlmprune.prune(model, "fastv:0.5"):  # any context on this model will do
+        assert isinstance(cache, DynamicCache)
+        again = model(input_ids=torch.tensor([[5], [6]]), past_key_values=copy.deepcopy(cache)).logits
+    assert torch.equal(expected, again)
+    other = copy.deepcopy(model)
+    with vlmprune.prune(other, "divprune:0.3"), pytest.raises(UserError, match="inside such a context"):
+        model(input_ids=torch.tensor([[5], [6]]), past_key_values=cache)
+    cache.reset()
+    assert type(cache) is DynamicCache
+
+
+SMALL = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [LlamaForCausalLM(LlamaConfig(**SMALL)), BertModel(BertConfig(**SMALL)), torch.nn.Linear(2, 2), None],
+    ids=["llama", "bert", "linear", "none"],
+)
+def test_unsupported_models(model: Any) -> None:
+    with pytest.raises(UserError, match=r"cannot prune .* supports .*llava"):
+        vlmprune.prune(model, "divprune", keep=0.3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"method": "divprun", "keep": 0.3}, "did you mean 'divprune'"),
+        ({"method": "divprune", "keep": 0}, "keep=0 is not a budget"),
+        ({"method": "divprune", "keep": 7.0}, "keep=7.0 is not a budget"),
+        ({"method": "divprune"}, "needs a budget"),
+        ({"method": "fastv", "keep": 0.3, "layer": 4}, "cannot act before decoder layer 4"),
+        ({"method": "fastv", "keep": 0.3, "layer": 0}, "layer=0"),
+        ({"method": "fastv:0.5 > divprune:0.5"}, "order in which they act"),
+        ({"method": "divprune", "keep": 0.3, "positions": "shuffled"}, "choose from original and compact"),
+        ({"method": "hiprune", "keep": 0.3, "beta": 1}, "has no option 'beta'"),
+        ({"method": 3, "keep": 0.3}, "is not a method"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as caught:
+        vlmprune.prune(built("llava"), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_sessions_on_one_model() -> None:
+    model = built("llava")
+    with vlmprune.prune(model, "divprune:0.3"), pytest.raises(UserError, match="chain methods in one recipe"):
+        vlmprune.prune(model, "fastv:0.3").__enter__()
+    with vlmprune.prune(model, "fastv:0.3"):
+        pass
+
+
+def test_two_models_at_once() -> None:
+    first, second, inputs = built("llava"), copy.deepcopy(built("llava")), inputs_of("llava", RAGGED)
+    with vlmprune.prune(first, "hiprune:0.3"):
+        expected = generate(first, inputs)
+    with vlmprune.prune(second, "fastv:0.5"), vlmprune.prune(first, "hiprune:0.3"):
+        assert torch.equal(expected[1], generate(first, inputs)[1])
+        assert not torch.equal(expected[1], generate(second, inputs)[1])
+
+
+def test_a_method_that_reads_the_encoder_after_a_merge() -> None:
+    model, inputs = built("llava"), inputs_of("llava", RAGGED)
+    with vlmprune.prune(model, "visionzip:0.5 > hiprune:0.5"), pytest.raises(UserError, match="cannot follow"):
+        model(**inputs)
+    with vlmprune.prune(model, "visionzip:0.5 > divprune:0.5") as session:
+        model(**inputs)
+    assert session.last.tokens == [(72, 18), (36, 9)]
+
+
+def test_images_encoded_elsewhere() -> None:
+    model, inputs = built("llava"), inputs_of("llava", RAGGED)
+    outputs = {"image": model.model.get_image_features(inputs["pixel_values"], return_dict=True)}
+    bare = {key: value for key, value in inputs.items() if key != "pixel_values"}
+    with vlmprune.prune(model, "divprune:0.3"), pytest.raises(UserError, match="encode_images"):
+        model(**bare, mm_encoder_outputs=outputs)
+    encoded = vlmprune.encode_images(model, inputs, ["divprune"])
+    with vlmprune.prune(model, "hiprune:0.3"), pytest.raises(UserError, match="name it in encode_images"):
+        model(**encoded.inputs())
+
+
+def test_columns_align_shortened_logits_with_the_prompt() -> None:
+    model, inputs = built("llava"), inputs_of("llava", RAGGED)
+    with vlmprune.prune(model, "divprune:0.3") as session, torch.no_grad():
+        logits = model(**inputs).logits
+    columns = session.last.columns
+    assert logits.shape[:2] == columns.shape
+    ids = inputs["input_ids"]
+    for row in range(2):
+        slots = [column for column in columns[row].tolist() if column >= 0 and ids[row, column] == 90]
+        first = int((ids[row] == 90).nonzero()[0])
+        assert [slot - first for slot in slots[: len(session.last.kept[row][0])]] == session.last.kept[row][0].tolist()
+
+
+def test_report_counts_tokens_after_the_cut_and_entering_a_layer() -> None:
+    model, inputs = built("llava"), inputs_of("llava", [[0]])
+    with vlmprune.prune(model, "divprune:18 > fastv@3:6") as session:
+        model(**inputs)
+    assert session.last.tokens == [(36, 6)]
+    assert session.last.entering == [(18 * 3 + 6) / 4]
+    assert [(layer, len(kept[0][0])) for layer, kept in session.last.stages] == [(0, 18), (3, 6)]
+    assert session.last.grids[0][0].size == 36
