@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -32,6 +33,10 @@ class Window(NamedTuple):
     top: float
     right: float
     bottom: float
+
+    def scaled(self, across: float, down: float) -> Window:
+        """The same part of the picture enlarged by these factors."""
+        return Window(self.left * across, self.top * down, self.right * across, self.bottom * down)
 
 
 class Panel(NamedTuple):
@@ -92,7 +97,9 @@ def fit(image: Image.Image, low: int = 448, high: int = 896) -> Image.Image:
     return image
 
 
-def draw(image: Image.Image, grid: Grid, kept: Tensor, *, window: Window | None = None) -> Image.Image:
+def draw(
+    image: Image.Image, grid: Grid, kept: Tensor, *, window: Window | None = None, cells: bool = False
+) -> Image.Image:
     """The picture with its dropped patches greyed; the pixels of kept patches are unchanged.
 
     Args:
@@ -100,6 +107,7 @@ def draw(image: Image.Image, grid: Grid, kept: Tensor, *, window: Window | None 
         grid: rows and columns of the slots, one frame.
         kept: slot numbers kept, row by row from the top left. Negative ones (tokens without a slot) are passed over.
         window: what the model saw, in pixels of `image`; all of it when None.
+        cells: also draw a line between neighbouring kept patches.
 
     Raises:
         UserError: a grid of several frames, or a slot beyond the grid.
@@ -123,16 +131,32 @@ def draw(image: Image.Image, grid: Grid, kept: Tensor, *, window: Window | None 
     faded = np.repeat((_GREY_SHARE * grey + (1 - _GREY_SHARE) * _GREY)[:, :, None], 3, axis=2)
     dark = np.repeat((_UNSEEN_SHARE * grey)[:, :, None], 3, axis=2)
     drawn = np.where(bright[:, :, None], pixels, np.where(seen[:, :, None], faded, dark))
-    thickness = max(1, round(min((area.bottom - area.top) / grid.rows, (area.right - area.left) / grid.cols) / 20))
+    thickness = max(1, round(max(width, height) / 400))
     if not bright[seen].all():
         drawn[_grown(bright, thickness) & ~bright] = CONTOUR
+    if cells:
+        edges = _edges(rows, thickness)[:, None] | _edges(cols, thickness)[None, :]
+        drawn[edges & bright] = CONTOUR
     return Image.fromarray(np.rint(drawn).astype(np.uint8))
+
+
+def coarse(kept: Tensor, grid: Grid) -> Grid | None:
+    """The smaller grid whose cells stand at the slots `kept`, as a resized image leaves them; None if they form none."""
+    slots = kept[kept >= 0]
+    rows, cols = torch.unique(slots // grid.cols), torch.unique(slots % grid.cols)
+    return Grid(len(rows), len(cols)) if len(rows) * len(cols) == len(torch.unique(slots)) else None
 
 
 def _cells(length: int, start: float, stop: float, count: int) -> np.ndarray:
     """The cell, 0 to count-1, that each of `length` pixels lies in, by its centre; -1 outside [start, stop)."""
     cells = np.floor((np.arange(length) + 0.5 - start) * count / (stop - start)).astype(np.int64)
     return np.where((cells >= 0) & (cells < count), cells, -1)
+
+
+def _edges(cells: np.ndarray, thickness: int) -> np.ndarray:
+    """The last pixels of each cell but the last one, along one axis."""
+    moved = np.concatenate([cells[thickness:], np.full(thickness, cells[-1])])
+    return (cells >= 0) & (moved != cells)
 
 
 def _grown(mask: np.ndarray, by: int) -> np.ndarray:
@@ -149,10 +173,11 @@ def _grown(mask: np.ndarray, by: int) -> np.ndarray:
 def draw_run(
     report: RunReport,
     images: Sequence[Image.Image],
-    grids: Sequence[Grid | None],
     *,
     title: str = "",
+    lines: Sequence[str] = (),
     processor: Any = None,
+    resized: bool = False,
     sample: int = 0,
 ) -> Image.Image:
     """A sheet of what a run kept: a row for each image, a panel for each stage.
@@ -160,32 +185,35 @@ def draw_run(
     Args:
         report: `session.last`.
         images: the pictures of the sample, in prompt order.
-        grids: the slot grid of each.
-        title: the method and budget in words; the token counts are added to it.
+        title: the method and budget in words.
+        lines: further lines; the token counts are added to them.
         processor: the model's processor, to map its centre crop back onto the picture.
+        resized: whether the method resized the image; its coarser patches are drawn then.
         sample: which sample of the batch.
 
     Raises:
-        UserError: slots that form no grid, or nothing was pruned.
+        UserError: slots that form no grid.
     """
-    if not report.stages:
-        raise UserError("Nothing was pruned in this run, so there is nothing to draw.")
     panels = []
-    for number, (image, grid) in enumerate(zip(images, grids, strict=True)):
+    for number, (image, grid) in enumerate(zip(images, report.grids[sample], strict=True)):
         if grid is None:
             raise UserError("The visual tokens of this model form no grid over the picture, so they cannot be drawn.")
         picture = fit(image)
         window = seen_window(processor, image.size)
-        across, down = picture.width / image.width, picture.height / image.height
-        window = Window(window.left * across, window.top * down, window.right * across, window.bottom * down)
-        for layer, kept in report.stages:
+        window = window.scaled(picture.width / image.width, picture.height / image.height)
+        stages = report.stages or [(0, report.kept)]
+        for layer, kept in stages:
             slots = kept[sample][number]
-            place = f"before layer {layer}" if layer else "before the language model"
-            label = f"{place}: {int(slots.numel())} of {grid.size} kept"
-            panels.append(Panel(draw(picture, grid, slots, window=window), label))
+            small = coarse(slots, grid) if resized else None
+            place = f"before layer {layer}" if layer else "before the LLM"
+            if small is None:
+                panel = draw(picture, grid, slots, window=window)
+            else:
+                panel = draw(picture, small, torch.arange(small.size), window=window, cells=True)
+            panels.append(Panel(panel, f"{place}: {len(slots)} of {grid.size}"))
     before, after = report.tokens[sample]
     counts = f"{before} visual tokens, {after} after pruning, {report.entering[sample]:.1f} entering a layer on average"
-    return sheet(panels, len(report.stages), [title, counts] if title else [counts])
+    return sheet(panels, len(report.stages), [*([title] if title else []), *lines, counts])
 
 
 def sheet(panels: Sequence[Panel], columns: int, lines: Sequence[str] = ()) -> Image.Image:

@@ -90,6 +90,12 @@ def percent(value: float | None) -> str:
     return MISSING if value is None else f"{number(value)} %"
 
 
+def flops_share(block: Block, row: Row) -> str:
+    """Operations as a share of vanilla's in the same block; a dash where the model's shape is not known."""
+    base = next((other.flops for other in block.rows if other.is_vanilla), None)
+    return MISSING if base is None or row.flops is None else percent(100 * row.flops.total / base.total)
+
+
 def notes(tables: Sequence[Table]) -> list[str]:
     """What a reader must know beside the figures: the tasks left out of the averages, and what the flags mean."""
     said = [

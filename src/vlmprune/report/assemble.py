@@ -1,0 +1,89 @@
+"""From a result folder to everything in DIR/report. No model is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from vlmprune.bench.table import Table, build_tables
+from vlmprune.core.errors import UserError
+from vlmprune.report.examples import load_examples, sheet_of, slug
+from vlmprune.report.page import render
+from vlmprune.report.plots import AXES, Style, accuracy_figure, png, pruned_methods, styles, svg
+from vlmprune.report.tables import blocks, categories, comma_separated, latex, markdown
+
+
+def build(folder: str | Path) -> list[Path]:
+    """Write the report of a result folder.
+
+    DIR/report/ gets `summary.md`, `summary.csv`, `summary.tex`, `categories.csv`, a plot for each model and token count
+    as .svg and .png under `plots/`, a sheet of overlays for each example scene under `overlays/`, and `index.html`.
+    The same results give the same bytes.
+
+    Args:
+        folder: what `vlmprune bench --out` named.
+
+    Returns:
+        The files written, `index.html` last.
+
+    Raises:
+        UserError: no such folder, no finished run in it, a broken file, or a folder that cannot be written.
+    """
+    folder = Path(folder)
+    tables = build_tables(folder)
+    out = folder / "report"
+    try:
+        for part in (out, out / "plots", out / "overlays"):
+            part.mkdir(parents=True, exist_ok=True)
+        written = [
+            _text(out / "summary.md", markdown(tables)),
+            _text(out / "summary.csv", comma_separated(tables)),
+            _text(out / "categories.csv", categories(tables)),
+            _text(out / "summary.tex", latex(tables)),
+        ]
+        style = styles(pruned_methods(tables))
+        for table in tables:
+            written += _plots(out / "plots", table, style)
+            written += _overlays(out / "overlays", folder, table)
+        return [*written, _text(out / "index.html", render(folder, tables, style))]
+    except OSError as error:
+        raise UserError(f"The report cannot be written to {str(out)!r}: {error.strerror or error}.") from error
+
+
+def _text(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8", newline="\n")
+    return path
+
+
+def _plots(out: Path, table: Table, style: dict[str, Style]) -> list[Path]:
+    written = []
+    for axis in AXES:
+        path = out / f"{slug(table.model)}-{axis}.svg"
+        written.append(_text(path, svg(accuracy_figure(table, axis, style))))
+        path = path.with_suffix(".png")
+        path.write_bytes(png(accuracy_figure(table, axis, style)))
+        written.append(path)
+    return written
+
+
+def _overlays(out: Path, folder: Path, table: Table) -> list[Path]:
+    """A sheet for each scene at the smallest budget that is a share or a number, where the folder has examples."""
+    recipes = smallest_budget(table)
+    written = []
+    for number, example in enumerate(load_examples(folder, table.model)):
+        path = out / f"{slug(table.model)}-{number + 1}.png"
+        _image(path, sheet_of(folder, example, recipes))
+        written.append(path)
+    return written
+
+
+def _image(path: Path, image: Image.Image) -> None:
+    image.save(path, optimize=True)
+
+
+def smallest_budget(table: Table) -> Sequence[str]:
+    """The recipes of the table's smallest budget."""
+    named = [block for block in blocks(table) if block.keep is not None]
+    return [row.recipe for row in (named or blocks(table))[-1].rows if not row.is_vanilla]

@@ -1,0 +1,245 @@
+"""One HTML page that needs nothing but itself: styles, script, plots and pictures are inside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from vlmprune.bench.store import VANILLA, Result
+from vlmprune.bench.table import Cell, Row, Table
+from vlmprune.core.view import Grid
+from vlmprune.report import tables as shown
+from vlmprune.report.examples import Example, Reply, Stage, load_examples, picture
+from vlmprune.report.flips import Flips, flips
+from vlmprune.report.overlay import draw
+from vlmprune.report.plots import AXES, Style, accuracy_figure, inline_svg
+from vlmprune.report.tables import Block, blocks
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+FLIPS_SHOWN = 12
+_LONGEST_REPLY = 160
+
+
+@dataclass(frozen=True)
+class Card:
+    """What one recipe kept of a scene, ready for the page.
+
+    Attributes:
+        name: method or recipe.
+        reply: what the model said.
+        transform: from cells of the grid to pixels of the scene.
+        path: an SVG path around every kept cell, in cells.
+        place: where the last cut was made, in words.
+    """
+
+    name: str
+    reply: Reply
+    transform: str
+    path: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An example with its pictures as data URIs, and its cards by budget."""
+
+    id: str
+    example: Example
+    vanilla: Reply
+    colour: str
+    faded: str
+    groups: list[tuple[str, list[Card]]]
+
+
+def render(folder: Path, tables: Sequence[Table], style: dict[str, Style]) -> str:
+    """The page as HTML.
+
+    Args:
+        folder: the result folder, for its examples.
+        tables: of its models.
+        style: how each method is drawn.
+    """
+    models = [_model(folder, number, table, style) for number, table in enumerate(tables)]
+    return _template().render(
+        models=models,
+        facts=_facts(tables),
+        notes=shown.notes(tables),
+        style=style,
+        show=shown,
+        flips_shown=FLIPS_SHOWN,
+        short=_short,
+        delta=_delta,
+        share=_share,
+    )
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.j2")
+
+
+def _model(folder: Path, number: int, table: Table, style: dict[str, Style]) -> dict[str, Any]:
+    parts = blocks(table)
+    names = list(dict.fromkeys(row.method for block in parts for row in block.rows))
+    overview = [(name, [[row for row in block.rows if row.method == name] for block in parts]) for name in names]
+    return {
+        "id": f"m{number + 1}",
+        "name": table.model,
+        "table": table,
+        "blocks": parts,
+        "overview": overview,
+        "plots": [
+            (axis, words, inline_svg(accuracy_figure(table, axis, style), f"m{number + 1}-{axis}"))
+            for axis, words in AXES.items()
+        ],
+        "scenes": _scenes(folder, number, table, parts),
+        "flips": _flips(table, parts),
+        "about": _about(table),
+    }
+
+
+def _flips(table: Table, parts: Sequence[Block]) -> list[tuple[Block, list[tuple[str, Flips]]]]:
+    """The changed answers by budget, each with the name of its row."""
+    found = {id(item.row): item for item in flips(table)}
+    grouped = [
+        (block, [(shown.row_name(block, row), found[id(row)]) for row in block.rows if id(row) in found])
+        for block in parts
+    ]
+    return [(block, rows) for block, rows in grouped if rows]
+
+
+# ---------------------------------------------------------------- figures in words
+
+
+def _facts(tables: Sequence[Table]) -> list[tuple[str, str]]:
+    """What the comparison holds."""
+    methods = list(dict.fromkeys(row.method for table in tables for row in table.rows if not row.is_vanilla))
+    keeps = list(dict.fromkeys(block.title for table in tables for block in blocks(table) if block.rows[1:]))
+    tasks = list(dict.fromkeys(task for table in tables for task in table.tasks))
+    questions = max(
+        sum(cell.n for cell in row.cells.values()) for table in tables for row in table.rows if row.cells
+    )
+    return [
+        (str(len(tables)), "model" if len(tables) == 1 else "models"),
+        (str(len(methods)), "method" if len(methods) == 1 else "methods"),
+        (str(len(keeps)), "budget" if len(keeps) == 1 else "budgets"),
+        (str(len(tasks)), "task" if len(tasks) == 1 else "tasks"),
+        (str(questions), "questions a model"),
+    ]
+
+
+def _about(table: Table) -> list[tuple[str, str]]:
+    """The conditions that a model's runs were made under; several where they differ."""
+    results = [cell.result for row in table.rows for cell in row.cells.values()]
+
+    def several(values: list[str]) -> str:
+        return ", ".join(dict.fromkeys(value for value in values if value))
+
+    def versions(result: Result) -> str:
+        return ", ".join(f"{name} {version}" for name, version in sorted(result.versions.items()))
+
+    def of_machine(name: str) -> list[str]:
+        return [str(result.made.get(name) or "") for result in results]
+
+    rows = [
+        ("weights", several([result.weights for result in results])),
+        ("numbers", several([f"{result.dtype}, {result.attention} attention" for result in results])),
+        ("wording", several([result.protocol for result in results])),
+        ("decoding", several([_decoding(result) for result in results])),
+        ("seed", several([str(result.seed) for result in results])),
+        ("libraries", several([versions(result) for result in results])),
+        ("device", several(of_machine("device"))),
+        ("git commit", several(of_machine("commit"))),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def _decoding(result: Result) -> str:
+    drawn = "sampling" if result.generation.get("do_sample") else "greedy"
+    return f"{drawn}, up to {result.generation.get('max_new_tokens', '?')} tokens"
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    if not text:
+        return "(nothing)"
+    return text if len(text) <= _LONGEST_REPLY else text[:_LONGEST_REPLY].rstrip() + " …"
+
+
+def _delta(cell: Cell) -> str:
+    """Whether the paired difference is a loss, a gain, or within its interval of none: a CSS class."""
+    if cell.diff is None or cell.diff.low <= 0 <= cell.diff.high:
+        return "same"
+    return "loss" if cell.diff.value < 0 else "gain"
+
+
+def _share(row: Row) -> str:
+    """The length of an overview bar, percent of the cell."""
+    return f"{min(100.0, max(0.0, row.rel_mean or 0.0)):.1f}"
+
+
+# ---------------------------------------------------------------- examples
+
+
+def _scenes(folder: Path, number: int, table: Table, parts: Sequence[Block]) -> list[Scene]:
+    scenes = []
+    for index, example in enumerate(load_examples(folder, table.model)):
+        image = picture(folder, example)
+        nothing = draw(image, Grid(1, 1), torch.empty(0), window=example.window)
+        groups = [(block.title, _cards(example, block)) for block in parts]
+        scenes.append(
+            Scene(
+                id=f"m{number + 1}-s{index + 1}",
+                example=example,
+                vanilla=example.replies[VANILLA],
+                colour=_data_uri(image),
+                faded=_data_uri(nothing.convert("L")),
+                groups=[(title, cards) for title, cards in groups if cards],
+            )
+        )
+    return scenes
+
+
+def _cards(example: Example, block: Block) -> list[Card]:
+    rows = [row for row in block.rows if not row.is_vanilla and row.recipe in example.replies]
+    return [_card(example, shown.row_name(block, row), example.replies[row.recipe]) for row in rows]
+
+
+def _card(example: Example, name: str, reply: Reply) -> Card:
+    width, height = example.size
+    stage = reply.stages[-1] if reply.stages else Stage(0, 1, 1, (0,), whole=True)
+    window = example.window
+    across, down = (window.right - window.left) / stage.cols, (window.bottom - window.top) / stage.rows
+    transform = f"translate({window.left:.6g} {window.top:.6g}) scale({across:.6g} {down:.6g})"
+    path = "".join(f"M{cell % stage.cols} {cell // stage.cols}h1v1h-1z" for cell in stage.kept)
+    if not reply.stages:
+        place = "nothing dropped"
+    elif stage.whole:
+        place = f"resized to {stage.rows} × {stage.cols} tokens"
+    else:
+        place = f"before layer {stage.layer}" if stage.layer else "before the LLM"
+    return Card(name, reply, transform, path, place)
+
+
+def _data_uri(image: Image.Image) -> str:
+    out = io.BytesIO()
+    image.save(out, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
+

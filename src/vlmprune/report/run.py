@@ -1,0 +1,187 @@
+"""One question about one picture: `vlmprune run`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+import vlmprune
+from vlmprune.bench.load import load_model
+from vlmprune.bench.protocol import generation_kwargs
+from vlmprune.core.budget import Keep
+from vlmprune.core.errors import UserError
+from vlmprune.core.method import PixelMethod
+from vlmprune.core.recipe import Recipe, recipe
+from vlmprune.report.overlay import draw_run
+
+MAX_NEW_TOKENS = 128
+_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def _to_stderr(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
+
+
+def run_image(
+    image_path: str | Path,
+    question: str,
+    model: str = "llava",
+    method: str | None = None,
+    keep: Keep | None = None,
+    overlay: str | Path | None = None,
+    *,
+    note: Callable[[str], None] = _to_stderr,
+) -> str:
+    """Answer a question about a picture, pruned or not, and draw what was kept.
+
+    Args:
+        image_path: any picture Pillow reads; its EXIF orientation is respected, transparency is laid on white.
+        question: put to the model through its chat template.
+        model: an embedded model's name, a local folder, or a hub id.
+        method: a method's name or a recipe; the unpruned model without it.
+        keep: the budget of a method that carries none.
+        overlay: where to draw kept and dropped patches: a .png, .jpg or .webp file.
+        note: told in one sentence what the user should know beside the answer.
+
+    Raises:
+        UserError: anything above cannot be used, in one sentence.
+    """
+    if not question.strip():
+        raise UserError("There is no question: give one after -q.")
+    asked = _recipe(method, keep, overlay)
+    target = None if overlay is None else check_overlay_path(Path(overlay))
+    image = open_image(Path(image_path))
+    loaded = load_model(model)
+    session = None if asked is None else vlmprune.prune(loaded.model, asked)
+    inputs = chat_inputs(loaded.processor, image, question)
+    if unknown := _unknown_words(loaded.processor, question):
+        note(f"{model} does not know the words {', '.join(unknown)}: it was trained on a small vocabulary.")
+    if session is None:
+        return generate(loaded.model, loaded.processor, inputs)
+    with session:
+        answer = generate(loaded.model, loaded.processor, inputs)
+    if target is not None:
+        sheet = draw_run(
+            session.last,
+            [image],
+            title=f"{asked} on {model}",
+            lines=[f"“{question}” {answer}"],
+            processor=loaded.processor,
+            resized=resizes(session.recipe),
+        )
+        _save(sheet, target)
+    return answer
+
+
+def _recipe(method: str | None, keep: Keep | None, overlay: object) -> Recipe | None:
+    if method is not None:
+        return recipe(method, keep)
+    if keep is not None:
+        raise UserError(f"keep={keep} prunes nothing without a method: add one, such as --method hiprune.")
+    if overlay is not None:
+        raise UserError("Without a method every token is kept and there is nothing to draw: add --method and --keep.")
+    return None
+
+
+def check_overlay_path(path: Path) -> Path:
+    """The path if a picture can be written there, else UserError."""
+    if path.suffix.lower() not in _EXTENSIONS:
+        raise UserError(f"The overlay {str(path)!r} must end in {', '.join(_EXTENSIONS[:-1])} or {_EXTENSIONS[-1]}.")
+    if path.is_dir():
+        raise UserError(f"The overlay {str(path)!r} is a folder: give a file.")
+    if not path.parent.is_dir():
+        raise UserError(f"The overlay cannot be written: there is no folder {str(path.parent)!r}.")
+    return path
+
+
+def _save(sheet: Image.Image, target: Path) -> None:
+    try:
+        sheet.save(target)
+    except OSError as error:
+        raise UserError(f"The overlay cannot be written to {str(target)!r}: {error.strerror or error}.") from error
+
+
+def open_image(path: Path) -> Image.Image:
+    """The picture as RGB, upright, transparent parts on white.
+
+    Raises:
+        UserError: there is no such file, or it is not a picture that can be read to its end.
+    """
+    if not path.exists():
+        raise UserError(f"There is no picture {str(path)!r}.")
+    if path.is_dir():
+        raise UserError(f"{str(path)!r} is a folder, not a picture.")
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            return _as_rgb(ImageOps.exif_transpose(opened))
+    except UnidentifiedImageError:
+        raise UserError(f"{str(path)!r} is not a picture in a format that Pillow reads.") from None
+    except Image.DecompressionBombError:
+        raise UserError(f"The picture {str(path)!r} has too many pixels to be opened safely.") from None
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG
+        raise UserError(f"The picture {str(path)!r} cannot be read: {error}.") from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):  # 16 bits a pixel and more: `convert` would clip instead of scaling
+        low, high = image.getextrema()
+        scale = 255 / 65535 if image.mode.startswith("I") and high > 255 else 1.0
+        return image.convert("F").point(lambda value: value * scale).convert("L").convert("RGB")
+    if image.has_transparency_data:
+        solid = Image.new("RGBA", image.size, "white")
+        solid.alpha_composite(image.convert("RGBA"))
+        return solid.convert("RGB")
+    return image.convert("RGB")
+
+
+def resizes(asked: Recipe) -> bool:
+    """Whether a recipe starts by resizing the image."""
+    return isinstance(asked.stages[0].method, PixelMethod)
+
+
+def chat_inputs(processor: Any, image: Image.Image, question: str) -> Any:
+    """Model inputs for one picture and one question.
+
+    Raises:
+        UserError: the processor has no chat template, or refuses the picture.
+    """
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    try:
+        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    except ValueError as error:
+        raise UserError(f"This model's processor cannot word a chat prompt: {_first_line(error)}") from error
+    try:
+        return processor(images=[image], text=[prompt], return_tensors="pt")
+    except ValueError as error:
+        width, height = image.size
+        raise UserError(f"The processor refuses a picture of {width}x{height} pixels: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+@torch.no_grad()
+def generate(model: Any, processor: Any, inputs: Any, max_new_tokens: int = MAX_NEW_TOKENS) -> str:
+    """The greedy reply to one prompt, as text."""
+    tokenizer = processor.tokenizer
+    moved = inputs.to(model.device, model.dtype)
+    settings = generation_kwargs(max_new_tokens)
+    ids = model.generate(**moved, **settings, pad_token_id=tokenizer.pad_token_id)
+    return tokenizer.decode(ids[0, moved["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def _unknown_words(processor: Any, question: str) -> list[str]:
+    """Words of the question that the tokenizer maps to its unknown token."""
+    tokenizer = processor.tokenizer
+    unknown = tokenizer.unk_token_id
+    if unknown is None:
+        return []
+    words = dict.fromkeys(question.split())
+    return [word for word in words if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
