@@ -73,8 +73,26 @@ def load_model(name: str, device: str | None = None) -> Loaded:
         raise UserError(
             f"There is no model {name!r}: it is neither a folder, an embedded model nor a hub id (owner/name).{hint}"
         )
+    _find_on_hub(name)
     model, processor = _load_pretrained(name, name, device)
     return Loaded(name, model, processor, str(getattr(model.config, "_commit_hash", None) or "unknown"))
+
+
+def _find_on_hub(name: str) -> None:
+    """Ask the hub once whether it has the model; transformers would ask for half a minute before giving up."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    try:
+        HfApi().model_info(name, timeout=10)
+    except RepositoryNotFoundError as error:
+        raise UserError(f"The Hugging Face hub has no model {name!r}, or it is private: check the spelling.") from error
+    except Exception as error:  # the errors of the hub's HTTP client, which is not ours to know
+        raise UserError(
+            f"There is no folder {name!r}, and the Hugging Face hub cannot be reached to look for a model of that name."
+        ) from error
 
 
 def _load_pretrained(path: str, name: str, device: str) -> tuple[Any, Any]:
@@ -85,21 +103,9 @@ def _load_pretrained(path: str, name: str, device: str) -> tuple[Any, Any]:
     dtype: Any = torch.float32 if device == "cpu" else "auto"
     try:
         model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
-    except OSError as error:
-        if path != name or Path(path).is_dir():
-            raise UserError(
-                f"The folder {name!r} holds no model that transformers can load: {_first(error)}"
-            ) from error
-        raise UserError(
-            f"Model {name!r} cannot be loaded: the Hugging Face hub cannot be reached or has no such model "
-            "(a local folder works offline)."
-        ) from error
-    except ValueError as error:
-        raise UserError(
-            f"{name!r} is not a vision-language model that transformers can load: {_first(error)}"
-        ) from error
-    processor = load_processor(path)
-    return model.eval().to(device), processor
+    except (OSError, ValueError) as error:
+        raise UserError(f"transformers cannot load {name!r} as a vision-language model: {_first(error)}") from error
+    return model.eval().to(device), load_processor(path)
 
 
 def _first(error: Exception) -> str:

@@ -1,0 +1,267 @@
+"""The runner on a small LLaVA with random weights: kill and continue, what is shared, what is counted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_folder import save_llava
+
+import vlmprune
+from vlmprune.bench import runner
+from vlmprune.bench.flops import encoder_flops, papers_flops, prefill_flops, shape_of, visual_per_layer
+from vlmprune.bench.load import load_model, weights_digest
+from vlmprune.bench.protocol import PLAIN, protocol_for
+from vlmprune.bench.runner import METHODS, Plan, run_bench, split_methods
+from vlmprune.bench.store import Run, Store, load_records, load_results
+from vlmprune.bench.table import build_tables
+from vlmprune.bench.tasks import TASKS
+from vlmprune.core.errors import UserError
+
+SMALL = {"methods": ("random", "fastv"), "keeps": (0.5, 5), "tasks": ("synth-mme", "synth-choice"), "limit": 10}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_llava(tmp_path_factory.mktemp("model")))
+
+
+def small_plan(folder: str, **changes: object) -> Plan:
+    return Plan(models=(folder,), batch_size=4, device="cpu", **{**SMALL, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished")
+    run_bench(small_plan(folder), out)
+    return out
+
+
+def content(out: Path) -> dict[str, object]:
+    """Everything in a result folder but where and from which commit it was made."""
+    files: dict[str, object] = {}
+    for path in sorted(out.rglob("*")):
+        if path.is_file() and path.name != ".lock":
+            text = path.read_text()
+            files[str(path.relative_to(out))] = {**json.loads(text), "made": 0} if path.suffix == ".json" else text
+    return files
+
+
+PROGRAM = """
+import sys, torch
+torch.set_num_threads(1)
+from vlmprune.bench.runner import Plan, run_bench
+plan = Plan(models=(sys.argv[1],), batch_size=4, device="cpu", methods=("random", "fastv"), keeps=(0.5, 5),
+            tasks=("synth-mme", "synth-choice"), limit=10)
+run_bench(plan, sys.argv[2])
+"""
+
+
+def test_killed_and_continued_is_the_same_to_the_byte(folder: str, finished: Path, tmp_path: Path) -> None:
+    whole = sum(path.stat().st_size for path in finished.rglob("*.jsonl"))
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, folder, str(tmp_path)])
+    deadline = time.monotonic() + 120
+    while sum(path.stat().st_size for path in tmp_path.rglob("*.jsonl")) < 0.6 * whole:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    last = max(tmp_path.rglob("*.jsonl"), key=lambda path: path.stat().st_mtime)
+    with last.open("a") as file:
+        file.write('{"id": "synth-ch')  # as a kill in mid-write would leave it
+    assert len(list(tmp_path.rglob("synth-*/*.json"))) < len(list(finished.rglob("synth-*/*.json")))
+    run_bench(small_plan(folder), tmp_path)
+    assert content(tmp_path) == content(finished)
+    assert repr(build_tables(tmp_path)).replace(str(tmp_path), "") == repr(build_tables(finished)).replace(
+        str(finished), ""
+    )
+
+
+def test_a_finished_folder_is_not_computed_again(folder: str, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = content(finished)
+
+    def forbidden(*_: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(runner.Batch, "run", forbidden)
+    run_bench(small_plan(folder), finished)
+    assert content(finished) == before
+
+
+def test_one_more_method_computes_only_itself(folder: str, finished: Path, tmp_path: Path) -> None:
+    run_bench(small_plan(folder, methods=("random",), tasks=("synth-choice",)), tmp_path)
+    computed: list[str] = []
+    original = Store.append
+
+    def counting(self: Store, run: Run, records: object) -> None:
+        computed.append(run.method)
+        original(self, run, records)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "append", counting)
+        run_bench(small_plan(folder, tasks=("synth-choice",)), tmp_path)
+    assert set(computed) == {"fastv@2"}
+    records = {(r.recipe, r.task): [x.output for x in load_records(r)] for r in load_results(finished)}
+    for result in load_results(tmp_path):
+        assert [x.output for x in load_records(result)] == records[result.recipe, result.task]
+
+
+def test_baselines_are_always_there(finished: Path) -> None:
+    rows = [(result.method, result.keep) for result in load_results(finished) if result.task == "synth-choice"]
+    assert rows[0] == ("vanilla", 1.0)
+    assert {method for method, _ in rows} == {"vanilla", "random", "downsample", "fastv@2"}
+    plan = Plan(models=("x",), methods=("dart",), keeps=(0.5,))
+    assert [v.text for v in plan.variants()] == ["vanilla", "random:0.5", "downsample:0.5", "dart@2:0.5"]
+    assert len(Plan(models=("x",)).variants()) == 1 + 8 * 3
+
+
+def test_token_counts(finished: Path) -> None:
+    for result in load_results(finished):
+        for record in load_records(result):
+            kept = {"vanilla": 49, 0.5: 24, 5: 5}["vanilla" if result.is_vanilla else result.keep]
+            assert record.visual_before == 49 and record.input_tokens > 49
+            if result.method == "downsample":
+                assert 0 < record.visual_kept <= kept and record.visual_encoded == record.visual_kept
+                continue
+            assert record.visual_kept == kept and record.visual_encoded == 49
+            entering = (2 * 49 + 2 * kept) / 4 if result.method == "fastv@2" else kept
+            assert record.visual_entering == pytest.approx(entering)
+            if not result.is_vanilla:
+                assert record.stages[-1] == (2 if result.method == "fastv@2" else 0, kept)
+
+
+def test_shared_encoding_answers_as_plain_inputs_do(folder: str, finished: Path) -> None:
+    loaded = load_model(folder, "cpu")
+    samples = list(TASKS["synth-choice"].samples(4))
+    records = {r.recipe: load_records(r) for r in load_results(finished) if r.task == "synth-choice"}
+    inputs = PLAIN.inputs(loaded.processor, samples)
+    for recipe in ("random:5", "fastv@2:0.5"):
+        with vlmprune.prune(loaded.model, recipe), torch.no_grad():
+            ids = loaded.model.generate(**inputs, do_sample=False, max_new_tokens=16)
+        texts = loaded.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert texts == [record.output for record in records[recipe][:4]]
+
+
+def test_the_model_is_left_as_it_was_and_answers_vary(folder: str, finished: Path) -> None:
+    outputs = {x.output for r in load_results(finished) for x in load_records(r)}
+    assert len(outputs) > 20, "the random model says too little for these tests to mean much"
+
+
+def test_another_seed_changes_random_alone(folder: str, finished: Path, tmp_path: Path) -> None:
+    run_bench(small_plan(folder, seed=1, tasks=("synth-choice",)), tmp_path)
+    old = {r.recipe: load_records(r) for r in load_results(finished) if r.task == "synth-choice"}
+    new = {r.recipe: load_records(r) for r in load_results(tmp_path)}
+    assert {recipe for recipe in new if new[recipe] != old[recipe]} <= {"random:0.5", "random:5"}
+    assert new["random:5"] != old["random:5"]
+
+
+def test_interrupt_keeps_what_is_there(folder: str, finished: Path, tmp_path: Path) -> None:
+    def stop(at: runner.Progress) -> None:
+        if at.done == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(small_plan(folder), tmp_path, stop)
+    assert len(list(tmp_path.rglob("*.jsonl"))) > 0
+    run_bench(small_plan(folder), tmp_path)
+    assert content(tmp_path) == content(finished)
+
+
+def test_progress_counts_every_step_once(folder: str, finished: Path) -> None:
+    seen: list[runner.Progress] = []
+    run_bench(small_plan(folder), finished, seen.append)
+    steps = 7 * 3 * 2  # variants, batches, tasks
+    assert [at.done for at in seen] == list(range(steps + 1))
+    assert {at.due for at in seen} == {steps}
+
+
+def test_recipes_and_lists() -> None:
+    assert split_methods("random,random@2 , divprune(space=tower)") == ("random", "random@2", "divprune(space=tower)")
+    assert split_methods("a@8,16,24:0.5,b(x=1, y=2)") == ("a@8,16,24:0.5", "b(x=1, y=2)")
+    chain = "divprune:0.5 > fastv@2:0.5"
+    plan = Plan(models=("x",), methods=(chain, "fastv:0.1", "fastv"), keeps=(0.1, 0.2))
+    variants = {v.text: (v.method, v.keep) for v in plan.variants()}
+    assert variants[chain] == (chain, None)
+    assert variants["fastv@2:0.1"] == ("fastv@2", 0.1)
+    assert sum(method == "fastv@2" for method, _ in variants.values()) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"methods": ("fastw",)}, "no method 'fastw'"),
+        ({"tasks": ("synth-pop",)}, "no task 'synth-pop'"),
+        ({"keeps": (0.0,)}, "keep=0.0 is not a budget"),
+        ({"limit": 0}, "limit=0"),
+        ({"positions": "best"}, "positions='best'"),
+        ({"methods": ("fastv@4",)}, "cannot act before decoder layer 4"),
+    ],
+)
+def test_mistakes_in_a_plan(folder: str, tmp_path: Path, changes: dict, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        run_bench(small_plan(folder, **changes), tmp_path)
+
+
+def test_a_model_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="Did you mean 'llava'"):
+        load_model("lava")
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        load_model(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="as a vision-language model"):
+        load_model(str(tmp_path))
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    with pytest.raises(UserError, match="hub cannot be reached"):
+        load_model("someone/something")
+
+
+def test_weights_digest_reads_small_files_whole_and_large_ones_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(bytes(100_000))
+    first = weights_digest(tmp_path)
+    path.write_bytes(bytes(50_000) + b"\1" + bytes(49_999))
+    assert weights_digest(tmp_path) != first
+    monkeypatch.setattr("vlmprune.bench.load._WHOLE", 10)
+    monkeypatch.setattr("vlmprune.bench.load._PIECE", 100)
+    pieces = weights_digest(tmp_path)
+    path.write_bytes(b"\1" + bytes(99_999))
+    assert weights_digest(tmp_path) != pieces
+
+
+def test_protocol_of_a_closed_vocabulary_is_the_bare_question(folder: str) -> None:
+    assert protocol_for(load_model(folder, "cpu").processor) is PLAIN
+
+
+def test_flops_by_hand(folder: str) -> None:
+    shape = shape_of(load_model(folder, "cpu").model.config)
+    assert shape is not None
+    # encoder: 49 patches of 3*16*16 into 32, then 3 layers of 50 tokens
+    linear = 2 * 50 * (4 * 32 * 32 + 2 * 32 * 48)
+    assert encoder_flops(shape, 49) == 2 * 49 * 768 * 32 + 3 * (linear + 4 * 32 * 50 * 50)
+    # decoder: q and o 32x32, k and v 32x16, three 32x48; causal attention over 10 tokens
+    layer = 2 * 10 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48) + 4 * 32 * 10 * 11 / 2
+    assert prefill_flops(shape, [10, 10]) == 2 * layer + 2 * 32 * shape.vocabulary
+    assert papers_flops(32, 48, [10]) == 4 * 10 * 32**2 + 2 * 100 * 32 + 2 * 10 * 32 * 48
+    assert visual_per_layer(4, 49, [(0, 20), (2, 5)]) == [20, 20, 5, 5]
+
+
+def test_flops_fall_with_the_budget(finished: Path) -> None:
+    (table,) = build_tables(finished)
+    rows = {row.recipe: row.flops for row in table.rows}
+    assert all(flops is not None for flops in rows.values())
+    vanilla, early, late, small = (rows[name] for name in ("vanilla", "random:5", "fastv@2:5", "downsample:5"))
+    assert vanilla.selection == early.selection == 0 < late.selection
+    assert early.prefill < late.prefill < vanilla.prefill
+    assert early.encoder == vanilla.encoder > small.encoder
+    assert METHODS  # the default methods parse
