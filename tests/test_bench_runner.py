@@ -115,9 +115,9 @@ def test_baselines_are_always_there(finished: Path) -> None:
     rows = [(result.method, result.keep) for result in load_results(finished) if result.task == "synth-choice"]
     assert rows[0] == ("vanilla", 1.0)
     assert {method for method, _ in rows} == {"vanilla", "random", "downsample", "fastv@2"}
-    plan = Plan(models=("x",), methods=("dart",), keeps=(0.5,))
+    plan = Plan(models=("llava",), methods=("dart",), keeps=(0.5,))
     assert [v.text for v in plan.variants()] == ["vanilla", "random:0.5", "downsample:0.5", "dart@2:0.5"]
-    assert len(Plan(models=("x",)).variants()) == 1 + 8 * 3
+    assert len(Plan(models=("llava",)).variants()) == 1 + 8 * 3
 
 
 def test_token_counts(finished: Path) -> None:
@@ -184,7 +184,7 @@ def test_recipes_and_lists() -> None:
     assert split_methods("random,random@2 , divprune(space=tower)") == ("random", "random@2", "divprune(space=tower)")
     assert split_methods("a@8,16,24:0.5,b(x=1, y=2)") == ("a@8,16,24:0.5", "b(x=1, y=2)")
     chain = "divprune:0.5 > fastv@2:0.5"
-    plan = Plan(models=("x",), methods=(chain, "fastv:0.1", "fastv"), keeps=(0.1, 0.2))
+    plan = Plan(models=("llava",), methods=(chain, "fastv:0.1", "fastv"), keeps=(0.1, 0.2))
     variants = {v.text: (v.method, v.keep) for v in plan.variants()}
     assert variants[chain] == (chain, None)
     assert variants["fastv@2:0.1"] == ("fastv@2", 0.1)
@@ -197,7 +197,7 @@ def test_recipes_and_lists() -> None:
         ({"methods": ("fastw",)}, "no method 'fastw'"),
         ({"tasks": ("synth-pop",)}, "no task 'synth-pop'"),
         ({"keeps": (0.0,)}, "keep=0.0 is not a budget"),
-        ({"limit": 0}, "limit=0"),
+        ({"limit": 0}, "limit must be at least 1"),
         ({"positions": "best"}, "positions='best'"),
         ({"methods": ("fastv@4",)}, "cannot act before decoder layer 4"),
     ],
@@ -208,7 +208,7 @@ def test_mistakes_in_a_plan(folder: str, tmp_path: Path, changes: dict, sentence
 
 
 def test_a_model_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="Did you mean 'llava'"):
+    with pytest.raises(UserError, match="did you mean 'llava'"):
         load_model("lava")
     with pytest.raises(UserError, match=r"has no config\.json"):
         load_model(str(tmp_path))

@@ -101,9 +101,8 @@ def _bench(plan: Any, out: Path) -> None:
         with progress_bars(console) as progress:
             run_bench(plan, out, progress)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"Interrupted: the finished batches are in {out}; the same command continues."
-        ) from None
+        typer.echo(f"Interrupted: the finished batches are in {out}; the same command continues.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
     print_tables(console, build_tables(out))
     for path in build(out):
         if path.suffix == ".html":
@@ -134,7 +133,7 @@ def list_(what: Annotated[str, typer.Argument(help="methods, models or tasks")])
 @app.command()
 def doctor(model: Annotated[str, typer.Argument(help=_MODEL)]) -> None:
     """Say where a model's visual tokens are and what works, and prove that keep=1.0 equals the unpruned model."""
-    from vlmprune.models.doctor import diagnose
+    from vlmprune.doctor import diagnose
 
     _quiet()
     typer.echo(diagnose(model))
@@ -187,9 +186,6 @@ def main(arguments: list[str] | None = None) -> int:
         return code if isinstance(code, int) else OK
     except UserError as error:
         return _complain(str(error))
-    except (KeyboardInterrupt, typer.Abort) as error:
-        typer.echo(str(error) or "Interrupted.", err=True)
-        return INTERRUPTED
     except Exception as error:
         # Usage errors of typer (an unknown option, a missing argument); their class is not public.
         if not hasattr(error, "format_message"):

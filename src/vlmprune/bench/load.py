@@ -57,25 +57,32 @@ def load_model(name: str, device: str | None = None) -> Loaded:
     Raises:
         UserError: there is nothing of that name, or it is not a vision-language model transformers can load.
     """
+    find_model(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name in embedded_names():
         embedded: tuple[Any, Any] = load_embedded(name)
         return Loaded(name, embedded[0].to(device), embedded[1], weights_digest(embedded_path(name)))
     folder = Path(name).expanduser()
+    model, processor = _load_pretrained(str(folder) if folder.is_dir() else name, name, device)
+    revision = getattr(model.config, "_commit_hash", None) or "unknown"
+    return Loaded(name, model, processor, weights_digest(folder) if folder.is_dir() else str(revision))
+
+
+def find_model(name: str) -> None:
+    """Raise UserError unless there is a model of that name; loads nothing."""
+    if name in embedded_names():
+        embedded_path(name)
+        return
+    folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(f"The folder {name!r} holds no model: it has no config.json.")
-        model, processor = _load_pretrained(str(folder), name, device)
-        return Loaded(name, model, processor, weights_digest(folder))
+        return
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         close = difflib.get_close_matches(name, embedded_names(), n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else f" Embedded models: {', '.join(embedded_names())}."
-        raise UserError(
-            f"There is no model {name!r}: it is neither a folder, an embedded model nor a hub id (owner/name).{hint}"
-        )
+        hint = f"did you mean {close[0]!r}?" if close else f"the embedded models are {', '.join(embedded_names())}."
+        raise UserError(f"There is no model {name!r}, neither as a folder nor as a hub id (owner/name): {hint}")
     _find_on_hub(name)
-    model, processor = _load_pretrained(name, name, device)
-    return Loaded(name, model, processor, str(getattr(model.config, "_commit_hash", None) or "unknown"))
 
 
 def _find_on_hub(name: str) -> None:

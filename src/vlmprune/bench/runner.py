@@ -20,7 +20,7 @@ import torch
 import vlmprune
 from vlmprune.assets import embedded_names
 from vlmprune.bench.flops import shape_of
-from vlmprune.bench.load import Loaded, library_versions, load_model, machine
+from vlmprune.bench.load import Loaded, find_model, library_versions, load_model, machine
 from vlmprune.bench.protocol import generation_kwargs, protocol_for
 from vlmprune.bench.score import judge
 from vlmprune.bench.store import VANILLA, Record, Run, Store
@@ -70,11 +70,14 @@ class Plan:
             get_task(task)
         for keep in self.keeps:
             check_keep(keep)
-        if self.limit < 1 or self.batch_size < 1:
-            raise UserError(f"limit={self.limit} and batch size={self.batch_size} must be at least 1.")
+        for what, number in (("limit", self.limit), ("batch size", self.batch_size)):
+            if number < 1:
+                raise UserError(f"The {what} must be at least 1, not {number}.")
         if self.positions is not None and self.positions not in POSITIONS:
             raise UserError(f"positions={self.positions!r} is not a policy: choose {' or '.join(POSITIONS)}.")
         self.variants()
+        for model in self.models:
+            find_model(model)
 
     def variants(self) -> list[Variant]:
         """Vanilla, then the methods at every budget, the baselines first unless they have been given a place."""

@@ -318,7 +318,10 @@ def _read_comparison(folder: Path) -> dict[str, Any]:
     path = folder / _COMPARISON
     if not path.exists():
         return {"methods": [], "settings": {}}
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{str(path)!r} cannot be read: delete it, and run vlmprune bench again.") from None
 
 
 def _complete_lines(path: Path) -> list[bytes]:

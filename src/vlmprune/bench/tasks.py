@@ -204,7 +204,9 @@ TASKS: dict[str, Task] = {
         ),
         Task("synth-ocr", "OCR", "digits on a plate, a single letter", ACCURACY, _guess("synth-ocr")),
         Task("synth-math", "mathematical reasoning", "counting, comparing a count", ACCURACY, _guess("synth-math")),
-        Task("synth-choice", "knowledge", "multiple choice of four", ACCURACY, _guess("synth-choice")),
+        Task(
+            "synth-choice", "multidisciplinary knowledge", "multiple choice of four", ACCURACY, _guess("synth-choice")
+        ),
         Task("synth-pope", "hallucination", "is there such an object; adversarial negatives", F1, chance=200 / 3),
         Task(
             "synth-instruct",
