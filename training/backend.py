@@ -17,24 +17,28 @@ class TextBatch:
 
     ids: int64 [B, T]; segment: int64 [B, T], the number of a token's question, -1 for padding;
     offset: int64 [B, T], a token's place in its own segment (its position id is that of the first token after the
-    image plus offset); target: int64 [B, T], the next token where it is part of an answer, else -100.
+    image plus offset); target: int64 [B, T], the next token where it is part of an answer, else -100;
+    hint: int64 [B, T], at a word that names one object of the scene, the word for its other attribute, else -100.
     """
 
     ids: Tensor
     segment: Tensor
     offset: Tensor
     target: Tensor
+    hint: Tensor
 
 
 @dataclass(frozen=True)
 class Forward:
     """features: [B, slots, hidden], the projector's output, row-major; logits: [B, T, words]; cls: [B, d] or None;
-    placed: [B, slots, hidden], states of the visual tokens that should know their row and column."""
+    placed: [B, slots, hidden], states of the visual tokens that should know their row and column;
+    early: [B, T, words], logits read from the text's states in the middle of the decoder."""
 
     features: Tensor
     logits: Tensor
     cls: Tensor | None
     placed: Tensor
+    early: Tensor
 
 
 class Backend(Protocol):
@@ -55,6 +59,9 @@ class Backend(Protocol):
 
     def hidden(self, model: nn.Module) -> int:
         """Width of the projector's output."""
+
+    def output_map(self, model: nn.Module) -> nn.Module:
+        """The projector's last linear map."""
 
     def embedding(self, model: nn.Module) -> Tensor:
         """The tied word embedding [words, hidden]."""

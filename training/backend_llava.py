@@ -97,6 +97,9 @@ class LlavaBackend:
     def hidden(self, model: nn.Module) -> int:
         return HIDDEN
 
+    def output_map(self, model: nn.Module) -> nn.Module:
+        return model.model.multi_modal_projector.linear_2
+
     def embedding(self, model: nn.Module) -> Tensor:
         return model.model.language_model.embed_tokens.weight
 
@@ -120,13 +123,16 @@ class LlavaBackend:
         self, model: nn.Module, pixels: Tensor, constants: None, ids: Tensor, segment: Tensor, offset: Tensor
     ) -> Forward:
         features, cls = self.features(model, pixels, constants)
-        return Forward(features, self._read(model, features, ids, segment, offset), cls, features)
+        logits, early = self._read(model, features, ids, segment, offset)
+        return Forward(features, logits, cls, features, early)
 
     def forward_text(self, model: nn.Module, ids: Tensor, segment: Tensor, offset: Tensor) -> Tensor:
         empty = torch.zeros(ids.shape[0], 0, HIDDEN, device=ids.device)
-        return self._read(model, empty, ids, segment, offset)
+        return self._read(model, empty, ids, segment, offset)[0]
 
-    def _read(self, model: nn.Module, features: Tensor, ids: Tensor, segment: Tensor, offset: Tensor) -> Tensor:
+    def _read(
+        self, model: nn.Module, features: Tensor, ids: Tensor, segment: Tensor, offset: Tensor
+    ) -> tuple[Tensor, Tensor]:
         text_model = model.model.language_model
         config = model.config.text_config
         table = text_model.embed_tokens.weight
@@ -137,7 +143,7 @@ class LlavaBackend:
         before = torch.arange(prefix, device=ids.device).expand(ids.shape[0], -1)
         positions = torch.cat((before, prefix + offset), dim=1)
         cos, sin = rotary(positions, HIDDEN // config.num_attention_heads, config.rope_parameters["rope_theta"])
-        states, _ = decode(
+        states, _, early = decode(
             text_model.layers,
             text_model.norm,
             config.num_attention_heads,
@@ -148,7 +154,7 @@ class LlavaBackend:
             cos,
             sin,
         )
-        return functional.linear(states, table)
+        return functional.linear(states, table), functional.linear(early, table)
 
     def processor(self, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
         images = CLIPImageProcessorPil(

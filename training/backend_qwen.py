@@ -247,6 +247,9 @@ class QwenBackend:
     def hidden(self, model: nn.Module) -> int:
         return model.config.vision_config.out_hidden_size
 
+    def output_map(self, model: nn.Module) -> nn.Module:
+        return model.model.visual.merger.mlp[2]
+
     def embedding(self, model: nn.Module) -> Tensor:
         return model.model.language_model.embed_tokens.weight
 
@@ -270,8 +273,8 @@ class QwenBackend:
         head = table[torch.tensor(_HEAD, device=ids.device)].expand(len(ids), -1, -1)
         after = table[_ID["<|vision_end|>"]].expand(len(ids), 1, -1)
         shared = torch.cat((head, features, after), dim=1)
-        logits, tapped = self._read(model, shared, constants.positions, ids, segment, offset)
-        return Forward(features, logits, None, tapped[:, len(_HEAD) : -1])
+        logits, tapped, early = self._read(model, shared, constants.positions, ids, segment, offset)
+        return Forward(features, logits, None, tapped[:, len(_HEAD) : -1], early)
 
     def forward_text(self, model: nn.Module, ids: Tensor, segment: Tensor, offset: Tensor) -> Tensor:
         head = torch.tensor(_HEAD[:2], device=ids.device)
@@ -287,12 +290,12 @@ class QwenBackend:
         ids: Tensor,
         segment: Tensor,
         offset: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Logits of the packed text behind `shared` embeddings; the shared states after `PLACE_LAYER`."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of the packed text behind `shared` embeddings; the shared states after `PLACE_LAYER`; early logits."""
         config, text_model = model.config.text_config, model.model.language_model
         before = positions.expand(len(ids), -1, -1)
         after = (positions[0, -1] + 1 + offset)[:, None].expand(-1, 3, -1)
-        states, tapped = decode(
+        states, tapped, early = decode(
             text_model.layers,
             text_model.norm,
             config.num_attention_heads,
@@ -303,7 +306,8 @@ class QwenBackend:
             *rope_table(config, torch.cat((before, after), dim=2)),
             PLACE_LAYER,
         )
-        return functional.linear(states, text_model.embed_tokens.weight), tapped
+        table = text_model.embed_tokens.weight
+        return functional.linear(states, table), tapped, functional.linear(early, table)
 
     def processor(self, tokenizer: PreTrainedTokenizerFast) -> ImageOnlyQwenProcessor:
         images = Qwen2VLImageProcessorPil(

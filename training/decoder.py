@@ -65,8 +65,9 @@ def decode(
     cos: Tensor,
     sin: Tensor,
     tap: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """Final hidden states of the text rows, and those of the prefix after layer `tap`.
+    early: int = 2,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Final hidden states of the text rows, those of the prefix after layer `tap`, of the text after `early`.
 
     Args:
         layers, norm: the decoder layers and the final norm of the Hugging Face text model.
@@ -74,10 +75,10 @@ def decode(
         prefix: length of the prefix.
         segment: [B, T], see `TextBatch`.
         cos, sin: [B or 1, prefix + T, d / heads] rotary tables.
-        tap: number of a layer before the last.
+        tap, early: numbers of layers before the last.
 
     Returns:
-        [B, T, d] and [B, prefix, d], float32; the first is normed.
+        [B, T, d], [B, prefix, d] and [B, T, d], float32; the first and the last went through the final norm.
     """
     batch, _, width = hidden.shape
     cos, sin = cos[:, None], sin[:, None]
@@ -104,12 +105,14 @@ def decode(
             hidden = hidden[:, prefix:]
         else:
             query = rotate(query, cos, sin)
-            early = attend(query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], before)
-            mixed = torch.cat((early, attend(query[:, :, prefix:], key, value, after)), dim=2)
+            ahead = attend(query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], before)
+            mixed = torch.cat((ahead, attend(query[:, :, prefix:], key, value, after)), dim=2)
         hidden = hidden + attention.o_proj(mixed.transpose(1, 2).reshape(batch, -1, width))
         normed = rms_norm(layer.post_attention_layernorm, hidden)
         gate, up = layer.mlp.gate_proj(normed), layer.mlp.up_proj(normed)
         hidden = hidden + layer.mlp.down_proj(torch.nn.functional.silu(gate) * up)
         if number == tap:
             tapped = hidden[:, :prefix]
-    return rms_norm(norm, hidden), tapped
+        if number == early:
+            halfway = rms_norm(norm, hidden[:, prefix:])
+    return rms_norm(norm, hidden), tapped, halfway

@@ -93,9 +93,19 @@ def make_labels(scenes: list[Scene], rows: int, columns: int) -> Labels:
 
 
 def pack(
-    rows: list[list[Question]], length: int, backend: Backend, ids: dict[str, int]
+    rows: list[list[Question]],
+    length: int,
+    backend: Backend,
+    ids: dict[str, int],
+    scenes: list[Scene] | None = None,
 ) -> tuple[TextBatch, list[list[Question]]]:
     """Pack the questions of each image into a row of `length` tokens; questions that do not fit are left out.
+
+    Args:
+        rows: the questions of each image.
+        length: tokens in a row.
+        ids: token ids.
+        scenes: the scenes, for `TextBatch.hint`; without them there are no hints.
 
     Returns:
         The batch, and the questions that are in it, in order of their segment numbers.
@@ -103,9 +113,11 @@ def pack(
     shape = (len(rows), length)
     tokens, segment = np.full(shape, ids[backend.specials[0]]), np.full(shape, -1)
     offset, target = np.zeros(shape, np.int64), np.full(shape, -100)
+    hint = np.full(shape, -100)
     kept: list[list[Question]] = []
     for b, questions in enumerate(rows):
         at = 0
+        names = _other_names(scenes[b], ids) if scenes else {}
         inside: list[Question] = []
         for question in questions:
             asked = [*encode(question.text, ids), ids[backend.assistant]]
@@ -117,11 +129,19 @@ def pack(
             segment[b, at:stop] = len(inside)
             offset[b, at:stop] = np.arange(stop - at)
             target[b, at + len(asked) - 1 : stop] = whole[len(asked) :]
+            hint[b, at : at + len(asked)] = [names.get(word, -100) for word in asked]
             inside.append(question)
             at = stop
         kept.append(inside)
-    batch = TextBatch(*(torch.from_numpy(part.astype(np.int64)) for part in (tokens, segment, offset, target)))
+    batch = TextBatch(*(torch.from_numpy(part.astype(np.int64)) for part in (tokens, segment, offset, target, hint)))
     return batch, kept
+
+
+def _other_names(scene: Scene, ids: dict[str, int]) -> dict[int, int]:
+    """Ids of shapes and colours that only one object has, each with the id of that object's colour or shape."""
+    shapes, colors = [o.shape for o in scene.objects], [o.color for o in scene.objects]
+    names = {ids[o.shape]: ids[o.color] for o in scene.objects if shapes.count(o.shape) == 1}
+    return names | {ids[o.color]: ids[o.shape] for o in scene.objects if colors.count(o.color) == 1}
 
 
 def draw_questions(

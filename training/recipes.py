@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,10 @@ class Stage:
         auxiliary: (step, weight of the auxiliary losses) knots, linear in between.
         decay_from: step at which the cosine to zero begins; None keeps the rate.
         adaptive: draw lagging tasks more often, finished ones less.
+        two_option_share: (step, share of multiple-choice questions with two options) knots.
+        first_wording_share: share of questions in their task's first wording, beside its share of the rest.
+        hints: (step, weight of the loss on `TextBatch.hint`) knots.
+        feature_factor: what the projector's output is multiplied by before the stage (losses do not change).
     """
 
     name: str
@@ -29,13 +33,15 @@ class Stage:
     auxiliary: tuple[tuple[int, float], ...] = ((0, 1.0),)
     decay_from: int | None = None
     adaptive: bool = False
-    two_option_share: tuple[tuple[int, float], ...] = field(default=((0, 0.0),))
+    two_option_share: tuple[tuple[int, float], ...] = ((0, 0.0),)
+    first_wording_share: float = 0.4
+    hints: tuple[tuple[int, float], ...] = ((0, 0.0),)
+    feature_factor: float = 1.0
 
 
 WARMUP_STEPS = 30
 IMAGES_A_STEP = 16
 TEXT_LENGTH = 152
-FIRST_WORDING_SHARE = 0.4
 
 _LOOKUPS = {
     "color": 2.0,
@@ -48,6 +54,19 @@ _LOOKUPS = {
     "option": 1.0,
     "exist": 0.5,
     "side": 0.5,
+}
+_BINDING = {
+    "color": 2.5,
+    "shape": 2.5,
+    "attr_yn": 0.7,
+    "exist": 0.7,
+    "size": 1.2,
+    "position": 1.0,
+    "option": 0.7,
+    "ocr": 0.7,
+    "letter": 0.3,
+    "texture": 0.2,
+    "count": 0.3,
 }
 _ALL = {
     "exist": 1.2,
@@ -74,28 +93,50 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
         Stage("warm-up", 750, 3.9e-3, 1.3e-3, dense=True),
         Stage(
             "joint",
-            3400,
+            1100,
             1.6e-3,
             1.2e-3,
-            mixes=((0, _LOOKUPS), (350, _LOOKUPS), (500, _ALL), (1900, _ALL), (2800, _END)),
-            auxiliary=((0, 0.4), (1200, 0.4), (2400, 0.08)),
-            decay_from=1500,
+            mixes=((0, _LOOKUPS), (350, _LOOKUPS), (500, _ALL)),
+            auxiliary=((0, 0.4),),
             adaptive=True,
-            two_option_share=((0, 0.5), (1500, 0.5), (2400, 0.0)),
+            two_option_share=((0, 0.5),),
+        ),
+        Stage(
+            "binding",
+            400,
+            2.0e-3,
+            1.2e-3,
+            mixes=((0, _BINDING),),
+            auxiliary=((0, 0.4),),
+            two_option_share=((0, 0.5),),
+            first_wording_share=0.8,
+            hints=((0, 0.5),),
+            feature_factor=0.1,
         ),
     ),
     "qwen2_5_vl": (
         Stage("warm-up", 750, 3.9e-3, 1.3e-3, dense=True),
         Stage(
             "joint",
-            3400,
+            1100,
             1.6e-3,
             1.2e-3,
-            mixes=((0, _LOOKUPS), (350, _LOOKUPS), (500, _ALL), (1900, _ALL), (2800, _END)),
-            auxiliary=((0, 0.4), (1200, 0.4), (2400, 0.08)),
-            decay_from=1500,
+            mixes=((0, _LOOKUPS), (350, _LOOKUPS), (500, _ALL)),
+            auxiliary=((0, 0.4),),
             adaptive=True,
-            two_option_share=((0, 0.5), (1500, 0.5), (2400, 0.0)),
+            two_option_share=((0, 0.5),),
+        ),
+        Stage(
+            "binding",
+            400,
+            2.0e-3,
+            1.2e-3,
+            mixes=((0, _BINDING),),
+            auxiliary=((0, 0.4),),
+            two_option_share=((0, 0.5),),
+            first_wording_share=0.8,
+            hints=((0, 0.5),),
+            feature_factor=0.1,
         ),
     ),
 }

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from training.backend import Backend, TextBatch, autocast, get_backend, matrices, parameter_count
 from training.losses import METRICS, AuxiliaryHeads, answer_loss
 from training.packing import Labels, draw_questions, make_labels, pack
-from training.recipes import FIRST_WORDING_SHARE, IMAGES_A_STEP, RECIPES, TEXT_LENGTH, WARMUP_STEPS, Stage
+from training.recipes import IMAGES_A_STEP, RECIPES, TEXT_LENGTH, WARMUP_STEPS, Stage
 from training.tokenizer import build_tokenizer, word_ids
 from vlmprune.assets.questions import Question
 from vlmprune.assets.world import draw_scene
@@ -147,6 +147,8 @@ class Trainer:
         while self.stage < len(self.stages):
             stage = self.stages[self.stage]
             self.model.train()
+            if self.step == 0 and stage.feature_factor != 1:
+                self.scale_features(stage.feature_factor)
             self.run_stage(stage)
             self.stage, self.step = self.stage + 1, 0
             if self.stage < len(self.stages):
@@ -156,6 +158,14 @@ class Trainer:
         tokenizer = build_tokenizer(self.backend, **self.backend.token_names)
         self.backend.export(self.model.eval().cpu(), tokenizer, self.args.out / self.args.model)
         self.log(event="exported", cpu_seconds=round(self.seconds))
+
+    def scale_features(self, factor: float) -> None:
+        """Multiply the projector's output; the heads that read it are divided, so that only the decoder notices."""
+        with torch.no_grad():
+            for parameter in self.backend.output_map(self.model).parameters():
+                parameter.mul_(factor)
+            for head in (*self.heads.heads.values(), self.heads.row, self.heads.column):
+                head.weight.div_(factor)
 
     def run_stage(self, stage: Stage) -> None:
         totals: dict[str, list[float]] = {}
@@ -186,9 +196,9 @@ class Trainer:
         """The random stream of the current step's data."""
         return np.random.default_rng((self.args.seed, self.stage, self.step))
 
-    def text(self, batch: TextBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        parts = (batch.ids, batch.segment, batch.offset, batch.target)
-        return tuple(part.to(self.device) for part in parts)  # type: ignore[return-value]
+    def text(self, batch: TextBatch) -> tuple[Tensor, ...]:
+        parts = (batch.ids, batch.segment, batch.offset, batch.target, batch.hint)
+        return tuple(part.to(self.device) for part in parts)
 
     def dense_step(self, stage: Stage) -> dict[str, float]:
         """Dense scenes for the tower and projector, option matching without an image for the decoder."""
@@ -197,7 +207,8 @@ class Trainer:
         scenes = [draw_scene(rng, size, dense=True) for _ in range(IMAGES_A_STEP)]
         labels = make_labels(scenes, *self.backend.grid(size)).to(self.device)
         pixels = self.backend.pixels(np.stack([scene.image for scene in scenes])).to(self.device)
-        rows = [self.draw(scene, rng, {"option": 10.0}, 0.3) for scene in scenes]
+        shares = {"first_wording_share": stage.first_wording_share, "two_option_share": 0.3}
+        rows = [draw_questions(scene, rng, {"option": 10.0}, **shares) for scene in scenes]
         batch, kept = pack(rows, TEXT_LENGTH, self.backend, self.ids)
 
         constants = self.backend.constants(size, self.device)
@@ -213,7 +224,7 @@ class Trainer:
 
         with autocast(self.device, not self.args.no_autocast):
             auxiliary, metrics = self.graph("dense", losses)(pixels, constants, labels)
-            answers, said = self.graph("options", options)(*self.text(batch))
+            answers, said = self.graph("options", options)(*self.text(batch)[:-1])
         (auxiliary * knots(stage.auxiliary, self.step) + answers).backward()
         self.score(batch, kept, said)
         return {"answers": answers.item(), **dict(zip(METRICS, metrics.tolist(), strict=True))}
@@ -226,8 +237,12 @@ class Trainer:
         labels = make_labels(scenes, *self.backend.grid(size)).to(self.device)
         pixels = self.backend.pixels(np.stack([scene.image for scene in scenes])).to(self.device)
         mix = mix_at(stage, self.step, self.accuracy)
-        rows = [self.draw(scene, rng, mix, knots(stage.two_option_share, self.step)) for scene in scenes]
-        batch, kept = pack(rows, TEXT_LENGTH, self.backend, self.ids)
+        shares = {
+            "first_wording_share": stage.first_wording_share,
+            "two_option_share": knots(stage.two_option_share, self.step),
+        }
+        rows = [draw_questions(scene, rng, mix, **shares) for scene in scenes]
+        batch, kept = pack(rows, TEXT_LENGTH, self.backend, self.ids, scenes)
 
         constants = self.backend.constants(size, self.device)
 
@@ -238,33 +253,32 @@ class Trainer:
             segment: Tensor,
             offset: Tensor,
             target: Tensor,
+            hint: Tensor,
             labels: Labels,
             weight: Tensor,
-        ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            hint_weight: Tensor,
+        ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
             out = self.backend.forward(self.model, pixels, constants, ids, segment, offset)
             embedding = self.backend.embedding(self.model)
             auxiliary, metrics = self.heads(out.features, out.placed, out.cls, embedding, labels)
             answers = answer_loss(out.logits, target)
-            return answers + weight * auxiliary, answers.detach(), metrics, out.logits.argmax(-1)
+            hints = answer_loss(out.early, hint)
+            total = answers + weight * auxiliary + hint_weight * hints
+            return total, answers.detach(), hints.detach(), metrics, out.logits.argmax(-1)
 
-        weight = torch.tensor(knots(stage.auxiliary, self.step), device=self.device)
+        weights = [torch.tensor(knots(points, self.step), device=self.device) for points in (stage.auxiliary, stage.hints)]
         with autocast(self.device, not self.args.no_autocast):
             graph = self.graph("joint", losses)
-            total, answers, metrics, said = graph(pixels, constants, *self.text(batch), labels, weight)
+            total, answers, hints, metrics, said = graph(pixels, constants, *self.text(batch), labels, *weights)
         total.backward()
         self.score(batch, kept, said)
-        return {"answers": answers.item(), **dict(zip(METRICS, metrics.tolist(), strict=True))}
+        return {"answers": answers.item(), "hints": hints.item(), **dict(zip(METRICS, metrics.tolist(), strict=True))}
 
     def graph(self, key: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         """The compiled function, once a key."""
         if key not in self.graphs:
             self.graphs[key] = self.compile(function)
         return self.graphs[key]
-
-    def draw(self, scene: Any, rng: np.random.Generator, mix: dict[str, float], two_options: float) -> list[Question]:
-        return draw_questions(
-            scene, rng, mix, first_wording_share=FIRST_WORDING_SHARE, two_option_share=two_options
-        )
 
     def score(self, batch: TextBatch, kept: list[list[Question]], said: Tensor) -> None:
         """Update the running accuracy of each task type."""
