@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,15 @@ from vlmprune.bench.store import VANILLA, Record, Run, Store
 from vlmprune.bench.tasks import FIXED, TASKS, Sample, Task
 
 METHODS = ("random", "random@2", "downsample", "divprune", "hiprune", "visionzip", "fastv@2", "dart@2")
-_SKILL = {"random": 0.70, "downsample": 0.75, "divprune": 0.9, "hiprune": 0.8, "visionzip": 0.78, "fastv": 0.85, "dart": 0.88}
+_SKILL = {
+    "random": 0.7,
+    "downsample": 0.75,
+    "divprune": 0.9,
+    "hiprune": 0.8,
+    "visionzip": 0.78,
+    "fastv": 0.85,
+    "dart": 0.88,
+}
 
 
 def fill(
@@ -24,8 +33,12 @@ def fill(
     keeps: Sequence[float | int] = (0.333, 0.222, 0.111),
     tasks: Sequence[str] = tuple(TASKS),
     n: int = 40,
+    reply: Callable[[Run, Sample], str] | None = None,
 ) -> None:
-    """Write finished runs of vanilla and the methods; a reply's chance to be right falls with the budget."""
+    """Write finished runs of vanilla and the methods.
+
+    Without `reply`, a reply's chance to be right falls with the budget. (Readers judge replies themselves.)
+    """
     with Store(folder) as store:
         runs = []
         for model in models:
@@ -33,7 +46,11 @@ def fill(
                 samples = list(task.samples(n, FIXED))
                 for method, keep in [(VANILLA, 1.0), *((m, k) for m in methods for k in keeps)]:
                     run = make_run(model, task, samples, method, keep)
-                    store.append(run, [make_record(run, sample) for sample in samples])
+                    records = [make_record(run, sample) for sample in samples]
+                    if reply is not None:
+                        said = [reply(run, sample) for sample in samples]
+                        records = [replace(record, output=text) for record, text in zip(records, said, strict=True)]
+                    store.append(run, records)
                     about = {"dimension": task.dimension, "metric": task.metric.name, "chance": task.chance}
                     store.finish(run, **about, shape=None, made={"device": "cpu", "python": "3.11", "commit": "abc"})
                     runs.append(run)
@@ -64,12 +81,9 @@ def make_run(model: str, task: Task, samples: Sequence[Sample], method: str, kee
 
 
 def make_record(run: Run, sample: Sample) -> Record:
-    draw = np.random.default_rng(zlib.crc32(f"{run.model} {run.recipe} {sample.id}".encode()))
-    share = run.keep if isinstance(run.keep, float) else run.keep / 196
-    skill = 0.97 if run.method == VANILLA else _SKILL[run.method.split("@")[0]] * share**0.08
-    right = draw.random() < skill - (0.4 * (1 - share) if sample.category == "ocr" else 0)
-    output = sample.answers[0] if right else _wrong(sample, draw)
+    output = _reply(run, sample)
     extracted, score = judge(sample.kind, output, sample.answers, sample.options)
+    share = run.keep if isinstance(run.keep, float) else run.keep / 196
     kept = 196 if run.method == VANILLA else round(share * 196)
     layer = int(run.method.partition("@")[2] or 0)
     return Record(
@@ -90,6 +104,14 @@ def make_record(run: Run, sample: Sample) -> Record:
         visual_entering=(layer * 196 + (5 - layer) * kept) / 5,
         stages=() if run.method == VANILLA else ((layer, kept),),
     )
+
+
+def _reply(run: Run, sample: Sample) -> str:
+    draw = np.random.default_rng(zlib.crc32(f"{run.model} {run.recipe} {sample.id}".encode()))
+    share = run.keep if isinstance(run.keep, float) else run.keep / 196
+    skill = 0.97 if run.method == VANILLA else _SKILL[run.method.split("@")[0]] * share**0.08
+    right = draw.random() < skill - (0.4 * (1 - share) if sample.category == "ocr" else 0)
+    return sample.answers[0] if right else _wrong(sample, draw)
 
 
 def _wrong(sample: Sample, draw: np.random.Generator) -> str:

@@ -1,4 +1,4 @@
-"""Tables, plots, overlays and one self-contained page from the results of a benchmark. Nothing heavy loads on import."""
+"""Tables, plots, overlays and one self-contained page from a benchmark's results. Loads nothing heavy on import."""
 
 from __future__ import annotations
 

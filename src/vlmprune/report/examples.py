@@ -25,9 +25,10 @@ from vlmprune.bench.store import VANILLA, write_json
 from vlmprune.bench.tasks import TASKS, Canvas, Sample, canvas_for
 from vlmprune.core.errors import UserError
 from vlmprune.core.recipe import Recipe
+from vlmprune.core.report import RunReport
 from vlmprune.core.view import Grid
-from vlmprune.report.overlay import Panel, Window, coarse, draw, fit, seen_window, sheet
-from vlmprune.report.run import generate, resizes
+from vlmprune.report.overlay import Panel, Window, coarsen, draw, fit, seen_window, sheet
+from vlmprune.report.run import generate, resizes, shorten
 
 SCHEMA = 1
 SEED = 20_261_121  # of the example scenes; neither training nor the benchmark draws from it
@@ -43,7 +44,7 @@ class Stage:
         layer: decoder layer before which it was made, 0 for a cut before the language model.
         rows, cols: of the grid that `kept` counts on.
         kept: its cells, ascending. Merged tokens count where they stand.
-        whole: whether the image was resized to this grid, so that every cell of it was seen.
+        whole: whether the image was resized to this grid, so that a cell is one patch of the smaller image.
     """
 
     layer: int
@@ -203,17 +204,24 @@ def _ask(model: Any, processor: Any, sample: Sample, asked: Recipe | None) -> Re
     with session:
         text = generate(model, processor, inputs, length)
     last = session.last
-    grid = last.grids[0][0]
-    stages = [] if grid is None else [_stage(layer, kept[0][0], grid, resizes(asked)) for layer, kept in last.stages]
     before, after = last.tokens[0]
-    return Reply(str(asked), text, _is_right(sample, text), (before, after), round(last.entering[0], 2), tuple(stages))
+    return Reply(
+        str(asked), text, _is_right(sample, text), (before, after), round(last.entering[0], 2), _stages(last, asked)
+    )
 
 
-def _stage(layer: int, kept: Any, grid: Grid, resized: bool) -> Stage:
-    small = coarse(kept, grid) if resized else None
-    if small is not None:
-        return Stage(layer, small.rows, small.cols, tuple(range(small.size)), whole=True)
-    return Stage(layer, grid.rows, grid.cols, tuple(kept.tolist()))
+def _stages(last: RunReport, asked: Recipe) -> tuple[Stage, ...]:
+    """The cuts of a run on one image; none where its slots form no grid."""
+    grid = last.grids[0][0]
+    if grid is None or not last.stages:
+        return ()
+    stages = []
+    for layer, kept in last.stages:
+        slots = kept[0][0]
+        coarse = coarsen(slots, last.stages[0][1][0][0], grid) if resizes(asked) else None
+        small, cells = coarse or (grid, slots)
+        stages.append(Stage(layer, small.rows, small.cols, tuple(cells.tolist()), whole=coarse is not None))
+    return tuple(stages)
 
 
 def _is_right(sample: Sample, text: str) -> bool:
@@ -294,4 +302,4 @@ def draw_stage(image: Image.Image, stage: Stage, window: Window) -> Image.Image:
 
 def verdict(reply: Reply) -> str:
     """The reply in quotes and whether it is right, in words."""
-    return f"“{reply.text}” {'right' if reply.right else 'wrong'}"
+    return f"“{shorten(reply.text, 120)}” {'right' if reply.right else 'wrong'}"

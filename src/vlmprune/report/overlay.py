@@ -84,7 +84,7 @@ def _resized(settings: Any, width: int, height: int) -> tuple[int, int]:
 
 
 def fit(image: Image.Image, low: int = 448, high: int = 896) -> Image.Image:
-    """The picture as RGB, enlarged by a whole number or shrunk until its longer side is about `low` to `high` pixels."""
+    """The picture as RGB, its longer side at least `low` (enlarged by a whole number) and at most `high` pixels."""
     image = image.convert("RGB")
     longest = max(image.size)
     if longest < low:
@@ -140,11 +140,22 @@ def draw(
     return Image.fromarray(np.rint(drawn).astype(np.uint8))
 
 
-def coarse(kept: Tensor, grid: Grid) -> Grid | None:
-    """The smaller grid whose cells stand at the slots `kept`, as a resized image leaves them; None if they form none."""
-    slots = kept[kept >= 0]
-    rows, cols = torch.unique(slots // grid.cols), torch.unique(slots % grid.cols)
-    return Grid(len(rows), len(cols)) if len(rows) * len(cols) == len(torch.unique(slots)) else None
+def coarsen(kept: Tensor, lattice: Tensor, grid: Grid) -> tuple[Grid, Tensor] | None:
+    """Kept slots as cells of the smaller grid that an image was resized to.
+
+    Args:
+        kept: slots of `grid`.
+        lattice: the slots under the centres of all cells of the smaller grid.
+        grid: the slot grid of the full image.
+
+    Returns:
+        The smaller grid and the cells kept of it, or None where `lattice` is not made of whole rows and columns.
+    """
+    rows, cols = torch.unique(lattice // grid.cols), torch.unique(lattice % grid.cols)
+    if len(rows) * len(cols) != len(lattice):
+        return None
+    cells = torch.searchsorted(rows, kept // grid.cols) * len(cols) + torch.searchsorted(cols, kept % grid.cols)
+    return Grid(len(rows), len(cols)), cells
 
 
 def _cells(length: int, start: float, stop: float, count: int) -> np.ndarray:
@@ -204,16 +215,13 @@ def draw_run(
         stages = report.stages or [(0, report.kept)]
         for layer, kept in stages:
             slots = kept[sample][number]
-            small = coarse(slots, grid) if resized else None
+            coarse = coarsen(slots, stages[0][1][sample][number], grid) if resized else None
             place = f"before layer {layer}" if layer else "before the LLM"
-            if small is None:
-                panel = draw(picture, grid, slots, window=window)
-            else:
-                panel = draw(picture, small, torch.arange(small.size), window=window, cells=True)
-            panels.append(Panel(panel, f"{place}: {len(slots)} of {grid.size}"))
+            drawn = draw(picture, *(coarse or (grid, slots)), window=window, cells=coarse is not None)
+            panels.append(Panel(drawn, f"{place}: {len(slots)} of {grid.size}"))
     before, after = report.tokens[sample]
     counts = f"{before} visual tokens, {after} after pruning, {report.entering[sample]:.1f} entering a layer on average"
-    return sheet(panels, len(report.stages), [*([title] if title else []), *lines, counts])
+    return sheet(panels, len(report.stages) or 1, [*([title] if title else []), *lines, counts])
 
 
 def sheet(panels: Sequence[Panel], columns: int, lines: Sequence[str] = ()) -> Image.Image:

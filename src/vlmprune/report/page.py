@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from vlmprune.report.examples import Example, Reply, Stage, load_examples, pictu
 from vlmprune.report.flips import Flips, flips
 from vlmprune.report.overlay import draw
 from vlmprune.report.plots import AXES, Style, accuracy_figure, inline_svg
+from vlmprune.report.run import shorten
 from vlmprune.report.tables import Block, blocks
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def render(folder: Path, tables: Sequence[Table], style: dict[str, Style]) -> st
         style=style,
         show=shown,
         flips_shown=FLIPS_SHOWN,
-        short=_short,
+        short=partial(shorten, most=_LONGEST_REPLY),
         delta=_delta,
         share=_share,
     )
@@ -132,9 +133,7 @@ def _facts(tables: Sequence[Table]) -> list[tuple[str, str]]:
     methods = list(dict.fromkeys(row.method for table in tables for row in table.rows if not row.is_vanilla))
     keeps = list(dict.fromkeys(block.title for table in tables for block in blocks(table) if block.rows[1:]))
     tasks = list(dict.fromkeys(task for table in tables for task in table.tasks))
-    questions = max(
-        sum(cell.n for cell in row.cells.values()) for table in tables for row in table.rows if row.cells
-    )
+    questions = max(sum(cell.n for cell in row.cells.values()) for table in tables for row in table.rows if row.cells)
     return [
         (str(len(tables)), "model" if len(tables) == 1 else "models"),
         (str(len(methods)), "method" if len(methods) == 1 else "methods"),
@@ -173,13 +172,6 @@ def _about(table: Table) -> list[tuple[str, str]]:
 def _decoding(result: Result) -> str:
     drawn = "sampling" if result.generation.get("do_sample") else "greedy"
     return f"{drawn}, up to {result.generation.get('max_new_tokens', '?')} tokens"
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    if not text:
-        return "(nothing)"
-    return text if len(text) <= _LONGEST_REPLY else text[:_LONGEST_REPLY].rstrip() + " …"
 
 
 def _delta(cell: Cell) -> str:
@@ -222,7 +214,6 @@ def _cards(example: Example, block: Block) -> list[Card]:
 
 
 def _card(example: Example, name: str, reply: Reply) -> Card:
-    width, height = example.size
     stage = reply.stages[-1] if reply.stages else Stage(0, 1, 1, (0,), whole=True)
     window = example.window
     across, down = (window.right - window.left) / stage.cols, (window.bottom - window.top) / stage.rows
@@ -230,7 +221,7 @@ def _card(example: Example, name: str, reply: Reply) -> Card:
     path = "".join(f"M{cell % stage.cols} {cell // stage.cols}h1v1h-1z" for cell in stage.kept)
     if not reply.stages:
         place = "nothing dropped"
-    elif stage.whole:
+    elif stage.whole and len(stage.kept) == stage.rows * stage.cols:
         place = f"resized to {stage.rows} × {stage.cols} tokens"
     else:
         place = f"before layer {stage.layer}" if stage.layer else "before the LLM"
@@ -241,5 +232,3 @@ def _data_uri(image: Image.Image) -> str:
     out = io.BytesIO()
     image.save(out, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
-
-

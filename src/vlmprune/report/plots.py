@@ -81,7 +81,12 @@ def accuracy_figure(table: Table, axis: str, style: dict[str, Style]) -> Figure:
         empty.set_visible(False)
     handles = {label: handle for plot in plots for handle, label in zip(*plot.get_legend_handles_labels(), strict=True)}
     figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)), frameon=False, labelcolor=INK
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=min(6, len(handles)),
+        frameon=False,
+        labelcolor=INK,
     )
     return figure
 
@@ -98,7 +103,9 @@ def _draw_task(plot: Axes, table: Table, task: str, axis: str, style: dict[str, 
     methods = list(dict.fromkeys(row.method for row, _ in pruned))
     spread = 0.012 * max((_tokens(row, axis) for row, _ in pruned), default=1.0)
     for place, method in enumerate(methods):
-        points = sorted(((row, cell) for row, cell in pruned if row.method == method), key=lambda p: _tokens(p[0], axis))
+        points = sorted(
+            ((row, cell) for row, cell in pruned if row.method == method), key=lambda p: _tokens(p[0], axis)
+        )
         # Methods with the same budget would hide each other's intervals; they stand side by side instead.
         aside = spread * (place - (len(methods) - 1) / 2)
         _draw_method(plot, method, [(_tokens(row, axis) + aside, cell) for row, cell in points], style[method])

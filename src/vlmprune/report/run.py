@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -70,7 +71,7 @@ def run_image(
             session.last,
             [image],
             title=f"{asked} on {model}",
-            lines=[f"“{question}” {answer}"],
+            lines=[f"“{question}” {shorten(answer, 300)}"],
             processor=loaded.processor,
             resized=resizes(session.recipe),
         )
@@ -130,9 +131,9 @@ def open_image(path: Path) -> Image.Image:
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # 16 bits a pixel and more: `convert` would clip instead of scaling
-        low, high = image.getextrema()
-        scale = 255 / 65535 if image.mode.startswith("I") and high > 255 else 1.0
-        return image.convert("F").point(lambda value: value * scale).convert("L").convert("RGB")
+        values = np.asarray(image, np.float32)
+        scale = 255 / 65535 if image.mode.startswith("I") and values.max() > 255 else 1.0
+        return Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         solid = Image.new("RGBA", image.size, "white")
         solid.alpha_composite(image.convert("RGBA"))
@@ -175,6 +176,12 @@ def generate(model: Any, processor: Any, inputs: Any, max_new_tokens: int = MAX_
     settings = generation_kwargs(max_new_tokens)
     ids = model.generate(**moved, **settings, pad_token_id=tokenizer.pad_token_id)
     return tokenizer.decode(ids[0, moved["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def shorten(text: str, most: int) -> str:
+    """The text on one line, cut after `most` characters; "(nothing)" for an empty one."""
+    line = " ".join(text.split()) or "(nothing)"
+    return line if len(line) <= most else line[:most].rstrip() + " …"
 
 
 def _unknown_words(processor: Any, question: str) -> list[str]:

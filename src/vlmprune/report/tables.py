@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vlmprune.bench.stats import Estimate
 from vlmprune.bench.table import Cell, Row, Table
@@ -115,9 +115,9 @@ def _cells(tables: Iterable[Table]) -> Iterable[Cell]:
 
 _READING = """\
 A cell holds the task's primary metric in percent, its ratio to the same model's unpruned run, and the 95 % bootstrap
-interval. *abs* is the mean of the metrics and *rel* the mean of the ratios, over the same tasks. *kept* is the number of
-visual tokens left after the last cut; *entering* is the number that enters a layer of the language model, averaged over
-its layers."""
+interval. *abs* is the mean of the metrics and *rel* the mean of the ratios, over the same tasks. *kept* is the number
+of visual tokens left after the last cut; *entering* is the number that enters a layer of the language model, averaged
+over its layers."""
 
 
 def markdown(tables: Sequence[Table]) -> str:
@@ -326,7 +326,7 @@ def _latex_table(table: Table, block: Block) -> str:
         if row.is_vanilla:
             lines.append(r"\midrule")
     head = " & ".join(escape(text) for text in ("method", "kept", "entering", *table.tasks, "abs", "rel"))
-    said = " ".join(note for note in notes([Table(table.model, table.tasks, table.averaged, table.left_out, block.rows)]))
+    said = " ".join(notes([replace(table, rows=block.rows)]))
     caption = escape(
         f"{table.model}, keep {block.title}. Primary metric in percent; below it the ratio to vanilla and the 95 % "
         f"bootstrap interval. {said}"
