@@ -1,0 +1,393 @@
+"""The report: exact tables, plots, a page that needs nothing but itself, the same bytes every time."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_results import fill
+from PIL import Image
+from tiny_folder import save_llava
+
+from vlmprune.bench.load import load_model
+from vlmprune.bench.store import Run
+from vlmprune.bench.table import Table, build_tables
+from vlmprune.bench.tasks import Sample
+from vlmprune.core.errors import UserError
+from vlmprune.report import build, write_examples
+from vlmprune.report import tables as shown
+from vlmprune.report.examples import load_examples
+from vlmprune.report.flips import flips
+from vlmprune.report.plots import accuracy_figure, pruned_methods, styles, svg
+
+SMALL: dict[str, Any] = {"models": ["llava"], "methods": ["random"], "keeps": [0.25], "n": 4}
+
+
+def right_but(*wrong: int) -> Any:
+    """Vanilla is right everywhere; a method is wrong on the samples of these numbers."""
+
+    def reply(run: Run, sample: Sample) -> str:
+        is_wrong = run.method != "vanilla" and int(sample.id[-5:]) in wrong
+        return "nothing of the kind" if is_wrong else sample.answers[0]
+
+    return reply
+
+
+def small(folder: Path, reply: Any = None, **changes: Any) -> list[Table]:
+    fill(folder, **{**SMALL, "tasks": ["synth-ocr"], "reply": reply or right_but(0), **changes})
+    return build_tables(folder)
+
+
+# ---------------------------------------------------------------- tables
+
+
+def test_markdown_to_the_letter(tmp_path: Path) -> None:
+    expected = """\
+## llava
+
+synth-ocr: accuracy, n = 4, chance 5.0.
+
+| method | 25.0 %: abs (rel) | kept / entering |
+| --- | ---: | ---: |
+| vanilla | 100.0 (100.0 %) | 196.0 / 196.0 |
+| random | 75.0 (75.0 %) | 49.0 / 49.0 |
+
+### llava, keep 25.0 %
+
+| method | kept | entering | synth-ocr | abs | rel |
+| --- | ---: | ---: | ---: | ---: | ---: |
+| vanilla | 196.0 | 196.0 | 100.0 (100.0 %) [100.0, 100.0] | 100.0 | 100.0 % |
+| random | 49.0 | 49.0 | 75.0 (75.0 %) [25.0, 100.0] | 75.0 | 75.0 % |
+
+Difference to vanilla on the same questions, in points, with its 95 % interval:
+
+| method | synth-ocr |
+| --- | ---: |
+| random | −25.0 [−75.0, 0.0] |
+"""
+    assert shown.markdown(small(tmp_path)).endswith(expected)
+
+
+def test_csv_to_the_letter(tmp_path: Path) -> None:
+    lines = shown.comma_separated(small(tmp_path)).splitlines()
+    assert lines[0].startswith(
+        "model,method,keep,recipe,task,dimension,metric,chance,in_averages,n,units,value,low,high"
+    )
+    common = "synth-ocr,OCR,accuracy,5.000,1,4,4"
+    assert lines[1:] == [
+        f"llava,vanilla,1.0,vanilla,{common},100.000,100.000,100.000,100.000,,,,0.000,196.000,196.000,196.000,,",
+        f"llava,random,0.25,random:0.25,{common},75.000,25.000,100.000,75.000,-25.000,-75.000,0.000,0.000,"
+        "196.000,49.000,49.000,,",
+    ]
+
+
+def test_csv_has_a_line_for_every_run(tmp_path: Path) -> None:
+    tables = small(tmp_path, models=["a", "b"], methods=["random", "fastv@2"], keeps=[0.5, 8], tasks=["synth-pope"])
+    rows = list(csv.DictReader(io.StringIO(shown.comma_separated(tables))))
+    assert len(rows) == 2 * (1 + 2 * 2)
+    assert {row["keep"] for row in rows} == {"1.0", "0.5", "8"}
+    kinds = list(csv.DictReader(io.StringIO(shown.categories(tables))))
+    assert {row["category"] for row in kinds} == {"exist"} and len(kinds) == len(rows)
+
+
+def test_latex_to_the_letter(tmp_path: Path) -> None:
+    body = shown.latex(small(tmp_path, models=["my_model & co"]))
+    assert r"\caption{my\_model \& co, keep 25.0 \%. Primary metric in percent;" in body
+    assert r"random & 49.0 & 49.0 & \textbf{75.0} & 75.0 & 75.0 \% \\" in body
+    assert r" &  &  & {\tiny 75.0 \% [25.0, 100.0]} &  &  \\" in body
+    assert body.count(r"\begin{") == body.count(r"\end{")
+
+
+def test_latex_escapes_everything_special() -> None:
+    special = "\\ & % $ # _ { } ~ ^ < >"
+    escaped = shown.escape(special)
+    assert escaped == (
+        r"\textbackslash{} \& \% \$ \# \_ \{ \} \textasciitilde{} \textasciicircum{} \textless{} \textgreater{}"
+    )
+    assert shown.escape("divprune:0.3 > fastv@2:0.3") == r"divprune:0.3 \textgreater{} fastv@2:0.3"
+    assert shown.escape("−1.0 –") == "$-$1.0 --"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.04, "0.0"), (-0.04, "0.0"), (12.345, "12.3"), (None, "–"), (float("nan"), "–")]
+)
+def test_numbers_have_one_form(value: float | None, text: str) -> None:
+    assert shown.number(value) == text
+
+
+def test_signed_numbers() -> None:
+    assert [shown.signed_number(value) for value in (1.25, -3.4, -0.01, None)] == ["+1.2", "−3.4", "0.0", "–"]
+
+
+def test_a_ratio_above_the_limit_is_flagged(tmp_path: Path) -> None:
+    def reply(run: Run, sample: Sample) -> str:
+        return "9" if run.method == "vanilla" and sample.id.endswith(("0", "1")) else sample.answers[0]
+
+    text = shown.markdown(small(tmp_path, reply))
+    assert "| 100.0† (200.0 %)" in text and "- † above 105 % of vanilla" in text and "‡" not in text
+
+
+def test_unparsed_replies_are_flagged(tmp_path: Path) -> None:
+    text = shown.markdown(small(tmp_path, tasks=["synth-pope"]))
+    assert "‡ (" in text and "- ‡ more than 2 % of the replies" in text
+
+
+def test_a_task_near_chance_is_left_out_and_named(tmp_path: Path) -> None:
+    def reply(run: Run, sample: Sample) -> str:
+        return "yes" if run.task == "synth-pope" else sample.answers[0]
+
+    tables = small(tmp_path, reply, tasks=["synth-ocr", "synth-pope"], n=20)
+    text = shown.markdown(tables)
+    assert "- llava: synth-pope is left out of the averages (unpruned" in text
+    assert "| random | 100.0 (100.0 %) |" in text
+
+
+def test_budgets_are_ordered_and_recipes_come_last(tmp_path: Path) -> None:
+    (table,) = small(tmp_path, keeps=[0.1, 64, 0.5, 8])
+    assert [block.title for block in shown.blocks(table)] == ["50.0 %", "10.0 %", "64 tokens", "8 tokens"]
+    assert all(block.rows[0].is_vanilla for block in shown.blocks(table))
+    assert shown.keep_words(None) == shown.OWN_BUDGETS
+
+
+# ---------------------------------------------------------------- flipped answers, plots
+
+
+def test_flips_are_counted_against_vanilla(tmp_path: Path) -> None:
+    def reply(run: Run, sample: Sample) -> str:
+        number = int(sample.id[-5:])
+        wrong = {5} if run.method == "vanilla" else {0, 3}
+        return "9" if number in wrong else sample.answers[0]
+
+    (table,) = small(tmp_path, reply, n=8, tasks=["synth-ocr", "synth-choice"])
+    (found,) = flips(table)
+    assert found.n == 16 and found.repaired == 2
+    assert [flip.id for flip in found.broken] == [
+        "synth-ocr/00000",
+        "synth-choice/00000",
+        "synth-ocr/00003",
+        "synth-choice/00003",
+    ]
+    assert found.broken[0].after == "9" and found.broken[0].before == found.broken[0].answer
+
+
+def test_plots_are_the_same_every_time_and_carry_no_date(tmp_path: Path) -> None:
+    (table,) = small(tmp_path, methods=["random", "divprune"], keeps=[0.5, 0.25])
+    style = styles(pruned_methods([table]))
+    first, second = (svg(accuracy_figure(table, "kept", style)) for _ in range(2))
+    assert first == second and "<dc:date>" not in first
+
+
+def test_styles_tell_methods_apart() -> None:
+    names = ["random", "random@2", "downsample", *(f"method{k}" for k in range(16))]
+    chosen = styles(names)
+    assert len({(style.color, style.marker, style.dash) for style in chosen.values()}) == len(names)
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    report = folder / "report"
+    return {str(path.relative_to(report)): path.read_bytes() for path in sorted(report.rglob("*")) if path.is_file()}
+
+
+EXAMPLE = {
+    "picture": "llava-1.png",
+    "size": (40, 20),
+    "window": (0, 0, 40, 20),
+    "question": "what <b>color</b> is it ?",
+    "kind": "words",
+    "options": (),
+    "answer": "red",
+    "replies": {
+        "vanilla": {"recipe": "vanilla", "text": "red", "right": True, "tokens": (8, 8), "entering": 8.0, "stages": ()},
+        "random:0.25": {
+            "recipe": "random:0.25",
+            "text": "<script>alert(1)</script>",
+            "right": False,
+            "tokens": (8, 2),
+            "entering": 2.0,
+            "stages": [{"layer": 0, "rows": 2, "cols": 4, "kept": (1, 6), "whole": False}],
+        },
+    },
+}
+
+
+def add_example(folder: Path) -> None:
+    (folder / "examples").mkdir()
+    Image.new("RGB", (40, 20), "teal").save(folder / "examples" / "llava-1.png")
+    content = {"schema": 1, "model": "llava", "weights": "", "scenes": [EXAMPLE]}
+    (folder / "examples" / "llava.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    small(folder, right_but(0, 1), tasks=["synth-ocr", "synth-choice"])
+    add_example(folder)
+    paths = build(folder)
+    assert sorted(paths) == sorted(folder / "report" / name for name in files_of(folder))
+    assert paths[-1].name == "index.html"
+    return folder
+
+
+def test_everything_is_written(built: Path) -> None:
+    assert list(files_of(built)) == [
+        "categories.csv",
+        "index.html",
+        "overlays/llava-1.png",
+        "plots/llava-entering.png",
+        "plots/llava-entering.svg",
+        "plots/llava-kept.png",
+        "plots/llava-kept.svg",
+        "summary.csv",
+        "summary.md",
+        "summary.tex",
+    ]
+
+
+def test_the_same_results_give_the_same_bytes(built: Path, tmp_path: Path) -> None:
+    small(tmp_path, right_but(0, 1), tasks=["synth-ocr", "synth-choice"])
+    add_example(tmp_path)
+    build(tmp_path)
+    assert files_of(tmp_path) == files_of(built)
+
+
+class References(HTMLParser):
+    """Every address that a page would load or point to, its ids, and the balance of its tags."""
+
+    VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.addresses += [values[name] or "" for name in ("src", "href", "xlink:href", "action") if name in values]
+        self.ids += [values["id"] or ""] if "id" in values else []
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.open = self.open[:-1] if tag not in self.VOID else self.open
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in {"p", "li", "dt", "dd"} or self.open[-1] == tag:
+            assert self.open.pop() == tag
+
+
+def test_the_page_needs_nothing_but_itself(built: Path) -> None:
+    page = (built / "report" / "index.html").read_text()
+    found = References(page)
+    assert not found.open, "every tag is closed"
+    assert len(found.ids) == len(set(found.ids))
+    for address in found.addresses:
+        assert address.startswith(("#", "data:image/png;base64,")), address
+        assert not address.startswith("#") or address[1:] in found.ids, address
+    assert not re.search(r"@import|url\((?!#)|<link|<iframe|fetch\(|import\(", page)
+
+
+def test_the_page_shows_what_was_kept_and_escapes_replies(built: Path) -> None:
+    page = (built / "report" / "index.html").read_text()
+    assert 'd="M1 0h1v1h-1zM2 1h1v1h-1z"' in page and "scale(10 10)" in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "<script>alert" not in page
+    assert "what &lt;b&gt;color&lt;/b&gt; is it ?" in page
+    assert "2 of 8 tokens, before the LLM" in page
+    assert "4 broken, 0 repaired of 8" in page and "nothing of the kind" in page
+
+
+def test_a_report_without_examples_or_vanilla(tmp_path: Path) -> None:
+    small(tmp_path)
+    for path in tmp_path.glob("runs/*/*/vanilla*.json"):
+        path.unlink()
+    page = build(tmp_path)[-1].read_text()
+    assert "What was kept" not in page and "the unpruned model has not been run" in page
+    assert "–" in (tmp_path / "report" / "summary.md").read_text()
+
+
+def test_vanilla_alone(tmp_path: Path) -> None:
+    small(tmp_path, methods=[])
+    assert "| vanilla |" in build(tmp_path)[0].read_text()
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_a_folder_without_results(name: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=name):
+        build(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 1, "scenes": [{}]}'])
+def test_broken_examples(text: str, tmp_path: Path) -> None:
+    small(tmp_path)
+    add_example(tmp_path)
+    (tmp_path / "examples" / "llava.json").write_text(text)
+    with pytest.raises(UserError, match=r"llava\.json"):
+        build(tmp_path)
+
+
+def test_a_lost_example_picture(tmp_path: Path) -> None:
+    small(tmp_path)
+    add_example(tmp_path)
+    (tmp_path / "examples" / "llava-1.png").unlink()
+    with pytest.raises(UserError, match=r"llava-1\.png"):
+        build(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    small(tmp_path)
+    (tmp_path / "report").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        build(tmp_path)
+
+
+def test_nothing_heavy_is_imported_before_it_is_used() -> None:
+    script = (
+        "import sys, vlmprune, vlmprune.report\n"
+        "print([name for name in ('matplotlib', 'jinja2', 'torch', 'PIL') if name in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+
+
+# ---------------------------------------------------------------- examples
+
+
+def test_examples_are_made_once_and_extended(tmp_path: Path) -> None:
+    loaded = load_model(str(save_llava(tmp_path / "model")))
+    folder = tmp_path / "results"
+
+    def write(*recipes: str, weights: str = "w") -> list[Path]:
+        return write_examples(folder, "a/model", loaded.model, loaded.processor, recipes, weights)
+
+    paths = write("random:0.2", "downsample:9")
+    assert [path.name for path in paths] == ["a_model.json", *(f"a_model-{k}.png" for k in (1, 2, 3))]
+    first = load_examples(folder, "a/model")
+    assert len(first) == 3 and all(set(e.replies) == {"vanilla", "random:0.2", "downsample:9"} for e in first)
+    stage = first[0].replies["random:0.2"].stages[0]
+    assert (stage.rows, stage.cols, len(stage.kept)) == (7, 7, 10)
+    coarse = first[0].replies["downsample:9"].stages[0]
+    assert coarse.whole and coarse.rows * coarse.cols == len(coarse.kept) <= 9
+
+    stamp = paths[0].stat().st_mtime_ns
+    write("random:0.2")
+    assert paths[0].stat().st_mtime_ns == stamp, "nothing to do, nothing written"
+    write("random:0.2", "divprune:0.5 > fastv@2:0.5")
+    second = load_examples(folder, "a/model")
+    assert second[0].replies["random:0.2"] == first[0].replies["random:0.2"]
+    assert [stage.layer for stage in second[0].replies["divprune:0.5 > fastv@2:0.5"].stages] == [0, 2]
+    write("random:0.2", weights="other")
+    assert set(load_examples(folder, "a/model")[0].replies) == {"vanilla", "random:0.2"}
