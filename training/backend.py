@@ -18,7 +18,8 @@ class TextBatch:
     ids: int64 [B, T]; segment: int64 [B, T], the number of a token's question, -1 for padding;
     offset: int64 [B, T], a token's place in its own segment (its position id is that of the first token after the
     image plus offset); target: int64 [B, T], the next token where it is part of an answer, else -100;
-    hint: int64 [B, T], at a word that names one object of the scene, the word for its other attribute, else -100.
+    hint: int64 [B, T, 5], at a word that names one object of the scene, its shape, colour, size (numbers in the
+    world's lists), row and column of its centre among the slots; elsewhere -100.
     """
 
     ids: Tensor
@@ -32,7 +33,7 @@ class TextBatch:
 class Forward:
     """features: [B, slots, hidden], the projector's output, row-major; logits: [B, T, words]; cls: [B, d] or None;
     placed: [B, slots, hidden], states of the visual tokens that should know their row and column;
-    early: [B, T, words], logits read from the text's states in the middle of the decoder."""
+    early: [B, T, hidden], the text's states in the middle of the decoder, through the final norm."""
 
     features: Tensor
     logits: Tensor

@@ -154,7 +154,7 @@ class LlavaBackend:
             cos,
             sin,
         )
-        return functional.linear(states, table), functional.linear(early, table)
+        return functional.linear(states, table), early
 
     def processor(self, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
         images = CLIPImageProcessorPil(

@@ -291,7 +291,7 @@ class QwenBackend:
         segment: Tensor,
         offset: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of the packed text behind `shared` embeddings; the shared states after `PLACE_LAYER`; early logits."""
+        """Logits of the packed text behind `shared` embeddings; the shared states after `PLACE_LAYER`; early states."""
         config, text_model = model.config.text_config, model.model.language_model
         before = positions.expand(len(ids), -1, -1)
         after = (positions[0, -1] + 1 + offset)[:, None].expand(-1, 3, -1)
@@ -307,7 +307,7 @@ class QwenBackend:
             PLACE_LAYER,
         )
         table = text_model.embed_tokens.weight
-        return functional.linear(states, table), tapped, functional.linear(early, table)
+        return functional.linear(states, table), tapped, early
 
     def processor(self, tokenizer: PreTrainedTokenizerFast) -> ImageOnlyQwenProcessor:
         images = Qwen2VLImageProcessorPil(

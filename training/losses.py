@@ -31,6 +31,7 @@ class AuxiliaryHeads(nn.Module):
         self.row, self.column = nn.Linear(hidden, rows), nn.Linear(hidden, columns)
         kinds = len(SHAPES) + len(COLORS) + len(LETTERS) + len(TEXTURES)
         self.cls = nn.Linear(cls_width, kinds) if cls_width else None
+        self.named_row, self.named_column = nn.Linear(hidden, rows), nn.Linear(hidden, columns)
         for name, words in (*_GROUPS.items(), ("texture", TEXTURES)):
             self.register_buffer(f"words_{name}", torch.tensor([ids[word] for word in words]), persistent=False)
         ends = [("top", "bottom"), ("above", "below"), ("left", "right")]
@@ -73,6 +74,22 @@ class AuxiliaryHeads(nn.Module):
         else:
             metrics["cls"] = features.new_zeros(())
         return total, torch.stack([metrics[name] for name in METRICS]).detach()
+
+    def hints(self, early: Tensor, embedding: Tensor, hint: Tensor) -> Tensor:
+        """Mean cross-entropy of an object's five facts at the words that name it, see `TextBatch.hint`.
+
+        Args:
+            early: [B, T, hidden]; embedding: [words, hidden]; hint: [B, T, 5].
+        """
+        said = early @ embedding.float().T
+        logits = [said[..., getattr(self, f"words_{name}")] for name in ("shape", "color", "size")]
+        logits += [self.named_row(early).float(), self.named_column(early).float()]
+        facts = hint.unbind(-1)
+        losses = [
+            functional.cross_entropy(rows.flatten(0, 1), fact.flatten(), ignore_index=-100)
+            for rows, fact in zip(logits, facts, strict=True)
+        ]
+        return torch.stack(losses).mean()
 
     def _place(self, placed: Tensor | None, embedding: Tensor, labels: Labels) -> tuple[Tensor, Tensor, Tensor]:
         """Row and column by linear heads; agreement of v (E[top] - E[bottom]) and the like with them, summed over three."""

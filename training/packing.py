@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -98,6 +99,7 @@ def pack(
     backend: Backend,
     ids: dict[str, int],
     scenes: list[Scene] | None = None,
+    grid: tuple[int, int] = (1, 1),
 ) -> tuple[TextBatch, list[list[Question]]]:
     """Pack the questions of each image into a row of `length` tokens; questions that do not fit are left out.
 
@@ -105,7 +107,7 @@ def pack(
         rows: the questions of each image.
         length: tokens in a row.
         ids: token ids.
-        scenes: the scenes, for `TextBatch.hint`; without them there are no hints.
+        scenes, grid: the scenes and their rows and columns of slots, for `TextBatch.hint`; without scenes no hints.
 
     Returns:
         The batch, and the questions that are in it, in order of their segment numbers.
@@ -113,11 +115,11 @@ def pack(
     shape = (len(rows), length)
     tokens, segment = np.full(shape, ids[backend.specials[0]]), np.full(shape, -1)
     offset, target = np.zeros(shape, np.int64), np.full(shape, -100)
-    hint = np.full(shape, -100)
+    hint = np.full((*shape, 5), -100)
     kept: list[list[Question]] = []
     for b, questions in enumerate(rows):
         at = 0
-        names = _other_names(scenes[b], ids) if scenes else {}
+        names = _Names(scenes[b], grid) if scenes else None
         inside: list[Question] = []
         for question in questions:
             asked = [*encode(question.text, ids), ids[backend.assistant]]
@@ -129,7 +131,9 @@ def pack(
             segment[b, at:stop] = len(inside)
             offset[b, at:stop] = np.arange(stop - at)
             target[b, at + len(asked) - 1 : stop] = whole[len(asked) :]
-            hint[b, at : at + len(asked)] = [names.get(word, -100) for word in asked]
+            if names:
+                for k, values in names.hints(question.text):
+                    hint[b, at + k] = values
             inside.append(question)
             at = stop
         kept.append(inside)
@@ -137,11 +141,30 @@ def pack(
     return batch, kept
 
 
-def _other_names(scene: Scene, ids: dict[str, int]) -> dict[int, int]:
-    """Ids of shapes and colours that only one object has, each with the id of that object's colour or shape."""
-    shapes, colors = [o.shape for o in scene.objects], [o.color for o in scene.objects]
-    names = {ids[o.shape]: ids[o.color] for o in scene.objects if shapes.count(o.shape) == 1}
-    return names | {ids[o.color]: ids[o.shape] for o in scene.objects if colors.count(o.color) == 1}
+class _Names:
+    """Which words of a question name one object of a scene, and what there is to know about it."""
+
+    def __init__(self, scene: Scene, grid: tuple[int, int]) -> None:
+        self.facts: dict[str | tuple[str, str], tuple[int, ...]] = {}
+        counts = Counter(word for thing in scene.objects for word in (thing.shape, thing.color))
+        width, height = scene.size
+        for thing in scene.objects:
+            row, column = int(thing.center[1] * grid[0] / height), int(thing.center[0] * grid[1] / width)
+            kinds = tuple(_INDEX[kind][getattr(thing, kind)] - 1 for kind in ("shape", "color", "size"))
+            fact = (*kinds, row, column)
+            self.facts[thing.color, thing.shape] = fact
+            self.facts |= {word: fact for word in (thing.shape, thing.color) if counts[word] == 1}
+
+    def hints(self, text: str) -> list[tuple[int, tuple[int, ...]]]:
+        """Places of naming words in `text`, each with its object's facts; "red star" names at "star"."""
+        words = text.split()
+        found = []
+        for k, word in enumerate(words):
+            pair = (words[k - 1], word) if k and word in SHAPES and words[k - 1] in COLORS else None
+            fact = self.facts.get(pair or word)
+            if fact:
+                found.append((k, fact))
+        return found
 
 
 def draw_questions(

@@ -242,7 +242,7 @@ class Trainer:
             "two_option_share": knots(stage.two_option_share, self.step),
         }
         rows = [draw_questions(scene, rng, mix, **shares) for scene in scenes]
-        batch, kept = pack(rows, TEXT_LENGTH, self.backend, self.ids, scenes)
+        batch, kept = pack(rows, TEXT_LENGTH, self.backend, self.ids, scenes, self.backend.grid(size))
 
         constants = self.backend.constants(size, self.device)
 
@@ -262,7 +262,7 @@ class Trainer:
             embedding = self.backend.embedding(self.model)
             auxiliary, metrics = self.heads(out.features, out.placed, out.cls, embedding, labels)
             answers = answer_loss(out.logits, target)
-            hints = answer_loss(out.early, hint)
+            hints = self.heads.hints(out.early, embedding, hint)
             total = answers + weight * auxiliary + hint_weight * hints
             return total, answers.detach(), hints.detach(), metrics, out.logits.argmax(-1)
 
