@@ -29,7 +29,8 @@ class FastV(Scorer, DecoderMethod):
     Differences from the authors' code:
         - The count is the budget. Theirs is given outright (research code), round(n (1 - r)) (the Hugging Face port)
           or int(n ratio) (UniPruneBench), which also leaves the kept tokens in order of score.
-        - Chosen once, at prefill, also without a cache, where theirs chooses anew at each generated token.
+        - With a cache the choice is made once, at prefill. Without one each forward chooses anew, as theirs does; there
+          `logits_to_keep` says how many tokens at the end are not prompt.
         - One row is computed; theirs runs layer K-1 with full attention maps.
     """
 
