@@ -100,9 +100,9 @@ def test_csv_has_a_line_for_every_run(tmp_path: Path) -> None:
 
 def test_latex_to_the_letter(tmp_path: Path) -> None:
     body = shown.latex(small(tmp_path, models=["my_model & co"]))
-    assert r"\caption{my\_model \& co, keep 25.0 \%. Primary metric in percent;" in body
-    assert r"random & 49.0 & 49.0 & \textbf{75.0} & 75.0 & 75.0 \% \\" in body
-    assert r" &  &  & {\tiny 75.0 \% [25.0, 100.0]} &  &  \\" in body
+    assert r"\caption{my\_model \& co, keep 25.0 \%. Primary metric in percent," in body
+    assert r"random & 49.0 & 49.0 & \textbf{75.0} {\tiny (75.0 \%)} & 75.0 & 75.0 \% \\" in body
+    assert r" &  &  & {\tiny [25.0, 100.0]} &  &  \\" in body
     assert body.count(r"\begin{") == body.count(r"\end{")
 
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from vlmprune.bench.table import Table, build_tables
 from vlmprune.core.errors import UserError
-from vlmprune.report.examples import load_examples, sheet_of, slug
-from vlmprune.report.page import render
+from vlmprune.report.examples import sheet_of, slug
+from vlmprune.report.page import examples_of, render
 from vlmprune.report.plots import AXES, Style, accuracy_figure, png, pruned_methods, styles, svg
 from vlmprune.report.tables import blocks, categories, comma_separated, latex, markdown
 
@@ -72,7 +72,7 @@ def _overlays(out: Path, folder: Path, table: Table) -> list[Path]:
     """A sheet for each scene at the smallest budget that is a share or a number, where the folder has examples."""
     recipes = smallest_budget(table)
     written = []
-    for number, example in enumerate(load_examples(folder, table.model)):
+    for number, example in enumerate(examples_of(folder, table)):
         path = out / f"{slug(table.model)}-{number + 1}.png"
         _image(path, sheet_of(folder, example, recipes))
         written.append(path)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -228,8 +228,13 @@ def _is_right(sample: Sample, text: str) -> bool:
     return judge(sample.kind, text, sample.answers, sample.options).score > 0
 
 
-def load_examples(folder: str | Path, model_name: str) -> list[Example]:
+def load_examples(folder: str | Path, model_name: str, weights: Collection[str] = ()) -> list[Example]:
     """The examples of a model; none where they have not been made.
+
+    Args:
+        folder: the result folder.
+        model_name: as in `store.Run.model`.
+        weights: of the results they shall stand beside; examples of other weights are passed over.
 
     Raises:
         UserError: the file is broken.
@@ -239,7 +244,7 @@ def load_examples(folder: str | Path, model_name: str) -> list[Example]:
         return []
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["schema"] != SCHEMA:
+        if content["schema"] != SCHEMA or (weights and content["weights"] and content["weights"] not in weights):
             return []
         return [_example(scene) for scene in content["scenes"]]
     except (ValueError, KeyError, TypeError):

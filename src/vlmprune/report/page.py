@@ -191,7 +191,7 @@ def _share(row: Row) -> str:
 
 def _scenes(folder: Path, number: int, table: Table, parts: Sequence[Block]) -> list[Scene]:
     scenes = []
-    for index, example in enumerate(load_examples(folder, table.model)):
+    for index, example in enumerate(examples_of(folder, table)):
         image = picture(folder, example)
         nothing = draw(image, Grid(1, 1), torch.empty(0), window=example.window)
         groups = [(block.title, _cards(example, block)) for block in parts]
@@ -208,9 +208,20 @@ def _scenes(folder: Path, number: int, table: Table, parts: Sequence[Block]) -> 
     return scenes
 
 
+def examples_of(folder: Path, table: Table) -> list[Example]:
+    """The examples made with the weights that the table's runs had."""
+    weights = {cell.result.weights for row in table.rows for cell in row.cells.values()}
+    return load_examples(folder, table.model, weights)
+
+
 def _cards(example: Example, block: Block) -> list[Card]:
-    rows = [row for row in block.rows if not row.is_vanilla and row.recipe in example.replies]
+    rows = [row for row in block.rows if not row.is_vanilla and row.recipe in example.replies and _own_positions(row)]
     return [_card(example, shown.row_name(block, row), example.replies[row.recipe]) for row in rows]
+
+
+def _own_positions(row: Row) -> bool:
+    """Whether it was run under the method's own position policy, as examples are."""
+    return all(cell.result.positions is None for cell in row.cells.values())
 
 
 def _card(example: Example, name: str, reply: Reply) -> Card:

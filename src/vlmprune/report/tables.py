@@ -315,9 +315,10 @@ def _latex_table(table: Table, block: Block) -> str:
         values, below = [], []
         for task in table.tasks:
             cell = row.cells.get(task)
-            text = MISSING if cell is None else number(cell.value.value) + flags(cell)
-            values.append(rf"\textbf{{{escape(text)}}}" if (row.method, row.recipe) in best[task] else escape(text))
-            below.append("" if cell is None else escape(f"{percent(cell.ratio)} {interval(cell.value)}"))
+            text = escape(MISSING if cell is None else number(cell.value.value) + flags(cell))
+            ratio = "" if cell is None else rf" {{\tiny ({escape(percent(cell.ratio))})}}"
+            values.append((rf"\textbf{{{text}}}" if (row.method, row.recipe) in best[task] else text) + ratio)
+            below.append("" if cell is None else interval(cell.value))
         name = escape(row_name(block, row))
         counts = [number(row.tokens_kept), number(row.tokens_entering)]
         means = [escape(number(row.abs_mean)), escape(percent(row.rel_mean))]
@@ -328,13 +329,13 @@ def _latex_table(table: Table, block: Block) -> str:
     head = " & ".join(escape(text) for text in ("method", "kept", "entering", *table.tasks, "abs", "rel"))
     said = " ".join(notes([replace(table, rows=block.rows)]))
     caption = escape(
-        f"{table.model}, keep {block.title}. Primary metric in percent; below it the ratio to vanilla and the 95 % "
-        f"bootstrap interval. {said}"
+        f"{table.model}, keep {block.title}. Primary metric in percent, its ratio to vanilla in brackets, below it the "
+        f"95 % bootstrap interval. {said}"
     ).strip()
     return "\n".join(
         [
             r"\begin{table*}",
-            r"\centering\small",
+            r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
             rf"\caption{{{caption}}}",
             rf"\begin{{tabular}}{{l{'r' * (len(table.tasks) + 4)}}}",
             r"\toprule",
