@@ -382,3 +382,18 @@ def test_encoded_once_equals_encoded_each_time(family: str, name: str) -> None:
             again = generate(model, encoded.inputs())
             assert torch.equal(expected[0], again[0]) and largest(expected[1], again[1]) < 1e-5
             assert all(torch.equal(a, b) for x, y in zip(kept, session.last.kept) for a, b in zip(x, y))
+
+
+@families
+@methods
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_runs_and_keeps_as_many(family: str, name: str, dtype: torch.dtype) -> None:
+    inputs = inputs_of(family, RAGGED)
+    with vlmprune.prune(built(family), SPECS[name]) as session:
+        generate(built(family), inputs)
+        expected = session.last.tokens
+    half = copy.deepcopy(built(family)).to(dtype)
+    with vlmprune.prune(half, SPECS[name]) as session:
+        _, logits = generate(half, inputs)
+    assert session.last.tokens == expected
+    assert bool(torch.isfinite(logits).all()) and logits.shape[1] == STEPS

@@ -52,7 +52,8 @@ def sample_picture() -> Image.Image:
 def _architecture(name: str, adapter: Adapter) -> Iterator[str]:
     model, info = adapter.model, adapter.info
     attention = adapter.text_model.config._attn_implementation
-    yield f"{name}: {type(model).__name__} (family {info.family}), {next(model.parameters()).dtype}, {attention} attention"
+    dtype = next(model.parameters()).dtype
+    yield f"{name}: {type(model).__name__} (family {info.family}), {dtype}, {attention} attention"
     tower = [f"{info.encoder_layers} layers, the projector reads layer {adapter.used_layer}"]
     tower.append("with a CLS token" if info.has_cls else "no CLS token (CLS-attention methods use received attention)")
     if adapter.full_layers is not None:
