@@ -25,7 +25,8 @@ class RunReport:
         columns: per sample, the prompt column of each token that is left after the last layer (for aligning shortened
             `logits` or `hidden_states` with the prompt); -1 for a filler.
         grids: the slot grid of each image of each sample, None where its slots form none.
-        seconds: time spent scoring and selecting (attention statistics and the methods' own work).
+        seconds: time spent scoring and selecting (attention statistics and the methods' own work); of images from
+            `encode_images`, whose statistics serve several methods, the selecting alone.
     """
 
     kept: Kept = field(default_factory=list)

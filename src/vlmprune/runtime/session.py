@@ -187,7 +187,7 @@ class Session:
                 rows[row] += [PromptImage(image, where) for image, where in zip(taken, columns, strict=True)]
         for row_images in rows:
             row_images.sort(key=lambda image: int(image.columns[0]))
-        self._text.vision_seconds = sum(record.seconds for record in records.values())
+        self._text.vision_seconds = sum(record.seconds for record in records.values() if not record.shared)
         return Prompt(rows, [row // copies for row in range(len(rows))], ids, tail)
 
 
