@@ -47,8 +47,10 @@ def content(out: Path) -> dict[str, object]:
     files: dict[str, object] = {}
     for path in sorted(out.rglob("*")):
         if path.is_file() and path.name != ".lock":
-            text = path.read_text()
-            files[str(path.relative_to(out))] = {**json.loads(text), "made": 0} if path.suffix == ".json" else text
+            data: object = path.read_bytes()
+            if path.suffix == ".json":
+                data = {**json.loads(path.read_text()), "made": 0}
+            files[str(path.relative_to(out))] = data
     return files
 
 

@@ -29,6 +29,7 @@ from vlmprune.core.budget import Keep, check_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import POSITIONS, PixelMethod
 from vlmprune.core.recipe import Recipe, format_method, recipe
+from vlmprune.report import write_examples
 
 METHODS = ("random", "random@2", "downsample", "divprune", "hiprune", "visionzip", "fastv", "dart")
 BASELINES = ("random", "downsample")
@@ -170,8 +171,11 @@ def run_bench(plan: Plan, out: str | Path, progress: Callable[[Progress], None] 
     runs: list[Run] = []
     with Store(out) as store:
         for number, name in enumerate(plan.models):
-            bench = ModelBench(plan, load_model(name, plan.device), store)
+            loaded = load_model(name, plan.device)
+            bench = ModelBench(plan, loaded, store)
             bench.compute(number, progress)
+            recipes = [variant.recipe for variant in bench.variants if variant.recipe is not None]
+            write_examples(out, name, loaded.model, loaded.processor, recipes, loaded.weights)
             runs += bench.runs
     return runs
 
