@@ -330,6 +330,18 @@ def test_a_folder_without_results(name: str, tmp_path: Path) -> None:
         build(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [("runs/*/*/*.json", "{"), ("runs/*/*/*.json", '{"schema": 1}'), ("runs/*/*/*.jsonl", "{}\n"), ("comp*.json", "{")],
+)
+def test_broken_results_are_named(pattern: str, text: str, tmp_path: Path) -> None:
+    small(tmp_path)
+    path = next(tmp_path.glob(pattern))
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(path.name)):
+        build(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"schema": 1, "scenes": [{}]}'])
 def test_broken_examples(text: str, tmp_path: Path) -> None:
     small(tmp_path)

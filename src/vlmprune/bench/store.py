@@ -262,19 +262,29 @@ def load_results(folder: str | Path, every: bool = False) -> list[Result]:
 
 
 def load_records(result: Result) -> list[Record]:
-    """The samples of a finished run, scored anew from the raw replies."""
-    records = []
-    for line in _complete_lines(result.records_path):
-        values = json.loads(line)
-        for name in ("options", "answers"):
-            values[name] = tuple(values[name])
-        values["stages"] = tuple((layer, tokens) for layer, tokens in values["stages"])
-        verdict = judge(values["kind"], values["output"], values["answers"], values["options"])
-        values["extracted"], values["score"] = verdict
-        records.append(Record(**values))
+    """The samples of a finished run, scored anew from the raw replies.
+
+    Raises:
+        UserError: samples are missing or broken.
+    """
+    try:
+        records = [_record(line) for line in _complete_lines(result.records_path)]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{str(result.records_path)!r} holds a line that is no sample: delete it and the .json beside it, and run again."
+        ) from None
     if len(records) < result.n:
         raise UserError(f"{str(result.records_path)!r} has lost samples: delete the .json beside it and run again.")
     return records[: result.n]
+
+
+def _record(line: bytes) -> Record:
+    values = json.loads(line)
+    for name in ("options", "answers"):
+        values[name] = tuple(values[name])
+    values["stages"] = tuple((layer, tokens) for layer, tokens in values["stages"])
+    values["extracted"], values["score"] = judge(values["kind"], values["output"], values["answers"], values["options"])
+    return Record(**values)
 
 
 def records_path(folder: Path, run: Run) -> Path:
@@ -310,8 +320,11 @@ def _read_result(path: Path) -> Result | None:
     records = path.with_suffix(".jsonl")
     if not records.exists():
         return None
-    about = {name: content[name] for name in ("dimension", "metric", "chance", "shape", "made")}
-    return Result(**content["run"], **about, records_path=records)
+    try:
+        about = {name: content[name] for name in ("dimension", "metric", "chance", "shape", "made")}
+        return Result(**content["run"], **about, records_path=records)
+    except (KeyError, TypeError):
+        raise UserError(f"{str(path)!r} is not a result of vlmprune bench: delete it.") from None
 
 
 def _read_comparison(folder: Path) -> dict[str, Any]:
