@@ -7,8 +7,8 @@ import torch
 from training.backend_llava import LlavaBackend
 from training.packing import draw_questions, make_labels, pack
 from training.tokenizer import build_tokenizer, encode, word_ids
-from vlmprune.assets.questions import TASKS, split_words
-from vlmprune.assets.world import draw_scene
+from vlmprune.assets.questions import TASKS, Question, split_words
+from vlmprune.assets.world import COLORS, SHAPES, SIZES, draw_scene
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +70,15 @@ def test_labels_follow_the_masks() -> None:
     assert labels.present.sum() >= 2
     assert labels.shape.shape == (1, 196)
     assert int(labels.row[y * 14 + x]) == y and int(labels.column[y * 14 + x]) == x
+
+
+def test_hints_tell_the_facts_of_the_object_that_a_word_names(backend: LlavaBackend) -> None:
+    rng = np.random.default_rng(11)
+    scene = next(s for s in (draw_scene(rng) for _ in range(50)) if len(s.objects) == 1)
+    thing = scene.objects[0]
+    question = Question("exist", f"is there a {thing.color} {thing.shape} ?", "yes")
+    batch, _ = pack([[question]], 16, backend, word_ids(backend), [scene], (14, 14))
+    place = [int(thing.center[1] / 8), int(thing.center[0] / 8)]
+    kinds = [SHAPES.index(thing.shape), list(COLORS).index(thing.color), list(SIZES).index(thing.size)]
+    assert batch.hint[0, 4].tolist() == [*kinds, *place, -100]
+    assert (batch.hint[0, :3] == -100).all() and (batch.hint[0, 5:] == -100).all()

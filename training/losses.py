@@ -7,10 +7,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.packing import CHARACTERS, Labels
+from vlmprune.assets.questions import MARKERS
 from vlmprune.assets.world import COLORS, LETTERS, SHAPES, SIZES, TEXTURES
 
-_GROUPS: dict[str, tuple[str, ...]] = {"shape": SHAPES, "color": tuple(COLORS), "size": tuple(SIZES), "char": CHARACTERS}
+_GROUPS: dict[str, tuple[str, ...]] = {
+    "shape": SHAPES,
+    "color": tuple(COLORS),
+    "size": tuple(SIZES),
+    "char": CHARACTERS,
+}
 _PLACE_SLOPE = 0.6  # of the soft target across rows or columns, per slot
+_PLACE_WEIGHT = 2.0  # of the place among the hints
 _BACKGROUND_WEIGHT = 0.25
 METRICS = ("fg_shape", "fg_color", "fg_size", "fg_char", "row", "column", "texture", "place", "cls")
 
@@ -31,8 +38,7 @@ class AuxiliaryHeads(nn.Module):
         self.row, self.column = nn.Linear(hidden, rows), nn.Linear(hidden, columns)
         kinds = len(SHAPES) + len(COLORS) + len(LETTERS) + len(TEXTURES)
         self.cls = nn.Linear(cls_width, kinds) if cls_width else None
-        self.named_row, self.named_column = nn.Linear(hidden, rows), nn.Linear(hidden, columns)
-        for name, words in (*_GROUPS.items(), ("texture", TEXTURES)):
+        for name, words in (*_GROUPS.items(), ("texture", TEXTURES), ("marker", MARKERS)):
             self.register_buffer(f"words_{name}", torch.tensor([ids[word] for word in words]), persistent=False)
         ends = [("top", "bottom"), ("above", "below"), ("left", "right")]
         self.register_buffer("ends", torch.tensor([[ids[a], ids[b]] for a, b in ends]), persistent=False)
@@ -55,7 +61,8 @@ class AuxiliaryHeads(nn.Module):
             label: Tensor = getattr(labels, name)
             front = label > 0
             ground = ground & ~front
-            losses = functional.cross_entropy(self.heads[name](features).float().flatten(0, 1), label.flatten(), reduction="none")
+            guess = self.heads[name](features).float().flatten(0, 1)
+            losses = functional.cross_entropy(guess, label.flatten(), reduction="none")
             fore = _mean(losses, front)
             words = said[..., getattr(self, f"words_{name}")].flatten(0, 1)
             word = functional.cross_entropy(words, (label - 1).clamp(min=0).flatten(), reduction="none")
@@ -75,24 +82,29 @@ class AuxiliaryHeads(nn.Module):
             metrics["cls"] = features.new_zeros(())
         return total, torch.stack([metrics[name] for name in METRICS]).detach()
 
-    def hints(self, early: Tensor, embedding: Tensor, hint: Tensor) -> Tensor:
-        """Mean cross-entropy of an object's five facts at the words that name it, see `TextBatch.hint`.
+    def hints(self, early: Tensor, embedding: Tensor, hint: Tensor, labels: Labels) -> Tensor:
+        """What a naming word should have found out about its object, see `TextBatch.hint`.
+
+        All are read by the word embedding, the place with the soft targets of the slots' own place.
 
         Args:
-            early: [B, T, hidden]; embedding: [words, hidden]; hint: [B, T, 5].
+            early: [B, T, hidden]; embedding: [words, hidden]; hint: [B, T, 6].
         """
-        said = early @ embedding.float().T
-        logits = [said[..., getattr(self, f"words_{name}")] for name in ("shape", "color", "size")]
-        logits += [self.named_row(early).float(), self.named_column(early).float()]
+        embedding = embedding.float()
         facts = hint.unbind(-1)
-        losses = [
-            functional.cross_entropy(rows.flatten(0, 1), fact.flatten(), ignore_index=-100)
-            for rows, fact in zip(logits, facts, strict=True)
-        ]
-        return torch.stack(losses).mean()
+        total = early.new_zeros(())
+        for name, fact in zip(("shape", "color", "size", "marker"), (*facts[:3], facts[5]), strict=True):
+            words = early @ embedding[getattr(self, f"words_{name}")].T
+            losses = functional.cross_entropy(words.flatten(0, 1), fact.clamp(min=0).flatten(), reduction="none")
+            total = total + _mean(losses, fact >= 0)
+        logits = early @ (embedding[self.ends[:, 0]] - embedding[self.ends[:, 1]]).T
+        down, across = labels.row.max() / 2 - facts[3].float(), labels.column.max() / 2 - facts[4].float()
+        target = torch.sigmoid(_PLACE_SLOPE * torch.stack((down, down, across), dim=-1))
+        losses = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
+        return (total + _PLACE_WEIGHT * _mean(losses.flatten(), facts[3] >= 0)) / 6
 
     def _place(self, placed: Tensor | None, embedding: Tensor, labels: Labels) -> tuple[Tensor, Tensor, Tensor]:
-        """Row and column by linear heads; agreement of v (E[top] - E[bottom]) and the like with them, summed over three."""
+        """Row and column by linear heads; agreement of v (E[top] - E[bottom]) and two like it, summed."""
         if placed is None:
             zero = embedding.new_zeros((), dtype=torch.float32)
             return zero, zero, zero

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from training.backend import Backend, TextBatch
 from training.tokenizer import encode
-from vlmprune.assets.questions import Asker, Question
+from vlmprune.assets.questions import MARKERS, Asker, Question
 from vlmprune.assets.world import COLORS, DIGITS, LETTERS, SHAPES, SIZES, TEXTURES, Scene
 
 CHARACTERS = DIGITS + LETTERS
@@ -115,7 +115,7 @@ def pack(
     shape = (len(rows), length)
     tokens, segment = np.full(shape, ids[backend.specials[0]]), np.full(shape, -1)
     offset, target = np.zeros(shape, np.int64), np.full(shape, -100)
-    hint = np.full((*shape, 5), -100)
+    hint = np.full((*shape, 6), -100)
     kept: list[list[Question]] = []
     for b, questions in enumerate(rows):
         at = 0
@@ -132,7 +132,7 @@ def pack(
             offset[b, at:stop] = np.arange(stop - at)
             target[b, at + len(asked) - 1 : stop] = whole[len(asked) :]
             if names:
-                for k, values in names.hints(question.text):
+                for k, values in enumerate(names.hints(question.text)):
                     hint[b, at + k] = values
             inside.append(question)
             at = stop
@@ -155,15 +155,14 @@ class _Names:
             self.facts[thing.color, thing.shape] = fact
             self.facts |= {word: fact for word in (thing.shape, thing.color) if counts[word] == 1}
 
-    def hints(self, text: str) -> list[tuple[int, tuple[int, ...]]]:
-        """Places of naming words in `text`, each with its object's facts; "red star" names at "star"."""
+    def hints(self, text: str) -> list[tuple[int, ...]]:
+        """The facts that each word of `text` should bring, see `TextBatch.hint`; "red star" names at "star"."""
         words = text.split()
         found = []
-        for k, word in enumerate(words):
-            pair = (words[k - 1], word) if k and word in SHAPES and words[k - 1] in COLORS else None
-            fact = self.facts.get(pair or word)
-            if fact:
-                found.append((k, fact))
+        for word, before in zip(words, ["", *words], strict=False):
+            pair = (before, word) if word in SHAPES and before in COLORS else None
+            marker = MARKERS.index(before) if before in MARKERS else -100
+            found.append((*self.facts.get(pair or word, (-100,) * 5), marker))
         return found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -134,7 +133,7 @@ class Trainer:
         }
         part = self.folder / (name + ".part")
         torch.save(state, part)
-        os.replace(part, self.folder / name)
+        part.replace(self.folder / name)
 
     def log(self, **values: Any) -> None:
         line = json.dumps(values)
@@ -262,11 +261,12 @@ class Trainer:
             embedding = self.backend.embedding(self.model)
             auxiliary, metrics = self.heads(out.features, out.placed, out.cls, embedding, labels)
             answers = answer_loss(out.logits, target)
-            hints = self.heads.hints(out.early, embedding, hint)
+            hints = self.heads.hints(out.early, embedding, hint, labels)
             total = answers + weight * auxiliary + hint_weight * hints
             return total, answers.detach(), hints.detach(), metrics, out.logits.argmax(-1)
 
-        weights = [torch.tensor(knots(points, self.step), device=self.device) for points in (stage.auxiliary, stage.hints)]
+        fading = (stage.auxiliary, stage.hints)
+        weights = [torch.tensor(knots(points, self.step), device=self.device) for points in fading]
         with autocast(self.device, not self.args.no_autocast):
             graph = self.graph("joint", losses)
             total, answers, hints, metrics, said = graph(pixels, constants, *self.text(batch), labels, *weights)

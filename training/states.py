@@ -1,0 +1,79 @@
+"""Losses on early decoder states, for a tower that cannot know absolute places.
+
+Rotary positions are relative, so the place losses of `losses.py` cannot act on the projector's output. They act
+on the visual tokens after an early decoder layer, together with the content losses, lest place drown content.
+The words that name an object are asked for its five facts one layer later.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.packing import CHARACTERS, Labels
+from vlmprune.assets.world import COLORS, SHAPES, SIZES
+
+_GROUPS = {"shape": SHAPES, "color": tuple(COLORS), "size": SIZES, "char": CHARACTERS}
+_FACT_WEIGHTS = (1.0, 1.0, 0.5, 0.3, 0.3)  # in the order of `TextBatch.hint`
+STATE_METRICS = (
+    "word_shape",
+    "word_color",
+    "word_size",
+    "word_row",
+    "word_column",
+    "slot_row",
+    "slot_column",
+    "slot_shape",
+)
+
+
+class StateHeads(nn.Module):
+    """Training-only linear heads on root-mean-square normed decoder states.
+
+    Args:
+        hidden: width of the states.
+        rows, columns: the largest grid.
+    """
+
+    def __init__(self, hidden: int, rows: int, columns: int) -> None:
+        super().__init__()
+        counts = (len(SHAPES), len(COLORS), len(SIZES), rows, columns)
+        self.facts = nn.ModuleList(nn.Linear(hidden, count) for count in counts)
+        self.slots = nn.ModuleDict({name: nn.Linear(hidden, len(words) + 1) for name, words in _GROUPS.items()})
+        self.row, self.column = nn.Linear(hidden, rows), nn.Linear(hidden, columns)
+
+    def forward(self, slots: Tensor, text: Tensor, labels: Labels, hint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss of the slots, the loss of the words, and the values of `STATE_METRICS`.
+
+        Args:
+            slots: [B, slots, hidden]; text: [B, T, hidden]; hint: [B, T, 5], see `TextBatch.hint`.
+        """
+        slots, text = _normed(slots), _normed(text)
+        facts = []
+        for head, fact in zip(self.facts, hint.unbind(-1), strict=True):
+            known = fact.flatten()
+            losses = _cross_entropy(head, text, known)
+            facts.append(losses.sum() / (known >= 0).sum().clamp(min=1))
+        row = _cross_entropy(self.row, slots, labels.row.repeat(len(slots))).mean()
+        column = _cross_entropy(self.column, slots, labels.column.repeat(len(slots))).mean()
+        content = torch.zeros_like(row)
+        fronts = []
+        for name, head in self.slots.items():
+            label = getattr(labels, name).flatten()
+            losses, front = _cross_entropy(head, slots, label), (label > 0).float()
+            fronts.append((losses * front).sum() / front.sum().clamp(min=1))
+            content = content + fronts[-1] + 0.25 * losses.mean()
+        words = torch.stack([w * loss for w, loss in zip(_FACT_WEIGHTS, facts, strict=True)]).sum()
+        metrics = torch.stack([*facts, row, column, fronts[0]]).detach()
+        return row + column + 0.5 * content, words, metrics
+
+
+def _cross_entropy(head: nn.Module, states: Tensor, label: Tensor) -> Tensor:
+    """The losses of a head, flat, 0 where the label is -100."""
+    return functional.cross_entropy(head(states).float().flatten(0, 1), label, reduction="none", ignore_index=-100)
+
+
+def _normed(states: Tensor) -> Tensor:
+    states = states.float()
+    return states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + 1e-6)
