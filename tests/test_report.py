@@ -26,6 +26,7 @@ from vlmprune.report import build, write_examples
 from vlmprune.report import tables as shown
 from vlmprune.report.examples import load_examples
 from vlmprune.report.flips import flips
+from vlmprune.report.latex import escape, latex
 from vlmprune.report.plots import accuracy_figure, pruned_methods, styles, svg
 
 SMALL: dict[str, Any] = {"models": ["llava"], "methods": ["random"], "keeps": [0.25], "n": 4}
@@ -99,21 +100,22 @@ def test_csv_has_a_line_for_every_run(tmp_path: Path) -> None:
 
 
 def test_latex_to_the_letter(tmp_path: Path) -> None:
-    body = shown.latex(small(tmp_path, models=["my_model & co"]))
+    body = latex(small(tmp_path, models=["my_model & co"]))
     assert r"\caption{my\_model \& co, keep 25.0 \%. Primary metric in percent," in body
     assert r"random & 49.0 & 49.0 & \textbf{75.0} {\tiny (75.0 \%)} & 75.0 & 75.0 \% \\" in body
     assert r" &  &  & {\tiny [25.0, 100.0]} &  &  \\" in body
+    assert "random & $-$25.0 \\\\\n & {\\tiny [$-$75.0, 0.0]} \\\\" in body
     assert body.count(r"\begin{") == body.count(r"\end{")
 
 
 def test_latex_escapes_everything_special() -> None:
     special = "\\ & % $ # _ { } ~ ^ < >"
-    escaped = shown.escape(special)
+    escaped = escape(special)
     assert escaped == (
         r"\textbackslash{} \& \% \$ \# \_ \{ \} \textasciitilde{} \textasciicircum{} \textless{} \textgreater{}"
     )
-    assert shown.escape("divprune:0.3 > fastv@2:0.3") == r"divprune:0.3 \textgreater{} fastv@2:0.3"
-    assert shown.escape("−1.0 –") == "$-$1.0 --"
+    assert escape("divprune:0.3 > fastv@2:0.3") == r"divprune:0.3 \textgreater{} fastv@2:0.3"
+    assert escape("−1.0 –") == "$-$1.0 --"
 
 
 @pytest.mark.parametrize(
@@ -316,6 +318,21 @@ def test_a_report_without_examples_or_vanilla(tmp_path: Path) -> None:
     page = build(tmp_path)[-1].read_text()
     assert "What was kept" not in page and "the unpruned model has not been run" in page
     assert "–" in (tmp_path / "report" / "summary.md").read_text()
+
+
+def test_an_undefined_metric_is_a_dash(tmp_path: Path) -> None:
+    """F1 of one question whose answer is no, answered no, has no value."""
+
+    def only_no(run: Run, sample: Sample) -> str:
+        return "no"
+
+    fill(tmp_path, **{**SMALL, "n": 40}, tasks=["synth-pope"], reply=only_no)
+    for path in tmp_path.glob("runs/*/*/*.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        said = [{**line, "answers": ["no"]} for line in lines]
+        path.write_text("".join(json.dumps(line) + "\n" for line in said))
+    build(tmp_path)
+    assert "| vanilla | 196.0 | 196.0 | – (–) [–, –] |" in (tmp_path / "report" / "summary.md").read_text()
 
 
 def test_vanilla_alone(tmp_path: Path) -> None:

@@ -271,7 +271,7 @@ def load_records(result: Result) -> list[Record]:
         records = [_record(line) for line in _complete_lines(result.records_path)]
     except (ValueError, KeyError, TypeError):
         raise UserError(
-            f"{str(result.records_path)!r} has a line that is no sample: delete it and the .json beside it, and run again."
+            f"{str(result.records_path)!r} has a line that is no sample: delete it and its .json, and run again."
         ) from None
     if len(records) < result.n:
         raise UserError(f"{str(result.records_path)!r} has lost samples: delete the .json beside it and run again.")

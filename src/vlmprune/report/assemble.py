@@ -10,9 +10,10 @@ from PIL import Image
 from vlmprune.bench.table import Table, build_tables
 from vlmprune.core.errors import UserError
 from vlmprune.report.examples import sheet_of, slug
+from vlmprune.report.latex import latex
 from vlmprune.report.page import examples_of, render
 from vlmprune.report.plots import AXES, Style, accuracy_figure, png, pruned_methods, styles, svg
-from vlmprune.report.tables import blocks, categories, comma_separated, latex, markdown
+from vlmprune.report.tables import blocks, categories, comma_separated, markdown
 
 
 def build(folder: str | Path) -> list[Path]:

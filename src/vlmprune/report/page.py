@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -183,7 +184,8 @@ def _delta(cell: Cell) -> str:
 
 def _share(row: Row) -> str:
     """The length of an overview bar, percent of the cell."""
-    return f"{min(100.0, max(0.0, row.rel_mean or 0.0)):.1f}"
+    share = row.rel_mean
+    return "0.0" if share is None or math.isnan(share) else f"{min(100.0, share):.1f}"
 
 
 # ---------------------------------------------------------------- examples

@@ -1,7 +1,7 @@
-"""Tables of a comparison as Markdown, CSV and LaTeX.
+"""Tables of a comparison as Markdown and CSV (`report.latex` has the third form).
 
-All three say the same: per model and budget, every method on every task with its value, the ratio to the same model's
-unpruned run, the 95 % interval and both token counts, then the paired differences. Nothing in them depends on when or
+All of them say the same: per model and budget, every method on every task with its value, the ratio to the same model's
+unpruned run, the 95 % interval and both token counts, and the paired differences. Nothing in them depends on when or
 where a run was made, so the same records give the same bytes.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from vlmprune.bench.stats import Estimate
 from vlmprune.bench.table import Cell, Row, Table
@@ -23,7 +23,7 @@ FLAGS = {
     "†": f"above {RATIO_LIMIT:.0f} % of vanilla: look for chance, a small n, or a weakness of the unpruned model",
     "‡": f"more than {UNPARSED_LIMIT:.0f} % of the replies hold no answer of the asked kind; they count as wrong",
 }
-OWN_BUDGETS = "budgets of their own"
+OWN_BUDGETS = "as each recipe says"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def blocks(table: Table) -> list[Block]:
     pruned = [row for row in table.rows if not row.is_vanilla]
     keeps = sorted({row.keep for row in pruned}, key=_keep_order)
     if not keeps:
-        return [Block(None, tuple(vanilla))] if vanilla else []
+        return [Block(1.0, tuple(vanilla))] if vanilla else []
     return [Block(keep, (*vanilla, *(row for row in pruned if row.keep == keep))) for keep in keeps]
 
 
@@ -87,7 +87,8 @@ def signed_number(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    return MISSING if value is None else f"{number(value)} %"
+    text = number(value)
+    return text if text == MISSING else f"{text} %"
 
 
 def flops_share(block: Block, row: Row) -> str:
@@ -272,91 +273,3 @@ def categories(tables: Sequence[Table]) -> str:
                 for name, value in row.cells[task].categories.items() if task in row.cells else ():
                     writer.writerow((table.model, row.method, keep, row.recipe, task, name, _figure(value)))
     return out.getvalue()
-
-
-# ---------------------------------------------------------------- LaTeX
-
-_ESCAPES = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "†": r"\textsuperscript{\dag}",
-    "‡": r"\textsuperscript{\ddag}",
-    "–": "--",
-    "−": "$-$",
-}
-
-
-def escape(text: str) -> str:
-    """Text with LaTeX's special characters made printable."""
-    return "".join(_ESCAPES.get(character, character) for character in text)
-
-
-def latex(tables: Sequence[Table]) -> str:
-    r"""A `table*` for each model and budget. Needs `\usepackage{booktabs}`; the best value of a column is bold."""
-    parts = [r"% Needs \usepackage{booktabs}. Made by vlmprune report."]
-    parts += [_latex_table(table, block) for table in tables for block in blocks(table)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _latex_table(table: Table, block: Block) -> str:
-    best = _best(table, block)
-    lines = []
-    for row in block.rows:
-        values, below = [], []
-        for task in table.tasks:
-            cell = row.cells.get(task)
-            text = escape(MISSING if cell is None else number(cell.value.value) + flags(cell))
-            ratio = "" if cell is None else rf" {{\tiny ({escape(percent(cell.ratio))})}}"
-            values.append((rf"\textbf{{{text}}}" if (row.method, row.recipe) in best[task] else text) + ratio)
-            below.append("" if cell is None else interval(cell.value))
-        name = escape(row_name(block, row))
-        counts = [number(row.tokens_kept), number(row.tokens_entering)]
-        means = [escape(number(row.abs_mean)), escape(percent(row.rel_mean))]
-        lines.append(" & ".join([name, *counts, *values, *means]) + r" \\")
-        lines.append(" & ".join(["", "", "", *(rf"{{\tiny {text}}}" for text in below), "", ""]) + r" \\")
-        if row.is_vanilla:
-            lines.append(r"\midrule")
-    head = " & ".join(escape(text) for text in ("method", "kept", "entering", *table.tasks, "abs", "rel"))
-    said = " ".join(notes([replace(table, rows=block.rows)]))
-    caption = escape(
-        f"{table.model}, keep {block.title}. Primary metric in percent, its ratio to vanilla in brackets, below it the "
-        f"95 % bootstrap interval. {said}"
-    ).strip()
-    return "\n".join(
-        [
-            r"\begin{table*}",
-            r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{caption}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(table.tasks) + 4)}}}",
-            r"\toprule",
-            head + r" \\",
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table*}",
-        ]
-    )
-
-
-def _best(table: Table, block: Block) -> dict[str, set[tuple[str, str]]]:
-    """Per task, the method and recipe of the pruned rows whose printed value is the highest."""
-    best: dict[str, set[tuple[str, str]]] = {}
-    for task in table.tasks:
-        shown = {
-            (row.method, row.recipe): float(number(row.cells[task].value.value))
-            for row in block.rows
-            if task in row.cells and not row.is_vanilla
-        }
-        best[task] = {row for row, value in shown.items() if value == max(shown.values())}
-    return best
