@@ -1,0 +1,167 @@
+"""Time and memory of pruned against unpruned generation, measured side by side.
+
+    python benchmarks/speed.py                                    the embedded models
+    python benchmarks/speed.py --random llava-1.5-7b --layers 4   a real geometry with random weights
+    python benchmarks/speed.py --model llava-hf/llava-1.5-7b-hf   a model of your own
+
+The embedded models are so small that launching an operation costs more than the operation: pruning saves them little.
+Random weights give the right times for a real geometry, and answers that mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import (
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+from transformers.utils import logging
+
+from vlmprune.bench.load import load_model, machine
+from vlmprune.bench.protocol import protocol_for
+from vlmprune.bench.runner import METHODS, split_methods, variants_of
+from vlmprune.bench.store import write_json
+from vlmprune.bench.tasks import TASKS, canvas_for
+from vlmprune.bench.timing import Spread, Timing, measure
+from vlmprune.core.budget import parse_keep
+from vlmprune.core.errors import UserError
+
+RANDOM = ("llava-1.5-7b", "qwen2.5-vl-7b")
+TEXT_TOKENS = 40
+LLAMA = {"model_type": "llama", "vocab_size": 32064}  # transformers' defaults are LLaVA-1.5-7B otherwise
+QWEN: dict[str, Any] = {
+    "text_config": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    },
+    "vision_config": {"hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 3584},
+}
+
+
+def random_model(name: str, layers: int | None, batch: int, device: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A model of a real geometry with random weights, and random inputs of one image a sample.
+
+    Args:
+        name: one of `RANDOM`.
+        layers: decoder layers, all of the geometry's when None.
+    """
+    config: Any = LlavaConfig(text_config=LLAMA) if name == "llava-1.5-7b" else Qwen2_5_VLConfig(**QWEN)
+    if layers is not None:
+        config.text_config.num_hidden_layers = layers
+        if getattr(config.text_config, "layer_types", None):
+            config.text_config.layer_types = config.text_config.layer_types[:layers]
+    build = LlavaForConditionalGeneration if name == "llava-1.5-7b" else Qwen2_5_VLForConditionalGeneration
+    torch.manual_seed(0)
+    with torch.device(device):
+        torch.set_default_dtype(torch.float32 if device == "cpu" else torch.bfloat16)
+        model = build(config).eval()
+    vision = config.vision_config
+    if name == "llava-1.5-7b":
+        side = vision.image_size
+        images = {"pixel_values": torch.randn(batch, 3, side, side)}
+        slots = (side // vision.patch_size) ** 2
+    else:
+        rows = cols = 48  # 672 x 672 pixels, 576 visual tokens
+        width = 3 * vision.temporal_patch_size * vision.patch_size**2
+        images = {
+            "pixel_values": torch.randn(batch * rows * cols, width),
+            "image_grid_thw": torch.tensor([[1, rows, cols]] * batch),
+        }
+        slots = rows * cols // vision.spatial_merge_size**2
+    text = torch.randint(10, 1000, (batch, TEXT_TOKENS))
+    image = torch.full((batch, slots), config.image_token_id)
+    ids = torch.cat([text[:, :10], image, text[:, 10:]], dim=1)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **images}
+    if name != "llava-1.5-7b":
+        inputs["mm_token_type_ids"] = (ids == config.image_token_id).int()
+    dtype = next(model.parameters()).dtype
+    return model, {k: v.to(device, dtype) if v.is_floating_point() else v.to(device) for k, v in inputs.items()}
+
+
+def loaded_model(name: str, batch: int) -> tuple[Any, Any]:
+    """A model and a batch of generated scenes with questions."""
+    loaded = load_model(name)
+    samples = list(islice(TASKS["synth-ocr"].samples(batch, canvas_for(loaded.model.config)), batch))
+    inputs = protocol_for(loaded.processor).inputs(loaded.processor, samples)
+    return loaded.model, inputs.to(loaded.model.device, loaded.model.dtype)
+
+
+def sheet(title: str, timings: list[Timing]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("recipe", no_wrap=True)
+    for name in ("tokens", "vision", "method", "prefill", "decode/token", "total", "speed-up", "peak MB", "KV MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for timing in timings:
+        parts = (timing.vision, timing.method, timing.prefill, timing.decode, timing.total)
+        table.add_row(
+            timing.name,
+            "all" if timing.tokens is None else f"{timing.tokens[0]:.0f} > {timing.tokens[1]:.0f}",
+            *(milliseconds(part) for part in parts),
+            ratio(timing.speedup(timings[0])),
+            f"{timing.peak_bytes / 2**20:.1f}",
+            f"{timing.kv_bytes / 2**20:.2f}",
+        )
+    return table
+
+
+def milliseconds(spread: Spread) -> str:
+    return f"{1e3 * spread.median:.1f} ({1e3 * spread.low:.1f}-{1e3 * spread.high:.1f})"
+
+
+def ratio(spread: Spread) -> str:
+    return f"{spread.median:.2f}x ({spread.low:.2f}-{spread.high:.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", action="append", help="embedded name, folder or hub id; may be repeated")
+    parser.add_argument("--random", choices=RANDOM, help="a geometry with random weights instead of a model")
+    parser.add_argument("--layers", type=int, help="decoder layers of --random")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--keep", type=parse_keep, default=0.222)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    args = parser.parse_args()
+    if args.new_tokens < 2:
+        parser.error("--new-tokens must be at least 2")
+    logging.set_verbosity_error()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        recipes = [None, *(v.recipe for text in split_methods(args.methods) for v in variants_of(text, [args.keep]))]
+    except UserError as error:
+        parser.error(str(error))
+    console, report = Console(), {}
+    for name in [args.random] if args.random else args.model or ["llava", "qwen2_5_vl"]:
+        try:
+            model, inputs = (
+                random_model(name, args.layers, args.batch, device) if args.random else loaded_model(name, args.batch)
+            )
+        except UserError as error:
+            parser.error(str(error))
+        timings = measure(model, inputs, recipes, args.new_tokens, args.repeats)
+        place = machine(model)
+        console.print(sheet(f"{name}, batch {args.batch}, {place['device']}: milliseconds, median (range)", timings))
+        report[name] = {"machine": place, "timings": [asdict(timing) for timing in timings]}
+    if args.out:
+        write_json(args.out, report)
+
+
+if __name__ == "__main__":
+    main()
