@@ -81,7 +81,7 @@ def make_config(words: int) -> Qwen2_5_VLConfig:
             "num_key_value_heads": 2,
             "max_position_embeddings": 1024,
             "rms_norm_eps": 1e-6,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 30.0, "mrope_section": [4, 6, 6]},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [4, 6, 6]},
             "bos_token_id": _ID["<|im_start|>"],
             "eos_token_id": _ID["<|im_end|>"],
             "pad_token_id": _ID["<|endoftext|>"],

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.packing import CHARACTERS, Labels
+from training.states import StateHeads
 from vlmprune.assets.questions import MARKERS
 from vlmprune.assets.world import COLORS, LETTERS, SHAPES, SIZES, TEXTURES
 
@@ -30,10 +31,20 @@ class AuxiliaryHeads(nn.Module):
         cls_width: width of the CLS output, or None.
         rows, columns: the largest grid.
         ids: token ids of the words.
+        states: further heads that read decoder states, or None.
     """
 
-    def __init__(self, hidden: int, cls_width: int | None, rows: int, columns: int, ids: dict[str, int]) -> None:
+    def __init__(
+        self,
+        hidden: int,
+        cls_width: int | None,
+        rows: int,
+        columns: int,
+        ids: dict[str, int],
+        states: StateHeads | None = None,
+    ) -> None:
         super().__init__()
+        self.states = states
         self.heads = nn.ModuleDict({name: nn.Linear(hidden, len(words) + 1) for name, words in _GROUPS.items()})
         self.row, self.column = nn.Linear(hidden, rows), nn.Linear(hidden, columns)
         kinds = len(SHAPES) + len(COLORS) + len(LETTERS) + len(TEXTURES)

@@ -47,11 +47,11 @@ class StateHeads(nn.Module):
         """The loss of the slots, the loss of the words, and the values of `STATE_METRICS`.
 
         Args:
-            slots: [B, slots, hidden]; text: [B, T, hidden]; hint: [B, T, 5], see `TextBatch.hint`.
+            slots: [B, slots, hidden]; text: [B, T, hidden]; hint: see `TextBatch.hint`.
         """
         slots, text = _normed(slots), _normed(text)
         facts = []
-        for head, fact in zip(self.facts, hint.unbind(-1), strict=True):
+        for head, fact in zip(self.facts, hint[..., :5].unbind(-1), strict=True):
             known = fact.flatten()
             losses = _cross_entropy(head, text, known)
             facts.append(losses.sum() / (known >= 0).sum().clamp(min=1))

@@ -21,6 +21,7 @@ from training.backend import Backend, TextBatch, autocast, get_backend, matrices
 from training.losses import METRICS, AuxiliaryHeads, answer_loss
 from training.packing import Labels, draw_questions, make_labels, pack
 from training.recipes import IMAGES_A_STEP, RECIPES, TEXT_LENGTH, WARMUP_STEPS, Stage
+from training.states import STATE_METRICS, StateHeads
 from training.tokenizer import build_tokenizer, word_ids
 from vlmprune.assets.questions import Question
 from vlmprune.assets.world import draw_scene
@@ -63,13 +64,10 @@ class Trainer:
         torch.manual_seed(args.seed)
         self.model = self.backend.build(len(self.ids)).to(self.device)
         grids = [self.backend.grid(size) for size in self.backend.sizes]
-        self.heads = AuxiliaryHeads(
-            self.backend.hidden(self.model),
-            self.backend.cls_width,
-            max(grid[0] for grid in grids),
-            max(grid[1] for grid in grids),
-            self.ids,
-        ).to(self.device)
+        rows, columns = max(grid[0] for grid in grids), max(grid[1] for grid in grids)
+        hidden = self.backend.hidden(self.model)
+        states = None if self.backend.places_features else StateHeads(hidden, rows, columns)
+        self.heads = AuxiliaryHeads(hidden, self.backend.cls_width, rows, columns, self.ids, states).to(self.device)
         self.stage = self.step = 0
         self.accuracy: dict[str, float] = {}
         self.seconds = 0.0
@@ -259,9 +257,14 @@ class Trainer:
         ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
             out = self.backend.forward(self.model, pixels, constants, ids, segment, offset)
             embedding = self.backend.embedding(self.model)
-            auxiliary, metrics = self.heads(out.features, out.placed, out.cls, embedding, labels)
+            placed = None if self.heads.states else out.placed
+            auxiliary, metrics = self.heads(out.features, placed, out.cls, embedding, labels)
             answers = answer_loss(out.logits, target)
-            hints = self.heads.hints(out.early, embedding, hint, labels)
+            if self.heads.states:
+                slots, hints, more = self.heads.states(out.placed, out.early, labels, hint)
+                auxiliary, metrics = auxiliary + slots, torch.cat((metrics, more))
+            else:
+                hints = self.heads.hints(out.early, embedding, hint, labels)
             total = answers + weight * auxiliary + hint_weight * hints
             return total, answers.detach(), hints.detach(), metrics, out.logits.argmax(-1)
 
@@ -272,7 +275,8 @@ class Trainer:
             total, answers, hints, metrics, said = graph(pixels, constants, *self.text(batch), labels, *weights)
         total.backward()
         self.score(batch, kept, said)
-        return {"answers": answers.item(), "hints": hints.item(), **dict(zip(METRICS, metrics.tolist(), strict=True))}
+        names = (*METRICS, *STATE_METRICS) if self.heads.states else METRICS
+        return {"answers": answers.item(), "hints": hints.item(), **dict(zip(names, metrics.tolist(), strict=True))}
 
     def graph(self, key: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         """The compiled function, once a key."""
