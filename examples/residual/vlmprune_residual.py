@@ -1,0 +1,43 @@
+"""Residual: the tokens that the image's main directions do not explain."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from vlmprune.core.errors import UserError
+from vlmprune.core.method import Scorer
+from vlmprune.core.signals import Features, Need
+from vlmprune.core.view import ImageView, ModelInfo
+
+
+@dataclass
+class Residual(Scorer):
+    """Background repeats itself, so a few directions span it, and what lies outside of them is kept.
+
+    Formula: X [n, D] projected features with rows of length 1, V [rank, D] the first right singular vectors of X;
+    score [n] = |x_i - V^T V x_i|. The top `keep` stay, at the positions they had.
+
+    Args:
+        rank: number of directions that count as background.
+    """
+
+    name: ClassVar[str] = "residual"
+    stage: ClassVar[str] = "vision"
+    summary: ClassVar[str] = "tokens that the image's main directions do not explain"
+
+    rank: int = 4
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"residual: rank={self.rank} must be at least 1.")
+
+    def needs(self, info: ModelInfo) -> dict[str, Need]:
+        return {"features": Features()}
+
+    def score(self, view: ImageView) -> Tensor:
+        unit = normalize(view["features"], dim=1)
+        main = torch.linalg.svd(unit, full_matrices=False).Vh[: self.rank]
+        return (unit - unit @ main.T @ main).norm(dim=1)

@@ -1,0 +1,317 @@
+"""The documentation is true: snippets run, commands parse, links lead somewhere, generated parts are fresh."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import FAMILIES, prompt
+from typer.main import get_command
+
+import vlmprune
+from vlmprune.assets import embedded_names, embedded_path
+from vlmprune.cli import app
+from vlmprune.core.errors import UserError
+from vlmprune.models import FAMILIES as SUPPORTED
+from vlmprune.runtime.oracle import masking_oracle
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def script(path: str) -> Any:
+    """A script of the checkout as a module."""
+    spec = spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec and spec.loader
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+docs, runner = script("tools/docs.py"), script("tools/run.py")
+Residual = script("examples/residual/vlmprune_residual.py").Residual
+PAGES = [page.relative_to(ROOT).as_posix() for page in docs.pages()]
+TOP = ("src", "tests", "docs", "tools", "examples", "training", "benchmarks", ".ci")
+CHECKED = re.compile(r"^(\S.*?)  # -> (.*)$", re.MULTILINE)
+
+every_page = pytest.mark.parametrize("page", PAGES)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def text(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def fenced(page: str, language: str) -> Iterator[tuple[int, str]]:
+    """(line number, content) of the code blocks in a language."""
+    source = text(page)
+    for match in re.finditer(rf"^```{language}\n(.*?)^```$", source, re.MULTILINE | re.DOTALL):
+        yield source.count("\n", 0, match.start(1)) + 1, match[1]
+
+
+def have_embedded() -> bool:
+    try:
+        return all(embedded_path(name) for name in embedded_names())
+    except UserError:
+        return False
+
+
+@pytest.mark.skipif(not have_embedded(), reason="the embedded models are not in the package")
+@pytest.mark.parametrize("page", [page for page in PAGES if any(fenced(page, "python"))])
+def test_snippets_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, in one namespace a page; a line `expression  # -> value` must be true."""
+    monkeypatch.chdir(ROOT)
+
+    def equal(value: object, expected: str) -> None:
+        assert value == ast.literal_eval(expected)
+
+    namespace: dict[str, Any] = {"__name__": "snippet", "equal": equal}
+    for line, code in fenced(page, "python"):
+        checked = CHECKED.sub(lambda match: f"equal(({match[1]}), {match[2]!r})", code)
+        exec(compile("\n" * (line - 1) + checked, page, "exec"), namespace)
+
+
+def shell_commands(page: str) -> Iterator[list[str]]:
+    for _, block in fenced(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                yield words
+
+
+@every_page
+def test_commands_parse(page: str) -> None:
+    commands: Any = get_command(app)
+    for words in shell_commands(page):
+        if words[:2] == ["python3", "tools/run.py"]:
+            words = words[2:]
+        for word in words:
+            if word.partition("/")[0] in TOP and "/" in word:
+                assert (ROOT / word).exists(), words
+        if words[0] == "vlmprune":
+            commands.commands[words[1]].make_context(words[1], words[2:])
+
+
+def anchors(page: Path) -> set[str]:
+    """GitHub's anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_page
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", text(page)):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        found = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        assert found.exists(), target
+        if anchor:
+            assert anchor in anchors(found), target
+
+
+@every_page
+def test_named_files_exist(page: str) -> None:
+    for name in re.findall(r"`([\w.-]+/[\w./-]*)`", text(page)):
+        made_by_a_run = name.startswith(("results/", "training/checkpoints"))
+        if name.split("/")[0] in TOP and not made_by_a_run and not re.search(r"[A-Z]{4}\b", name):
+            assert (ROOT / name).exists(), name
+
+
+def test_generated_parts_are_fresh() -> None:
+    assert docs.refresh(write=False) == []
+    assert docs.main(["--check"]) == 0
+
+
+def test_a_stale_part_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- generated: tasks -->\nold\n<!-- end -->\nb\n")
+    monkeypatch.setattr(docs, "ROOT", tmp_path)
+    assert docs.main(["--check"]) == 1 and "old" in page.read_text()
+    assert docs.main([]) == 0 and "synth-ocr" in page.read_text()
+    assert page.read_text().startswith("a\n") and page.read_text().endswith("<!-- end -->\nb\n")
+    assert docs.main(["--check"]) == 0
+
+
+def test_results_are_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fake_results import fill
+
+    fill(tmp_path / "results", methods=("random", "downsample", "fastv@2"), keeps=(0.333, 0.111), n=8)
+    monkeypatch.setattr(docs, "RESULTS", tmp_path / "results.md")
+    monkeypatch.setattr(docs, "IMAGES", tmp_path / "images")
+    docs.take_results(tmp_path / "results")
+    summary = docs.results_summary()
+    assert "torch 2.13.0" in summary and "commit abc" in summary and "8 questions a task" in summary
+    for model in ("llava", "qwen2_5_vl"):
+        assert f"**{model}**\n\n| method |" in summary
+        assert (tmp_path / "images" / f"{model}-accuracy.svg").exists()
+    assert summary.count("| fastv@2 |") == 2
+
+
+def test_readme_names_two_commands_that_set_up_everything() -> None:
+    _, block = next(fenced("README.md", "sh"))
+    bench, tests = (shlex.split(line, comments=True) for line in block.splitlines())
+    assert bench == ["python3", "tools/run.py", "vlmprune", "bench"]
+    assert tests[:3] == ["python3", "tools/run.py", "pytest"]
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+    assert shlex.join(tests) in text(".ci/run")
+
+
+def test_every_family_and_method_is_in_the_readme() -> None:
+    for name in (*SUPPORTED, *docs.BUILT_IN):
+        assert f"| `{name}` |" in text("README.md")
+
+
+def test_versions_and_licence_agree() -> None:
+    project = tomllib.loads(text("pyproject.toml"))["project"]
+    assert project["version"] == vlmprune.__version__
+    assert f"\n## {vlmprune.__version__} " in text("CHANGELOG.md")
+    assert f"\nversion: {vlmprune.__version__}\n" in text("CITATION.cff")
+    assert project["license"] == "Apache-2.0" and "Apache License\n" in text("LICENSE")
+
+
+def test_everything_installed_is_pinned() -> None:
+    lines = [line for line in text("constraints.txt").splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", line) for line in lines), "exact, without local versions"
+    pinned = {line.partition("==")[0] for line in lines}
+    project = tomllib.loads(text("pyproject.toml"))["project"]
+    asked = [*project["dependencies"], *(item for extra in project["optional-dependencies"].values() for item in extra)]
+    names = {re.split(r"[\[<>=; ]", item)[0].lower() for item in asked}
+    assert names - {"vlmprune"} <= pinned
+
+
+# ---------------------------------------------------------------- the example
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_example_equals_the_masking_oracle(family: str) -> None:
+    model, inputs = FAMILIES[family].build(), prompt(FAMILIES[family], [[0, 1], [2]])
+    with vlmprune.prune(model, Residual(rank=2), keep=0.3) as session:
+        out = model.generate(
+            **inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True
+        )
+    tokens = out.sequences[:, inputs["input_ids"].shape[1] :]
+    expected = masking_oracle(model, inputs, tokens, session.last)
+    assert float((torch.stack(out.logits, 1) - expected).abs().max()) < 2e-4
+    with pytest.raises(UserError, match="rank=0"):
+        Residual(rank=0)
+
+
+def test_the_example_is_found_by_its_entry_point(tmp_path: Path) -> None:
+    """Installed as `pip install examples/residual` would, without the network that building it needs."""
+    project = tomllib.loads(text("examples/residual/pyproject.toml"))["project"]
+    info = tmp_path / "vlmprune_residual-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    points = project["entry-points"]["vlmprune.methods"]
+    entries = "".join(f"{name} = {value}\n" for name, value in points.items())
+    (info / "entry_points.txt").write_text("[vlmprune.methods]\n" + entries)
+    program = "import vlmprune; print('residual' in vlmprune.METHODS, vlmprune.recipe('residual(rank=2):0.3'))"
+    path = os.pathsep.join([str(tmp_path), str(ROOT / "examples" / "residual")])
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "residual(rank=2):0.3"]
+
+
+# ---------------------------------------------------------------- the set-up
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout whose set-up makes files instead of environments, and notes its steps in `steps`."""
+    (tmp_path / "pyproject.toml").write_text("")
+    (tmp_path / "constraints.txt").write_text("")
+    venv = tmp_path / ".venv"
+    python = venv / "bin" / "python"
+    for name, value in {"ROOT": tmp_path, "VENV": venv, "PYTHON": python, "MARK": venv / "vlmprune.json"}.items():
+        monkeypatch.setattr(runner, name, value)
+
+    def call(lock: tuple[int, ...], *command: str, **environment: str) -> None:
+        step = command[2]
+        with (tmp_path / "steps").open("a") as steps:
+            steps.write(step + "\n")
+        if step == "venv":
+            python.parent.mkdir(parents=True)
+            python.write_text("")
+
+    monkeypatch.setattr(runner, "call", call)
+    return tmp_path
+
+
+def steps(checkout: Path) -> list[str]:
+    """The steps of one set-up."""
+    file = checkout / "steps"
+    file.write_text("")
+    with runner.alone() as lock:
+        runner.set_up(lock)
+    return file.read_text().split()
+
+
+def test_set_up_once(checkout: Path) -> None:
+    assert steps(checkout) == ["venv", "pip"]
+    assert steps(checkout) == []
+
+
+def test_set_up_again_when_requirements_change(checkout: Path) -> None:
+    steps(checkout)
+    (checkout / "constraints.txt").write_text("torch==2.13.0")
+    assert steps(checkout) == ["pip"]
+
+
+def test_an_interrupted_set_up_starts_afresh(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = runner.call
+
+    def killed(lock: tuple[int, ...], *command: str, **environment: str) -> None:
+        if command[2] == "pip":
+            raise KeyboardInterrupt
+        whole(lock, *command, **environment)
+
+    monkeypatch.setattr(runner, "call", killed)
+    with pytest.raises(KeyboardInterrupt):
+        steps(checkout)
+    (checkout / ".venv" / "half-installed").write_text("")
+    monkeypatch.setattr(runner, "call", whole)
+    assert steps(checkout) == ["venv", "pip"]
+    assert not (checkout / ".venv" / "half-installed").exists()
+
+
+def test_an_environment_of_the_users_own_is_kept(checkout: Path) -> None:
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    for name in ("bin/python", "own"):
+        (checkout / ".venv" / name).write_text("")
+    assert steps(checkout) == ["pip"]
+    assert (checkout / ".venv" / "own").exists()
+
+
+def test_a_checkout_that_was_moved_is_set_up_anew(checkout: Path) -> None:
+    steps(checkout)
+    mark = checkout / ".venv" / "vlmprune.json"
+    mark.write_text(mark.read_text().replace(str(checkout), "/elsewhere"))
+    assert steps(checkout) == ["venv", "pip"]
+
+
+def test_a_failed_step_is_one_sentence(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise subprocess.CalledProcessError(1, ["pip", "install"])
+
+    monkeypatch.setattr(runner, "call", fail)
+    assert runner.main(["pytest"]) == 2
+    assert "The set-up failed at `pip install`" in capsys.readouterr().err
+    assert runner.main([]) == 2
+    assert "Say what to run" in capsys.readouterr().err

@@ -1,0 +1,302 @@
+"""Keep the generated parts of README.md and docs/ equal to the code.
+
+    python tools/docs.py                   write them anew
+    python tools/docs.py --check           fail when one is stale
+    python tools/docs.py --results DIR     take over tables and pictures of a result folder of `vlmprune bench`
+    python tools/docs.py --pictures        draw the pictures of `vlmprune run` with the embedded model
+
+A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a key of `BLOCKS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import vlmprune
+from vlmprune.bench.store import load_results
+from vlmprune.bench.tasks import TASKS
+from vlmprune.core.method import Method
+from vlmprune.core.registry import BUILT_IN
+from vlmprune.core.view import ModelInfo
+
+ROOT = Path(__file__).resolve().parent.parent
+IMAGES = ROOT / "docs" / "images"
+RESULTS = ROOT / "docs" / "results.md"
+EXAMPLE = ROOT / "examples" / "residual" / "vlmprune_residual.py"
+BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+# What a method is told of a model, for the two families (layers as in LLaVA-1.5-7B and Qwen2.5-VL-7B).
+INFOS = (ModelInfo("llava", 24, 32, True), ModelInfo("qwen2_5_vl", 32, 28, False))
+
+# How the two pictures of `vlmprune run` are made: file, picture asked about, arguments.
+PHOTO = "src/vlmprune/assets/photos/held_out/coffee.jpg"
+RUNS = {
+    "run-scene.png": ("docs/images/scene.png", ["-q", "What number is on the plate?", "--method", "divprune"]),
+    "run-photo.png": (PHOTO, ["-q", "Is there a red circle?", "--method", "hiprune"]),
+}
+RUN_KEEP = "0.222"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Keep the generated parts of README.md and docs/ equal to the code.")
+    parser.add_argument("--check", action="store_true", help="write nothing, fail when something is stale")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="a result folder of `vlmprune bench`")
+    parser.add_argument("--pictures", action="store_true", help="draw the pictures of `vlmprune run`")
+    asked = parser.parse_args(arguments)
+    if asked.results:
+        take_results(asked.results)
+    if asked.pictures:
+        draw_pictures()
+    stale = refresh(write=not asked.check)
+    for page in stale:
+        print(f"{page.relative_to(ROOT)} {'is stale: run python tools/docs.py' if asked.check else 'written'}")
+    return int(asked.check and bool(stale))
+
+
+def pages() -> list[Path]:
+    """Every page that may hold generated parts."""
+    return [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("examples/*/*.md"))]
+
+
+def refresh(write: bool) -> list[Path]:
+    """The pages whose generated parts differ from what they should be."""
+    changed = []
+    for page in pages():
+        old = page.read_text(encoding="utf-8")
+        new = BLOCK.sub(lambda match: f"{match[1]}{BLOCKS[match[2]]().strip()}\n{match[3]}", old)
+        if new != old:
+            changed.append(page)
+            if write:
+                page.write_text(new, encoding="utf-8", newline="\n")
+    return changed
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def plain(text: str) -> str:
+    """Text on one line, with what Markdown would take for markup made literal outside of code spans."""
+    parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
+    return "".join(part if part.startswith("`") else re.sub(r"([*_<\\])", r"\\\1", part) for part in parts)
+
+
+# ---------------------------------------------------------------- methods
+
+
+def methods_short() -> str:
+    rows = ([f"`{name}`", cls.stage, cls.summary, paper_link(cls)] for name, cls in built_in())
+    return table(("name", "acts on", "keeps", "paper"), rows)
+
+
+def methods_overview() -> str:
+    rows = []
+    for name, cls in built_in():
+        method = cls()
+        policies = [method.positions(info) for info in INFOS]
+        rows.append([f"[`{name}`](#{name})", cls.stage, signals(method), *policies, paper_link(cls)])
+    return table(("name", "acts on", "reads", *(f"positions, {info.family}" for info in INFOS), "paper"), rows)
+
+
+def methods_in_full() -> str:
+    return "\n\n".join(in_full(name, cls) for name, cls in built_in())
+
+
+def built_in() -> list[tuple[str, type[Method]]]:
+    return [(name, vlmprune.METHODS[name]) for name in BUILT_IN]
+
+
+def signals(method: Method) -> str:
+    """The signals it declares on either family."""
+    needs = [type(need).__name__ for info in INFOS for need in method.needs(info).values()]
+    return ", ".join(f"`{name}`" for name in dict.fromkeys(needs)) or "nothing"
+
+
+def in_full(name: str, cls: type[Method]) -> str:
+    """A method's section: its docstring, with the options and their defaults as a table."""
+    head, *paragraphs = inspect.cleandoc(cls.__doc__ or "").split("\n\n")
+    parts = [f"### {name}", plain(head)]
+    for paragraph in paragraphs:
+        title, _, body = paragraph.partition(":")
+        if title == "Formula":
+            parts.append("```text\n" + inspect.cleandoc(body) + "\n```")
+        elif title == "Args":
+            parts.append(options(cls, paragraph))
+        elif title.startswith("Differences"):
+            items = re.split(r"\n\s*- ", body)
+            parts.append(f"{title}:\n\n" + "\n".join(f"- {plain(item)}" for item in items if item.strip()))
+        elif title == "Paper":
+            parts.append(f"Paper: {linked(plain(body))}")
+        else:
+            parts.append(plain(paragraph))
+    return "\n\n".join(parts)
+
+
+def options(cls: type[Method], paragraph: str) -> str:
+    """The `Args` of a docstring as a table."""
+    known = {field.name: field for field in fields(cls)}
+    rows = []
+    for entry in re.split(r"\n    (?=\w+: )", paragraph)[1:]:
+        name, _, text = entry.partition(": ")
+        default = "" if known[name].default is MISSING else f"`{known[name].default!r}`"
+        rows.append([f"`{name}`", default, plain(text)])
+    return table(("option", "default", "meaning"), rows)
+
+
+def linked(text: str) -> str:
+    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
+
+
+def paper_link(cls: type[Method]) -> str:
+    found = re.search(r"arXiv \d{4}\.\d{5}", cls.__doc__ or "")
+    return linked(found[0]) if found else "none"
+
+
+# ---------------------------------------------------------------- the command line and the tasks
+
+
+def command_line() -> str:
+    from typer.main import get_command
+
+    from vlmprune.cli import app
+
+    commands: dict[str, Any] = getattr(get_command(app), "commands", {})
+    return "\n\n".join(command_section(name, command) for name, command in commands.items())
+
+
+def command_section(name: str, command: Any) -> str:
+    words, rows = ["vlmprune", name], []
+    for item in command.params:
+        if item.opts[0].startswith("-"):
+            shown = ", ".join(f"`{text}`" for text in item.opts)
+        else:
+            words.append(item.name.upper())
+            shown = f"`{words[-1]}`"
+        given = item.default is not None and item.default is not False and item.default != ()
+        default = "required" if item.required else f"`{item.default}`" if given else ""
+        rows.append([shown, default, plain(item.help or "")])
+    usage = " ".join([*words, "[OPTIONS]"] if len(rows) > len(words) - 2 else words)
+    about = f"## vlmprune {name}\n\n{plain(command.help)}\n\n```text\n{usage}\n```"
+    return f"{about}\n\n{table(('argument', 'default', 'meaning'), rows)}"
+
+
+def tasks() -> str:
+    rows = (
+        [f"`{task.name}`", task.dimension, plain(task.summary), task.metric.name, f"{task.chance:.1f}"]
+        for task in TASKS.values()
+    )
+    return table(("task", "ability", "questions", "metric", "chance, %"), rows)
+
+
+# ---------------------------------------------------------------- the example
+
+
+def example() -> str:
+    return f"```python\n{EXAMPLE.read_text(encoding='utf-8').strip()}\n```"
+
+
+# ---------------------------------------------------------------- results and pictures
+
+
+def take_results(folder: Path) -> None:
+    """Copy the report of a result folder into docs/: results.md, the accuracy plots, the overlay sheets."""
+    from vlmprune.report import build
+
+    report = build(folder)[-1].parent
+    body = (report / "summary.md").read_text(encoding="utf-8").partition("\n")[2]
+    RESULTS.write_text(f"# Results of the default run\n\n{origin(folder)}\n{body}", encoding="utf-8", newline="\n")
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    for picture in [*report.glob("plots/*-kept.svg"), *report.glob("overlays/*-1.png")]:
+        name = picture.name.replace("-kept.svg", "-accuracy.svg").replace("-1.png", "-kept.png")
+        shutil.copyfile(picture, IMAGES / name)
+
+
+def origin(folder: Path) -> str:
+    """With what, on what and from which commit a result folder was computed."""
+    results = load_results(folder)
+
+    def said(values: Iterable[object]) -> str:
+        return ", ".join(dict.fromkeys(map(str, values)))
+
+    versions = said(f"{name} {version}" for result in results for name, version in result.versions.items())
+    sizes = said(result.n for result in results)
+    made = [result.made for result in results]
+    return (
+        f"`vlmprune bench` with {versions}, commit {said(str(m['commit'])[:12] for m in made)}; {sizes} questions a "
+        f"task, seed {said(result.seed for result in results)}; on {said(m['device'] for m in made)}, "
+        f"Python {said(m['python'] for m in made)}."
+    )
+
+
+def results_summary() -> str:
+    """The overview tables of docs/results.md."""
+    if not RESULTS.exists():
+        return "Not measured for this version yet; `python3 tools/run.py vlmprune bench` makes the table."
+    introduction, *sections = re.split(r"^## ", RESULTS.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    parts = [introduction.strip().split("\n\n")[1]]
+    for section in sections:
+        title, _, body = section.partition("\n")
+        if title == "Notes":
+            parts.append(body.strip())
+        else:
+            overview = next(part for part in body.split("\n\n") if part.strip().startswith("|"))
+            parts.append(f"**{title}**\n\n{overview.strip()}")
+    return "\n\n".join(parts)
+
+
+def draw_pictures() -> None:
+    """A generated scene, and what `vlmprune run` draws for it and for a photograph."""
+    from vlmprune.bench.tasks import FIXED
+    from vlmprune.core.budget import parse_keep
+    from vlmprune.report import run_image
+    from vlmprune.report.examples import example_samples
+
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    example_samples(FIXED)[0].image.save(IMAGES / "scene.png")
+    for name, (picture, (_, question, _, method)) in RUNS.items():
+        run_image(ROOT / picture, question, method=method, keep=parse_keep(RUN_KEEP), overlay=IMAGES / name)
+
+
+def picture(name: str, text: str) -> Callable[[], str]:
+    """A picture of docs/images as README.md (beside docs/) or a page in docs/ shows it; nothing until it is there."""
+
+    def block() -> str:
+        return f"![{text}](docs/images/{name})" if (IMAGES / name).exists() else ""
+
+    return block
+
+
+def run_commands() -> str:
+    """The commands that made the pictures of `vlmprune run`, each with its picture."""
+    parts = []
+    for name, (picture_path, (flag, question, *method)) in RUNS.items():
+        command = f'vlmprune run {picture_path} {flag} "{question}" {" ".join(method)} --keep {RUN_KEEP}'
+        parts.append(f"```sh\n{command} --overlay {name}\n```")
+        if (IMAGES / name).exists():
+            parts.append(f"![kept and dropped patches](images/{name})")
+    return "\n\n".join(parts)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "kept-picture": picture("llava-kept.png", "What eight methods keep of one scene, and what the model then answers"),
+    "accuracy-picture": picture("llava-accuracy.svg", "Accuracy against visual tokens kept, a plot for each ability"),
+    "methods-short": methods_short,
+    "methods-overview": methods_overview,
+    "methods-in-full": methods_in_full,
+    "command-line": command_line,
+    "tasks": tasks,
+    "example": example,
+    "results": results_summary,
+    "run-commands": run_commands,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
