@@ -138,9 +138,7 @@ def make_grid(size: tuple[int, int]) -> Grid:
     rows, cols = size[1] // CELL, size[0] // CELL
     slot = torch.arange(rows * cols).view(rows, cols)
     windows = [
-        slot[r : r + WINDOW, c : c + WINDOW].reshape(-1)
-        for r in range(0, rows, WINDOW)
-        for c in range(0, cols, WINDOW)
+        slot[r : r + WINDOW, c : c + WINDOW].reshape(-1) for r in range(0, rows, WINDOW) for c in range(0, cols, WINDOW)
     ]
     order = torch.cat(windows)
     # Patches lie slot by slot, the four of a slot in raster order.

@@ -29,16 +29,18 @@ _INDEX = {
 
 @dataclass(frozen=True)
 class Labels:
-    """What each slot shows; 0 is "none" in shape, color, size and char.
+    """What each slot shows; 0 is "none" in shape, color, size, char and order.
 
-    shape, color, size, char: int64 [B, slots]; texture: int64 [B]; row, column: int64 [slots], their count along each
-    axis in rows, columns; present: float32 [B, kinds], what the whole image holds.
+    shape, color, size, char: int64 [B, slots]; order: int64 [B, slots], 1 on the plate's first digit, 2 on the second;
+    texture: int64 [B]; row, column: int64 [slots], their count along each axis in rows, columns;
+    present: float32 [B, kinds], what the whole image holds.
     """
 
     shape: Tensor
     color: Tensor
     size: Tensor
     char: Tensor
+    order: Tensor
     texture: Tensor
     row: Tensor
     column: Tensor
@@ -64,10 +66,10 @@ def slot_regions(masks: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 def make_labels(scenes: list[Scene], rows: int, columns: int) -> Labels:
     """Labels of scenes of one size."""
-    tables: dict[str, list[np.ndarray]] = {name: [] for name in _INDEX}
+    tables: dict[str, list[np.ndarray]] = {name: [] for name in (*_INDEX, "order")}
     present = np.zeros((len(scenes), len(SHAPES) + len(COLORS) + len(LETTERS) + len(TEXTURES)), np.float32)
     for b, scene in enumerate(scenes):
-        lookup = {name: np.zeros(len(scene.regions) + 1, np.int64) for name in _INDEX}
+        lookup = {name: np.zeros(len(scene.regions) + 1, np.int64) for name in tables}
         seen = [len(SHAPES) + len(COLORS) + len(LETTERS) + TEXTURES.index(scene.background)]
         for region in scene.regions:
             if region.kind == "object":
@@ -79,9 +81,11 @@ def make_labels(scenes: list[Scene], rows: int, columns: int) -> Labels:
                 lookup["char"][region.id] = _INDEX["char"][region.name]
                 if region.kind == "letter":
                     seen.append(len(SHAPES) + len(COLORS) + LETTERS.index(region.name))
+        digits = [region.id for region in scene.regions if region.kind == "digit"]
+        lookup["order"][digits] = np.arange(1, len(digits) + 1)
         present[b, seen] = 1
         slots = slot_regions(scene.masks, rows, columns)
-        for name in _INDEX:
+        for name in tables:
             tables[name].append(lookup[name][slots])
     place = torch.arange(rows * columns)
     return Labels(

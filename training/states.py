@@ -2,7 +2,7 @@
 
 Rotary positions are relative, so the place losses of `losses.py` cannot act on the projector's output. They act
 on the visual tokens after an early decoder layer, together with the content losses, lest place drown content.
-The words that name an object are asked for its five facts one layer later.
+The words that name an object are asked for its five facts one layer later, options for their markers.
 """
 
 from __future__ import annotations
@@ -12,19 +12,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.packing import CHARACTERS, Labels
+from vlmprune.assets.questions import MARKERS
 from vlmprune.assets.world import COLORS, SHAPES, SIZES
 
-_GROUPS = {"shape": SHAPES, "color": tuple(COLORS), "size": SIZES, "char": CHARACTERS}
-_FACT_WEIGHTS = (1.0, 1.0, 0.5, 0.3, 0.3)  # in the order of `TextBatch.hint`
+_PLATE = 4  # digits on the longest plate
+_KINDS = {"shape": len(SHAPES), "color": len(COLORS), "size": len(SIZES), "char": len(CHARACTERS), "order": _PLATE}
+_HINT_WEIGHTS = (1.0, 1.0, 0.5, 0.3, 0.3, 1.0)  # in the order of `TextBatch.hint`
 STATE_METRICS = (
     "word_shape",
     "word_color",
     "word_size",
     "word_row",
     "word_column",
+    "word_marker",
     "slot_row",
     "slot_column",
     "slot_shape",
+    "slot_order",
 )
 
 
@@ -38,9 +42,9 @@ class StateHeads(nn.Module):
 
     def __init__(self, hidden: int, rows: int, columns: int) -> None:
         super().__init__()
-        counts = (len(SHAPES), len(COLORS), len(SIZES), rows, columns)
-        self.facts = nn.ModuleList(nn.Linear(hidden, count) for count in counts)
-        self.slots = nn.ModuleDict({name: nn.Linear(hidden, len(words) + 1) for name, words in _GROUPS.items()})
+        counts = (len(SHAPES), len(COLORS), len(SIZES), rows, columns, len(MARKERS))
+        self.words = nn.ModuleList(nn.Linear(hidden, count) for count in counts)
+        self.slots = nn.ModuleDict({name: nn.Linear(hidden, count + 1) for name, count in _KINDS.items()})
         self.row, self.column = nn.Linear(hidden, rows), nn.Linear(hidden, columns)
 
     def forward(self, slots: Tensor, text: Tensor, labels: Labels, hint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,11 +54,11 @@ class StateHeads(nn.Module):
             slots: [B, slots, hidden]; text: [B, T, hidden]; hint: see `TextBatch.hint`.
         """
         slots, text = _normed(slots), _normed(text)
-        facts = []
-        for head, fact in zip(self.facts, hint[..., :5].unbind(-1), strict=True):
+        words = []
+        for head, fact in zip(self.words, hint.unbind(-1), strict=True):
             known = fact.flatten()
             losses = _cross_entropy(head, text, known)
-            facts.append(losses.sum() / (known >= 0).sum().clamp(min=1))
+            words.append(losses.sum() / (known >= 0).sum().clamp(min=1))
         row = _cross_entropy(self.row, slots, labels.row.repeat(len(slots))).mean()
         column = _cross_entropy(self.column, slots, labels.column.repeat(len(slots))).mean()
         content = torch.zeros_like(row)
@@ -64,9 +68,9 @@ class StateHeads(nn.Module):
             losses, front = _cross_entropy(head, slots, label), (label > 0).float()
             fronts.append((losses * front).sum() / front.sum().clamp(min=1))
             content = content + fronts[-1] + 0.25 * losses.mean()
-        words = torch.stack([w * loss for w, loss in zip(_FACT_WEIGHTS, facts, strict=True)]).sum()
-        metrics = torch.stack([*facts, row, column, fronts[0]]).detach()
-        return row + column + 0.5 * content, words, metrics
+        asked = torch.stack([weight * loss for weight, loss in zip(_HINT_WEIGHTS, words, strict=True)]).sum()
+        metrics = torch.stack([*words, row, column, fronts[0], fronts[-1]]).detach()
+        return row + column + 0.5 * content, asked, metrics
 
 
 def _cross_entropy(head: nn.Module, states: Tensor, label: Tensor) -> Tensor:
