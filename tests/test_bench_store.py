@@ -184,3 +184,14 @@ def test_without_vanilla_there_is_no_ratio(tmp_path: Path) -> None:
     cell = table.rows[0].cells["synth-pope"]
     assert cell.ratio is None and cell.diff is None and table.rows[0].rel_mean is None
     assert "has not been run" in table.left_out["synth-pope"]
+
+
+def test_what_deserves_a_second_look_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, models=["llava"], methods=["random"], keeps=[0.333], tasks=["synth-ocr"], n=40)
+    (table,) = build_tables(tmp_path)
+    cell = table.rows[1].cells["synth-ocr"]
+    monkeypatch.setattr("vlmprune.bench.table.TOO_GOOD", cell.ratio - 0.1)
+    monkeypatch.setattr("vlmprune.bench.table.VAGUE", -1.0)
+    notes = " ".join(table.notes())
+    assert f"random:0.333 on synth-ocr ({cell.ratio:.0f} %)" in notes
+    assert "In 2 of 2 runs" in notes

@@ -34,7 +34,7 @@ from vlmprune.report import write_examples
 METHODS = ("random", "random@2", "downsample", "divprune", "hiprune", "visionzip", "fastv", "dart")
 BASELINES = ("random", "downsample")
 KEEPS: tuple[Keep, ...] = (0.333, 0.222, 0.111)
-LIMIT = 60  # questions a task in the default run, which has to fit ten minutes on two cores
+LIMIT = 160  # questions a task in the default run, which has to fit ten minutes on two cores
 FULL = 600
 BATCH_SIZE = 32
 
@@ -190,10 +190,10 @@ class ModelBench:
     def __init__(self, plan: Plan, loaded: Loaded, store: Store) -> None:
         self.plan, self.model, self.processor, self.store = plan, loaded.model, loaded.processor, store
         self.protocol = protocol_for(loaded.processor)
-        self.image_token = int(loaded.model.config.image_token_id)
         self.variants = plan.variants()
         for variant in self.variants:
             self._session(variant)  # a recipe that does not fit the model shall fail now, not in an hour
+        self.image_token = int(loaded.model.config.image_token_id)
         canvas = canvas_for(loaded.model.config)
         self.tasks = [get_task(name) for name in plan.tasks]
         self.samples = {task.name: list(task.samples(plan.limit, canvas)) for task in self.tasks}

@@ -21,6 +21,7 @@ from vlmprune.core.budget import Keep
 
 # Points. Closer to chance than this, the unpruned model cannot do a task, so that pruning cannot hurt it.
 NEAR_CHANCE = 10.0
+TOO_GOOD = 105.0  # percent of vanilla, above which the tables say so
 VAGUE = 2.0  # percent of replies without an answer, above which the tables say so
 
 
@@ -103,9 +104,8 @@ class Table:
         """Sentences to print under the table."""
         said = []
         if self.left_out:
-            said.append(
-                "Left out of the averages: " + "; ".join(f"{t} ({why})" for t, why in self.left_out.items()) + "."
-            )
+            reasons = "; ".join(f"{task} ({why})" for task, why in self.left_out.items())
+            said.append(f"Left out of the averages: {reasons}.")
         vague = [(cell.unparsed, row.recipe, task) for row in self.rows for task, cell in row.cells.items()]
         many = [entry for entry in vague if entry[0] > VAGUE]
         if many:
@@ -114,6 +114,14 @@ class Table:
                 f"In {len(many)} of {len(vague)} runs more than {VAGUE:g} % of the replies hold no answer of the asked "
                 f"kind and count as wrong; the most in {recipe} on {task} ({share:.0f} %)."
             )
+        better = [
+            f"{row.recipe} on {task} ({cell.ratio:.0f} %)"
+            for task in self.averaged
+            for row in self.rows
+            if (cell := row.cells.get(task)) and cell.ratio is not None and cell.ratio > TOO_GOOD
+        ]
+        if better:
+            said.append(f"More than {TOO_GOOD:g} % of the unpruned value, so look twice: {', '.join(better)}.")
         return said
 
 
