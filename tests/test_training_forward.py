@@ -80,5 +80,12 @@ def test_hints_tell_the_facts_of_the_object_that_a_word_names(backend: LlavaBack
     batch, _ = pack([[question]], 16, backend, word_ids(backend), [scene], (14, 14))
     place = [int(thing.center[1] / 8), int(thing.center[0] / 8)]
     kinds = [SHAPES.index(thing.shape), list(COLORS).index(thing.color), list(SIZES).index(thing.size)]
-    assert batch.hint[0, 4].tolist() == [*kinds, *place, -100]
+    assert batch.hint[0, 4].tolist() == [*kinds, *place, -100, -100]
     assert (batch.hint[0, :3] == -100).all() and (batch.hint[0, 5:] == -100).all()
+
+
+def test_hints_tell_which_option_is_the_answer(backend: LlavaBackend) -> None:
+    scene = draw_scene(np.random.default_rng(0))
+    question = Question("option", "which option is red ? (a) blue (b) red", "(b)")
+    batch, _ = pack([[question]], 16, backend, word_ids(backend), [scene], (14, 14))
+    assert batch.hint[0, [6, 8], 5:].tolist() == [[0, 0], [1, 1]]

@@ -18,8 +18,9 @@ class TextBatch:
     ids: int64 [B, T]; segment: int64 [B, T], the number of a token's question, -1 for padding;
     offset: int64 [B, T], a token's place in its own segment (its position id is that of the first token after the
     image plus offset); target: int64 [B, T], the next token where it is part of an answer, else -100;
-    hint: int64 [B, T, 6], at a word that names one object of the scene, its shape, colour, size (numbers in the
-    world's lists), row and column of its centre among the slots; at an option, the number of its marker; else -100.
+    hint: int64 [B, T, 7], at a word that names one object of the scene, its shape, colour, size (numbers in the
+    world's lists), row and column of its centre among the slots; at an option, the number of its marker
+    and whether it is the answer; else -100.
     """
 
     ids: Tensor

@@ -99,7 +99,7 @@ class AuxiliaryHeads(nn.Module):
         All are read by the word embedding, the place with the soft targets of the slots' own place.
 
         Args:
-            early: [B, T, hidden]; embedding: [words, hidden]; hint: [B, T, 6].
+            early: [B, T, hidden]; embedding: [words, hidden]; hint: [B, T, 7].
         """
         embedding = embedding.float()
         facts = hint.unbind(-1)

@@ -119,7 +119,7 @@ def pack(
     shape = (len(rows), length)
     tokens, segment = np.full(shape, ids[backend.specials[0]]), np.full(shape, -1)
     offset, target = np.zeros(shape, np.int64), np.full(shape, -100)
-    hint = np.full((*shape, 6), -100)
+    hint = np.full((*shape, 7), -100)
     kept: list[list[Question]] = []
     for b, questions in enumerate(rows):
         at = 0
@@ -136,7 +136,7 @@ def pack(
             offset[b, at:stop] = np.arange(stop - at)
             target[b, at + len(asked) - 1 : stop] = whole[len(asked) :]
             if names:
-                for k, values in enumerate(names.hints(question.text)):
+                for k, values in enumerate(names.hints(question)):
                     hint[b, at + k] = values
             inside.append(question)
             at = stop
@@ -159,14 +159,14 @@ class _Names:
             self.facts[thing.color, thing.shape] = fact
             self.facts |= {word: fact for word in (thing.shape, thing.color) if counts[word] == 1}
 
-    def hints(self, text: str) -> list[tuple[int, ...]]:
-        """The facts that each word of `text` should bring, see `TextBatch.hint`; "red star" names at "star"."""
-        words = text.split()
+    def hints(self, question: Question) -> list[tuple[int, ...]]:
+        """The facts that each word of a question should bring, see `TextBatch.hint`; "red star" names at "star"."""
+        words = question.text.split()
         found = []
         for word, before in zip(words, ["", *words], strict=False):
             pair = (before, word) if word in SHAPES and before in COLORS else None
-            marker = MARKERS.index(before) if before in MARKERS else -100
-            found.append((*self.facts.get(pair or word, (-100,) * 5), marker))
+            option = (MARKERS.index(before), int(before == question.answer)) if before in MARKERS else (-100, -100)
+            found.append((*self.facts.get(pair or word, (-100,) * 5), *option))
         return found
 
 

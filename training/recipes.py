@@ -103,6 +103,9 @@ _ALL = {
 }
 _END = _ALL | {"side": 0.1, "option": 0.0, "spatial": 1.1, "compare": 0.9}
 
+_MATCH = _END | {"option": 1.5, "mcq": 1.8}
+_POLISH = _END | {"mcq": 2.2, "option": 0.4, "count": 1.2, "spatial": 1.2}
+
 RECIPES: dict[str, tuple[Stage, ...]] = {
     "llava": (
         Stage("warm-up", 750, 3.9e-3, 1.3e-3, dense=True),
@@ -151,6 +154,17 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
             two_option_share=((0, 0.4), (500, 0.4), (1000, 0.0)),
             hints=((0, 1.0), (500, 1.0), (1200, 0.05)),
         ),
+        Stage(
+            "polish",
+            700,
+            1.0e-3,
+            7.0e-4,
+            mixes=((0, _POLISH), (400, _POLISH), (550, _END)),
+            auxiliary=((0, 0.08),),
+            decay_from=100,
+            adaptive=True,
+            hints=((0, 0.1), (400, 0.0)),
+        ),
     ),
     "qwen2_5_vl": (
         Stage("warm-up", 750, 3.9e-3, 1.3e-3, dense=True),
@@ -169,12 +183,12 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
             2400,
             2.0e-3,
             1.2e-3,
-            mixes=((0, _ALL), (900, _ALL), (1600, _END)),
+            mixes=((0, _ALL), (900, _ALL), (1200, _MATCH), (1600, _MATCH), (2000, _END)),
             auxiliary=((0, 0.3), (500, 0.3), (1400, 0.06)),
-            hints=((0, 0.4), (600, 0.4), (1400, 0.05)),
+            hints=((0, 0.4), (600, 0.4), (1200, 0.15), (1700, 0.15), (2200, 0.05)),
             decay_from=900,
             adaptive=True,
-            two_option_share=((0, 0.5), (500, 0.5), (1300, 0.0)),
+            two_option_share=((0, 0.5), (500, 0.5), (1300, 0.2), (1600, 0.2), (1800, 0.0)),
         ),
     ),
 }

@@ -2,7 +2,8 @@
 
 Rotary positions are relative, so the place losses of `losses.py` cannot act on the projector's output. They act
 on the visual tokens after an early decoder layer, together with the content losses, lest place drown content.
-The words that name an object are asked for its five facts one layer later, options for their markers.
+The words that name an object are asked for its five facts one layer later, options for their markers
+and whether they are the answer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from vlmprune.assets.world import COLORS, SHAPES, SIZES
 
 _PLATE = 4  # digits on the longest plate
 _KINDS = {"shape": len(SHAPES), "color": len(COLORS), "size": len(SIZES), "char": len(CHARACTERS), "order": _PLATE}
-_HINT_WEIGHTS = (1.0, 1.0, 0.5, 0.3, 0.3, 1.0)  # in the order of `TextBatch.hint`
+_HINT_WEIGHTS = (1.0, 1.0, 0.5, 0.3, 0.3, 1.0, 3.0)  # in the order of `TextBatch.hint`
 STATE_METRICS = (
     "word_shape",
     "word_color",
@@ -25,6 +26,7 @@ STATE_METRICS = (
     "word_row",
     "word_column",
     "word_marker",
+    "word_match",
     "slot_row",
     "slot_column",
     "slot_shape",
@@ -42,7 +44,7 @@ class StateHeads(nn.Module):
 
     def __init__(self, hidden: int, rows: int, columns: int) -> None:
         super().__init__()
-        counts = (len(SHAPES), len(COLORS), len(SIZES), rows, columns, len(MARKERS))
+        counts = (len(SHAPES), len(COLORS), len(SIZES), rows, columns, len(MARKERS), 2)
         self.words = nn.ModuleList(nn.Linear(hidden, count) for count in counts)
         self.slots = nn.ModuleDict({name: nn.Linear(hidden, count + 1) for name, count in _KINDS.items()})
         self.row, self.column = nn.Linear(hidden, rows), nn.Linear(hidden, columns)
