@@ -183,6 +183,8 @@ def test_images_encoded_elsewhere() -> None:
     bare = {key: value for key, value in inputs.items() if key != "pixel_values"}
     with vlmprune.prune(model, "divprune:0.3"), pytest.raises(UserError, match="encode_images"):
         model(**bare, mm_encoder_outputs=outputs)
+    with vlmprune.prune(model, "divprune:0.3"), pytest.raises(UserError, match="in one piece"):
+        model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=16)
     encoded = vlmprune.encode_images(model, inputs, ["divprune"])
     with vlmprune.prune(model, "hiprune:0.3"), pytest.raises(UserError, match="name it in encode_images"):
         model(**encoded.inputs())
