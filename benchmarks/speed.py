@@ -19,12 +19,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import (
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-)
+from transformers import AutoModelForImageTextToText, LlavaConfig, Qwen2_5_VLConfig
 from transformers.utils import logging
 
 from vlmprune.bench.load import load_model, machine
@@ -53,43 +48,44 @@ QWEN: dict[str, Any] = {
 }
 
 
-def random_model(name: str, layers: int | None, batch: int, device: str) -> tuple[Any, dict[str, torch.Tensor]]:
-    """A model of a real geometry with random weights, and random inputs of one image a sample.
+def geometry(name: str) -> Any:
+    """The configuration of one of `RANDOM`."""
+    return LlavaConfig(text_config=LLAMA) if name == "llava-1.5-7b" else Qwen2_5_VLConfig(**QWEN)
+
+
+def random_model(config: Any, layers: int | None, batch: int, device: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A model with random weights, and random inputs of one image a sample.
 
     Args:
-        name: one of `RANDOM`.
-        layers: decoder layers, all of the geometry's when None.
+        config: of a LLaVA or a Qwen2.5-VL.
+        layers: decoder layers, all that the configuration has when None.
     """
-    config: Any = LlavaConfig(text_config=LLAMA) if name == "llava-1.5-7b" else Qwen2_5_VLConfig(**QWEN)
     if layers is not None:
         config.text_config.num_hidden_layers = layers
         if getattr(config.text_config, "layer_types", None):
             config.text_config.layer_types = config.text_config.layer_types[:layers]
-    build = LlavaForConditionalGeneration if name == "llava-1.5-7b" else Qwen2_5_VLForConditionalGeneration
+    vision, is_llava = config.vision_config, config.model_type == "llava"
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
     torch.manual_seed(0)
     with torch.device(device):
-        torch.set_default_dtype(torch.float32 if device == "cpu" else torch.bfloat16)
-        model = build(config).eval()
-    vision = config.vision_config
-    if name == "llava-1.5-7b":
-        side = vision.image_size
-        images = {"pixel_values": torch.randn(batch, 3, side, side)}
-        slots = (side // vision.patch_size) ** 2
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval()
+    if is_llava:
+        images = {"pixel_values": torch.randn(batch, 3, vision.image_size, vision.image_size)}
+        slots = (vision.image_size // vision.patch_size) ** 2
     else:
-        rows = cols = 48  # 672 x 672 pixels, 576 visual tokens
+        rows = cols = 48  # patches; with the usual 14 pixels a picture of 672 x 672 and 576 visual tokens
         width = 3 * vision.temporal_patch_size * vision.patch_size**2
-        images = {
-            "pixel_values": torch.randn(batch * rows * cols, width),
-            "image_grid_thw": torch.tensor([[1, rows, cols]] * batch),
-        }
+        thw = torch.tensor([[1, rows, cols]] * batch)
+        images = {"pixel_values": torch.randn(batch * rows * cols, width), "image_grid_thw": thw}
         slots = rows * cols // vision.spatial_merge_size**2
-    text = torch.randint(10, 1000, (batch, TEXT_TOKENS))
+    text = torch.randint(3, min(1000, config.text_config.vocab_size) - 10, (batch, TEXT_TOKENS))
     image = torch.full((batch, slots), config.image_token_id)
     ids = torch.cat([text[:, :10], image, text[:, 10:]], dim=1)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **images}
-    if name != "llava-1.5-7b":
+    if not is_llava:
         inputs["mm_token_type_ids"] = (ids == config.image_token_id).int()
-    dtype = next(model.parameters()).dtype
+    # A random model would say placeholders too, which stand for images that are not there.
+    model.generation_config.suppress_tokens = [config.image_token_id]
     return model, {k: v.to(device, dtype) if v.is_floating_point() else v.to(device) for k, v in inputs.items()}
 
 
@@ -151,7 +147,9 @@ def main() -> None:
     for name in [args.random] if args.random else args.model or ["llava", "qwen2_5_vl"]:
         try:
             model, inputs = (
-                random_model(name, args.layers, args.batch, device) if args.random else loaded_model(name, args.batch)
+                random_model(geometry(name), args.layers, args.batch, device)
+                if args.random
+                else loaded_model(name, args.batch)
             )
         except UserError as error:
             parser.error(str(error))

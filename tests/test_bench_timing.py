@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import FAMILIES
 from tiny_folder import save_llava
 
+from vlmprune.bench.flops import shape_of
 from vlmprune.bench.load import Loaded, load_model
 from vlmprune.bench.protocol import PLAIN
 from vlmprune.bench.tasks import TASKS
@@ -57,3 +59,18 @@ def test_the_script(
     with pytest.raises(SystemExit):
         speed.main()
     assert "did you mean 'fastv'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_a_geometry_with_random_weights(name: str) -> None:
+    model, inputs = speed.random_model(FAMILIES[name].build().config, 3, 2, "cpu")
+    assert len(model.get_decoder().layers) == 3
+    vanilla, pruned = measure(model, inputs, [None, recipe("fastv@2:0.5")], new_tokens=2, repeats=1, warmup=0)
+    assert pruned.kv_bytes < vanilla.kv_bytes
+
+
+def test_geometries() -> None:
+    shapes = {name: shape_of(speed.geometry(name)) for name in speed.RANDOM}
+    llava, qwen = shapes.values()
+    assert llava is not None and (llava.width, llava.layers, llava.encoder_layers) == (4096, 32, 24)
+    assert qwen is not None and (qwen.width, qwen.layers, qwen.kv_width, qwen.full_layers) == (3584, 28, 512, 4)
