@@ -98,13 +98,42 @@ def summarise(results: list[tuple[Question, bool]]) -> dict[str, Any]:
     }
 
 
+def table(report: dict[str, Any]) -> str:
+    """The report as Markdown: one row a task type, then one a benchmark task."""
+
+    def row(name: str, cells: dict[str, Any]) -> str:
+        left_out = "left out of averages" if cells["left_out_of_averages"] else ""
+        return f"| {name} | {100 * cells['accuracy']:.1f} | {100 * cells['chance']:.0f} | {cells['n']} | {left_out} |"
+
+    lines = [
+        f"`{report['model']}`, {report['images']} scenes, mean of the question types "
+        f"{100 * report['mean_of_task_types']:.1f} %; `generate` gave the exact answer to "
+        f"{report['generate']['right']} of {report['generate']['asked']} questions.",
+        "",
+        "| question type or task | accuracy, % | chance, % | questions | |",
+        "| --- | --- | --- | --- | --- |",
+        *(row(f"`{name}`", cells) for name, cells in report["task_types"].items()),
+        *(row(f"**{name}**", cells) for name, cells in report["benchmark_tasks"].items()),
+    ]
+    return "\n".join(lines)
+
+
+def write_table(report: dict[str, Any], page: Path) -> None:
+    """Put the table between the model's two comments on a page."""
+    start, end = f"<!-- {report['model']} table -->", f"<!-- end of {report['model']} table -->"
+    before, rest = page.read_text().split(start)
+    page.write_text(f"{before}{start}\n{table(report)}\n{end}{rest.split(end)[1]}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=("llava", "qwen2_5_vl"), required=True)
     parser.add_argument("--images", type=int, default=1000, help="scenes scored teacher-forced")
     parser.add_argument("--generate-images", type=int, default=20, help="scenes also answered by generate")
     parser.add_argument("--checkpoint", type=Path, help="score a training checkpoint instead of the shipped folder")
-    parser.add_argument("--out", type=Path, help="where to write the result; by default training/results/MODEL.json")
+    parser.add_argument(
+        "--out", type=Path, help="where to write; by default training/results/MODEL.json and docs/embedded.md"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     backend = get_backend(args.model)
@@ -124,7 +153,9 @@ def main() -> None:
     out = args.out or ROOT / "results" / f"{args.model}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=1) + "\n")
-    print(out.read_text())
+    if not args.out:
+        write_table(report, ROOT.parent / "docs" / "embedded.md")
+    print(table(report))
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ _ALL = {
 _END = _ALL | {"side": 0.1, "option": 0.0, "spatial": 1.1, "compare": 0.9}
 
 _MATCH = _END | {"option": 1.5, "mcq": 1.8}
-_POLISH = _END | {"mcq": 2.2, "option": 0.4, "count": 1.2, "spatial": 1.2}
+_POLISH = _END | {"mcq_size": 1.6, "size": 0.9, "count": 1.1}
 
 RECIPES: dict[str, tuple[Stage, ...]] = {
     "llava": (
@@ -156,14 +156,14 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
         ),
         Stage(
             "polish",
-            700,
-            1.0e-3,
+            600,
             7.0e-4,
-            mixes=((0, _POLISH), (400, _POLISH), (550, _END)),
+            5.0e-4,
+            mixes=((0, _POLISH),),
             auxiliary=((0, 0.08),),
-            decay_from=100,
+            decay_from=150,
             adaptive=True,
-            hints=((0, 0.1), (400, 0.0)),
+            hints=((0, 0.1),),
         ),
     ),
     "qwen2_5_vl": (

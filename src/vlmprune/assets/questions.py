@@ -10,7 +10,7 @@ Fourteen task types, each after a benchmark that it mimics, grouped into the six
 - `color`, `shape`, `position`, `size`, `texture`: lookups that ask for a word or two.
 - `instruct`: an answer in the asked form ("answer twice .", "answer in the form color = value .").
 
-`TRAINING_TASKS` holds simpler sub-questions (`option`, `side`) that only training asks.
+`TRAINING_TASKS` holds simpler or rarer questions that only training asks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BENCHMARK_TASKS: dict[str, tuple[str, ...]] = {
     "synth-instruct": ("instruct", "color", "shape", "position", "size", "texture"),
 }
 TASKS: tuple[str, ...] = tuple(task for tasks in BENCHMARK_TASKS.values() for task in tasks)
-TRAINING_TASKS: tuple[str, ...] = ("option", "side")
+TRAINING_TASKS: tuple[str, ...] = ("option", "side", "mcq_size")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 MARKERS = ("(a)", "(b)", "(c)", "(d)")
 CHANCE: dict[str, float] = {  # accuracy of a guess among the answers that fit the question
@@ -409,10 +409,17 @@ def _letter(asker: Asker) -> list[Question]:
 
 
 def _mcq(asker: Asker) -> list[Question]:
-    kind = asker.pick(("color", "color", "color", "shape", "shape", "size", "texture"))
+    return _choice(asker, "mcq", asker.pick(("color", "color", "color", "shape", "shape", "size", "texture")))
+
+
+def _mcq_size(asker: Asker) -> list[Question]:
+    return _choice(asker, "mcq_size", "size")
+
+
+def _choice(asker: Asker, task: str, kind: str) -> list[Question]:
     if kind == "texture":
         options, answer = asker.options(asker.scene.background, TEXTURES)
-        return [Question("mcq", asker.say("mcq_texture", options=options), answer)]
+        return [Question(task, asker.say("mcq_texture", options=options), answer)]
     if kind == "size":
         found = asker.object_of(range(len(asker.scene.objects)))
     else:
@@ -423,7 +430,7 @@ def _mcq(asker: Asker) -> list[Question]:
     values: dict[str, Sequence[str]] = {"color": tuple(COLORS), "shape": SHAPES, "size": tuple(SIZES)}
     options, answer = asker.options(getattr(thing, kind), values[kind])
     text = asker.say(f"mcq_{kind}", color=thing.color, shape=thing.shape, options=options)
-    return [Question("mcq", text, answer, None, (k,))]
+    return [Question(task, text, answer, None, (k,))]
 
 
 def _option(asker: Asker) -> list[Question]:
@@ -468,6 +475,7 @@ _ASKERS: dict[str, Callable[[Asker], list[Question]]] = {
     "ocr": _ocr,
     "letter": _letter,
     "mcq": _mcq,
+    "mcq_size": _mcq_size,
     "option": _option,
     "instruct": _instruct,
 }
