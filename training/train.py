@@ -153,7 +153,10 @@ class Trainer:
             self.save()
             self.save(f"after-{stage.name}.pt")
         tokenizer = build_tokenizer(self.backend, **self.backend.token_names)
-        self.backend.export(self.model.eval().cpu(), tokenizer, self.args.out / self.args.model)
+        folder = self.args.out / self.args.model
+        self.backend.export(self.model.eval().cpu(), tokenizer, folder)
+        for path in folder.iterdir():
+            path.chmod(0o644)  # safetensors writes files that only their owner can read
         self.log(event="exported", cpu_seconds=round(self.seconds))
 
     def scale_features(self, factor: float) -> None:
