@@ -191,7 +191,7 @@ class Store:
         """Add the records of a batch."""
         path = records_path(self.folder, run)
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in records)
+        text = "".join(json.dumps(vars(record), ensure_ascii=False) + "\n" for record in records)
         with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
