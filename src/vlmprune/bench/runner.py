@@ -34,7 +34,7 @@ from vlmprune.report import write_examples
 METHODS = ("random", "random@2", "downsample", "divprune", "hiprune", "visionzip", "fastv", "dart")
 BASELINES = ("random", "downsample")
 KEEPS: tuple[Keep, ...] = (0.333, 0.222, 0.111)
-LIMIT = 128  # questions a task in the default run, which has to fit ten minutes on two cores
+LIMIT = 192  # questions a task in the default run, which has to fit ten minutes on two cores
 FULL = 600
 BATCH_SIZE = 32
 
