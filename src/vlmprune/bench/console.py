@@ -18,21 +18,26 @@ from vlmprune.bench.table import Row, Table
 def progress_bars(console: Console) -> Iterator[Callable[[Progress], None]]:
     """Two bars, all work and the present task; yields the callback for `run_bench`."""
     columns = (
-        TextColumn("{task.description}", table_column=None),
+        TextColumn("{task.description}"),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        overall, current = bars.add_task("all"), bars.add_task("loading")
+        overall, current = bars.add_task(_fixed("all")), bars.add_task(_fixed("loading"))
 
         def show(at: Progress) -> None:
             bars.update(overall, completed=at.done, total=at.due)
             label = f"{at.model} · {at.task} · {at.variant}" if at.task else f"{at.model} done"
-            bars.update(current, description=label, completed=at.task_done, total=at.task_due or None)
+            bars.update(current, description=_fixed(label), completed=at.task_done, total=at.task_due or None)
 
         yield show
+
+
+def _fixed(label: str, width: int = 44) -> str:
+    """The label in a fixed width, so that the bars stand still."""
+    return label[:width].ljust(width)
 
 
 def print_tables(console: Console, tables: list[Table]) -> None:
