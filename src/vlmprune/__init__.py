@@ -1,5 +1,7 @@
 """Run vision-language models on a fraction of their visual tokens, without training.
 
+Whatever `transformers` does with the model inside the block is pruned:
+
     with vlmprune.prune(model, "hiprune", keep=0.222) as session:
         output = model.generate(**inputs)
     session.last.kept  # which visual tokens stayed

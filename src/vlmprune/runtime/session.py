@@ -167,8 +167,8 @@ class Session:
             record = getattr(output, "vlmprune_record", None)
             if record is None:
                 raise UserError(
-                    "These images were not encoded under vlmprune, or prefill_chunk_size cut them up: pass pixel_values "
-                    "or use vlmprune.encode_images, and prefill in one piece."
+                    "These images were not encoded under vlmprune, or prefill_chunk_size cut them up: pass "
+                    "pixel_values or use vlmprune.encode_images, and prefill in one piece."
                 )
             records[modality] = record
         wanted = pixel_stage(self.recipe)
