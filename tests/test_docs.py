@@ -65,9 +65,6 @@ def fenced(page: str, language: str) -> Iterator[tuple[int, str]]:
 @pytest.mark.parametrize("page", [page for page in PAGES if any(fenced(page, "python"))])
 def test_snippets_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, in one namespace a page; a line `expression  # -> value` must be true."""
-    for name in re.findall(r'load_embedded\("(\w+)"\)', text(page)):
-        if not (Path(vlmprune.__file__).parent / "assets" / name / "config.json").exists():
-            pytest.skip(f"the embedded model {name!r} is not in the package")
     monkeypatch.chdir(ROOT)
 
     def equal(value: object, expected: str) -> None:
