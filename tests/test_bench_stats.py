@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from vlmprune.bench.score import ACCURACY
+from vlmprune.bench.score import ACCURACY, F1
 from vlmprune.bench.stats import difference, estimate
 
 
@@ -55,6 +55,12 @@ def test_coverage() -> None:
         _, low, high = estimate(ACCURACY, counts(rng.random(150) < 0.6), draws=400)
         inside += low <= 60 <= high
     assert 0.90 <= inside / 200 <= 0.99
+
+
+def test_an_undefined_metric_is_nan_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    nothing_positive = np.array([[0, 0, 0, 1, 0, 1]] * 5, float)
+    assert all(math.isnan(part) for part in estimate(F1, nothing_positive))
+    assert not recwarn.list
 
 
 def test_different_samples_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -74,8 +75,10 @@ def _line(table: Table, row: Row, previous: str | None) -> list[str]:
     cells = []
     for task in table.tasks:
         cell = row.cells.get(task)
-        half = 0.0 if cell is None else (cell.value.high - cell.value.low) / 2
-        cells.append("-" if cell is None else f"{cell.value.value:.0f} ±{half:.0f}")
+        if cell is None or math.isnan(cell.value.value):
+            cells.append("-")
+        else:
+            cells.append(f"{cell.value.value:.0f} ±{(cell.value.high - cell.value.low) / 2:.0f}")
     return [
         "" if row.method == previous else row.method,
         "" if row.keep is None or row.is_vanilla else str(row.keep),

@@ -14,7 +14,7 @@ LEVEL = 95.0
 
 
 class Estimate(NamedTuple):
-    """A figure and its 95 % interval."""
+    """A figure and its 95 % interval; NaN where the figure is undefined, as an F1 without any positive."""
 
     value: float
     low: float
@@ -29,6 +29,8 @@ def _weights(units: int, draws: int, seed: int) -> np.ndarray:
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
+    if np.isnan(values).all():
+        return float("nan"), float("nan")
     tail = (100.0 - LEVEL) / 2
     low, high = np.nanpercentile(values, (tail, 100.0 - tail))
     return float(low), float(high)
