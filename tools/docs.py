@@ -250,6 +250,7 @@ def results_summary() -> str:
         else:
             overview = next(part for part in body.split("\n\n") if part.strip().startswith("|"))
             parts.append(f"**{title}**\n\n{overview.strip()}")
+    parts.append("[docs/results.md](docs/results.md) has every task with its interval, and the differences to vanilla.")
     return "\n\n".join(parts)
 
 
