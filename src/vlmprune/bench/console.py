@@ -1,4 +1,4 @@
-"""What `vlmprune bench` shows in a terminal: progress bars and the summary table. Silent bars where there is none."""
+"""What `vlmprune bench` shows: progress and the summary table. Bars in a terminal, a line a task in a log file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
@@ -14,10 +15,15 @@ from rich.table import Table as Sheet
 from vlmprune.bench.runner import Progress
 from vlmprune.bench.table import Row, Table
 
+WIDE = 120  # columns in which the whole table fits
+
 
 @contextmanager
 def progress_bars(console: Console) -> Iterator[Callable[[Progress], None]]:
     """Two bars, all work and the present task; yields the callback for `run_bench`."""
+    if not console.is_terminal:
+        yield _lines(console)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=28),
@@ -25,7 +31,7 @@ def progress_bars(console: Console) -> Iterator[Callable[[Progress], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Bars(*columns, console=console, transient=True) as bars:
         overall, current = bars.add_task(_fixed("all")), bars.add_task(_fixed("loading"))
 
         def show(at: Progress) -> None:
@@ -36,49 +42,75 @@ def progress_bars(console: Console) -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
+def _lines(console: Console) -> Callable[[Progress], None]:
+    """A line when a task begins, for output that nobody watches live."""
+    said: set[tuple[str, str]] = set()
+
+    def show(at: Progress) -> None:
+        if at.task and (at.model, at.task) not in said:
+            said.add((at.model, at.task))
+            share = 100 * at.done // max(1, at.due)
+            console.print(f"{share:3d} %  {at.model} · {at.task}", highlight=False)
+
+    return show
+
+
 def _fixed(label: str, width: int = 44) -> str:
     """The label in a fixed width, so that the bars stand still."""
     return label[:width].ljust(width)
 
 
 def print_tables(console: Console, tables: list[Table]) -> None:
-    """One table a model: values with half-widths of the intervals, and the two averages."""
+    """One table a model: values, half-widths of their intervals where there is room, and the two averages."""
+    if not console.is_terminal:
+        console = Console(file=console.file, width=WIDE)  # a log or a pipe has no width to fit
+    wide = console.width >= WIDE
     for table in tables:
-        console.print(_sheet(table))
+        console.print(_sheet(table, wide))
         for note in table.notes():
             console.print(note, style="dim", highlight=False)
     console.print(
-        "Primary metric in percent, ± half of its 95 % bootstrap interval. "
+        f"Primary metric in percent{', ± half of its 95 % bootstrap interval' if wide else ''}. "
         "abs: mean of the values; rel: mean of the ratios to the same model's vanilla run.",
         style="dim",
         highlight=False,
     )
 
 
-def _sheet(table: Table) -> Sheet:
+def _sheet(table: Table, wide: bool) -> Sheet:
     counts = {cell.n for row in table.rows for cell in row.cells.values()}
     questions = str(counts.pop()) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
-    sheet = Sheet(title=f"{table.model}, {questions} questions a task", title_justify="left", pad_edge=False)
+    title = f"{table.model}, {questions} questions a task"
+    lines = box.HEAVY_HEAD if wide else box.SIMPLE_HEAD
+    sheet = Sheet(title=title, title_justify="left", pad_edge=False, box=lines, padding=(0, 1 if wide else 0))
     sheet.add_column("method", no_wrap=True)
-    for name in ("keep", "kept", "entering", *(task.removeprefix("synth-") for task in table.tasks), "abs", "rel"):
+    for name in (
+        "keep",
+        "kept",
+        "entering" if wide else "enter",
+        *(task.removeprefix("synth-") for task in table.tasks),
+        "abs",
+        "rel",
+    ):
         sheet.add_column(name, justify="right", no_wrap=True)
     previous = None
     for row in table.rows:
         if previous not in (None, row.method):
             sheet.add_section()
-        sheet.add_row(*_line(table, row, previous))
+        sheet.add_row(*_line(table, row, previous, wide))
         previous = row.method
     return sheet
 
 
-def _line(table: Table, row: Row, previous: str | None) -> list[str]:
+def _line(table: Table, row: Row, previous: str | None, wide: bool) -> list[str]:
     cells = []
     for task in table.tasks:
         cell = row.cells.get(task)
         if cell is None or math.isnan(cell.value.value):
             cells.append("-")
         else:
-            cells.append(f"{cell.value.value:.0f} ±{(cell.value.high - cell.value.low) / 2:.0f}")
+            half = (cell.value.high - cell.value.low) / 2
+            cells.append(f"{cell.value.value:.0f}" + (f" ±{half:.0f}" if wide else ""))
     return [
         "" if row.method == previous else row.method,
         "" if row.keep is None or row.is_vanilla else str(row.keep),
