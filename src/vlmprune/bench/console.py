@@ -15,7 +15,7 @@ from rich.table import Table as Sheet
 from vlmprune.bench.runner import Progress
 from vlmprune.bench.table import Row, Table
 
-WIDE = 120  # columns in which the whole table fits
+UNBOUND = 240  # columns of a log or a pipe, which has no width to fit
 
 
 @contextmanager
@@ -62,11 +62,13 @@ def _fixed(label: str, width: int = 44) -> str:
 
 def print_tables(console: Console, tables: list[Table]) -> None:
     """One table a model: values, half-widths of their intervals where there is room, and the two averages."""
+    unbound = Console(file=console.file, width=UNBOUND)
     if not console.is_terminal:
-        console = Console(file=console.file, width=WIDE)  # a log or a pipe has no width to fit
-    wide = console.width >= WIDE
-    for table in tables:
-        console.print(_sheet(table, wide))
+        console = unbound
+    sheets = [_sheet(table, wide=True) for table in tables]
+    wide = all(unbound.measure(sheet).maximum <= console.width for sheet in sheets)
+    for table, sheet in zip(tables, sheets, strict=True):
+        console.print(sheet if wide else _sheet(table, wide=False))
         for note in table.notes():
             console.print(note, style="dim", highlight=False)
     console.print(
@@ -83,7 +85,7 @@ def _sheet(table: Table, wide: bool) -> Sheet:
     title = f"{table.model}, {questions} questions a task"
     lines = box.HEAVY_HEAD if wide else box.SIMPLE_HEAD
     sheet = Sheet(title=title, title_justify="left", pad_edge=False, box=lines, padding=(0, 1 if wide else 0))
-    sheet.add_column("method", no_wrap=True)
+    sheet.add_column("method", no_wrap=wide, overflow="fold")
     for name in (
         "keep",
         "kept",
