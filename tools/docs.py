@@ -245,9 +245,7 @@ def results_summary() -> str:
     parts = [introduction.strip().split("\n\n")[1]]
     for section in sections:
         title, _, body = section.partition("\n")
-        if title == "Notes":
-            parts.append(body.strip())
-        else:
+        if title != "Notes":  # they explain marks in cells that the overview does not have
             overview = next(part for part in body.split("\n\n") if part.strip().startswith("|"))
             parts.append(f"**{title}**\n\n{overview.strip()}")
     parts.append("[docs/results.md](docs/results.md) has every task with its interval, and the differences to vanilla.")
