@@ -104,6 +104,7 @@ class Session:
             self.model.register_forward_pre_hook(self._before_model, with_kwargs=True),
             self.adapter.inner.register_forward_pre_hook(self._before_inner, with_kwargs=True),
         ]
+        self._refuse_chunks()
         self._watch_generate_mask()
         self._text.install()
 
@@ -113,9 +114,25 @@ class Session:
             handle.remove()
         for wrapper in self._vision:
             wrapper.remove()
-        self.model.__dict__.pop("prepare_inputs_for_generation", None)
+        for name in ("generate", "prepare_inputs_for_generation"):
+            self.model.__dict__.pop(name, None)
         self.model.__dict__.pop("_vlmprune_session", None)
         session_closed(self.adapter.text_model)
+
+    def _refuse_chunks(self) -> None:
+        """With `prefill_chunk_size` an image would reach the language model in pieces, and pass it unpruned."""
+        original: Any = self.model.generate
+
+        @functools.wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            config = kwargs.get("generation_config") or self.model.generation_config
+            if kwargs.get("prefill_chunk_size") or getattr(config, "prefill_chunk_size", None):
+                raise UserError(
+                    "prefill_chunk_size cuts images into pieces: prefill in one piece under vlmprune.prune()."
+                )
+            return original(*args, **kwargs)
+
+        self.model.__dict__["generate"] = wrapper
 
     def _watch_generate_mask(self) -> None:
         """`generate` turns its 2-D mask into a 4-D one for static caches; remember the 2-D one."""
@@ -167,8 +184,7 @@ class Session:
             record = getattr(output, "vlmprune_record", None)
             if record is None:
                 raise UserError(
-                    "These images were not encoded under vlmprune, or prefill_chunk_size cut them up: pass "
-                    "pixel_values or use vlmprune.encode_images, and prefill in one piece."
+                    "These images were encoded elsewhere: pass pixel_values, or use vlmprune.encode_images."
                 )
             records[modality] = record
         wanted = pixel_stage(self.recipe)
