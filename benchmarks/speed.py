@@ -143,7 +143,10 @@ def main() -> None:
         recipes = [None, *(v.recipe for text in split_methods(args.methods) for v in variants_of(text, [args.keep]))]
     except UserError as error:
         parser.error(str(error))
-    console, report = Console(), {}
+    console = Console()
+    if not console.is_terminal:  # a log or a pipe has no width to fit
+        console = Console(width=200)
+    report = {}
     for name in [args.random] if args.random else args.model or ["llava", "qwen2_5_vl"]:
         try:
             model, inputs = (

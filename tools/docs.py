@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
 import shutil
 import sys
@@ -285,6 +286,48 @@ def run_commands() -> str:
     return "\n\n".join(parts)
 
 
+def speed() -> str:
+    """Tables of the timings in benchmarks/results."""
+    parts = []
+    for path in sorted((ROOT / "benchmarks" / "results").glob("speed-*.json")):
+        for name, report in json.loads(path.read_text(encoding="utf-8")).items():
+            made, timings = report["machine"], report["timings"]
+            rows = []
+            for timing in timings:
+                ratios = sorted(base / own for base, own in zip(timings[0]["totals"], timing["totals"], strict=True))
+                middle = ratios[len(ratios) // 2]
+                rows.append(
+                    [
+                        f"`{timing['name']}`",
+                        "all" if timing["tokens"] is None else f"{timing['tokens'][1]:.0f}",
+                        *(
+                            f"{1e3 * timing[part][0]:.0f}"
+                            for part in ("vision", "method", "prefill", "decode", "total")
+                        ),
+                        f"{timing['prefill'][0] / timings[0]['prefill'][0]:.2f}",
+                        f"{middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
+                        f"{timing['kv_bytes'] / 2**20:.1f}",
+                    ]
+                )
+            head = [
+                "recipe",
+                "tokens",
+                "vision",
+                "method",
+                "prefill",
+                "decode",
+                "total",
+                "prefill ratio",
+                "speed-up",
+                "KV MB",
+            ]
+            said = (
+                f"`{path.name}`: {name}, {made['device']}, commit {(made['commit'] or 'unknown')[:12]}; milliseconds."
+            )
+            parts.append(f"{said}\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "kept-picture": picture("llava-kept.png", "What eight methods keep of one scene, and what the model then answers"),
     "accuracy-picture": picture("llava-accuracy.svg", "Accuracy against visual tokens kept, a plot for each ability"),
@@ -296,6 +339,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "example": example,
     "results": results_summary,
     "run-commands": run_commands,
+    "speed": speed,
 }
 
 if __name__ == "__main__":
