@@ -397,3 +397,24 @@ def test_half_precision_runs_and_keeps_as_many(family: str, name: str, dtype: to
         _, logits = generate(half, inputs)
     assert session.last.tokens == expected
     assert bool(torch.isfinite(logits).all()) and logits.shape[1] == STEPS
+
+
+@torch.no_grad()
+@families
+@methods
+def test_right_padding_in_a_plain_forward(family: str, name: str) -> None:
+    """The runtime puts fillers on the left; `columns` says which logits belong to which prompt token."""
+    model, samples = built(family), [[0, 1], [2]]
+    left = inputs_of(family, samples)
+    right = {**left}
+    for key in ("input_ids", "attention_mask", "mm_token_type_ids"):
+        if key in left:
+            rows = zip(left[key], left["attention_mask"].sum(1).tolist(), strict=True)
+            right[key] = torch.stack([row.roll(count) for row, count in rows])
+    with vlmprune.prune(model, SPECS[name]) as session:
+        logits, columns = model(**right).logits, session.last.columns
+        for row in range(len(samples)):
+            single = model(**alone(family, samples, row)).logits[0]
+            real = columns[row] >= 0
+            assert torch.equal(columns[row][real], session.last.columns[0])
+            assert largest(logits[row][-len(real) :][real], single) < TOLERANCE
