@@ -18,6 +18,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    SiglipVisionConfig,
 )
 
 VOCABULARY = 96
@@ -43,11 +44,29 @@ def llava(attention: str = "sdpa") -> LlavaForConditionalGeneration:
     vision = CLIPVisionConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=5, num_attention_heads=4, image_size=24, patch_size=4
     )
-    text = LlamaConfig(
+    return _llava(LlavaConfig(vision_config=vision, text_config=_llama(), image_token_id=IMAGE), attention)
+
+
+def llava_siglip(attention: str = "sdpa") -> LlavaForConditionalGeneration:
+    """Without a CLS token, and with the last layer's features."""
+    vision = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=5, num_attention_heads=4, image_size=24, patch_size=4
+    )
+    config = LlavaConfig(
+        vision_config=vision, text_config=_llama(), image_token_id=IMAGE, vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )  # fmt: skip
+    return _llava(config, attention)
+
+
+def _llama() -> LlamaConfig:
+    return LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=512, pad_token_id=PAD, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, image_seq_length=36)
+
+
+def _llava(config: LlavaConfig, attention: str) -> LlavaForConditionalGeneration:
     config._attn_implementation = attention
     return strengthen(LlavaForConditionalGeneration(config))
 
@@ -108,6 +127,7 @@ def _qwen_image(seed: int) -> tuple[dict[str, Tensor], list[int]]:
 
 FAMILIES = {
     "llava": Family("llava", llava, _llava_image),
+    "llava with SigLIP": Family("llava", llava_siglip, _llava_image),
     "qwen2_5_vl": Family("qwen2_5_vl", qwen2_5_vl, _qwen_image),
 }
 
