@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,6 +15,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vlmprune
 from vlmprune import UserError
+from vlmprune.core.method import DecoderMethod, Scorer
+from vlmprune.core.recipe import Recipe, Stage
+from vlmprune.core.signals import Features, Need
+from vlmprune.core.view import ImageView, ModelInfo
 
 
 def fingerprint(model: torch.nn.Module) -> dict[str, Any]:
@@ -173,6 +178,31 @@ def test_a_method_that_reads_the_encoder_after_a_merge() -> None:
     with vlmprune.prune(model, "visionzip:0.5 > hiprune:0.5"), pytest.raises(UserError, match="cannot follow"):
         model(**inputs)
     with vlmprune.prune(model, "visionzip:0.5 > divprune:0.5") as session:
+        model(**inputs)
+    assert session.last.tokens == [(72, 18), (36, 9)]
+
+
+def test_a_method_inside_the_llm_that_reads_features_after_a_merge() -> None:
+    """Merged tokens have no row among the encoder's; none may be lent to them in silence."""
+
+    @dataclass
+    class Norm(DecoderMethod, Scorer):
+        name: ClassVar[str] = "norm"
+
+        def needs(self, info: ModelInfo) -> dict[str, Need]:
+            return {"features": Features()}
+
+        def select(self, view: ImageView) -> torch.Tensor:
+            return Scorer.select(self, view)
+
+        def score(self, view: ImageView) -> torch.Tensor:
+            return view["features"].norm(dim=1)
+
+    model, inputs = built("llava"), inputs_of("llava", RAGGED)
+    merged, dropped = (vlmprune.recipe(f"{first}:0.5").stages for first in ("visionzip", "divprune"))
+    with vlmprune.prune(model, Recipe((*merged, Stage(Norm(), 0.5)))), pytest.raises(UserError, match="cannot follow"):
+        model(**inputs)
+    with vlmprune.prune(model, Recipe((*dropped, Stage(Norm(), 0.5)))) as session:
         model(**inputs)
     assert session.last.tokens == [(72, 18), (36, 9)]
 

@@ -128,7 +128,7 @@ class Forward:
                 picked.append(picked[-1])  # another beam of the same sample
             else:
                 states = [
-                    run_vision_stages(self.adapter, self.hooks.recipe, image.tokens, self._seed(row, number))
+                    run_vision_stages(self.adapter, self.hooks.before_llm, image.tokens, self._seed(row, number))
                     for number, image in enumerate(images)
                 ]
                 picked.append(states)

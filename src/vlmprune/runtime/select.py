@@ -49,13 +49,13 @@ def prompt_seed(seed: int, ids: Tensor | None, image: int) -> int:
     return (seed * 1_000_003 + digest + 7919 * image) % (1 << 63)
 
 
-def run_vision_stages(adapter: Adapter, recipe: Recipe, image: ImageTokens, seed: int) -> list[Picked]:
-    """The image's tokens as they came from the tower, then after each stage before the LLM."""
+def run_vision_stages(adapter: Adapter, stages: list[Stage], image: ImageTokens, seed: int) -> list[Picked]:
+    """The image's tokens as they came from the tower, then after each of the stages before the LLM."""
     device = image.features.device
     resized = image.features.shape[0] < image.count
     whole = torch.arange(image.features.shape[0], device=device)
     states = [Picked(whole, image.slots, image.features if resized else None)]
-    for stage in vision_stages(adapter, recipe):
+    for stage in stages:
         now = states[-1]
         keep = resolve_keep(stage.keep, len(now.slots))
         acted = isinstance(stage.method, PixelMethod)  # before the encoder
@@ -72,14 +72,17 @@ def vision_signals(adapter: Adapter, stage: Stage, image: ImageTokens, now: Pick
     """The signals that need no decoder layer, as rows of the tokens still there."""
     signals: dict[str, Any] = {}
     for name, need in stage.method.needs(adapter.info).items():
-        if isinstance(need, Features):
-            signals[name] = (image.features[now.origin] if now.features is None else now.features).float()
-        elif isinstance(need, ENCODER_NEEDS):
+        if isinstance(need, Features) and now.features is not None:
+            signals[name] = now.features.float()
+        elif isinstance(need, (Features, *ENCODER_NEEDS)):
             if bool((now.origin < 0).any()):
                 raise UserError(
                     f"{stage.method.name} reads the vision encoder, so it cannot follow a method that merges tokens: "
                     "put it first in the recipe."
                 )
+            if isinstance(need, Features):
+                signals[name] = image.features[now.origin].float()
+                continue
             key = signal_key(adapter, need)
             if key not in image.signals:
                 raise UserError(
