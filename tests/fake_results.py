@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vlmprune.assets.questions import COLORS
-from vlmprune.bench.score import judge
+from vlmprune.bench.runner import record_of
 from vlmprune.bench.store import VANILLA, Record, Run, Store
 from vlmprune.bench.tasks import FIXED, TASKS, Sample, Task
 
@@ -81,22 +81,12 @@ def make_run(model: str, task: Task, samples: Sequence[Sample], method: str, kee
 
 
 def make_record(run: Run, sample: Sample) -> Record:
-    output = _reply(run, sample)
-    extracted, score = judge(sample.kind, output, sample.answers, sample.options)
     share = run.keep if isinstance(run.keep, float) else run.keep / 196
     kept = 196 if run.method == VANILLA else round(share * 196)
     layer = int(run.method.partition("@")[2] or 0)
-    return Record(
-        id=sample.id,
-        question=sample.question,
-        kind=sample.kind,
-        options=sample.options,
-        answers=sample.answers,
-        group=sample.group,
-        category=sample.category,
-        output=output,
-        extracted=extracted,
-        score=score,
+    return record_of(
+        sample,
+        _reply(run, sample),
         input_tokens=196 + len(sample.question.split()),
         visual_before=196,
         visual_encoded=196,

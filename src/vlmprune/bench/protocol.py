@@ -57,7 +57,6 @@ SHORT = Protocol(
         "instruct": "",  # carries its own instruction
     },
 )
-PROTOCOLS = {protocol.name: protocol for protocol in (PLAIN, SHORT)}
 
 
 def protocol_for(processor: Any) -> Protocol:

@@ -255,15 +255,14 @@ class ModelBench:
             before += batches[task.name] * len(self.variants)
         progress(Progress(self.plan.models[number], "", "", before, due, 0, 0))
 
-    def _finish(self, task: Task) -> None:
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What results say of the model and the machine; found out once, as it asks git."""
         shape = shape_of(self.model.config)
-        about = {
-            "dimension": task.dimension,
-            "metric": task.metric.name,
-            "chance": task.chance,
-            "shape": None if shape is None else asdict(shape),
-            "made": machine(self.model),
-        }
+        return {"shape": None if shape is None else asdict(shape), "made": machine(self.model)}
+
+    def _finish(self, task: Task) -> None:
+        about = {"dimension": task.dimension, "metric": task.metric.name, "chance": task.chance, **self.about}
         for job in self.jobs[task.name]:
             self.store.finish(job.run, **about)
 
@@ -303,27 +302,33 @@ class Batch:
         visual = (prompt == self.bench.image_token).sum(1).tolist()
         length = self.inputs["attention_mask"].sum(1).tolist()
         return [
-            self._record(sample, reply, length[k], visual[k], _counts(session, k, visual[k], job.variant.resizes))
+            record_of(
+                sample,
+                reply,
+                input_tokens=length[k],
+                visual_before=visual[k],
+                **_counts(session, k, visual[k], job.variant.resizes),
+            )
             for k, (sample, reply) in enumerate(zip(self.samples, replies, strict=True))
         ]
 
-    def _record(self, sample: Sample, reply: str, length: int, visual: int, counts: dict[str, Any]) -> Record:
-        verdict = judge(sample.kind, reply, sample.answers, sample.options)
-        return Record(
-            id=sample.id,
-            question=sample.question,
-            kind=sample.kind,
-            options=sample.options,
-            answers=sample.answers,
-            group=sample.group,
-            category=sample.category,
-            output=reply,
-            extracted=verdict.extracted,
-            score=verdict.score,
-            input_tokens=length,
-            visual_before=visual,
-            **counts,
-        )
+
+def record_of(sample: Sample, reply: str, **counts: Any) -> Record:
+    """The record of a reply, judged; `counts` are the record's token counts."""
+    verdict = judge(sample.kind, reply, sample.answers, sample.options)
+    return Record(
+        id=sample.id,
+        question=sample.question,
+        kind=sample.kind,
+        options=sample.options,
+        answers=sample.answers,
+        group=sample.group,
+        category=sample.category,
+        output=reply,
+        extracted=verdict.extracted,
+        score=verdict.score,
+        **counts,
+    )
 
 
 def _counts(session: Any, sample: int, visual: int, resizes: bool) -> dict[str, Any]:

@@ -28,7 +28,6 @@ class Method:
     name: ClassVar[str]
     stage: ClassVar[str]  # where it acts, for people; the runtime goes by `decoder_layer`
     summary: ClassVar[str] = ""
-    merges: ClassVar[bool] = False  # makes new tokens instead of choosing among those there
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         """Signals by the name under which `select` reads them from the view."""

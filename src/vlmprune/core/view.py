@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -97,4 +97,3 @@ class Merged:
 
 
 Selection = Tensor | Merged
-ResizeGrid = Callable[[Grid], Grid]

@@ -18,7 +18,6 @@ class Adapter:
     """
 
     family: ClassVar[str]
-    model_types: ClassVar[tuple[str, ...]]  # config.model_type values it serves
     feature_functions: ClassVar[dict[str, str]] = {"image": "get_image_features"}
 
     def __init__(self, model: nn.Module) -> None:

@@ -17,7 +17,6 @@ TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 class LlavaAdapter(Adapter):
     family = "llava"
-    model_types = ("llava",)
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)

@@ -15,7 +15,6 @@ from vlmprune.models.base import Adapter, split_rows
 
 class Qwen25VLAdapter(Adapter):
     family = "qwen2_5_vl"
-    model_types = ("qwen2_5_vl",)
     feature_functions = {"image": "get_image_features", "video": "get_video_features"}
 
     @property

@@ -144,8 +144,7 @@ class VisionWrapper:
 
     def run(self, call: dict[str, Any]) -> Any:
         """`get_*_features` of these arguments; the record is put on its output as `vlmprune_record`."""
-        resized = self._resized(call) if self.pixels is not None else None
-        used = resized or call
+        whole, used = self._resized(call) if self.pixels is not None else (None, call)
         layers = sorted({layer for _, layer in self.keys})
         attentions = [self.adapter.encoder_attentions[layer] for layer in layers]
         tower: list[Tensor] = []
@@ -169,8 +168,8 @@ class VisionWrapper:
             per_image = self._statistic(kind, calls[self.adapter.encoder_attentions[layer]], tower, used)
             for image, rows in zip(record.images, per_image or [None] * len(features), strict=True):
                 image.signals[key] = TowerRows(image.features, None) if rows is None else rows
-        if resized is not None:
-            self._spread(record, call, output)
+        if whole is not None:
+            output.pooler_output = _spread(record, whole)
         record.seconds = time.perf_counter() - start
         output.vlmprune_record = record
         self.seen(self.modality, record)
@@ -190,27 +189,32 @@ class VisionWrapper:
             chunks = [received_attention(c.query, c.key, c.scaling) for c in calls]
         return [rows.rows for rows in self.adapter.rows(self.modality, call, chunks)]
 
-    def _resized(self, call: dict[str, Any]) -> dict[str, Any] | None:
-        """Arguments for the smaller images, or None where the budget is every token."""
+    def _resized(self, call: dict[str, Any]) -> tuple[list[Grid] | None, dict[str, Any]]:
+        """The images' own grids and the arguments for smaller ones; None and `call` where the budget is every token."""
         assert self.pixels is not None and isinstance(self.pixels.method, PixelMethod)
-        self._grids = _require_grids(self.adapter.grids(self.modality, call))
-        smaller = [self._smaller(grid, self.pixels.method, self.pixels.keep) for grid in self._grids]
-        return None if smaller == self._grids else self.adapter.resize(self.modality, call, smaller)
+        grids = _require_grids(self.adapter.grids(self.modality, call))
+        smaller = [self._smaller(grid, self.pixels.method, self.pixels.keep) for grid in grids]
+        return (None, call) if smaller == grids else (grids, self.adapter.resize(self.modality, call, smaller))
 
     @staticmethod
     def _smaller(grid: Grid, method: PixelMethod, keep: Keep) -> Grid:
         budget = resolve_keep(keep, grid.size)
         return grid if budget >= grid.size else method.resize(grid, budget)
 
-    def _spread(self, record: VisionRecord, call: dict[str, Any], output: Any) -> None:
-        """Give each image back its full number of rows (zeros at the end), as the prompt has placeholders for all."""
-        padded = []
-        for image, grid in zip(record.images, self._grids, strict=True):
-            image.count, image.grid = grid.size, grid
-            assert image.layout is not None
-            image.slots = cell_slots(image.layout, grid).to(image.features.device)
-            padded.append(nn.functional.pad(image.features, (0, 0, 0, grid.size - image.features.shape[0])))
-        output.pooler_output = padded
+
+def _spread(record: VisionRecord, grids: Sequence[Grid]) -> list[Tensor]:
+    """Lay the smaller images' tokens over their own grids.
+
+    Returns:
+        Features with the full number of rows (zeros at the end), as the prompt has placeholders for all.
+    """
+    padded = []
+    for image, grid in zip(record.images, grids, strict=True):
+        image.count, image.grid = grid.size, grid
+        assert image.layout is not None
+        image.slots = cell_slots(image.layout, grid).to(image.features.device)
+        padded.append(nn.functional.pad(image.features, (0, 0, 0, grid.size - image.features.shape[0])))
+    return padded
 
 
 def cell_slots(small: Grid, grid: Grid) -> Tensor:

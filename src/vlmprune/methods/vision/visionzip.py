@@ -56,7 +56,6 @@ class VisionZip(Method):
     name: ClassVar[str] = "visionzip"
     stage: ClassVar[str] = "vision"
     summary: ClassVar[str] = "tokens the CLS token attends to, and the rest merged into contextual tokens"
-    merges: ClassVar[bool] = True
 
     contextual: float | int = 10 / 64
 
