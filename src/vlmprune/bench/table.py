@@ -51,6 +51,16 @@ class Cell:
     categories: dict[str, float]
     result: Result
 
+    @property
+    def too_good(self) -> bool:
+        """Whether something other than pruning must have been measured."""
+        return self.ratio is not None and self.ratio > TOO_GOOD
+
+    @property
+    def vague(self) -> bool:
+        """Whether so many replies hold no answer that the tables say so."""
+        return self.unparsed > VAGUE
+
 
 @dataclass(frozen=True)
 class Row:
@@ -106,19 +116,19 @@ class Table:
         if self.left_out:
             reasons = "; ".join(f"{task} ({why})" for task, why in self.left_out.items())
             said.append(f"Left out of the averages: {reasons}.")
-        vague = [(cell.unparsed, row.recipe, task) for row in self.rows for task, cell in row.cells.items()]
-        many = [entry for entry in vague if entry[0] > VAGUE]
+        cells = [(cell, row.recipe, task) for row in self.rows for task, cell in row.cells.items()]
+        many = [(cell.unparsed, recipe, task) for cell, recipe, task in cells if cell.vague]
         if many:
             share, recipe, task = max(many)
             said.append(
-                f"In {len(many)} of {len(vague)} runs more than {VAGUE:g} % of the replies hold no answer of the asked "
+                f"In {len(many)} of {len(cells)} runs more than {VAGUE:g} % of the replies hold no answer of the asked "
                 f"kind and count as wrong; the most in {recipe} on {task} ({share:.0f} %)."
             )
         better = [
             f"{row.recipe} on {task} ({cell.ratio:.0f} %)"
             for task in self.averaged
             for row in self.rows
-            if (cell := row.cells.get(task)) and cell.ratio is not None and cell.ratio > TOO_GOOD
+            if (cell := row.cells.get(task)) and cell.too_good
         ]
         if better:
             said.append(f"More than {TOO_GOOD:g} % of the unpruned value, so look twice: {', '.join(better)}.")

@@ -13,15 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from vlmprune.bench.stats import Estimate
-from vlmprune.bench.table import Cell, Row, Table
+from vlmprune.bench.table import TOO_GOOD, VAGUE, Cell, Row, Table
 from vlmprune.core.budget import Keep
 
-RATIO_LIMIT = 105.0  # percent; above it, something other than pruning is being measured
-UNPARSED_LIMIT = 2.0  # percent
 MISSING = "–"
 FLAGS = {
-    "†": f"above {RATIO_LIMIT:.0f} % of vanilla: look for chance, a small n, or a weakness of the unpruned model",
-    "‡": f"more than {UNPARSED_LIMIT:.0f} % of the replies hold no answer of the asked kind; they count as wrong",
+    "†": f"above {TOO_GOOD:.0f} % of vanilla: look for chance, a small n, or a weakness of the unpruned model",
+    "‡": f"more than {VAGUE:.0f} % of the replies hold no answer of the asked kind; they count as wrong",
 }
 OWN_BUDGETS = "as each recipe says"
 
@@ -61,8 +59,7 @@ def _keep_order(keep: Keep | None) -> tuple[int, float]:
 
 def flags(cell: Cell) -> str:
     """The signs of `FLAGS` that this cell earns."""
-    high = cell.ratio is not None and cell.ratio > RATIO_LIMIT
-    return ("†" if high else "") + ("‡" if cell.unparsed > UNPARSED_LIMIT else "")
+    return ("†" if cell.too_good else "") + ("‡" if cell.vague else "")
 
 
 def interval(estimate: Estimate, signed: bool = False) -> str:
