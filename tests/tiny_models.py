@@ -41,7 +41,7 @@ QWEN_IDS = {
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
 
-def strengthen(model: torch.nn.Module, seed: int = 0) -> Any:
+def strengthen(model: Any, seed: int = 0) -> Any:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if ("norm" in name and name.endswith("weight")) or "lambda_" in name:  # lambda_: InternVL's layer scale
