@@ -20,7 +20,7 @@ WHOLE_IMAGE, AROUND_IMAGE, LINE_BREAK, DOUBLE_BREAK, IMAGE_BEGIN, IMAGE_END = 84
 SUPPRESSED = list(range(80, VOCABULARY))  # a random model would generate placeholders
 LAYERS = 4
 PATCH = 4
-WINDOW = 16  # of sliding layers: shorter than the prompts, so that it bites
+WINDOW = 16  # of sliding layers, shorter than the prompts (PaliGemma sees its whole prefix: there it bites in decoding)
 
 TEXT: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS,
