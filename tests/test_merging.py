@@ -72,9 +72,9 @@ def test_visionzip_on_llava(row: int) -> None:
     images = []
     for image in range(len(states[-2])):
         signals = {
-            "rows": TowerRows(states[-2][image, 1:], states[-2][image, 0]),
+            "rows": TowerRows(states[-2][image, 1:], states[-2][image, :1]),
             "attention": maps[image].mean(0)[0, 1:],
-            "keys": TowerRows(key[image].mean(0)[1:], key[image].mean(0)[0]),
+            "keys": TowerRows(key[image].mean(0)[1:], key[image].mean(0)[:1]),
         }
         view = ImageView(12, torch.arange(36), Grid(6, 6), adapter_for(model).info, signals)
         images.append((model.model.multi_modal_projector(VisionZip().select(view).features), torch.zeros(1, 12).long()))

@@ -138,10 +138,10 @@ def eager_maps(family: str, inputs: dict[str, torch.Tensor]) -> tuple[list[torch
     """Vision maps by layer [images, H, N, N] (Qwen: one list of images a layer) and decoder attentions."""
     model = built(family, "eager")
     adapter = adapter_for(model)
-    with taps.capture(adapter.encoder_attentions) as calls, torch.no_grad():
+    with taps.capture(adapter.encoder_attentions()) as calls, torch.no_grad():
         out = model(**inputs, output_attentions=True)
     maps = {module: [reference.attention(c.query, c.key, c.scaling) for c in seen] for module, seen in calls.items()}
-    return [maps[module] for module in adapter.encoder_attentions], out.attentions
+    return [maps[module] for module in adapter.encoder_attentions()], out.attentions
 
 
 @torch.no_grad()

@@ -179,8 +179,8 @@ def visionzip(case: Case) -> None:
     parts, merged = [], []
     for i in range(len(hidden)):
         signals = {
-            "rows": TowerRows(hidden[i, 1:], hidden[i, 0]),
-            "keys": TowerRows(keys[i, 1:], keys[i, 0]),
+            "rows": TowerRows(hidden[i, 1:], hidden[i, :1]),
+            "keys": TowerRows(keys[i, 1:], keys[i, :1]),
             "attention": attention[i].mean(0)[1:],
         }
         image = view(hidden.shape[1] - 1, total, signals)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from vlmprune.core.errors import UserError
 from vlmprune.core.selectors import ascending, top_k
-from vlmprune.core.signals import Need
+from vlmprune.core.signals import EncoderNeed, Need
 from vlmprune.core.view import Grid, ImageView, ModelInfo, Selection
 
 POSITIONS = ("original", "compact")
+POOLS = ("image", "frame")
 
 
 @dataclass
@@ -21,13 +22,21 @@ class Method:
 
     A subclass sets `name`, `stage` ("pixels", "vision", "decoder") and a one-line `summary`, declares `needs`, and
     implements `select`.
-    It never touches a model, a cache, a mask or text. The runtime calls `select` once an image, only when the budget
-    is below the number of tokens present, and checks the result: `view.keep` distinct token indices, or `Merged`.
+    It never touches a model, a cache, a mask or text. The runtime calls `select` once an image (or once a frame, see
+    `per`), only when the budget is below the number of tokens present, and checks the result: `view.keep` distinct
+    token indices, or `Merged`.
+
+    Args:
+        per: "image": all tokens of an image or video compete for its budget. "frame": the budget is spread evenly over
+            the frames of a video, or the tiles of an image cut into tiles, and the method acts on each by itself. By
+            default what the method's authors do for this family (`pool`).
     """
 
     name: ClassVar[str]
     stage: ClassVar[str]  # where it acts, for people; the runtime goes by `decoder_layer`
     summary: ClassVar[str] = ""
+
+    per: str | None = field(default=None, kw_only=True)
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         """Signals by the name under which `select` reads them from the view."""
@@ -36,6 +45,18 @@ class Method:
     def positions(self, info: ModelInfo) -> str:
         """Position policy the authors use for this family: "original" or "compact"."""
         return "original"
+
+    def pool(self, info: ModelInfo) -> str:
+        """Who competes for the budget on this family where the user does not say: "image" or "frame"."""
+        return "image"
+
+    def sees_every_slot(self, info: ModelInfo) -> bool:
+        """Whether slots that show no patch (image_newline, a CLS slot) compete like any other token.
+
+        Where not, they are dropped before any other token. By default they compete unless the method reads the vision
+        encoder, which knows nothing of them.
+        """
+        return not any(isinstance(need, EncoderNeed) for need in self.needs(info).values())
 
     def decoder_layer(self, info: ModelInfo) -> int | None:
         """The decoder layer before which it acts (0-based), or None for a method that acts before the LLM."""

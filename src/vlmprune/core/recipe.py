@@ -13,7 +13,7 @@ from typing import Any
 
 from vlmprune.core.budget import Keep, check_keep, parse_keep
 from vlmprune.core.errors import UserError
-from vlmprune.core.method import Method, PixelMethod
+from vlmprune.core.method import POOLS, Method, PixelMethod
 from vlmprune.core.registry import METHODS
 from vlmprune.core.view import ModelInfo
 
@@ -28,6 +28,10 @@ class Stage:
 
     method: Method
     keep: Keep
+
+    def __post_init__(self) -> None:
+        if self.method.per not in (None, *POOLS):
+            raise UserError(f"{self.method.name}: per={self.method.per!r} must be {' or '.join(map(repr, POOLS))}.")
 
     def __str__(self) -> str:
         return f"{format_method(self.method)}:{self.keep}"

@@ -24,7 +24,9 @@ class RunReport:
         layers: encoder layer (0-based) that was read for each signal, by `method.signal`.
         columns: per sample, the prompt column of each token that is left after the last layer (for aligning shortened
             `logits` or `hidden_states` with the prompt); -1 for a filler.
-        grids: the slot grid of each image of each sample, None where its slots form none.
+        grids: the slot grid of each image of each sample (its `frames` are tiles or a video's frames), None where there
+            is none.
+        cells: the cell of that grid that each slot shows, -1 for a slot that shows none (image_newline, CLS).
         seconds: time spent scoring and selecting (attention statistics and the methods' own work); of images from
             `encode_images`, whose statistics serve several methods, the selecting alone.
     """
@@ -36,4 +38,5 @@ class RunReport:
     layers: dict[str, int] = field(default_factory=dict)
     columns: Tensor | None = None
     grids: list[list[Grid | None]] = field(default_factory=list)
+    cells: Kept = field(default_factory=list)
     seconds: float = 0.0

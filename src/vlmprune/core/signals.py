@@ -7,6 +7,11 @@ scores of encoder patches have already been mapped to slots (a 2x2 merger averag
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from vlmprune.core.view import Tokens, TowerRows
 
 
 @dataclass(frozen=True)
@@ -33,28 +38,54 @@ EncoderLayer = int | str | Depth
 
 
 @dataclass(frozen=True)
-class Features:
+class Need:
+    """Base of all needs."""
+
+    def take(self, value: Any, tokens: Tensor, frame: int | None = None) -> Any:
+        """The signal of only these tokens; all of them are of one frame (or tile) where `frame` is given."""
+        return value[tokens]
+
+
+@dataclass(frozen=True)
+class EncoderNeed(Need):
+    """Read from the vision encoder. Slots that no patch stands behind (image_newline, CLS) have no such signal."""
+
+
+@dataclass(frozen=True)
+class DecoderNeed(Need):
+    """Read from decoder layer K-1, for a method that acts before layer K."""
+
+
+@dataclass(frozen=True)
+class Features(Need):
     """Projected features, the embeddings the LLM would see. Shape [n, D]."""
 
 
 @dataclass(frozen=True)
-class TowerFeatures:
-    """The rows that the projector reads, one per slot, as `TowerRows(rows [n, C], cls [C] or None)`.
+class _TowerNeed(EncoderNeed):
+    def take(self, value: TowerRows, tokens: Tensor, frame: int | None = None) -> TowerRows:
+        cls = value.cls
+        return TowerRows(value.rows[tokens], cls if cls is None or frame is None else cls[frame : frame + 1])
 
-    Where several patches make one slot inside the projector (Qwen's merger) there are no such rows before it,
-    and these are the projected features.
+
+@dataclass(frozen=True)
+class TowerFeatures(_TowerNeed):
+    """The rows that the projector reads, one per slot, as `TowerRows(rows [n, C], cls [frames, C] or None)`.
+
+    Where several patches make one slot inside the projector (Qwen's merger, pixel shuffle) there are no such rows
+    before it, and these are the projected features, without a CLS row.
     """
 
 
 @dataclass(frozen=True)
-class ReceivedAttention:
+class ReceivedAttention(EncoderNeed):
     """Attention a token receives at an encoder layer: mean over heads and over all queries, CLS included. Shape [n]."""
 
     layer: EncoderLayer = USED
 
 
 @dataclass(frozen=True)
-class ClsAttention:
+class ClsAttention(EncoderNeed):
     """Attention the CLS token pays to each token at an encoder layer, mean over heads. Shape [n].
 
     On a tower without a CLS token this is the received attention, as VisionZip's authors advise.
@@ -64,48 +95,42 @@ class ClsAttention:
 
 
 @dataclass(frozen=True)
-class EncoderKeys:
+class EncoderKeys(_TowerNeed):
     """Attention keys of an encoder layer, mean over heads (after rotary embedding where there is one).
 
-    `TowerRows(rows [n, head_dim], cls [head_dim] or None)`.
+    `TowerRows(rows [n, head_dim], cls [frames, head_dim] or None)`; there are CLS rows where TowerFeatures has them.
     """
 
     layer: EncoderLayer = USED
 
 
 @dataclass(frozen=True)
-class LastQueryAttention:
-    """What the last prompt token attends to at decoder layer K-1, for a method that acts before layer K.
+class LastQueryAttention(DecoderNeed):
+    """What the last prompt token attends to at decoder layer K-1.
 
     Post-softmax over everything that token sees, mean over heads, visual columns only. Shape [n].
     """
 
 
 @dataclass(frozen=True)
-class TextQueryAttention:
+class TextQueryAttention(DecoderNeed):
     """The same row for each text token between the image and the end of the prompt. Shape [T, n]."""
+
+    def take(self, value: Tensor, tokens: Tensor, frame: int | None = None) -> Tensor:
+        return value[:, tokens]
 
 
 @dataclass(frozen=True)
-class DecoderKeys:
+class _TokensNeed(DecoderNeed):
+    def take(self, value: Tokens, tokens: Tensor, frame: int | None = None) -> Tokens:
+        return Tokens(value.visual[tokens], value.text)
+
+
+@dataclass(frozen=True)
+class DecoderKeys(_TokensNeed):
     """Keys of decoder layer K-1 after rotary embedding, KV heads side by side: `Tokens(visual [n, C], text [T, C])`."""
 
 
 @dataclass(frozen=True)
-class DecoderStates:
+class DecoderStates(_TokensNeed):
     """Output of decoder layer K-1 through the LLM's final norm: `Tokens(visual [n, D], text [T, D])`."""
-
-
-Need = (
-    Features
-    | TowerFeatures
-    | ReceivedAttention
-    | ClsAttention
-    | EncoderKeys
-    | LastQueryAttention
-    | TextQueryAttention
-    | DecoderKeys
-    | DecoderStates
-)
-ENCODER_NEEDS = (TowerFeatures, ReceivedAttention, ClsAttention, EncoderKeys)
-DECODER_NEEDS = (LastQueryAttention, TextQueryAttention, DecoderKeys, DecoderStates)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,10 @@ from torch import Tensor
 
 
 class Grid(NamedTuple):
-    """Rows and columns of an image's tokens, raster order; `frames` > 1 for video (frame after frame)."""
+    """Cells of a picture in raster order: `frames` of rows x cols each, one after another.
+
+    `frames` counts the frames of a video, or the tiles of an image that the processor cut into tiles.
+    """
 
     rows: int
     cols: int
@@ -23,7 +26,7 @@ class Grid(NamedTuple):
 
 
 class TowerRows(NamedTuple):
-    """One row per token, and the CLS token's row where the tower has one."""
+    """One row per token [n, ...], and the CLS tokens' [frames, ...], one a tile or frame, where the tower has them."""
 
     rows: Tensor
     cls: Tensor | None
@@ -54,10 +57,12 @@ class ImageView:
         keep: tokens to keep, 1 <= keep < n.
         slots: [n] slot numbers of the tokens still present, counted from the image's first slot; -1 for a merged
             token that has no slot of its own.
-        grid: the image's slot grid, or None where slots do not form one. Token i sits at raster cell `slots[i]`.
+        grid: the image's slot grid, or None where it has none.
         info: the model.
         signals: what the method declared in `needs`, by name (see core.signals for shapes).
         seed: derived from the run's seed and the prompt, so that a result does not depend on batch or device.
+        cells: [n] the cell of `grid` that each token shows, -1 for a token that shows none (image_newline, CLS, a
+            merged token without a slot). The slots themselves where each slot is the cell of its number.
     """
 
     keep: int
@@ -66,10 +71,26 @@ class ImageView:
     info: ModelInfo
     signals: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    cells: Tensor = None  # type: ignore[assignment]  # filled in at once
+
+    def __post_init__(self) -> None:
+        if self.cells is None:
+            self.cells = self.slots
 
     @property
     def n(self) -> int:
         return int(self.slots.shape[0])
+
+    @property
+    def frames(self) -> Tensor:
+        """[n] the frame (or tile) of each token; a token without a cell goes with the next one that has one."""
+        frames = torch.zeros_like(self.cells)
+        shown = (self.cells >= 0).nonzero().squeeze(1)
+        if self.grid is None or self.grid.frames == 1 or not len(shown):
+            return frames
+        places = torch.arange(self.n, device=shown.device)
+        following = shown[torch.searchsorted(shown, places).clamp(max=len(shown) - 1)]
+        return self.cells[following] // (self.grid.rows * self.grid.cols)
 
     def __getitem__(self, name: str) -> Any:
         return self.signals[name]
@@ -77,6 +98,10 @@ class ImageView:
     def generator(self) -> torch.Generator:
         """A CPU generator, fresh at every call: the same numbers on every device and in every batch."""
         return torch.Generator().manual_seed(self.seed)
+
+    def part(self, tokens: Tensor, keep: int, signals: Mapping[str, Any]) -> ImageView:
+        """The same image with only some of its tokens."""
+        return replace(self, keep=keep, slots=self.slots[tokens], cells=self.cells[tokens], signals=signals)
 
 
 @dataclass

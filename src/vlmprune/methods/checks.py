@@ -8,7 +8,7 @@ from vlmprune.core.method import Method
 PAPER, OFFICIAL = "paper", "official"
 
 
-def one_of(method: Method, option: str, *allowed: str) -> None:
+def one_of(method: Method, option: str, *allowed: str | None) -> None:
     """`option` is one of the names in `allowed`."""
     value = getattr(method, option)
     if value not in allowed:

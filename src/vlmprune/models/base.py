@@ -2,28 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from vlmprune.core.errors import UserError
 from vlmprune.core.view import Grid, ModelInfo, TowerRows
+
+
+@dataclass
+class Slots:
+    """Where the slots of one piece lie. A piece is what the tower delivers at once: an image, a video or a tile.
+
+    Attributes:
+        grid: its slot grid, or None where the slots form none.
+        cells: [count] the cell of `grid` that each slot shows; -1 for a slot that shows none (image_newline, CLS).
+    """
+
+    grid: Grid | None
+    cells: Tensor
+
+    @property
+    def plain(self) -> bool:
+        """Whether slot i is cell i, for every cell of the grid."""
+        if self.grid is None or self.grid.size != len(self.cells):
+            return False
+        return bool((self.cells == torch.arange(len(self.cells), device=self.cells.device)).all())
+
+
+def raster(grid: Grid) -> Slots:
+    """A slot for each cell, in order."""
+    return Slots(grid, torch.arange(grid.size))
 
 
 class Adapter:
     """Where things are in one family's model, how its patches become visual slots, and how it counts positions.
 
     A subclass overrides what differs; the defaults describe transformers' usual layout (`model.model.language_model`).
+
+    Attributes:
+        family: the config's model_type, for methods' defaults and for people.
+        feature_functions: the function of `model.model` that encodes each modality.
+        pixels: the argument of that function that holds the pixels.
     """
 
     family: ClassVar[str]
     feature_functions: ClassVar[dict[str, str]] = {"image": "get_image_features"}
+    pixels: ClassVar[dict[str, str]] = {"image": "pixel_values", "video": "pixel_values_videos"}
+    tower_rows: ClassVar[bool] = False  # whether there is one row per slot before the projector
+    later_token_type: ClassVar[int] = 0  # token_type_ids of what the model writes
+    window_cuts_blocks: ClassVar[bool] = True  # whether a sliding window also limits what a block's tokens see of it
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.inner: Any = model.model
         self.config: Any = model.config
+        self.text_config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
+
+    # ------------------------------------------------------------------ the language model
 
     @property
     def text_model(self) -> Any:
@@ -33,23 +73,53 @@ class Adapter:
     def decoder_layers(self) -> Sequence[nn.Module]:
         return self.text_model.layers
 
+    def decoder_attention(self, layer: int) -> nn.Module:
+        """The module of decoder layer `layer` that calls the attention function."""
+        if self.layer_kind(layer) == "linear_attention":
+            raise UserError(
+                f"Decoder layer {layer} of this model has no attention map (it is a linear attention layer): choose a "
+                f"layer after one of {', '.join(map(str, self.attention_layers))}."
+            )
+        return attention_of(self.decoder_layers[layer])
+
+    def layer_kind(self, layer: int) -> str:
+        """The config's name for how a decoder layer attends: "full_attention", "sliding_attention", ..."""
+        kinds = getattr(self.text_config, "layer_types", None)
+        return kinds[layer] if kinds else "full_attention"
+
     @property
-    def encoder_layers(self) -> Sequence[nn.Module]:
+    def attention_layers(self) -> list[int]:
+        """Decoder layers that store keys and values."""
+        return [i for i in range(len(self.decoder_layers)) if self.layer_kind(i) != "linear_attention"]
+
+    def rotary(self, hidden: Tensor, positions: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """cos and sin at a decoder layer of position ids [B, L], or [axes, B, L] for M-RoPE."""
+        rotary = self.text_model.rotary_emb
+        if "layer_type" in inspect.signature(rotary.forward).parameters:
+            return rotary(hidden, positions, self.layer_kind(layer))
+        return rotary(hidden, positions)
+
+    def blocks(self, call: Mapping[str, Any]) -> Tensor | None:
+        """Tokens that see each other in both directions, in a call of `model.model` with these arguments.
+
+        Returns:
+            [B, S] the number of each token's block, -1 for a token that attends causally; None when all do.
+        """
+        return None
+
+    # ------------------------------------------------------------------ the vision encoder
+
+    def encoder_layers(self, modality: str = "image") -> Sequence[nn.Module]:
         raise NotImplementedError
 
-    @property
-    def encoder_attentions(self) -> Sequence[nn.Module]:
+    def encoder_attentions(self, modality: str = "image") -> Sequence[nn.Module]:
         """Modules that call the attention function, one an encoder layer."""
-        return [attention_of(layer) for layer in self.encoder_layers]
-
-    @property
-    def decoder_attentions(self) -> Sequence[nn.Module]:
-        return [attention_of(layer) for layer in self.decoder_layers]
+        return [attention_of(layer) for layer in self.encoder_layers(modality)]
 
     @property
     def placeholder_ids(self) -> dict[str, int]:
         """Token id of a visual slot, by modality."""
-        return {"image": self.config.image_token_id}
+        return {modality: getattr(self.config, f"{modality}_token_id") for modality in self.feature_functions}
 
     @property
     def has_cls(self) -> bool:
@@ -58,7 +128,7 @@ class Adapter:
     @property
     def used_layer(self) -> int:
         """Encoder layer (0-based) whose output the projector reads."""
-        return len(self.encoder_layers) - 1
+        return len(self.encoder_layers()) - 1
 
     @property
     def full_layers(self) -> tuple[int, ...] | None:
@@ -67,39 +137,53 @@ class Adapter:
 
     @property
     def info(self) -> ModelInfo:
-        return ModelInfo(self.family, len(self.encoder_layers), len(self.decoder_layers), self.has_cls)
+        return ModelInfo(self.family, len(self.encoder_layers()), len(self.decoder_layers), self.has_cls)
 
-    def grids(self, modality: str, call: dict[str, Any]) -> list[Grid | None]:
-        """Slot grid of each image (None where the slots form none) of a `get_*_features` call with these arguments."""
+    # ------------------------------------------------------------------ from patches to slots
+
+    def features(self, modality: str, call: dict[str, Any], pooled: Any) -> list[Tensor]:
+        """The output of a `get_*_features` call as one [count, D] a piece."""
+        return list(pooled)
+
+    def slots(self, modality: str, call: dict[str, Any]) -> list[Slots]:
+        """Where the slots of each piece lie, in a `get_*_features` call with these arguments."""
         raise NotImplementedError
 
     def rows(self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor]) -> list[TowerRows]:
-        """A statistic of encoder tokens as rows of slots, one entry an image.
+        """A statistic of encoder tokens as rows of slots, one entry a piece; NaN where a slot has no patch.
 
         Args:
             chunks: what each attention call of the layer saw, in order: [batch, tokens, ...].
         """
         raise NotImplementedError
 
-    def tower_rows_exist(self) -> bool:
-        """Whether there is one row per slot before the projector."""
-        return True
+    def images(self, ids: Tensor | None, columns: Sequence[Tensor]) -> list[int]:
+        """How many successive pieces make an image: for most families a piece is one.
+
+        Args:
+            ids: [S] the token ids of one row, or None when embeddings were given.
+            columns: the prompt columns of each piece of the row.
+        """
+        return [1] * len(columns)
 
     def project(self, rows: Tensor) -> Tensor:
         """Tower rows [m, C] to LLM embeddings [m, D]."""
         return rows
 
     def resize(self, modality: str, call: dict[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
-        """The arguments of `get_*_features` for the same images resized to these slot grids."""
-        raise NotImplementedError
-
-    def rotary(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of position ids [B, L], or [axes, B, L] for M-RoPE."""
-        return self.text_model.rotary_emb(hidden, positions)
+        """The arguments of `get_*_features` for the same pieces resized to these slot grids."""
+        raise UserError(
+            f"The vision encoder of {self.family} takes pictures of one size only: resize the picture before the "
+            "processor instead."
+        )
 
 
 def attention_of(layer: Any) -> nn.Module:
-    return layer.self_attn
+    """The attention module of an encoder or decoder layer, by the names that transformers uses."""
+    for name in ("self_attn", "attn", "attention"):
+        if hasattr(layer, name):
+            return getattr(layer, name)
+    raise AttributeError(f"{type(layer).__name__} has no attention module under a known name")
 
 
 def split_rows(values: Tensor, sizes: Sequence[int]) -> list[Tensor]:

@@ -34,28 +34,47 @@ class Band:
 
     Attributes:
         valid: [B, L] which physical slots hold a real token; slots beyond L were decoded since and are all real.
+        place: [B, L] their places in the whole sequence, by which sliding windows are measured.
         delta: what to subtract from an incoming position id, [B] or [axes, B]; None for original positions.
         own_positions: ids differ from those of layer 0.
     """
 
     start: int
     valid: Tensor
+    place: Tensor
     delta: Tensor | None = None
     own_positions: bool = False
 
     def select(self, rows: Tensor) -> Band:
-        delta = None if self.delta is None else self.delta.index_select(-1, rows.to(self.delta.device))
-        valid = self.valid.index_select(0, rows.to(self.valid.device))
-        return Band(self.start, valid, delta, self.own_positions)
+        rows = rows.to(self.valid.device)
+        delta = None if self.delta is None else self.delta.index_select(-1, rows)
+        valid, place = (values.index_select(0, rows) for values in (self.valid, self.place))
+        return Band(self.start, valid, place, delta, self.own_positions)
+
+    def crop(self, length: int) -> None:
+        self.valid, self.place = self.valid[:, :length], self.place[:, :length]
 
 
 @dataclass
 class PrunedState:
-    """What hangs on an adopted cache."""
+    """What hangs on an adopted cache.
+
+    Attributes:
+        bands: from the first decoder layer on.
+        owner: id of the text model, whose hooks the cache needs.
+        first: the first decoder layer that stores keys (not a recurrent one), by which lengths are told.
+        removed: logical minus physical length of that layer.
+    """
 
     bands: list[Band]
-    owner: int  # id of the text model, whose hooks the cache needs
-    removed: int = 0  # logical minus physical length of the first layer
+    owner: int
+    first: int = 0
+    removed: int = 0
+
+    def tail(self, cache: Cache) -> int:
+        """Tokens added since the bands were written, the same number in all of them; negative if some were removed."""
+        band = next(band for band in reversed(self.bands) if band.start <= self.first)
+        return physical_length(cache, self.first) - band.valid.shape[1]
 
 
 class PrunedCacheMixin:
@@ -76,8 +95,10 @@ class PrunedCacheMixin:
 
     def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)  # type: ignore[misc]
-        for band in self.vlmprune_state.bands:
-            band.valid = band.valid[:, : physical_length(self, band.start)]  # type: ignore[arg-type]
+        tail = self.vlmprune_state.tail(self)  # type: ignore[arg-type]
+        if tail < 0:
+            for band in self.vlmprune_state.bands:
+                band.crop(band.valid.shape[1] + tail)
 
     def reset(self) -> None:
         super().reset()  # type: ignore[misc]

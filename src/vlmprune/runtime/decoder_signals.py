@@ -28,10 +28,11 @@ class DecoderReader:
     """
 
     def __init__(
-        self, adapter: Adapter, segment: Segment, hidden: Tensor, call: AttentionCall | None, tail: int
+        self, adapter: Adapter, segment: Segment, hidden: Tensor, call: AttentionCall | None, tail: int, layer: int
     ) -> None:
         self.adapter, self.layout, self.hidden, self.call, self.tail = adapter, segment.layout, hidden, call, tail
-        self.past, self.valid = segment.past.shape[1], segment.valid
+        self.past, self.valid, self.layer = segment.past.shape[1], segment.valid, layer
+        self.device = segment.layout.source.device
 
     def read(self, need: Need, row: int, tokens: Tensor) -> Any:
         """The signal for one image whose tokens sit at physical indices `tokens` [n] of this row."""
@@ -42,12 +43,11 @@ class DecoderReader:
             return self._rows(row, text)[:, tokens]
         if isinstance(need, DecoderKeys):
             assert self.call is not None
-            new = self.call.key[row, :, self.past : self.past + self.layout.source.shape[1]]
-            keys = new.transpose(0, 1).flatten(1).float()
-            return Tokens(keys[tokens.to(keys.device)], keys[text.to(keys.device)])
+            keys = self.call.key[row, :, self._start :].transpose(0, 1).flatten(1).float().to(self.device)
+            return Tokens(keys[tokens], keys[text])
         if isinstance(need, DecoderStates):
             both = torch.cat([tokens, text]).to(self.hidden.device)
-            states = self.adapter.text_model.norm(self.hidden[row, both]).float()
+            states = self.adapter.text_model.norm(self.hidden[row, both]).float().to(self.device)
             return Tokens(states[: len(tokens)], states[len(tokens) :])
         raise TypeError(f"unknown need {need!r}")
 
@@ -59,17 +59,27 @@ class DecoderReader:
         prompt = self._prompt_tokens(row)
         return prompt[(self.layout.image[row, prompt] < 0) & (prompt > tokens.max())]
 
+    @property
+    def _start(self) -> int:
+        """Where the new tokens' keys begin: a sliding layer stores only the last, a static cache has room behind."""
+        assert self.call is not None
+        return min(self.past, self.call.key.shape[2] - self.layout.source.shape[1])
+
     def _rows(self, row: int, queries: Tensor) -> Tensor:
         """Post-softmax rows [R, P] of the new tokens at `queries`, over everything each of them sees."""
         assert self.call is not None
-        device, width = self.call.query.device, self.valid.shape[1]
-        queries = queries.to(device)
-        columns = torch.arange(width, device=device)
-        visible = self.valid[row].to(device) & (columns <= self.past + queries[:, None])
-        rows = attention_rows(
-            self.call.query[row : row + 1, :, queries],
-            self.call.key[row : row + 1, :, :width],
-            self.call.scaling,
-            visible[None],
-        )
-        return rows[0, :, self.past :]
+        call, end = self.call, self._start + self.layout.source.shape[1]
+        queries = queries.to(call.query.device)
+        visible = self._seen(row, queries, end) if call.mask is None else call.mask[row, 0, queries, :end]
+        query, key = call.query[row : row + 1, :, queries], call.key[row : row + 1, :, :end]
+        rows = attention_rows(query, key, call.scaling, visible[None])
+        return rows[0, :, self._start :].to(self.device)
+
+    def _seen(self, row: int, queries: Tensor, end: int) -> Tensor:
+        """[R, end] what the kernel lets these queries see where it was given no mask: the real tokens before them."""
+        stored = torch.arange(end, device=queries.device) + self.past - self._start
+        place = self.past + queries[:, None]
+        seen = self.valid[row].to(queries.device)[stored] & (stored <= place)
+        if self.adapter.layer_kind(self.layer) == "sliding_attention":
+            seen &= stored > place - self.adapter.text_config.sliding_window
+        return seen

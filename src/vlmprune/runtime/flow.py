@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -19,6 +19,21 @@ class PromptImage:
     tokens: ImageTokens
     columns: Tensor
 
+    def lenders(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """For new tokens with these slots: the column that lends each its position, and where its stretch begins.
+
+        New tokens stay in the order they were made, together where the stretch of placeholders of their slot begins
+        (a video's frames may stand apart). One without a slot goes with the next that has one, at its first column.
+        """
+        starts = torch.cat([self.columns[:1], self.columns[1:][self.columns.diff() > 1]])
+        known = (slots >= 0).nonzero().squeeze(1)
+        if not len(known):
+            return starts[:1].expand(len(slots)), starts[:1].expand(len(slots))
+        order = torch.arange(len(slots), device=slots.device)
+        following = slots[known[torch.searchsorted(known, order).clamp(max=len(known) - 1)]]
+        begin = starts[torch.searchsorted(starts, self.columns[following], right=True) - 1]
+        return torch.where(slots >= 0, self.columns[following], begin), begin
+
 
 @dataclass
 class Prompt:
@@ -29,12 +44,15 @@ class Prompt:
         samples: which sample each row belongs to (beams repeat a sample).
         ids: [B, S] token ids, or None when embeddings were given.
         tail: tokens at the end that are not prompt (prompt-lookup candidates, scored answers).
+        blocks: [B, S] number of the block that a token sees all of, -1 for a token that attends causally; None when
+            all do.
     """
 
     rows: list[list[PromptImage]]
     samples: list[int]
     ids: Tensor | None
     tail: int = 0
+    blocks: Tensor | None = None
 
 
 @dataclass
@@ -46,12 +64,16 @@ class Layout:
         image: number of its image in the sample; -1 for text and fillers.
         slot: slot in that image; -1 for text and for merged tokens without one.
         origin: row of the image's encoder signals; -1 where there is none.
+        place: index in the whole sequence, by which sliding windows are measured.
+        block: number of the block that the token sees all of; -1 for a token that attends causally.
     """
 
     source: Tensor
     image: Tensor
     slot: Tensor
     origin: Tensor
+    place: Tensor
+    block: Tensor
 
     @property
     def valid(self) -> Tensor:
@@ -61,7 +83,18 @@ class Layout:
         def pick(values: Tensor) -> Tensor:
             return values.gather(1, index.to(values.device)).masked_fill(~valid.to(values.device), -1)
 
-        return Layout(pick(self.source), pick(self.image), pick(self.slot), pick(self.origin))
+        return Layout(*(pick(getattr(self, field.name)) for field in fields(self)))
+
+    def close_gaps(self) -> Tensor:
+        """Let the places count on without gaps up to the last token's, which stays.
+
+        Returns:
+            [B, 1] by how much the first token's place, and so everything before it, moves up.
+        """
+        first = self.place.shape[1] - self.valid.sum(1, keepdim=True)
+        before = self.place.gather(1, first)
+        self.place = self.place[:, -1:] - torch.arange(self.place.shape[1] - 1, -1, -1, device=first.device)
+        return self.place.gather(1, first) - before
 
 
 @dataclass
@@ -73,6 +106,7 @@ class Segment:
         layout: its tokens.
         positions: their ids, [B, P] or [axes, B, P].
         past: [B, L] validity of what the cache already holds at these layers.
+        past_place: [B, L] its places.
         index: [B, P] where the tokens sat among those that entered layer 0; None when nothing was cut since.
         delta: what decoding must subtract from ids, summed over all turns; None under the original policy.
         own_positions: ids differ from those of layer 0, so the rotary embedding must be computed anew.
@@ -82,6 +116,7 @@ class Segment:
     layout: Layout
     positions: Tensor
     past: Tensor
+    past_place: Tensor
     index: Tensor | None = None
     delta: Tensor | None = None
     own_positions: bool = False
@@ -93,6 +128,11 @@ class Segment:
         return torch.cat([self.past, self.layout.valid], dim=1)
 
     @property
+    def places(self) -> Tensor:
+        """[B, L + P] places of the cached and the new tokens."""
+        return torch.cat([self.past_place, self.layout.place], dim=1)
+
+    @property
     def mask(self) -> Tensor | None:
         """2-D key mask in physical coordinates, or None when every token is real."""
         if "mask" not in self.memo:
@@ -100,12 +140,14 @@ class Segment:
             self.memo["mask"] = None if bool(valid.all()) else valid
         return self.memo["mask"]
 
-    def cut(self, layout: Layout, index: Tensor, policy: str, text_row: bool) -> None:
-        """Go on with the tokens `layout`, found at `index` [B, P] among those of now."""
+    def cut(self, layout: Layout, index: Tensor, policy: str, text_row: bool, shift: Tensor | None) -> None:
+        """Go on with the tokens `layout`, found at `index` [B, P] among those of now; `shift` [B, 1] moves places."""
         positions = gather_positions(self.positions, index)
         if policy == "compact":
             positions, lowered = compact(positions, layout.valid, layout.image, text_row)
             self.delta = lowered if self.delta is None else self.delta + lowered
+        if shift is not None:
+            self.past_place = self.past_place + shift
         self.index = index if self.index is None else self.index.gather(1, index)
         self.layout, self.positions, self.memo = layout, positions, {}
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
-from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING, create_causal_mask
 
 from vlmprune.core.budget import resolve_keep
 from vlmprune.core.recipe import Stage
 from vlmprune.core.report import Kept, RunReport
 from vlmprune.core.view import ImageView, Merged
+from vlmprune.runtime import deepstack
 from vlmprune.runtime.cache import Band, PrunedState, adopt, physical_length, state_of
 from vlmprune.runtime.decoder_signals import ATTENTION_NEEDS, DecoderReader
 from vlmprune.runtime.flow import Layout, Prompt, Segment, gather_rows, pad_left
-from vlmprune.runtime.select import Picked, check_selection, prompt_seed, run_vision_stages, vision_signals
+from vlmprune.runtime.masks import Masks
+from vlmprune.runtime.select import Picked, choose, prompt_seed, run_vision_stages, vision_signals
 from vlmprune.runtime.taps import Capture
 from vlmprune.runtime.vision import layers_read
 
@@ -35,21 +37,26 @@ class Forward:
         self.embeds: Tensor = kwargs["inputs_embeds"]
         self.batch, self.length = self.embeds.shape[:2]
         self.device = self.embeds.device
+        self.first = self.adapter.attention_layers[0]
+        self.past_places = 0 if self.cache is None else int(self.cache.get_seq_length())
         self.changed = False
         self.seconds = 0.0
         self.stages: list[tuple[int, Kept]] = []
         self._capture: Capture | None = None
+        self.masks = Masks(self.adapter, prompt is not None and prompt.blocks is not None)
         self._read_mask(kwargs.get("attention_mask"), mask)
         self._read_positions(kwargs.get("position_ids"))
         layout = self._whole_layout()
         bands = self.state.bands if self.state else [None]
         self.segments = [self._segment(band, layout) for band in bands]
+        self.entered: Tensor | None = None  # [B, P] prompt column of what enters layer 0, where that is not all
+        self.current = self.segments[0]  # of the decoder layer that runs
 
     # ------------------------------------------------------------------ what came in
 
     def _read_mask(self, mask: Any, prompt_mask: Tensor | None) -> None:
         """Which of the new tokens are real, and which cached ones of a cache that is not ours yet."""
-        past = physical_length(self.cache, 0)
+        past = physical_length(self.cache, self.first)
         if isinstance(mask, dict):
             mask = mask.get("full_attention", next(iter(mask.values())))
         if isinstance(mask, Tensor) and mask.ndim == 4:
@@ -67,14 +74,17 @@ class Forward:
     def _read_positions(self, positions: Tensor | None) -> None:
         """Position ids as the model counts them, before any policy: [B, S] or [axes, B, S]."""
         if positions is None:
-            past = int(self.cache.get_seq_length()) if self.cache is not None else 0
-            positions = torch.arange(past, past + self.length, device=self.device)[None]
+            positions = torch.arange(self.past_places, self.past_places + self.length, device=self.device)[None]
         self.positions = positions.expand(*positions.shape[:-2], self.batch, self.length)
         self.text_row = positions.ndim == 3 and positions.shape[0] == 4
 
     def _whole_layout(self) -> Layout:
         column = torch.arange(self.length, device=self.device).expand(self.batch, -1)
-        layout = Layout(column.masked_fill(~self.new_valid, -1), *(torch.full_like(column, -1) for _ in range(3)))
+        none = torch.full_like(column, -1)
+        blocks = self.prompt.blocks if self.prompt else None
+        block = none if blocks is None else blocks[:, -self.length :].to(self.device).expand(self.batch, -1)
+        source = column.masked_fill(~self.new_valid, -1)
+        layout = Layout(source, none.clone(), none.clone(), none.clone(), self.past_places + column, block)
         for row, images in enumerate(self.prompt.rows if self.prompt else []):
             for number, image in enumerate(images):
                 slots = torch.arange(len(image.columns), device=self.device)
@@ -86,12 +96,16 @@ class Forward:
     def _segment(self, band: Band | None, layout: Layout) -> Segment:
         """The new tokens, nothing cut yet, behind what a band of the cache holds."""
         if band is None:
-            return Segment(0, layout, self.positions, self.past_valid)
-        tail = physical_length(self.cache, band.start) - band.valid.shape[1]
+            places = torch.arange(self.past_valid.shape[1], device=self.device).expand(self.batch, -1)
+            return Segment(0, layout, self.positions, self.past_valid, places)
+        assert self.state is not None and self.cache is not None
+        tail = self.state.tail(self.cache)
         past = nn.functional.pad(band.valid.to(self.device), (0, tail), value=True)
+        written = torch.arange(self.past_places - tail, self.past_places, device=self.device).expand(self.batch, -1)
+        places = torch.cat([band.place.to(self.device), written], dim=1)
         delta = None if band.delta is None else band.delta.to(self.device)
         positions = self.positions if delta is None else self.positions - delta.unsqueeze(-1)
-        return Segment(band.start, layout, positions, past, None, delta, band.own_positions)
+        return Segment(band.start, layout, positions, past, places, None, delta, band.own_positions)
 
     # ------------------------------------------------------------------ before layer 0
 
@@ -104,6 +118,8 @@ class Forward:
             embeds = self._run_before_llm(self.prompt)
             self.seconds += time.perf_counter() - start
             kwargs = {**kwargs, "inputs_embeds": embeds}
+            if self.entered is not None:
+                kwargs = deepstack.shorten(kwargs, self.entered, self.segments[0].layout)
         if not self.changed and self.state is None:
             return kwargs
         first = self.segments[0]
@@ -118,8 +134,7 @@ class Forward:
         position = sum(segment.start <= layer for segment in self.segments)
         last = self.segments[position - 1]
         if last.start < layer:
-            copy = Segment(layer, last.layout, last.positions, last.past, last.index, last.delta, last.own_positions)
-            self.segments.insert(position, copy)
+            self.segments.insert(position, replace(last, start=layer, memo={}))
 
     def _run_before_llm(self, prompt: Prompt) -> Tensor:
         picked: list[list[list[Picked]]] = []
@@ -156,13 +171,16 @@ class Forward:
             columns = [text.nonzero().squeeze(1)]
             places = [columns[0]]
             for now, image in zip(finals[row], images, strict=True):
-                taken = image.columns[now.slots.to(self.device).clamp(min=0)]
-                columns.append(taken)
-                # New tokens stay in the order they were made, together where the image begins.
-                places.append(taken if now.features is None else image.columns[:1].expand(len(taken)))
+                if now.features is None:
+                    columns.append(image.columns[now.slots.to(self.device)])
+                    places.append(columns[-1])
+                else:
+                    taken, begin = image.lenders(now.slots.to(self.device))
+                    columns.append(taken)
+                    places.append(begin)
             orders.append(torch.cat(columns)[torch.sort(torch.cat(places), stable=True).indices])
         layout = self._cut(0, orders, "compact" if self._compact_before_llm() else "original")
-        index = self.segments[0].index
+        self.entered = index = self.segments[0].index
         assert index is not None
         embeds = gather_rows(self.embeds, index)
         for row, states in enumerate(finals):
@@ -185,8 +203,9 @@ class Forward:
         index, valid = pad_left(orders, self.device)
         later = [segment for segment in self.segments if segment.start >= layer]
         layout = later[0].layout.take(index, valid)
+        shift = layout.close_gaps() if policy == "compact" else None
         for segment in later:
-            segment.cut(layout, index, policy, self.text_row)
+            segment.cut(layout, index, policy, self.text_row, shift)
             segment.own_positions |= layer > 0 and policy == "compact"
         return layout
 
@@ -201,13 +220,14 @@ class Forward:
                 hidden = self._run_at_layer(number, self.hooks.at_layer[number], hidden)
                 self.seconds += time.perf_counter() - start
             self._start_capture(number)
-        segment = self._segment_of(number)
-        if segment is self.segments[0] or (not self.changed and self.state is None):
+        segment = self.current = self._segment_of(number)
+        untouched = not self.changed and self.state is None
+        if untouched or (segment is self.segments[0] and not self.masks.special):
             return None
         kwargs = {
             **kwargs,
-            "attention_mask": self._layer_mask(segment, number, hidden, kwargs.get("past_key_values")),
-            "position_embeddings": self._rotary(segment, hidden, kwargs["position_embeddings"]),
+            "attention_mask": self.masks.make(segment, number, hidden, kwargs.get("past_key_values")),
+            "position_embeddings": self._rotary(segment, number, hidden, kwargs["position_embeddings"]),
             "position_ids": None,  # flash attention would read gaps in them as borders of packed sequences
         }
         if args:
@@ -223,7 +243,7 @@ class Forward:
         if stage is not None:
             needs = stage.method.needs(self.adapter.info).values()
             if any(isinstance(need, ATTENTION_NEEDS) for need in needs):
-                self._capture = Capture([self.adapter.decoder_attentions[number]])
+                self._capture = Capture([self.adapter.decoder_attention(number)])
                 self._capture.start()
 
     def stop_capture(self) -> None:
@@ -235,7 +255,7 @@ class Forward:
         prompt, before = self.prompt, self._segment_of(number - 1)
         assert prompt is not None
         calls = next(iter(self._capture.calls.values()), []) if self._capture is not None else []
-        reader = DecoderReader(self.adapter, before, hidden, calls[0] if calls else None, prompt.tail)
+        reader = DecoderReader(self.adapter, before, hidden, calls[0] if calls else None, prompt.tail, number - 1)
         self._capture = None
         orders, kept, cut = [], [], False
         for row, images in enumerate(prompt.rows):
@@ -265,36 +285,21 @@ class Forward:
         for name, need in stage.method.needs(self.adapter.info).items():
             if name not in signals:
                 signals[name] = reader.read(need, row, tokens)
-        view = ImageView(keep, now.slots, data.grid, self.adapter.info, signals, self._seed(row, image))
-        chosen = stage.method.select(view)
+        info, seed = self.adapter.info, self._seed(row, image)
+        view = ImageView(keep, now.slots, data.grid, info, signals, seed, data.cells(now.slots))
+        chosen = choose(stage, view)
         if isinstance(chosen, Merged):
             raise NotImplementedError(f"{stage.method.name} merges inside the LLM, which the runtime cannot do yet")
-        return check_selection(stage, view, chosen)
+        return chosen
 
-    def _layer_mask(self, segment: Segment, layer: int, hidden: Tensor, cache: Cache | None) -> Any:
-        """The mask transformers itself would make for this layer's own length; one for all layers of a kind."""
-        config = self.adapter.text_model.config
-        kinds = getattr(config, "layer_types", None)
-        kind = kinds[layer] if kinds else "full_attention"
-        key = ("mask", kind, hidden.device)
-        if key not in segment.memo:
-            make: Any = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING.get(kind, create_causal_mask)
-            segment.memo[key] = make(
-                config=config,
-                inputs_embeds=hidden,
-                attention_mask=segment.mask,
-                past_key_values=cache,
-                position_ids=None,
-                layer_idx=layer,
-            )
-        return segment.memo[key]
-
-    def _rotary(self, segment: Segment, hidden: Tensor, incoming: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _rotary(
+        self, segment: Segment, layer: int, hidden: Tensor, incoming: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         if segment.own_positions:
-            key: object = ("rotary", hidden.device)
+            key: object = ("rotary", self.adapter.layer_kind(layer), hidden.device)
             if key not in segment.memo:
                 positions = segment.positions[1:] if self.text_row else segment.positions
-                segment.memo[key] = self.adapter.rotary(hidden, positions.to(hidden.device))
+                segment.memo[key] = self.adapter.rotary(hidden, positions.to(hidden.device), layer)
             return segment.memo[key]
         if segment.index is None:
             return incoming
@@ -310,9 +315,10 @@ class Forward:
         cache = getattr(output, "past_key_values", None)
         dirty = self.changed or (self.state is not None and not bool(self.new_valid.all()))
         if isinstance(cache, Cache) and (dirty or (self.prompt is not None and self.state is not None)):
-            bands = [Band(s.start, s.valid, s.delta, s.own_positions) for s in self.segments]
-            removed = self.length - self.segments[0].layout.source.shape[1] + (self.state.removed if self.state else 0)
-            adopt(cache, PrunedState(bands, id(self.adapter.text_model), removed))
+            bands = [Band(s.start, s.valid, s.places, s.delta, s.own_positions) for s in self.segments]
+            stored = self._segment_of(self.first).layout.source.shape[1]
+            removed = self.length - stored + (self.state.removed if self.state else 0)
+            adopt(cache, PrunedState(bands, id(self.adapter.text_model), self.first, removed))
         if self.prompt is not None:
             self.hooks.report = self._report(self.prompt)
 
@@ -338,6 +344,7 @@ class Forward:
             ],
             columns=last.source[first_of].cpu(),
             grids=[[image.tokens.grid for image in prompt.rows[row]] for row in first_of],
+            cells=[[image.tokens.places.cells.cpu() for image in prompt.rows[row]] for row in first_of],
             layers=layers_read(self.adapter, self.hooks.recipe),
             seconds=self.seconds + self.hooks.vision_seconds,
         )

@@ -1,12 +1,13 @@
-"""The masking oracle: what a pruned run must equal, computed without removing anything.
+"""The oracles: what a pruned run must equal, computed without the runtime's gathering, caching and position code.
 
-One uncached forward of the whole sequence in which every dropped visual column is masked in the decoder layers that no
-longer see it. It shares no code with the runtime's gathering, caching and position code.
+The masking oracle removes nothing: one uncached forward of the whole sequence in which every dropped visual column is
+masked in the decoder layers that no longer see it. Recurrent layers have no mask to do that with; there the cutting
+oracle takes the tokens out of the hidden states of one uncached forward of a single sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,13 @@ from torch import Tensor, nn
 from vlmprune.core.errors import UserError
 from vlmprune.core.report import RunReport
 from vlmprune.models import adapter_for
+from vlmprune.models.base import Adapter
+
+
+def is_recurrent(model: nn.Module) -> bool:
+    """Whether some decoder layers are recurrent, so that the cutting oracle is the one to ask."""
+    adapter = adapter_for(model)
+    return len(adapter.attention_layers) < len(adapter.decoder_layers)
 
 
 @torch.no_grad()
@@ -24,6 +32,7 @@ def masking_oracle(
     tokens: Tensor,
     report: RunReport,
     policies: Mapping[int, str] | None = None,
+    image: Tensor | None = None,
 ) -> Tensor:
     """Logits that a pruned generation of `tokens` must have given.
 
@@ -32,66 +41,165 @@ def masking_oracle(
         tokens: [B, T] generated ids.
         report: `session.last` of the pruned run (only its `stages` are read).
         policies: layer -> "compact" where a stage re-numbers positions; "original" elsewhere.
+        image: [B, S] number of the image in its sample that a prompt column shows, -1 for text. By default each stretch
+            of placeholders is one.
 
     Returns:
         [B, T, V]: the logits from which each generated token was chosen. Float32 models only.
-    """
-    adapter, policies = adapter_for(model), policies or {}
-    ids = torch.cat([inputs["input_ids"], tokens[:, :-1].to(inputs["input_ids"])], dim=1)
-    length = ids.shape[1]
-    extra = length - inputs["input_ids"].shape[1]
-    real = nn.functional.pad(inputs["attention_mask"], (0, extra), value=1).bool()
-    full = {**inputs, "input_ids": ids, "attention_mask": real.long()}
-    if "mm_token_type_ids" in inputs:
-        full["mm_token_type_ids"] = nn.functional.pad(inputs["mm_token_type_ids"], (0, extra))
-    image = _image_numbers(adapter, full)
-    visible = {0: real}
-    for layer, kept in report.stages:
-        visible[layer] = real & _kept_columns(image, kept)
-    positions = {0: _positions(adapter, full)}
-    for layer in sorted(visible):
-        before = positions[max(at for at in positions if at <= layer)]
-        compact = policies.get(layer) == "compact"
-        positions[layer] = _renumber(before, visible[layer], image) if compact else before
 
-    causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
-    rotary: dict[int, Any] = {}
+    Raises:
+        UserError: the model has recurrent layers, or M-RoPE without `mm_token_type_ids`.
+    """
+    if is_recurrent(model):
+        raise UserError("The masking oracle does not apply to recurrent layers: use the cutting oracle.")
+    run = _Reference(model, inputs, tokens, report, policies or {}, image)
+    text, rotary, whole = run.adapter.text_model, {}, {}
+
+    def note_masks(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = kwargs.get("attention_mask")
+        whole["full"] = given.get("full_attention") if isinstance(given, dict) else None
 
     def hook_for(number: int) -> Any:
-        layer = max(at for at in visible if at <= number)
+        stage, kind = run.stage_of(number), run.adapter.layer_kind(number)
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
+            if kind == "sliding_attention" and run.compact(number):
+                sees = run.as_bool(whole["full"]) & run.window(stage)
+                if not run.adapter.window_cuts_blocks:
+                    ahead = run.as_bool(kwargs.get("attention_mask")).triu(1)  # only a block lets a token look ahead
+                    sees = sees | ahead | ahead.mT
+            else:
+                sees = run.as_bool(kwargs.get("attention_mask"))  # the unpruned model's own
             # A query that may see nothing (padding) sees itself, lest its softmax be NaN.
-            mask = (causal & visible[layer][:, None, :]) | torch.eye(length, dtype=torch.bool, device=ids.device)
-            mask = mask[:, None]
-            if adapter.text_model.config._attn_implementation != "sdpa":
-                mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(hidden.dtype).min).to(hidden)
-            if layer not in rotary:
-                rotary[layer] = adapter.rotary(hidden, positions[layer])
-            return args, {
-                **kwargs,
-                "attention_mask": mask,
+            allowed = (sees & run.visible[stage][:, None, :]) | run.itself
+            if (stage, kind) not in rotary:
+                rotary[stage, kind] = run.adapter.rotary(hidden, run.positions[stage], number)
+            changed = {"attention_mask": run.as_mask(allowed, hidden), "position_embeddings": rotary[stage, kind]}
+            return args, {**kwargs, **changed, "position_ids": None}
+
+        return hook
+
+    return run.logits(hook_for, text.register_forward_pre_hook(note_masks, with_kwargs=True))
+
+
+@torch.no_grad()
+def cutting_oracle(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    tokens: Tensor,
+    report: RunReport,
+    policies: Mapping[int, str] | None = None,
+    image: Tensor | None = None,
+) -> Tensor:
+    """The same for one sample without padding of a causal model, its dropped tokens taken out of the hidden states."""
+    run = _Reference(model, inputs, tokens, report, policies or {}, image)
+    if len(tokens) != 1 or not bool(run.real.all()):
+        raise UserError("The cutting oracle takes one sample without padding.")
+
+    def hook_for(number: int) -> Any:
+        stage = run.stage_of(number)
+        columns = run.visible[stage][0].nonzero().squeeze(1)
+        before = run.visible[run.stage_of(number - 1)][0] if number else run.real[0]
+        index = before[: run.length].nonzero().squeeze(1)
+        picked = torch.isin(index, columns)
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hidden = (args[0] if args else kwargs["hidden_states"])[:, picked]
+            causal = torch.ones(1, len(columns), len(columns), dtype=torch.bool, device=run.device).tril()
+            recurrent = run.adapter.layer_kind(number) == "linear_attention"
+            changed = {
+                "attention_mask": None if recurrent else run.as_mask(causal, hidden),
+                "position_embeddings": run.adapter.rotary(hidden, run.positions[stage][..., columns], number),
                 "position_ids": None,
-                "position_embeddings": rotary[layer],
+            }
+            return (hidden, *args[1:]) if args else (), {
+                **kwargs,
+                **changed,
+                **({} if args else {"hidden_states": hidden}),
             }
 
         return hook
 
-    handles = [
-        layer.register_forward_pre_hook(hook_for(number), with_kwargs=True)
-        for number, layer in enumerate(adapter.decoder_layers)
-    ]
-    try:
-        logits = model(**full, use_cache=False).logits
-    finally:
-        for handle in handles:
-            handle.remove()
-    return logits[:, -tokens.shape[1] :]
+    return run.logits(hook_for)
 
 
-def _image_numbers(adapter: Any, inputs: Mapping[str, Any]) -> Tensor:
-    """[B, S] the number of the image in its sample that a column shows, -1 for text; images must not touch."""
+class _Reference:
+    """The whole sequence, what each layer may see of it, and its position ids."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        tokens: Tensor,
+        report: RunReport,
+        policies: Mapping[int, str],
+        image: Tensor | None,
+    ) -> None:
+        self.model, self.adapter, self.policies = model, adapter_for(model), policies
+        ids = torch.cat([inputs["input_ids"], tokens[:, :-1].to(inputs["input_ids"])], dim=1)
+        self.length, self.device, self.steps = ids.shape[1], ids.device, tokens.shape[1]
+        extra = self.length - inputs["input_ids"].shape[1]
+
+        def longer(values: Tensor, value: int) -> Tensor:
+            return nn.functional.pad(values, (0, extra), value=value)
+
+        self.itself = torch.eye(self.length, dtype=torch.bool, device=self.device)
+        self.real = longer(inputs["attention_mask"], 1).bool()
+        self.full = {**inputs, "input_ids": ids, "attention_mask": self.real.long()}
+        for name, later in (("mm_token_type_ids", 0), ("token_type_ids", self.adapter.later_token_type)):
+            if name in inputs:
+                self.full[name] = longer(inputs[name], later)
+        self.image = _image_numbers(self.adapter, self.full) if image is None else longer(image, -1)
+        self.visible = {0: self.real}
+        for layer, kept in report.stages:
+            self.visible[layer] = self.real & _kept_columns(self.image, kept)
+        self.positions = {0: _positions(self.adapter, self.full)}
+        for layer in sorted(self.visible):
+            before = self.positions[max(at for at in self.positions if at <= layer)]
+            compact = policies.get(layer) == "compact"
+            self.positions[layer] = _renumber(before, self.visible[layer], self.image) if compact else before
+
+    def stage_of(self, layer: int) -> int:
+        return max(at for at in self.visible if at <= layer)
+
+    def compact(self, layer: int) -> bool:
+        return any(policy == "compact" and at <= layer for at, policy in self.policies.items())
+
+    def window(self, stage: int) -> Tensor:
+        """[B, S, S] what a sliding window lets each token see once the visible tokens are counted anew."""
+        place = self.visible[stage].long().cumsum(1)
+        return place[:, None, :] > place[:, :, None] - self.adapter.text_config.sliding_window
+
+    def as_bool(self, mask: Any) -> Tensor:
+        """[B or 1, S, S] of a mask as transformers makes it."""
+        if not isinstance(mask, Tensor):
+            return torch.ones(1, self.length, self.length, dtype=torch.bool, device=self.device).tril()
+        if mask.ndim != 4:
+            raise UserError("The oracle needs sdpa or eager attention.")
+        return mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
+
+    def as_mask(self, allowed: Tensor, hidden: Tensor) -> Tensor:
+        mask = allowed[:, None]
+        if self.adapter.text_model.config._attn_implementation == "sdpa":
+            return mask
+        return torch.zeros(mask.shape).masked_fill(~mask.cpu(), torch.finfo(hidden.dtype).min).to(hidden)
+
+    def logits(self, hook_for: Callable[[int], Any], *others: Any) -> Tensor:
+        """[B, T, V] under these hooks on the decoder layers."""
+        handles = [
+            layer.register_forward_pre_hook(hook_for(number), with_kwargs=True)
+            for number, layer in enumerate(self.adapter.decoder_layers)
+        ]
+        try:
+            return self.model(**self.full, use_cache=False).logits[:, -self.steps :]
+        finally:
+            for handle in [*handles, *others]:
+                handle.remove()
+
+
+def _image_numbers(adapter: Adapter, inputs: Mapping[str, Any]) -> Tensor:
+    """[B, S] the number of the stretch of placeholders that a column belongs to in its sample, -1 for text."""
     ids = inputs["input_ids"]
     slot = torch.isin(ids, torch.tensor(list(adapter.placeholder_ids.values()), device=ids.device))
     begins = slot & ~nn.functional.pad(slot, (1, 0))[:, :-1]
@@ -106,7 +214,7 @@ def _kept_columns(image: Tensor, kept: list[list[Tensor]]) -> Tensor:
     return columns
 
 
-def _positions(adapter: Any, inputs: Mapping[str, Any]) -> Tensor:
+def _positions(adapter: Adapter, inputs: Mapping[str, Any]) -> Tensor:
     """Position ids of the unpruned prompt, by the family's own rule: [B, S] or [3, B, S]."""
     mask = inputs["attention_mask"]
     if not hasattr(adapter.inner, "get_rope_index"):
@@ -119,19 +227,22 @@ def _positions(adapter: Any, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def _renumber(positions: Tensor, visible: Tensor, image: Tensor) -> Tensor:
-    """Compact ids, token by token: text counts on, an image's axes are ranked, text goes on after the largest id."""
+    """Compact ids, token by token: text counts on, an image's axes are ranked in each stretch of it, and text goes on
+    after the largest id."""
     table = positions.clone() if positions.ndim == 3 else positions[None].clone()
     for row in range(visible.shape[0]):
         columns = visible[row].nonzero().squeeze(1).tolist()
         cursor = int(table[:, row, columns[0]].min())
         while columns:
             number = int(image[row, columns[0]])
-            run = columns[:1] if number < 0 else [c for c in columns if int(image[row, c]) == number]
+            size = 1
+            while number >= 0 and size < len(columns) and int(image[row, columns[size]]) == number:
+                size += 1
+            run, columns = columns[:size], columns[size:]
             for axis in range(table.shape[0]):
                 old = [int(table[axis, row, column]) for column in run]
                 ranks = sorted(set(old))
                 for column, value in zip(run, old, strict=True):
                     table[axis, row, column] = cursor + ranks.index(value)
             cursor = max(int(table[axis, row, column]) for axis in range(table.shape[0]) for column in run) + 1
-            columns = columns[len(run) :]
     return table if positions.ndim == 3 else table[0]

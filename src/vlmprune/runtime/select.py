@@ -13,8 +13,8 @@ from vlmprune.core.budget import resolve_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import PixelMethod
 from vlmprune.core.recipe import Recipe, Stage
-from vlmprune.core.signals import DECODER_NEEDS, ENCODER_NEEDS, Features
-from vlmprune.core.view import ImageView, Merged, TowerRows
+from vlmprune.core.signals import DecoderNeed, EncoderNeed, Features
+from vlmprune.core.view import ImageView, Merged, Selection, TowerRows
 from vlmprune.models.base import Adapter
 from vlmprune.runtime.vision import ImageTokens, signal_key
 
@@ -63,7 +63,7 @@ def run_vision_stages(adapter: Adapter, stages: list[Stage], image: ImageTokens,
             states.append(now)
             continue
         signals = vision_signals(adapter, stage, image, now)
-        view = ImageView(keep, now.slots, image.grid, adapter.info, signals, seed)
+        view = ImageView(keep, now.slots, image.grid, adapter.info, signals, seed, image.cells(now.slots))
         states.append(_apply(adapter, stage, view, now, image))
     return states
 
@@ -74,7 +74,7 @@ def vision_signals(adapter: Adapter, stage: Stage, image: ImageTokens, now: Pick
     for name, need in stage.method.needs(adapter.info).items():
         if isinstance(need, Features) and now.features is not None:
             signals[name] = now.features.float()
-        elif isinstance(need, (Features, *ENCODER_NEEDS)):
+        elif isinstance(need, Features | EncoderNeed):
             if bool((now.origin < 0).any()):
                 raise UserError(
                     f"{stage.method.name} reads the vision encoder, so it cannot follow a method that merges tokens: "
@@ -88,31 +88,98 @@ def vision_signals(adapter: Adapter, stage: Stage, image: ImageTokens, now: Pick
                 raise UserError(
                     f"These images were encoded without what {stage.method.name} reads: name it in encode_images."
                 )
-            signals[name] = _rows(image.signals[key], now.origin)
-        elif not isinstance(need, DECODER_NEEDS):
+            signals[name] = _float(need.take(image.signals[key], now.origin))
+        elif not isinstance(need, DecoderNeed):
             raise TypeError(f"{stage.method.name}: unknown need {need!r}")
         elif stage.method.decoder_layer(adapter.info) is None:
             raise TypeError(f"{stage.method.name} acts before the LLM and cannot read {need!r}")
     return signals
 
 
-def _rows(signal: Tensor | TowerRows, origin: Tensor) -> Any:
-    if isinstance(signal, TowerRows):
-        return TowerRows(signal.rows[origin].float(), None if signal.cls is None else signal.cls.float())
-    return signal[origin].float()
+def _float(signal: Any) -> Any:
+    if isinstance(signal, TowerRows):  # rows, and the CLS tokens' where there are any
+        return TowerRows(signal.rows.float(), None if signal.cls is None else signal.cls.float())
+    return signal.float()
 
 
 def _apply(adapter: Adapter, stage: Stage, view: ImageView, now: Picked, image: ImageTokens) -> Picked:
-    chosen = stage.method.select(view)
+    chosen = choose(stage, view)
     if not isinstance(chosen, Merged):
-        chosen = check_selection(stage, view, chosen)
         features = None if now.features is None else now.features[chosen]
         return Picked(now.origin[chosen], now.slots[chosen], features)
-    check_merged(stage, view, chosen)
     features = adapter.project(chosen.features) if chosen.space == "tower" else chosen.features
     anchors = chosen.anchors.to(now.slots.device)
     slots = torch.where(anchors >= 0, now.slots[anchors.clamp(min=0)], -1)
     return Picked(torch.full_like(slots, -1), slots, features.to(image.features.dtype))
+
+
+def choose(stage: Stage, view: ImageView) -> Selection:
+    """What the method selects: tokens without a patch hidden from it, frame by frame where it acts so, and checked.
+
+    Returns:
+        Kept indices in increasing order, or merged tokens.
+    """
+    method, needs = stage.method, stage.method.needs(view.info)
+
+    def part(tokens: Tensor, keep: int, frame: int | None = None) -> ImageView:
+        signals = {name: needs[name].take(value, tokens, frame) for name, value in view.signals.items()}
+        return view.part(tokens, keep, signals)
+
+    shown = torch.arange(view.n, device=view.slots.device)
+    if not method.sees_every_slot(view.info):
+        shown = (view.cells >= 0).nonzero().squeeze(1)
+    if len(shown) <= view.keep:  # everything that shows a patch stays, and the first of the others
+        others = torch.ones(view.n, dtype=torch.bool, device=shown.device)
+        others[shown] = False
+        return torch.sort(torch.cat([shown, others.nonzero().squeeze(1)[: view.keep - len(shown)]])).values
+    if (method.per or method.pool(view.info)) == "image" or view.grid is None or view.grid.frames == 1:
+        whole = part(shown, view.keep) if len(shown) < view.n else view
+        return _together([(shown, _checked(stage, whole))])
+    frames = view.frames[shown]
+    numbers, sizes = (values.tolist() for values in torch.unique(frames, return_counts=True))
+    found: list[tuple[Tensor, Selection]] = []
+    parts = zip(numbers, sizes, shares(sizes, view.keep), strict=True)
+    merges = False
+    for number, size, keep in sorted(parts, key=lambda part: part[1] == part[2]):
+        tokens = shown[frames == number]
+        if keep == size and not merges:
+            found.append((tokens, torch.arange(size, device=tokens.device)))
+        elif keep > 0:  # a method that merges makes the tokens of a frame it keeps whole too
+            found.append((tokens, _checked(stage, part(tokens, keep, number))))
+            merges = isinstance(found[-1][1], Merged)
+    return _together(sorted(found, key=lambda part: int(part[0][0])))
+
+
+def shares(sizes: list[int], keep: int) -> list[int]:
+    """Spread `keep` over parts of these sizes, in proportion; where it does not divide, evenly over their order."""
+    total, given, before, budgets = sum(sizes), 0, 0, []
+    for size in sizes:
+        before += size
+        budgets.append(keep * before // total - given)
+        given += budgets[-1]
+    return budgets
+
+
+def _together(found: list[tuple[Tensor, Selection]]) -> Selection:
+    """Selections among parts of an image's tokens as one selection among all."""
+    features, anchors, space = [], [], None
+    for tokens, chosen in found:
+        own = (chosen.anchors if isinstance(chosen, Merged) else chosen).to(tokens.device)
+        anchors.append(torch.where(own >= 0, tokens[own.clamp(min=0)], -1))
+        if isinstance(chosen, Merged):
+            features.append(chosen.features)
+            space = chosen.space
+    if space is None:
+        return torch.sort(torch.cat(anchors)).values
+    return Merged(torch.cat(features), torch.cat(anchors), space)
+
+
+def _checked(stage: Stage, view: ImageView) -> Selection:
+    chosen = stage.method.select(view)
+    if isinstance(chosen, Merged):
+        check_merged(stage, view, chosen)
+        return chosen
+    return check_selection(stage, view, chosen)
 
 
 def check_selection(stage: Stage, view: ImageView, chosen: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -21,9 +21,7 @@ from vlmprune.models import adapter_for
 from vlmprune.runtime.cache import session_closed, session_opened
 from vlmprune.runtime.flow import Prompt, PromptImage
 from vlmprune.runtime.text import TextHooks
-from vlmprune.runtime.vision import ImageTokens, VisionRecord, VisionWrapper, encoder_keys, pixel_stage
-
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+from vlmprune.runtime.vision import ImageTokens, VisionRecord, VisionWrapper, encoder_keys, joined, pixel_stage
 
 
 def prune(
@@ -160,10 +158,14 @@ class Session:
         self._text.read_prompt = None
         tail, self._tail = self._tail, 0
         encoded = {name: out for name, out in (kwargs.get("mm_encoder_outputs") or {}).items() if out is not None}
-        if encoded or any(kwargs.get(name) is not None for name in PIXELS.values()):
+        if encoded or any(kwargs.get(name) is not None for name in self.adapter.pixels.values()):
             ids = kwargs.get("input_ids", args[0] if args else None)
             masks = self._placeholders(ids, kwargs.get("inputs_embeds"))
-            self._text.read_prompt = functools.partial(self._prompt, ids, masks, encoded, tail)
+            blocks = self.adapter.blocks(kwargs)
+            self._text.read_prompt = functools.partial(self._prompt, ids, masks, encoded, tail, blocks)
+            mask = kwargs.get("attention_mask")
+            if isinstance(mask, Tensor) and mask.ndim == 2:  # the model may hand the text model a 4-D one
+                self._text.prompt_mask = mask
 
     def _placeholders(self, ids: Tensor | None, embeds: Tensor | None) -> dict[str, Tensor]:
         """[B, S] where the visual slots are, by modality."""
@@ -177,7 +179,12 @@ class Session:
         return masks
 
     def _prompt(
-        self, ids: Tensor | None, masks: dict[str, Tensor], encoded: dict[str, Any], tail: int
+        self,
+        ids: Tensor | None,
+        masks: dict[str, Tensor],
+        encoded: dict[str, Any],
+        tail: int,
+        blocks: Tensor | None,
     ) -> Prompt | None:
         records = dict(self._records)
         for modality, output in encoded.items():
@@ -201,11 +208,20 @@ class Session:
                 if row % copies == 0:  # beams repeat a sample's row, not its images
                     taken = _take(images, count)
                 columns = masks[modality][row].nonzero().squeeze(1).split([image.count for image in taken])
-                rows[row] += [PromptImage(image, where) for image, where in zip(taken, columns, strict=True)]
+                rows[row] += self._images(taken, columns, None if ids is None else ids[row])
         for row_images in rows:
             row_images.sort(key=lambda image: int(image.columns[0]))
         self._text.vision_seconds = sum(record.seconds for record in records.values() if not record.shared)
-        return Prompt(rows, [row // copies for row in range(len(rows))], ids, tail)
+        return Prompt(rows, [row // copies for row in range(len(rows))], ids, tail, blocks)
+
+    def _images(self, pieces: list[ImageTokens], columns: Sequence[Tensor], ids: Tensor | None) -> list[PromptImage]:
+        """Put pieces that make one image together, as the adapter says."""
+        images, at = [], 0
+        for count in self.adapter.images(ids, columns) if pieces else []:
+            part = slice(at, at + count)
+            images.append(PromptImage(joined(pieces[part]), torch.cat(list(columns[part]))))
+            at += count
+        return images
 
 
 def _take(images: Iterator[ImageTokens], count: int) -> list[ImageTokens]:
@@ -227,7 +243,9 @@ class EncodedInputs:
         copies = {}
         for modality, output in self._outputs.items():
             light = {name: value for name, value in output.items() if name not in ("hidden_states", "attentions")}
-            copies[modality] = type(output)(**{**light, "pooler_output": list(output.pooler_output)})
+            pooled = output.pooler_output
+            light["pooler_output"] = pooled if isinstance(pooled, Tensor) else list(pooled)
+            copies[modality] = type(output)(**light)
             copies[modality].vlmprune_record = output.vlmprune_record
         return {**self._inputs, "mm_encoder_outputs": copies}
 
@@ -250,13 +268,13 @@ def encode_images(
     keys = encoder_keys(adapter, [r for r in recipes if pixel_stage(r) is None])
     outputs, rest = {}, dict(inputs)
     for modality, name in adapter.feature_functions.items():
-        if rest.get(PIXELS[modality]) is None:
+        if rest.get(adapter.pixels[modality]) is None:
             continue
         wrapper = VisionWrapper(adapter, modality, keys, None, lambda modality, record: None)
         known = inspect.signature(getattr(adapter.inner, name)).parameters
         outputs[modality] = wrapper.run({key: rest[key] for key in known if rest.get(key) is not None})
         outputs[modality].vlmprune_record.shared = True
-        del rest[PIXELS[modality]]
+        del rest[adapter.pixels[modality]]
     return EncodedInputs(rest, outputs)
 
 

@@ -12,17 +12,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 @dataclass
 class AttentionCall:
-    """What one attention call saw: query [B, H, R, d], key [B, Hkv, S, d], after rotary embedding and normalisation."""
+    """What one attention call saw.
+
+    Attributes:
+        query, key: [B, H, R, d] and [B, Hkv, S, d], after rotary embedding and normalisation.
+        scaling: factor on the logits.
+        mask: [B, 1 or H, R, S] which keys each query sees, or None where the kernel was given no such mask (then all
+            are seen in an encoder, the earlier ones in a decoder; flash attention is told what is padding, not this).
+    """
 
     query: Tensor
     key: Tensor
     scaling: float
+    mask: Tensor | None = None
+
+    def visible(self, start: int, end: int) -> Tensor | None:
+        """[B, end - start, S] what these queries see, or None."""
+        return None if self.mask is None else self.mask[:, 0, start:end, : self.key.shape[2]]
+
+    @property
+    def real(self) -> Tensor | None:
+        """[B, S] the keys that are no padding, where an encoder masks some; else None."""
+        return None if self.mask is None else self.mask[:, 0].any(1)
 
 
 _WATCHED: dict[nn.Module, list[AttentionCall]] = {}
@@ -70,7 +88,8 @@ def _wrap(name: str) -> None:
 
     def tapped(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         if module in _WATCHED:
-            _WATCHED[module].extend(_calls(module, query, key, kwargs))
+            mask = args[0] if args else kwargs.get("attention_mask")
+            _WATCHED[module].extend(_calls(module, query, key, mask, kwargs))
         function = previous if previous is not None else _eager_of(module)
         return function(module, query, key, value, *args, **kwargs)
 
@@ -98,12 +117,18 @@ def _eager_of(module: nn.Module) -> Callable[..., Any]:
     raise AttributeError(f"{type(module).__name__}: its modeling file has no eager_attention_forward")
 
 
-def _calls(module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> list[AttentionCall]:
+def _calls(module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> list[AttentionCall]:
     scaling = kwargs.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if isinstance(mask, Tensor) and mask.ndim == 2 and not getattr(module, "is_causal", False):
+        mask = mask.bool()[:, None, None].expand(-1, -1, query.shape[2], -1)  # flash attention in an encoder
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        mask = (mask if mask.dtype == torch.bool else mask == 0).expand(query.shape[0], -1, -1, -1)
+    else:
+        mask = None
     borders = kwargs.get("cu_seq_lens_q")
     if borders is None:
-        return [AttentionCall(query.detach(), key.detach(), scaling)]
+        return [AttentionCall(query.detach(), key.detach(), scaling, mask)]
     # Flash attention takes all images or windows in one call; the other kernels get a call for each.
     lengths = (borders[1:] - borders[:-1]).tolist()
     pieces = zip(query.detach().split(lengths, dim=2), key.detach().split(lengths, dim=2), strict=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.report import RunReport
 from vlmprune.models.base import Adapter
+from vlmprune.runtime import deepstack
 from vlmprune.runtime.cache import state_of
 from vlmprune.runtime.flow import Prompt
 from vlmprune.runtime.forward import Forward
@@ -45,9 +46,11 @@ class TextHooks:
         ]
         for number, layer in enumerate(self.adapter.decoder_layers):
             self._handles.append(layer.register_forward_pre_hook(self._layer_hook(number), with_kwargs=True))
+        deepstack.wrap(text, lambda: None if self._forward is None else self._forward.current.index)
 
     def remove(self) -> None:
         self._end()
+        deepstack.unwrap(self.adapter.text_model)
         for handle in self._handles:
             handle.remove()
 

@@ -14,25 +14,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlmprune.core.budget import Keep, resolve_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import PixelMethod
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.signals import (
-    ENCODER_NEEDS,
     USED,
     ClsAttention,
     Depth,
     EncoderKeys,
     EncoderLayer,
+    EncoderNeed,
     Need,
     ReceivedAttention,
     TowerFeatures,
 )
 from vlmprune.core.view import Grid, TowerRows
-from vlmprune.models.base import Adapter
+from vlmprune.models.base import Adapter, Slots
 from vlmprune.runtime.taps import AttentionCall, capture
 from vlmprune.scores import attention_rows, received_attention
 
@@ -41,23 +41,54 @@ Key = tuple[str, int]  # what was read, at which encoder layer
 
 @dataclass
 class ImageTokens:
-    """The visual tokens of one image as the tower delivers them.
+    """The visual tokens of one image (or, until the prompt says what belongs together, of one piece of it).
 
     Attributes:
-        count: placeholder slots of the image in the prompt.
-        grid: its slot grid.
         features: [m, D] projected features; m < count after a pixel method.
         slots: [m] the slot each token stands at.
-        layout: grid of the m tokens (the smaller one after a pixel method).
+        places: where its `count` placeholder slots lie.
         signals: encoder statistics as rows of the m tokens.
     """
 
-    count: int
-    grid: Grid | None
     features: Tensor
     slots: Tensor
-    layout: Grid | None
+    places: Slots
     signals: dict[Key, Any] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        return len(self.places.cells)
+
+    @property
+    def grid(self) -> Grid | None:
+        return self.places.grid
+
+    def cells(self, slots: Tensor) -> Tensor:
+        """The cells of these slots, -1 for slot -1."""
+        return self.places.cells[slots.clamp(min=0)].masked_fill(slots < 0, -1)
+
+
+def joined(pieces: Sequence[ImageTokens]) -> ImageTokens:
+    """Pieces that make one image: tile after tile."""
+    if len(pieces) == 1:
+        return pieces[0]
+    slots, cells, before, frames = [], [], 0, 0
+    for piece in pieces:
+        assert piece.grid is not None
+        slots.append(piece.slots + before)
+        own = piece.places.cells
+        cells.append(torch.where(own >= 0, own + frames * piece.grid.rows * piece.grid.cols, -1))
+        before, frames = before + piece.count, frames + piece.grid.frames
+    whole = Slots(pieces[0].grid._replace(frames=frames), torch.cat(cells))  # type: ignore[union-attr]
+    signals = {key: _joined_signal([piece.signals[key] for piece in pieces]) for key in pieces[0].signals}
+    return ImageTokens(torch.cat([piece.features for piece in pieces]), torch.cat(slots), whole, signals)
+
+
+def _joined_signal(values: list[Any]) -> Any:
+    if not isinstance(values[0], TowerRows):
+        return torch.cat(values)
+    cls = None if values[0].cls is None else torch.cat([value.cls for value in values])
+    return TowerRows(torch.cat([value.rows for value in values]), cls)
 
 
 @dataclass
@@ -69,7 +100,7 @@ class VisionRecord:
 
 def encoder_layer(adapter: Adapter, layer: EncoderLayer) -> int:
     """The 0-based encoder layer that a need names."""
-    depth = len(adapter.encoder_layers)
+    depth = len(adapter.encoder_layers())
     if isinstance(layer, Depth):
         return layer.index(depth, adapter.full_layers)
     if layer == USED:
@@ -95,7 +126,7 @@ def signal_key(adapter: Adapter, need: Need) -> Key:
 def encoder_keys(adapter: Adapter, recipes: Iterable[Recipe]) -> set[Key]:
     """Everything that the recipes' methods read from the encoder."""
     needs = (need for r in recipes for s in r.stages for need in s.method.needs(adapter.info).values())
-    return {signal_key(adapter, need) for need in needs if isinstance(need, ENCODER_NEEDS)}
+    return {signal_key(adapter, need) for need in needs if isinstance(need, EncoderNeed)}
 
 
 def layers_read(adapter: Adapter, recipe: Recipe) -> dict[str, int]:
@@ -104,7 +135,7 @@ def layers_read(adapter: Adapter, recipe: Recipe) -> dict[str, int]:
     for stage in recipe.stages:
         method = stage.method
         for name, need in method.needs(adapter.info).items():
-            if isinstance(need, ENCODER_NEEDS):
+            if isinstance(need, EncoderNeed):
                 layers[f"{method.name}.{name}"] = signal_key(adapter, need)[1]
     return layers
 
@@ -144,36 +175,44 @@ class VisionWrapper:
 
     def run(self, call: dict[str, Any]) -> Any:
         """`get_*_features` of these arguments; the record is put on its output as `vlmprune_record`."""
+        if self.running:  # get_video_features of some families calls get_image_features
+            return self.original(**call)
         whole, used = self._resized(call) if self.pixels is not None else (None, call)
+        modules = self.adapter.encoder_attentions(self.modality)
         layers = sorted({layer for _, layer in self.keys})
-        attentions = [self.adapter.encoder_attentions[layer] for layer in layers]
         tower: list[Tensor] = []
         handle = None
-        if any(kind == "tower" for kind, _ in self.keys) and self.adapter.tower_rows_exist():
-            handle = self.adapter.encoder_layers[self.adapter.used_layer].register_forward_hook(
+        if any(kind == "tower" for kind, _ in self.keys) and self.adapter.tower_rows:
+            handle = self.adapter.encoder_layers(self.modality)[self.adapter.used_layer].register_forward_hook(
                 lambda module, args, output: tower.append(output[0] if isinstance(output, tuple) else output)
             )
         try:
-            with capture(attentions) as calls:
+            _RUNNING.add(id(self.adapter.inner))
+            with capture([modules[layer] for layer in layers]) as calls:
                 output = self.original(**{**used, "return_dict": True})
         finally:
+            _RUNNING.discard(id(self.adapter.inner))
             if handle is not None:
                 handle.remove()
         start = time.perf_counter()
-        features = list(output.pooler_output)
-        grids = self.adapter.grids(self.modality, used)
-        record = VisionRecord([_tokens(f, grid) for f, grid in zip(features, grids, strict=True)])
+        features = self.adapter.features(self.modality, used, output.pooler_output)
+        places = self.adapter.slots(self.modality, used)
+        record = VisionRecord([_tokens(f, p) for f, p in zip(features, places, strict=True)])
         for key in sorted(self.keys):
             kind, layer = key
-            per_image = self._statistic(kind, calls[self.adapter.encoder_attentions[layer]], tower, used)
+            per_image = self._statistic(kind, calls[modules[layer]], tower, used)
             for image, rows in zip(record.images, per_image or [None] * len(features), strict=True):
                 image.signals[key] = TowerRows(image.features, None) if rows is None else rows
         if whole is not None:
-            output.pooler_output = _spread(record, whole)
+            _spread(record, whole, output)
         record.seconds = time.perf_counter() - start
         output.vlmprune_record = record
         self.seen(self.modality, record)
         return output
+
+    @property
+    def running(self) -> bool:
+        return id(self.adapter.inner) in _RUNNING
 
     def _statistic(
         self, kind: str, calls: list[AttentionCall], tower: list[Tensor], call: dict[str, Any]
@@ -182,19 +221,26 @@ class VisionWrapper:
         if kind == "tower":
             return self.adapter.rows(self.modality, call, tower) if tower else None
         if kind == "keys":
-            return self.adapter.rows(self.modality, call, [c.key.float().mean(1) for c in calls])
+            keys = self.adapter.rows(self.modality, call, [c.key.float().mean(1) for c in calls])
+            return keys if self.adapter.tower_rows else [TowerRows(rows.rows, None) for rows in keys]
         if kind == "cls":
-            chunks = [attention_rows(c.query[:, :, :1], c.key, c.scaling)[:, 0] for c in calls]
+            chunks = [attention_rows(c.query[:, :, :1], c.key, c.scaling, c.visible(0, 1))[:, 0] for c in calls]
         else:
-            chunks = [received_attention(c.query, c.key, c.scaling) for c in calls]
+            chunks = [received_attention(c.query, c.key, c.scaling, c.real) for c in calls]
         return [rows.rows for rows in self.adapter.rows(self.modality, call, chunks)]
 
-    def _resized(self, call: dict[str, Any]) -> tuple[list[Grid] | None, dict[str, Any]]:
-        """The images' own grids and the arguments for smaller ones; None and `call` where the budget is every token."""
+    def _resized(self, call: dict[str, Any]) -> tuple[list[Slots] | None, dict[str, Any]]:
+        """The images' own slots and the arguments for smaller ones; None and `call` where the budget is every token."""
         assert self.pixels is not None and isinstance(self.pixels.method, PixelMethod)
-        grids = _require_grids(self.adapter.grids(self.modality, call))
-        smaller = [self._smaller(grid, self.pixels.method, self.pixels.keep) for grid in grids]
-        return (None, call) if smaller == grids else (grids, self.adapter.resize(self.modality, call, smaller))
+        places = self.adapter.slots(self.modality, call)
+        if not all(place.plain for place in places):
+            raise UserError(
+                f"{self.pixels.method.name} needs a model whose slots form a grid: this one has slots outside it."
+            )
+        smaller = [self._smaller(place.grid, self.pixels.method, self.pixels.keep) for place in places if place.grid]
+        if smaller == [place.grid for place in places]:
+            return None, call
+        return places, self.adapter.resize(self.modality, call, smaller)
 
     @staticmethod
     def _smaller(grid: Grid, method: PixelMethod, keep: Keep) -> Grid:
@@ -202,19 +248,31 @@ class VisionWrapper:
         return grid if budget >= grid.size else method.resize(grid, budget)
 
 
-def _spread(record: VisionRecord, grids: Sequence[Grid]) -> list[Tensor]:
+_RUNNING: set[int] = set()  # id of every multimodal model that is encoding
+
+
+def _spread(record: VisionRecord, places: Sequence[Slots], output: Any) -> None:
     """Lay the smaller images' tokens over their own grids.
 
-    Returns:
-        Features with the full number of rows (zeros at the end), as the prompt has placeholders for all.
+    The output gets the full number of rows, as the prompt has placeholders for all: a token's features at the slot
+    where it stands, zeros elsewhere.
     """
+    for image, place in zip(record.images, places, strict=True):
+        assert image.grid is not None and place.grid is not None
+        image.slots = cell_slots(image.grid, place.grid).to(image.features.device)
+        image.places = place
+    output.pooler_output = _spread_rows(record, output.pooler_output)
+    if getattr(output, "deepstack_features", None) is not None:
+        output.deepstack_features = [_spread_rows(record, level) for level in output.deepstack_features]
+
+
+def _spread_rows(record: VisionRecord, values: Any) -> Any:
     padded = []
-    for image, grid in zip(record.images, grids, strict=True):
-        image.count, image.grid = grid.size, grid
-        assert image.layout is not None
-        image.slots = cell_slots(image.layout, grid).to(image.features.device)
-        padded.append(nn.functional.pad(image.features, (0, 0, 0, grid.size - image.features.shape[0])))
-    return padded
+    for image, rows in zip(record.images, values, strict=True):
+        full = rows.new_zeros(image.count, rows.shape[-1])
+        full[image.slots] = rows
+        padded.append(full)
+    return torch.stack(padded) if isinstance(values, Tensor) else padded
 
 
 def cell_slots(small: Grid, grid: Grid) -> Tensor:
@@ -225,12 +283,7 @@ def cell_slots(small: Grid, grid: Grid) -> Tensor:
     return (frames[:, None, None] + rows[:, None] * grid.cols + cols).flatten()
 
 
-def _tokens(features: Tensor, grid: Grid | None) -> ImageTokens:
-    count = features.shape[0]
-    return ImageTokens(count, grid, features, torch.arange(count, device=features.device), grid)
-
-
-def _require_grids(grids: Sequence[Grid | None]) -> list[Grid]:
-    if any(grid is None for grid in grids):
-        raise UserError("downsample needs a model whose visual slots form a grid; this one has slots outside it.")
-    return [grid for grid in grids if grid is not None]
+def _tokens(features: Tensor, places: Slots) -> ImageTokens:
+    device = features.device
+    places = Slots(places.grid, places.cells.to(device))
+    return ImageTokens(features, torch.arange(features.shape[0], device=device), places)

@@ -42,12 +42,13 @@ def attention_rows(query: Tensor, key: Tensor, scaling: float, mask: Tensor | No
     return torch.cat(rows, dim=1)
 
 
-def received_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
+def received_attention(query: Tensor, key: Tensor, scaling: float, real: Tensor | None = None) -> Tensor:
     """Attention that each key receives, mean over heads and over all queries.
 
     Args:
         query: [B, H, N, d].
         key: [B, Hkv, S, d].
+        real: [B, S] where some tokens are padding (then S = N): it is neither attended to nor counted as a query.
 
     Returns:
         [B, S] float32. At most `CHUNK_ELEMENTS` logits exist at a time (never less than one query's row).
@@ -55,5 +56,11 @@ def received_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     step = _chunks(query, key)
     total = torch.zeros(query.shape[0], key.shape[2], dtype=torch.float32, device=query.device)
     for i in range(0, query.shape[2], step):
-        total += _softmax(query[:, :, i : i + step], key, scaling, None).sum((1, 2, 3))
-    return total / (query.shape[1] * query.shape[2])
+        chunk = query[:, :, i : i + step]
+        if real is None:
+            total += _softmax(chunk, key, scaling, None).sum((1, 2, 3))
+        else:
+            rows = _softmax(chunk, key, scaling, real[:, None].expand(-1, chunk.shape[2], -1))
+            total += (rows * real[:, None, None, i : i + step, None]).sum((1, 2, 3))
+    queries = query.shape[2] if real is None else real.sum(1, keepdim=True)
+    return total / (query.shape[1] * queries)

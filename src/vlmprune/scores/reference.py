@@ -20,6 +20,9 @@ def attention_rows(query: Tensor, key: Tensor, scaling: float, mask: Tensor | No
     return attention(query, key, scaling, mask).mean(1)
 
 
-def received_attention(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """Attention each key receives, mean over heads and queries, [B, S]."""
-    return attention(query, key, scaling).mean((1, 2))
+def received_attention(query: Tensor, key: Tensor, scaling: float, real: Tensor | None = None) -> Tensor:
+    """Attention each key receives, mean over heads and (real) queries, [B, S]."""
+    if real is None:
+        return attention(query, key, scaling).mean((1, 2))
+    maps = attention(query, key, scaling, real[:, None].expand(-1, query.shape[2], -1))
+    return torch.stack([one[:, kept].mean((0, 1)) for one, kept in zip(maps, real, strict=True)])

@@ -90,16 +90,16 @@ class HiPrune(Method):
 
 def _with_neighbours(anchors: list[int], view: ImageView) -> list[int]:
     """The anchors, then their neighbours that are still present, each once, as token indices."""
-    slots = view.slots.tolist()
-    token = {slot: i for i, slot in enumerate(slots) if slot >= 0}
-    steps, cells = [-1, 1], max(slots) + 1
+    cells = view.cells.tolist()
+    token = {cell: i for i, cell in enumerate(cells) if cell >= 0}
+    steps, size = [-1, 1], max(cells) + 1
     if view.grid is not None:
-        steps, cells = [-1, 1, -view.grid.cols, view.grid.cols], view.grid.rows * view.grid.cols
+        steps, size = [-1, 1, -view.grid.cols, view.grid.cols], view.grid.rows * view.grid.cols
     found = dict.fromkeys(anchors)
-    for slot in [slots[i] for i in anchors if slots[i] >= 0]:
-        first = slot - slot % cells  # of its frame
+    for cell in [cells[i] for i in anchors if cells[i] >= 0]:
+        first = cell - cell % size  # of its frame
         for step in steps:
-            neighbour = min(max(slot + step, first), first + cells - 1)
+            neighbour = min(max(cell + step, first), first + size - 1)
             if neighbour in token:
                 found.setdefault(token[neighbour])
     return list(found)

@@ -12,7 +12,7 @@ from vlmprune.core.method import Method
 from vlmprune.core.selectors import ascending, top_k
 from vlmprune.core.signals import ClsAttention, EncoderKeys, Need, TowerFeatures
 from vlmprune.core.view import ImageView, Merged, ModelInfo, TowerRows
-from vlmprune.methods.checks import share, whole
+from vlmprune.methods.checks import one_of, share, whole
 
 
 class Clusters(NamedTuple):
@@ -37,7 +37,8 @@ class VisionZip(Method):
 
     Paper: VisionZip: Longer is Better but Not Necessary in Vision Language Models (CVPR 2025, arXiv 2412.04467).
 
-    Formula: rows x [N, C], N = n + 1 with a CLS token. Dominant: CLS and the top (D - 1) of the CLS token's attention.
+    Formula, for each frame or tile by itself: rows x [N, C], N = n + 1 with a CLS token. Dominant: CLS and the top
+    (D - 1) of the CLS token's attention.
     Of the M rows left, every (M // C)-th is a target; every other joins the target with the most similar key (cosine of
     keys averaged over heads). A contextual token is its target plus the mean of its members. Order: CLS, dominant by
     position, contextual. Without a CLS token: D by received attention, all in order of position.
@@ -61,12 +62,16 @@ class VisionZip(Method):
 
     def __post_init__(self) -> None:
         (whole if isinstance(self.contextual, int) else share)(self, "contextual")
+        one_of(self, "per", None, "frame")  # each frame or tile has a CLS token of its own
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"rows": TowerFeatures(), "attention": ClsAttention(), "keys": EncoderKeys()}
 
     def positions(self, info: ModelInfo) -> str:
         return "compact" if info.family.startswith("llava") else "original"
+
+    def pool(self, info: ModelInfo) -> str:
+        return "frame"
 
     def clusters(self, view: ImageView) -> Clusters:
         """Which rows are kept, which lend their place, and which join which."""
@@ -104,4 +109,4 @@ class VisionZip(Method):
 def _all_rows(values: TowerRows) -> Tensor:
     """[N, C] float32, the CLS token's row first where there is one."""
     rows = values.rows.float()
-    return rows if values.cls is None else torch.cat([values.cls.float()[None], rows])
+    return rows if values.cls is None else torch.cat([values.cls.float(), rows])

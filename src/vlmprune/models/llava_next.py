@@ -1,0 +1,64 @@
+"""LLaVA-NeXT: the whole image as a base tile, then tiles put together, unpadded, a newline slot at each row's end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, image_size_to_num_patches
+
+from vlmprune.core.view import Grid, TowerRows
+from vlmprune.models.base import Slots
+from vlmprune.models.llava import LlavaAdapter
+
+
+class LlavaNextAdapter(LlavaAdapter):
+    family = "llava_next"
+    interpolates = False  # the model puts tiles together by the size in its config
+
+    def tiles(self, call: dict[str, Any]) -> list[int]:
+        """Tiles of each image, the base included."""
+        config = self.config
+        return [
+            image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
+            for size in call["image_sizes"]
+        ]
+
+    def pack(self, values: Tensor, call: dict[str, Any]) -> list[Tensor]:
+        """Values of the tower's patches [tiles, N, C] laid out by the model's own code, NaN for image_newline."""
+        packed, _ = self.inner.pack_image_features(
+            values.split(self.tiles(call)),
+            call["image_sizes"],
+            vision_feature_select_strategy=self.config.vision_feature_select_strategy,
+            image_newline=torch.full(values.shape[-1:], float("nan"), device=values.device),
+        )
+        return packed
+
+    def slots(self, modality: str, call: dict[str, Any]) -> list[Slots]:
+        side = self.config.vision_config.image_size // self.config.vision_config.patch_size
+        found, coordinates, shapes = [], [], []
+        for size, tiles in zip(call["image_sizes"], self.tiles(call), strict=True):
+            shape = get_anyres_image_grid_shape(
+                size, self.config.image_grid_pinpoints, self.config.vision_config.image_size
+            )
+            rows, cols = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+            corners = [(0, 0), *((side * r, side * c) for r in range(shape[0]) for c in range(shape[1]))][:tiles]
+            coordinates += [torch.stack([rows + top, cols + left], -1).flatten(0, 1) for top, left in corners]
+            shapes.append((tiles, shape[1]))
+        for places, (tiles, across) in zip(self.pack(torch.stack(coordinates).float(), call), shapes, strict=True):
+            # Where the model shrinks the canvas, a slot shows the patch nearest to its centre.
+            row, col = places.nan_to_num().round().long().unbind(-1)
+            tile = 1 + (row // side) * across + col // side
+            tile[: side * side] = 0
+            cells = (tile * side + row % side) * side + col % side
+            found.append(Slots(Grid(side, side, tiles), cells.masked_fill(places[:, 0].isnan(), -1)))
+        return found
+
+    def rows(self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor]) -> list[TowerRows]:
+        values, tiles = torch.cat(list(chunks)), self.tiles(call)
+        cls = values[:, 0].split(tiles) if self.has_cls else [None] * len(tiles)
+        patches = values[:, int(self.has_cls) :]
+        packed = self.pack(patches.reshape(*patches.shape[:2], -1), call)
+        return [TowerRows(p.reshape(-1, *patches.shape[2:]), c) for p, c in zip(packed, cls, strict=True)]

@@ -1,0 +1,50 @@
+"""LLaVA-OneVision: LLaVA-NeXT's tiles with a limit beyond which the canvas shrinks, and videos pooled 2 x 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlmprune.core.view import Grid, TowerRows
+from vlmprune.models.base import Slots
+from vlmprune.models.llava_next import LlavaNextAdapter
+
+
+class LlavaOnevisionAdapter(LlavaNextAdapter):
+    family = "llava_onevision"
+    feature_functions = {"image": "get_image_features", "video": "get_video_features"}
+    tower_rows = False  # a slot of a shrunk canvas or of a video mixes several projected rows
+
+    def tiles(self, call: dict[str, Any]) -> list[int]:
+        counts = call.get("batch_num_images")
+        alone = [True] * len(call["image_sizes"]) if counts is None else [n == 1 for n in counts for _ in range(n)]
+        return [tiles if cut else 1 for tiles, cut in zip(super().tiles(call), alone, strict=True)]
+
+    def pack(self, values: Tensor, call: dict[str, Any]) -> list[Tensor]:
+        packed, _ = self.inner.pack_image_features(
+            values.split(self.tiles(call)),
+            call["image_sizes"],
+            image_newline=torch.full(values.shape[-1:], float("nan"), device=values.device),
+            vision_aspect_ratio=call.get("vision_aspect_ratio") or self.config.vision_aspect_ratio,
+        )
+        return packed
+
+    def slots(self, modality: str, call: dict[str, Any]) -> list[Slots]:
+        if modality == "image":
+            return super().slots(modality, call)
+        side = -(-(self.config.vision_config.image_size // self.config.vision_config.patch_size) // 2)
+        videos, frames = call["pixel_values_videos"].shape[:2]
+        grid = Grid(side, side, frames)
+        return [Slots(grid, nn.functional.pad(torch.arange(grid.size), (0, 1), value=-1))] * videos
+
+    def rows(self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor]) -> list[TowerRows]:
+        if modality == "image":
+            return super().rows(modality, call, chunks)
+        values = torch.cat(list(chunks))  # [videos * frames, patches, ...]
+        pooled = self.inner.apply_pooling(values.reshape(*values.shape[:2], -1).float())
+        pooled = pooled.unflatten(0, (len(call["pixel_values_videos"]), -1)).flatten(1, 2)
+        whole = nn.functional.pad(pooled, (0, 0, 0, 1), value=float("nan"))  # one image_newline at the end
+        return [TowerRows(video.reshape(-1, *values.shape[2:]), None) for video in whole]

@@ -1,0 +1,28 @@
+"""PaliGemma: SigLIP tower, linear projector, image first; the whole prompt sees itself in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmprune.models.patches import PatchAdapter
+
+
+class PaliGemmaAdapter(PatchAdapter):
+    family = "paligemma"
+    tower_rows = True
+    interpolates = True
+    later_token_type = 1  # 0 is the prefix
+    window_cuts_blocks = False  # PaliGemma 2: the prefix sees all of itself in every layer
+
+    def blocks(self, call: Mapping[str, Any]) -> Tensor | None:
+        types, cache = call.get("token_type_ids"), call.get("past_key_values")
+        first = cache is None or not cache.is_initialized or call.get("pixel_values") is not None
+        return torch.where(types == 0, 0, -1) if types is not None and first else None
+
+    def project(self, rows: Tensor) -> Tensor:
+        projector = self.inner.multi_modal_projector
+        return projector(rows.to(projector.linear.weight.dtype))

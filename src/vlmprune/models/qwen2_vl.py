@@ -1,0 +1,67 @@
+"""Qwen2-VL and what followed it: images of any size, a 2x2 merger that makes one slot of four patches, M-RoPE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlmprune.core.view import Grid, TowerRows
+from vlmprune.models.base import Adapter, Slots, raster, split_rows
+
+
+class Qwen2VLAdapter(Adapter):
+    family = "qwen2_vl"
+    feature_functions = {"image": "get_image_features", "video": "get_video_features"}
+
+    def encoder_layers(self, modality: str = "image") -> Sequence[nn.Module]:
+        return self.inner.visual.blocks
+
+    def slots(self, modality: str, call: dict[str, Any]) -> list[Slots]:
+        merge = self.config.vision_config.spatial_merge_size
+        return [raster(Grid(h // merge, w // merge, t)) for t, h, w in self.thw(modality, call).tolist()]
+
+    def rows(self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor]) -> list[TowerRows]:
+        thw = self.thw(modality, call)
+        values = self.merged(torch.cat([chunk.flatten(0, 1) for chunk in chunks]), thw)
+        counts = thw.prod(-1) // self.config.vision_config.spatial_merge_size**2
+        return [TowerRows(image, None) for image in split_rows(values, counts.tolist())]
+
+    def merged(self, values: Tensor, thw: Tensor) -> Tensor:
+        """Patch values [P, ...] in the tower's order to slot values [P / 4, ...] in raster order."""
+        return values.unflatten(0, (-1, self.config.vision_config.spatial_merge_size**2)).mean(1)
+
+    def resize(self, modality: str, call: dict[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
+        name, vision, thw = self.pixels[modality], self.config.vision_config, self.thw(modality, call)
+        merge, patch, depth = vision.spatial_merge_size, vision.patch_size, vision.temporal_patch_size
+        flat, shapes = [], []
+        images = split_rows(call[name], thw.prod(-1).tolist())
+        for image, (t, h, w), grid in zip(images, thw.tolist(), grids, strict=True):
+            # processor order of a patch row: (t, h / merge, w / merge, merge, merge), (channel, depth, patch, patch)
+            frames = image.view(t, h // merge, w // merge, merge, merge, -1, depth, patch, patch)
+            frames = frames.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t * depth, -1, h * patch, w * patch)
+            rows, cols = grid.rows * merge, grid.cols * merge
+            frames = nn.functional.interpolate(
+                frames.float(), size=(rows * patch, cols * patch), mode="bicubic", align_corners=False, antialias=True
+            )
+            frames = frames.view(t, depth, -1, grid.rows, merge, patch, grid.cols, merge, patch)
+            flat.append(frames.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(t * rows * cols, -1).to(image.dtype))
+            shapes.append((t, rows, cols))
+        return {**call, name: torch.cat(flat), f"{modality}_grid_thw": thw.new_tensor(shapes)}
+
+    def thw(self, modality: str, call: dict[str, Any]) -> Tensor:
+        return call[f"{modality}_grid_thw"]
+
+
+class Qwen3VLAdapter(Qwen2VLAdapter):
+    """Deepstack features and interleaved M-RoPE need nothing here; a video's frames stand apart, timestamps between."""
+
+    family = "qwen3_vl"
+
+
+class Qwen35Adapter(Qwen2VLAdapter):
+    """Some decoder layers are recurrent: they have no attention map, and no keys a token."""
+
+    family = "qwen3_5"

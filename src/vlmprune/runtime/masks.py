@@ -1,0 +1,79 @@
+"""Attention masks of shortened sequences, made by transformers' own functions for each layer's own length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING, blockwise_overlay, create_causal_mask
+
+from vlmprune.models.base import Adapter
+from vlmprune.runtime.flow import Segment
+
+SLIDING = "sliding_attention"
+
+
+class Masks:
+    """Masks of one forward.
+
+    Attributes:
+        special: whether the text model's own masks would be wrong even for layer 0's tokens: its sliding windows count
+            stored tokens where they should count the places these had (flash attention can do no other), and it knows
+            nothing of images that see themselves in both directions.
+    """
+
+    def __init__(self, adapter: Adapter, blocks: bool) -> None:
+        self.adapter, self.blocks = adapter, blocks
+        layers = range(len(adapter.decoder_layers))
+        self.special = blocks or any(adapter.layer_kind(layer) == SLIDING for layer in layers)
+
+    def make(self, segment: Segment, layer: int, hidden: Tensor, cache: Cache | None) -> Any:
+        """The mask for a decoder layer that sees the tokens of `segment`; one for all layers of a kind."""
+        kind = self.adapter.layer_kind(layer)
+        key = ("mask", kind, hidden.device)
+        if key not in segment.memo:
+            segment.memo[key] = self._make(segment, layer, kind, hidden, cache)
+        return segment.memo[key]
+
+    def _make(self, segment: Segment, layer: int, kind: str, hidden: Tensor, cache: Cache | None) -> Any:
+        arguments: dict[str, Any] = {
+            "config": self.adapter.text_model.config,
+            "inputs_embeds": hidden,
+            "attention_mask": segment.mask,
+            "past_key_values": cache,
+            "position_ids": None,
+            "layer_idx": layer,
+        }
+        special = kind == SLIDING or (self.blocks and kind == "full_attention")
+        if not special:
+            function: Any = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING.get(kind, create_causal_mask)
+            return function(**arguments)
+        length = segment.past.shape[1] + hidden.shape[1]
+        if cache is not None:  # a static cache has room for more
+            length = max(length, sum(cache.get_mask_sizes(hidden.shape[1], layer)))
+        block = None
+        if self.blocks:
+            block = nn.functional.pad(segment.layout.block, (segment.past.shape[1], 0), value=-1)
+            block = _widen(block, length, hidden)
+            arguments["or_mask_function"] = blockwise_overlay(block)
+        if kind == SLIDING:
+            within = window_overlay(_widen(segment.places, length, hidden), self.adapter.text_config.sliding_window)
+            if block is not None and not self.adapter.window_cuts_blocks:
+                together, near = blockwise_overlay(block), within
+                within = lambda *at: near(*at) | together(*at)  # noqa: E731
+            arguments["and_mask_function"] = within
+        return create_causal_mask(**arguments)
+
+
+def window_overlay(places: Tensor, window: int) -> Any:
+    """A query sees the keys that stood fewer than `window` places before it. places: [B, L + P]."""
+
+    def inner(batch: Any, head: Any, query: Any, key: Any) -> Any:
+        return places[batch, key] > places[batch, query] - window
+
+    return inner
+
+
+def _widen(values: Tensor, length: int, hidden: Tensor) -> Tensor:
+    return nn.functional.pad(values, (0, length - values.shape[1]), value=-1).to(hidden.device)
