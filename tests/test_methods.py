@@ -88,7 +88,7 @@ def image(
         if isinstance(need, Features):
             signals[name] = numbers[:n]
         elif isinstance(need, TowerFeatures | EncoderKeys):
-            signals[name] = TowerRows(numbers[:n], numbers[n] if info.has_cls else None)
+            signals[name] = TowerRows(numbers[:n], numbers[n : n + 1] if info.has_cls else None)
         elif isinstance(need, DecoderKeys | DecoderStates):
             signals[name] = Tokens(numbers[:n], numbers[n : n + texts])
         else:
