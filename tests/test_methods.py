@@ -406,7 +406,7 @@ class TestVisionZip:
     def test_a_contextual_token_is_its_target_plus_the_mean_of_its_members(self, info: ModelInfo) -> None:
         view = image(VisionZip(), 30, 12, info=info)
         merged, parts = VisionZip(contextual=4).select(view), VisionZip(contextual=4).clusters(view)
-        rows = view["rows"].rows if info is QWEN else torch.cat([view["rows"].cls[None], view["rows"].rows])
+        rows = view["rows"].rows if info is QWEN else torch.cat([view["rows"].cls, view["rows"].rows])
         shift = len(rows) - 30
         place = {anchor + shift: feature for anchor, feature in zip(merged.anchors.tolist(), merged.features)}
         for row in parts.dominant.tolist():

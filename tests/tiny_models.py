@@ -44,10 +44,13 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
 def strengthen(model: Any, seed: int = 0) -> Any:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if ("norm" in name and name.endswith("weight")) or "lambda_" in name:  # lambda_: InternVL's layer scale
-            parameter.data = 1 + 0.1 * torch.randn(parameter.shape, generator=generator)
+        noise = torch.randn(parameter.shape, generator=generator)
+        if "norm" in name and name.endswith("weight"):  # around their neutral value, which is 1, or 0 (Gemma, Qwen3.5)
+            parameter.data = parameter.data.mean().round() + 0.1 * noise
+        elif "lambda_" in name:  # InternVL's layer scale
+            parameter.data = 1 + 0.1 * noise
         else:
-            parameter.data = 0.12 * torch.randn(parameter.shape, generator=generator)
+            parameter.data = 0.12 * noise
     model.generation_config.suppress_tokens = SUPPRESSED
     model.generation_config.pad_token_id = PAD
     model.generation_config.eos_token_id = None

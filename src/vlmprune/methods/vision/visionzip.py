@@ -37,7 +37,7 @@ class VisionZip(Method):
 
     Paper: VisionZip: Longer is Better but Not Necessary in Vision Language Models (CVPR 2025, arXiv 2412.04467).
 
-    Formula, for each frame or tile by itself: rows x [N, C], N = n + 1 with a CLS token. Dominant: CLS and the top
+    Formula: each frame or tile by itself. rows x [N, C], N = n + 1 with a CLS token. Dominant: CLS and the top
     (D - 1) of the CLS token's attention.
     Of the M rows left, every (M // C)-th is a target; every other joins the target with the most similar key (cosine of
     keys averaged over heads). A contextual token is its target plus the mean of its members. Order: CLS, dominant by
