@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING, blockwise_overlay, create_causal_mask
+from transformers.utils.generic import is_flash_attention_requested
 
 from vlmprune.models.base import Adapter
 from vlmprune.runtime.flow import Segment
@@ -18,15 +19,17 @@ class Masks:
     """Masks of one forward.
 
     Attributes:
-        special: whether the text model's own masks would be wrong even for layer 0's tokens: its sliding windows count
-            stored tokens where they should count the places these had (flash attention can do no other), and it knows
-            nothing of images that see themselves in both directions.
+        special: whether decoder layers cannot be left to the text model's own masks and position ids even for layer 0's
+            tokens: its sliding windows count stored tokens where they should count the places these had (flash
+            attention can do no other), it knows nothing of images that see themselves in both directions, and flash
+            attention reads gaps in position ids as borders of packed sequences.
     """
 
     def __init__(self, adapter: Adapter, blocks: bool) -> None:
         self.adapter, self.blocks = adapter, blocks
+        self.flash = is_flash_attention_requested(adapter.text_model.config)
         layers = range(len(adapter.decoder_layers))
-        self.special = blocks or any(adapter.layer_kind(layer) == SLIDING for layer in layers)
+        self.special = self.flash or blocks or any(adapter.layer_kind(layer) == SLIDING for layer in layers)
 
     def make(self, segment: Segment, layer: int, hidden: Tensor, cache: Cache | None) -> Any:
         """The mask for a decoder layer that sees the tokens of `segment`; one for all layers of a kind."""
@@ -40,7 +43,8 @@ class Masks:
         arguments: dict[str, Any] = {
             "config": self.adapter.text_model.config,
             "inputs_embeds": hidden,
-            "attention_mask": segment.mask,
+            # flash attention is told by the mask alone where a static cache ends
+            "attention_mask": segment.valid if self.flash else segment.mask,
             "past_key_values": cache,
             "position_ids": None,
             "layer_idx": layer,
