@@ -62,6 +62,14 @@ class Features(Need):
 
 
 @dataclass(frozen=True)
+class PromptText(Need):
+    """Embeddings of the prompt's text tokens as the LLM reads them, wherever they stand in it. Shape [T, D]."""
+
+    def take(self, value: Tensor, tokens: Tensor, frame: int | None = None) -> Tensor:
+        return value
+
+
+@dataclass(frozen=True)
 class _TowerNeed(EncoderNeed):
     def take(self, value: TowerRows, tokens: Tensor, frame: int | None = None) -> TowerRows:
         cls = value.cls
@@ -89,9 +97,11 @@ class ClsAttention(EncoderNeed):
     """Attention the CLS token pays to each token at an encoder layer, mean over heads. Shape [n].
 
     On a tower without a CLS token this is the received attention, as VisionZip's authors advise.
+    `joined`: all heads side by side taken as one, its logits over the root of the tower's full width (PruMerge).
     """
 
     layer: EncoderLayer = USED
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,9 +109,11 @@ class EncoderKeys(_TowerNeed):
     """Attention keys of an encoder layer, mean over heads (after rotary embedding where there is one).
 
     `TowerRows(rows [n, head_dim], cls [frames, head_dim] or None)`; there are CLS rows where TowerFeatures has them.
+    `joined`: the heads side by side instead of their mean, [n, heads * head_dim].
     """
 
     layer: EncoderLayer = USED
+    joined: bool = False
 
 
 @dataclass(frozen=True)
