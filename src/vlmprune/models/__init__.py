@@ -30,10 +30,22 @@ FAMILIES: dict[str, str] = {  # config.model_type -> adapter
 
 
 def adapter_for(model: Any) -> Adapter:
-    """The adapter of a transformers model, or UserError naming the families there are."""
+    """The adapter of a transformers model: its family's, or the generic one where the model has the usual layout.
+
+    Raises:
+        UserError: neither; the sentence names the families there are, and what the generic adapter missed.
+    """
+    from vlmprune.models.generic import GenericAdapter, misfit
+
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type not in FAMILIES or not hasattr(model, "model"):
+    if model_type in FAMILIES and hasattr(model, "model"):
+        module, _, name = FAMILIES[model_type].partition(":")
+        return getattr(import_module(module), name)(model)
+    reason = misfit(model)
+    if reason is not None:
         what = f"a {model_type!r} model" if model_type else f"a {type(model).__name__}"
-        raise UserError(f"vlmprune cannot prune {what}: it supports {', '.join(sorted(FAMILIES))}.")
-    module, _, name = FAMILIES[model_type].partition(":")
-    return getattr(import_module(module), name)(model)
+        raise UserError(
+            f"vlmprune cannot prune {what}: it supports {', '.join(sorted(FAMILIES))} and other models of "
+            f"transformers' usual layout (here: {reason})."
+        )
+    return GenericAdapter(model)

@@ -50,8 +50,8 @@ class Adapter:
         pixels: the argument of that function that holds the pixels.
     """
 
-    family: ClassVar[str]
-    feature_functions: ClassVar[dict[str, str]] = {"image": "get_image_features"}
+    family: str
+    feature_functions: dict[str, str] = {"image": "get_image_features"}
     pixels: ClassVar[dict[str, str]] = {"image": "pixel_values", "video": "pixel_values_videos"}
     tower_rows: ClassVar[bool] = False  # whether there is one row per slot before the projector
     later_token_type: ClassVar[int] = 0  # token_type_ids of what the model writes
@@ -85,12 +85,19 @@ class Adapter:
     def layer_kind(self, layer: int) -> str:
         """The config's name for how a decoder layer attends: "full_attention", "sliding_attention", ..."""
         kinds = getattr(self.text_config, "layer_types", None)
-        return kinds[layer] if kinds else "full_attention"
+        if kinds:
+            return kinds[layer]
+        return "sliding_attention" if getattr(self.text_config, "sliding_window", None) else "full_attention"
 
     @property
     def attention_layers(self) -> list[int]:
         """Decoder layers that store keys and values."""
         return [i for i in range(len(self.decoder_layers)) if self.layer_kind(i) != "linear_attention"]
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm between the last decoder layer and the head."""
+        return self.text_model.norm
 
     def rotary(self, hidden: Tensor, positions: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """cos and sin at a decoder layer of position ids [B, L], or [axes, B, L] for M-RoPE."""
@@ -107,7 +114,13 @@ class Adapter:
         """
         return None
 
+    def check_prompt(self, call: Mapping[str, Any]) -> None:
+        """Raise UserError where a call of the text model with these arguments cannot be shortened; no family's own."""
+
     # ------------------------------------------------------------------ the vision encoder
+
+    def check_statistics(self) -> None:
+        """Raise UserError where attention of the vision encoder cannot be told apart by slots; no family's own."""
 
     def encoder_layers(self, modality: str = "image") -> Sequence[nn.Module]:
         raise NotImplementedError

@@ -47,7 +47,7 @@ class DecoderReader:
             return Tokens(keys[tokens], keys[text])
         if isinstance(need, DecoderStates):
             both = torch.cat([tokens, text]).to(self.hidden.device)
-            states = self.adapter.text_model.norm(self.hidden[row, both]).float().to(self.device)
+            states = self.adapter.final_norm(self.hidden[row, both]).float().to(self.device)
             return Tokens(states[: len(tokens)], states[len(tokens) :])
         raise TypeError(f"unknown need {need!r}")
 

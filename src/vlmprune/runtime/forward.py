@@ -228,11 +228,18 @@ class Forward:
             **kwargs,
             "attention_mask": self.masks.make(segment, number, hidden, kwargs.get("past_key_values")),
             "position_embeddings": self._rotary(segment, number, hidden, kwargs["position_embeddings"]),
-            "position_ids": None,  # flash attention would read gaps in them as borders of packed sequences
+            "position_ids": self._ids(segment),
         }
         if args:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
+
+    def _ids(self, segment: Segment) -> Tensor | None:
+        """What a layer gets beside the rotary embedding: some scale their queries by it (Ministral 3).
+
+        Flash attention would read gaps in them as borders of packed sequences; M-RoPE has no single id a token.
+        """
+        return None if self.masks.flash or segment.positions.ndim == 3 else segment.positions
 
     def _segment_of(self, layer: int) -> Segment:
         return next(segment for segment in reversed(self.segments) if segment.start <= layer)

@@ -76,7 +76,7 @@ def masking_oracle(
             if (stage, kind) not in rotary:
                 rotary[stage, kind] = run.adapter.rotary(hidden, run.positions[stage], number)
             changed = {"attention_mask": run.as_mask(allowed, hidden), "position_embeddings": rotary[stage, kind]}
-            return args, {**kwargs, **changed, "position_ids": None}
+            return args, {**kwargs, **changed, "position_ids": run.ids(stage)}
 
         return hook
 
@@ -111,7 +111,7 @@ def cutting_oracle(
             changed = {
                 "attention_mask": None if recurrent else run.as_mask(causal, hidden),
                 "position_embeddings": run.adapter.rotary(hidden, run.positions[stage][..., columns], number),
-                "position_ids": None,
+                "position_ids": run.ids(stage, columns),
             }
             return (hidden, *args[1:]) if args else (), {
                 **kwargs,
@@ -165,6 +165,11 @@ class _Reference:
 
     def compact(self, layer: int) -> bool:
         return any(policy == "compact" and at <= layer for at, policy in self.policies.items())
+
+    def ids(self, stage: int, columns: Any = slice(None)) -> Tensor | None:
+        """Position ids as a decoder layer gets them: [B, S], or None where they have several axes."""
+        positions = self.positions[stage]
+        return None if positions.ndim == 3 else positions[:, columns]
 
     def window(self, stage: int) -> Tensor:
         """[B, S, S] what a sliding window lets each token see once the visible tokens are counted anew."""

@@ -200,8 +200,13 @@ class Session:
         rows: list[list[PromptImage]] = [[] for _ in next(iter(masks.values()))]
         copies = 1
         for modality, record in records.items():
-            counts = masks[modality].sum(1).tolist()
-            copies = max(1, sum(counts) // max(1, sum(image.count for image in record.images)))
+            counts, features = masks[modality].sum(1).tolist(), sum(image.count for image in record.images)
+            copies = max(1, sum(counts) // max(1, features))
+            if sum(counts) != copies * features:
+                raise UserError(
+                    f"The prompt has {sum(counts)} {modality} placeholder tokens (id "
+                    f"{self.adapter.placeholder_ids[modality]}) for {features} {modality} features."
+                )
             images = iter(record.images)
             taken: list[Any] = []
             for row, count in enumerate(counts):

@@ -63,6 +63,8 @@ class TextHooks:
         mask, self.prompt_mask = self.prompt_mask, None
         if prompt is None and state_of(kwargs.get("past_key_values")) is None:
             return None
+        if prompt is not None:
+            self.adapter.check_prompt(kwargs)
         self._forward = Forward(self, prompt, mask, kwargs)
         return args, self._forward.enter(kwargs)
 

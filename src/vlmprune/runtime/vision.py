@@ -111,7 +111,8 @@ def encoder_layer(adapter: Adapter, layer: EncoderLayer) -> int:
 
 
 def signal_key(adapter: Adapter, need: Need) -> Key:
-    """Which statistic a need resolves to on this model."""
+    """Which statistic a need resolves to on this model; UserError where its encoder cannot be read."""
+    adapter.check_statistics()
     if isinstance(need, TowerFeatures):
         return ("tower", adapter.used_layer)
     if isinstance(need, ClsAttention):

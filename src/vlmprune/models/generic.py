@@ -1,0 +1,265 @@
+"""Any family that follows transformers' usual layout, recognised by what its model has; nothing is guessed in silence.
+
+Expected: `model.model` with `get_image_features` and a text model of decoder layers that take `position_embeddings`,
+called with `inputs_embeds`. What cannot be known from the outside is refused in words, at the start or at the first
+prompt; `vlmprune doctor` compares the rest with the oracle.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlmprune.core.errors import UserError
+from vlmprune.core.view import Grid, TowerRows
+from vlmprune.models.base import Adapter, Slots, attention_of, raster
+from vlmprune.models.patches import layer_of_hidden_state
+
+TEXT_MODELS = ("language_model", "text_model")
+TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "vision_embed_tokens")
+NORMS = ("norm", "final_layernorm", "embedding_norm", "final_norm")  # of the text model
+LAYER_KINDS = ("full_attention", "sliding_attention", "linear_attention")
+RECURRENT = "conv"  # layers with a state of their own, treated like linear attention
+WINDOWS = ("window_size", "fullatt_block_indexes", "global_attn_indexes", "layer_types")  # in a tower's config
+SHORTENED = ("inputs_embeds", "attention_mask", "position_ids", "visual_pos_masks", "deepstack_visual_embeds")
+
+
+class GenericAdapter(Adapter):
+    """For a model without a `misfit`. An entry of the encoder's output (image, tile or video) counts as an image.
+
+    Encoder statistics exist where every picture gives one tower token a slot, CLS apart.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.family = self.config.model_type
+        wanted = {"image": "get_image_features", "video": "get_video_features"}
+        ids = {modality: placeholder(self.config, modality) for modality in wanted}
+        self.feature_functions = {
+            modality: name for modality, name in wanted.items() if hasattr(self.inner, name) and ids[modality]
+        }
+        self._counts: list[int] = []  # slots of each piece in the call at hand
+
+    # ------------------------------------------------------------------ the language model
+
+    @property
+    def text_model(self) -> Any:
+        return text_model_of(self.inner)
+
+    @property
+    def final_norm(self) -> Any:
+        name = next((name for name in NORMS if hasattr(self.text_model, name)), None)
+        if name is None:
+            raise UserError(f"The language model of {self.family} has no final norm by a name that vlmprune knows.")
+        return getattr(self.text_model, name)
+
+    def layer_kind(self, layer: int) -> str:
+        kind = super().layer_kind(layer)
+        return "linear_attention" if kind == RECURRENT else kind
+
+    @property
+    def placeholder_ids(self) -> dict[str, int]:
+        found = {modality: placeholder(self.config, modality) for modality in self.feature_functions}
+        return {modality: token for modality, token in found.items() if token is not None}
+
+    def check_prompt(self, call: Mapping[str, Any]) -> None:
+        """Raise UserError where the text model is handed something that cannot be shortened with the sequence."""
+        named = inspect.signature(self.text_model.forward).parameters
+        for name, value in call.items():
+            if name in named and name not in SHORTENED and any(True for _ in tensors(value)):
+                raise UserError(
+                    f"{self.family} hands its language model {name!r}, and vlmprune does not know how to shorten it."
+                )
+        positions, embeds = call.get("position_ids"), call["inputs_embeds"]
+        rows = (1, embeds.shape[0])
+        if positions is not None and (positions.shape[-2] not in rows or positions.shape[-1] != embeds.shape[1]):
+            raise UserError(f"{self.family} counts positions in a way that vlmprune does not know.")
+        mask = call.get("attention_mask")
+        for given in mask.values() if isinstance(mask, dict) else [mask]:
+            self._check_mask(given, embeds.shape[1])
+
+    def _check_mask(self, mask: Any, length: int) -> None:
+        if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
+            return
+        if not isinstance(mask, Tensor):
+            raise UserError(f"{self.family} makes its own attention masks: use sdpa or eager attention to prune it.")
+        square = mask[..., :length] if mask.shape[-1] < 2 * length else mask[..., :, :length]
+        seen = square if square.dtype == torch.bool else square == 0
+        if bool(seen.triu(1).any()):
+            raise UserError(
+                f"In {self.family}, tokens of an image see each other in both directions, by a rule that vlmprune does "
+                "not know."
+            )
+
+    def blocks(self, call: Mapping[str, Any]) -> None:
+        encoded = call.get("mm_encoder_outputs") or {}
+        for modality, name in self.pixels.items():
+            given = call.get(name) is not None or encoded.get(modality) is not None
+            if given and modality not in self.feature_functions:
+                raise UserError(f"vlmprune prunes no {modality}s with {self.family}: it found no placeholders for them.")
+
+    # ------------------------------------------------------------------ the vision encoder
+
+    @cached_property
+    def tower(self) -> Any:
+        return next((getattr(self.inner, name) for name in TOWERS if hasattr(self.inner, name)), None)
+
+    @cached_property
+    def _stacks(self) -> list[nn.ModuleList]:
+        """Lists of layers with attention in the tower."""
+        modules = self.tower.modules() if isinstance(self.tower, nn.Module) else ()
+        return [module for module in modules if isinstance(module, nn.ModuleList) and _attends(module)]
+
+    def encoder_layers(self, modality: str = "image") -> Sequence[nn.Module]:
+        return self._stacks[0] if len(self._stacks) == 1 else []  # type: ignore[return-value]
+
+    @cached_property
+    def has_cls(self) -> bool:  # type: ignore[override]
+        names = [name.rpartition(".")[2] for name, _ in self.tower.named_parameters()] if self._stacks else []
+        return any(name in ("class_embedding", "cls_token", "class_token") for name in names)
+
+    @property
+    def used_layer(self) -> int:
+        index = getattr(self.config, "vision_feature_layer", None)
+        return layer_of_hidden_state(index, len(self.encoder_layers())) if isinstance(index, int) else super().used_layer
+
+    def check_statistics(self) -> None:
+        if reason := self._unmapped():
+            self._refuse_statistics(reason)
+
+    def _unmapped(self) -> str | None:
+        """Why attention of the encoder cannot be told apart by slots, as far as the model itself shows it."""
+        vision = getattr(self.config, "vision_config", None)
+        if not self.encoder_layers():
+            return "vlmprune found no single stack of attention layers in its vision encoder"
+        if any(getattr(vision, name, None) for name in WINDOWS):
+            return "its vision encoder attends within windows"
+        if isinstance(getattr(self.config, "vision_feature_layer", None), list | tuple):
+            return "it takes features from several encoder layers"
+        if self._resamples:
+            return "learned queries stand between its vision encoder and the language model"
+        return None
+
+    @cached_property
+    def _resamples(self) -> bool:
+        """Whether something between tower and text model asks the patches by learned queries."""
+        inside = (self.tower, self.text_model)
+        between = [module for name, module in self.inner.named_children() if module not in inside]
+        names = [name.lower() for module in between for name, _ in module.named_parameters(prefix=type(module).__name__)]
+        return any(word in name for name in names for word in ("resampler", "perceiver", "qformer", "latents", ".query"))
+
+    def _refuse_statistics(self, reason: str) -> None:
+        raise UserError(f"Methods that read the vision encoder cannot run on {self.family}: {reason}.")
+
+    # ------------------------------------------------------------------ from patches to slots
+
+    def features(self, modality: str, call: dict[str, Any], pooled: Any) -> list[Tensor]:
+        if isinstance(pooled, Tensor) and pooled.ndim == 2:  # all pictures in a row
+            pictures = call[self.pixels[modality]]
+            if len(pictures) > 1:
+                raise UserError(f"{self.family} does not say where the features of an image end: give one image.")
+            pooled = [pooled]
+        pieces = [piece.flatten(0, -2) for piece in pooled]
+        found = [piece for piece in pieces if len(piece)]  # a sample without images may have an empty entry
+        self._counts = [len(piece) for piece in found]
+        return found
+
+    def slots(self, modality: str, call: dict[str, Any]) -> list[Slots]:
+        """After `features`, which counts them. A grid only where each slot can be nothing but a patch in its place."""
+        if not self._counts:
+            raise UserError(f"vlmprune does not know the slot grid of {self.family} before its images are encoded.")
+        grid = self._patch_grid(call[self.pixels[modality]])
+        return [
+            raster(grid) if grid is not None and grid.size == count else Slots(None, torch.full((count,), -1))
+            for count in self._counts
+        ]
+
+    def _patch_grid(self, pixels: Tensor) -> Grid | None:
+        patch = getattr(getattr(self.config, "vision_config", None), "patch_size", None)
+        if not isinstance(patch, int) or pixels.ndim < 4 or self._resamples:
+            return None
+        return Grid(pixels.shape[-2] // patch, pixels.shape[-1] // patch)
+
+    def rows(self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor]) -> list[TowerRows]:
+        if not chunks:
+            self._refuse_statistics("its vision encoder does not use transformers' attention functions")
+        sizes = {tuple(chunk.shape[1:2]) for chunk in chunks}
+        pictures = sum(len(chunk) for chunk in chunks)
+        cls = int(self.has_cls)
+        if pictures != len(self._counts) or sizes != {(self._counts[0] + cls,)} or len(set(self._counts)) > 1:
+            self._refuse_statistics(
+                "its vision encoder does not make one token for each that the language model sees, and vlmprune does "
+                "not know which belong together"
+            )
+        values = torch.cat(list(chunks))
+        return [TowerRows(picture[cls:], picture[:cls] if cls else None) for picture in values]
+
+
+def misfit(model: Any) -> str | None:
+    """What was looked for in a model and is missing, or why its decoder cannot be cut; None where all is there."""
+    inner, config = getattr(model, "model", None), getattr(model, "config", None)
+    if not isinstance(inner, nn.Module):
+        return "looked for model.model, found none"
+    text = text_model_of(inner)
+    if text is None:
+        return "looked for model.model.language_model or model.model.text_model, found neither"
+    if not hasattr(inner, "get_image_features"):
+        return "looked for model.model.get_image_features, found none"
+    for part in ("layers", "rotary_emb"):
+        if not hasattr(text, part):
+            return f"looked for {part} in its {type(text).__name__}, found none"
+    if placeholder(config, "image") is None:
+        return "looked for image_token_id or image_token_index in its config, found neither"
+    return _uncuttable(text, config.get_text_config())  # type: ignore[union-attr]
+
+
+def _uncuttable(text: Any, config: Any) -> str | None:
+    if "inputs_embeds" not in inspect.signature(text.forward).parameters:
+        return f"looked for inputs_embeds among the arguments of its {type(text).__name__}, found none"
+    if getattr(config, "num_kv_shared_layers", None) or "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):
+        return "its decoder layers share keys and values, so a layer cannot hold fewer tokens than the one before"
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if unknown := sorted(kinds - {*LAYER_KINDS, RECURRENT}):
+        return f"it has decoder layers of a kind unknown to vlmprune ({', '.join(unknown)})"
+    for number, layer in enumerate(text.layers):
+        arguments = inspect.signature(layer.forward).parameters
+        if "position_embeddings" not in arguments:
+            return "looked for position_embeddings among the arguments of its decoder layers, found none"
+        recurrent = kinds and config.layer_types[number] not in ("full_attention", "sliding_attention")
+        if not recurrent and not _attends([layer]):
+            return f"looked for self_attn, attn or attention in decoder layer {number}, found none"
+    return None
+
+
+def text_model_of(inner: Any) -> Any:
+    return next((getattr(inner, name) for name in TEXT_MODELS if hasattr(inner, name)), None)
+
+
+def placeholder(config: Any, modality: str) -> int | None:
+    """The token id that stands for a visual slot, by the two names that configs use."""
+    found = (getattr(config, f"{modality}_token_{ending}", None) for ending in ("id", "index"))
+    return next((token for token in found if token is not None), None)
+
+
+def _attends(layers: Any) -> bool:
+    """Whether each of these layers has an attention module that can be listened to."""
+    try:
+        return len(layers) > 0 and all(hasattr(attention_of(layer), "config") for layer in layers)
+    except AttributeError:
+        return False
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in a value, its lists and its dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors(item)
+    elif isinstance(value, Mapping):
+        yield from tensors(list(value.values()))
