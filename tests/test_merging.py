@@ -147,8 +147,10 @@ def test_downsample_on_llava_is_a_smaller_image() -> None:
 
 
 @torch.no_grad()
-def test_downsample_on_qwen_is_vanilla_on_the_smaller_image() -> None:
-    model, inputs = built("qwen2_5_vl"), alone("qwen2_5_vl", RAGGED, 1)
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5"])
+def test_downsample_on_qwen_is_vanilla_on_the_smaller_image(family: str) -> None:
+    """Deepstack features (Qwen3-VL) follow their tokens too."""
+    model, inputs = built(family), alone(family, RAGGED, 1)
     with vlmprune.prune(model, "downsample:0.5") as session:
         tokens, logits = generate(model, inputs)
     (_, h, w), patch = inputs["image_grid_thw"][0].tolist(), 4

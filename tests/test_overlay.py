@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import FAMILIES, prompt
 from tiny_folder import save_llava
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+import vlmprune
 from vlmprune.core.errors import UserError
 from vlmprune.core.report import RunReport
-from vlmprune.core.view import Grid
+from vlmprune.core.view import Grid, Whole
 from vlmprune.report import draw, draw_run, run_image
 from vlmprune.report.overlay import CONTOUR, Window, coarsen, fit, seen_window, sheet
 from vlmprune.report.run import check_overlay_path, open_image
@@ -154,7 +156,8 @@ def test_a_processor_without_a_crop_shows_everything() -> None:
 def report(*stages: tuple[int, list[list[int]]], grids: list[Grid | None]) -> RunReport:
     """A run of one sample; for each stage, the slots kept of each image."""
     kept = [(layer, [[torch.tensor(image) for image in images]]) for layer, images in stages]
-    return RunReport(kept=kept[-1][1], stages=kept, tokens=[(8, 2)], entering=[4.0], grids=[grids])
+    wholes = [(Whole("image", grid, torch.arange(grid.size)),) if grid else () for grid in grids]
+    return RunReport(kept=kept[-1][1], stages=kept, tokens=[(8, 2)], entering=[4.0], grids=[grids], wholes=[wholes])
 
 
 def test_a_panel_for_each_stage_and_a_row_for_each_image() -> None:
@@ -163,6 +166,26 @@ def test_a_panel_for_each_stage_and_a_row_for_each_image() -> None:
     one = draw_run(report((0, [[0], [1]]), grids=grids), images)
     two = draw_run(report((0, [[0, 1], [1, 2]]), (2, [[0], [1]]), grids=grids), images, title="a method")
     assert two.width > 1.8 * one.width and min(one.height, two.height) > 2 * 448
+
+
+@torch.no_grad()
+def test_an_image_cut_into_tiles_is_drawn_in_each_way_it_is_shown() -> None:
+    """LLaVA-NeXT's tiles lie over the picture as the processor cut them, without its padding; a newline is no patch."""
+    family = FAMILIES["llava_next"]
+    model, inputs = family.build(), prompt(family, [[0]])
+    with vlmprune.prune(model, "random", keep=1.0) as session:
+        model(**inputs)
+    base, tiles = session.last.wholes[0][0]
+    height, width = inputs["image_sizes"][0].tolist()
+    assert (base.name, tiles.name) == ("base tile", "tiles") and base.grid.rows == base.grid.cols
+    assert (tiles.grid.rows > tiles.grid.cols) == (height > width)
+    newlines = int((session.last.cells[0][0] < 0).sum())
+    assert newlines == tiles.grid.rows and base.grid.size + tiles.grid.size + newlines == family.slots(0)
+    for whole in (base, tiles):
+        assert whole.cells[whole.cells >= 0].tolist() == list(range(whole.grid.size))
+    picture = noise(width * 8, height * 8)
+    alone = draw_run(report((0, [[0]]), grids=[Grid(2, 2)]), [picture])
+    assert draw_run(session.last, [picture]).height > alone.height + fit(picture).height
 
 
 def test_a_run_without_a_grid_is_refused() -> None:

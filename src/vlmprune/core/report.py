@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from vlmprune.core.view import Grid
+from vlmprune.core.view import Grid, Whole
 
 Kept = list[list[Tensor]]
 
@@ -27,6 +27,7 @@ class RunReport:
         grids: the slot grid of each image of each sample (its `frames` are tiles or a video's frames), None where there
             is none.
         cells: the cell of that grid that each slot shows, -1 for a slot that shows none (image_newline, CLS).
+        wholes: how the slots of each image of each sample cover its picture, for drawing; nothing for a video.
         seconds: time spent scoring and selecting (attention statistics and the methods' own work); of images from
             `encode_images`, whose statistics serve several methods, the selecting alone.
     """
@@ -39,4 +40,5 @@ class RunReport:
     columns: Tensor | None = None
     grids: list[list[Grid | None]] = field(default_factory=list)
     cells: Kept = field(default_factory=list)
+    wholes: list[list[tuple[Whole, ...]]] = field(default_factory=list)
     seconds: float = 0.0

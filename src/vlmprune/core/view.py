@@ -25,6 +25,20 @@ class Grid(NamedTuple):
         return self.rows * self.cols * self.frames
 
 
+class Whole(NamedTuple):
+    """Slots that together cover the whole picture, for drawing: an image cut into tiles may show it twice.
+
+    Attributes:
+        name: "image", or which of its slots these are ("base tile", "tiles", "thumbnail").
+        grid: laid over the picture, one frame.
+        cells: [count] the cell of that grid that each slot of the image covers, -1 for the others.
+    """
+
+    name: str
+    grid: Grid
+    cells: Tensor
+
+
 class TowerRows(NamedTuple):
     """One row per token [n, ...], and the CLS tokens' [frames, ...], one a tile or frame, where the tower has them."""
 

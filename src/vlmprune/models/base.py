@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.core.errors import UserError
-from vlmprune.core.view import Grid, ModelInfo, TowerRows
+from vlmprune.core.view import Grid, ModelInfo, TowerRows, Whole
 
 
 @dataclass
@@ -21,10 +21,17 @@ class Slots:
     Attributes:
         grid: its slot grid, or None where the slots form none.
         cells: [count] the cell of `grid` that each slot shows; -1 for a slot that shows none (image_newline, CLS).
+        wholes: how the slots cover the picture. By default those with a cell do, where the grid has one frame.
     """
 
     grid: Grid | None
     cells: Tensor
+    wholes: tuple[Whole, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.wholes is None:
+            single = self.grid is not None and self.grid.frames == 1
+            self.wholes = (Whole("image", self.grid, self.cells),) if single else ()  # type: ignore[arg-type]
 
     @property
     def plain(self) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, image_size_to_num_patches
 
-from vlmprune.core.view import Grid, TowerRows
+from vlmprune.core.view import Grid, TowerRows, Whole
 from vlmprune.models.base import Slots
 from vlmprune.models.llava import LlavaAdapter
 
@@ -53,7 +53,8 @@ class LlavaNextAdapter(LlavaAdapter):
             tile = 1 + (row // side) * across + col // side
             tile[: side * side] = 0
             cells = (tile * side + row % side) * side + col % side
-            found.append(Slots(Grid(side, side, tiles), cells.masked_fill(places[:, 0].isnan(), -1)))
+            cells = cells.masked_fill(places[:, 0].isnan(), -1)
+            found.append(Slots(Grid(side, side, tiles), cells, _wholes(cells, side, tiles)))
         return found
 
     def rows(self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor]) -> list[TowerRows]:
@@ -62,3 +63,16 @@ class LlavaNextAdapter(LlavaAdapter):
         patches = values[:, int(self.has_cls) :]
         packed = self.pack(patches.reshape(*patches.shape[:2], -1), call)
         return [TowerRows(p.reshape(-1, *patches.shape[2:]), c) for p, c in zip(packed, cls, strict=True)]
+
+
+def _wholes(cells: Tensor, side: int, tiles: int) -> tuple[Whole, ...]:
+    """The base tile shows the whole picture, and so do the others together, once unpadded."""
+    slot = torch.arange(len(cells))
+    if tiles == 1:
+        return (Whole("image", Grid(side, side), cells),)
+    base = torch.where(slot < side * side, slot, -1)
+    width = int((cells < 0).nonzero()[0]) - side * side  # up to the first image_newline
+    rows = (len(cells) - side * side) // (width + 1)
+    place = slot - side * side
+    canvas = torch.where((cells >= 0) & (place >= 0), place // (width + 1) * width + place % (width + 1), -1)
+    return Whole("base tile", Grid(side, side), base), Whole("tiles", Grid(rows, width), canvas)

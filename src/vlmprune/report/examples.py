@@ -211,15 +211,15 @@ def _ask(model: Any, processor: Any, sample: Sample, asked: Recipe | None) -> Re
 
 
 def _stages(last: RunReport, asked: Recipe) -> tuple[Stage, ...]:
-    """The cuts of a run on one image; none where its slots form no grid."""
-    grid = last.grids[0][0]
-    if grid is None or not last.stages:
+    """The cuts of a run on one image; none where its slots are not known to cover it."""
+    if not last.wholes[0][0] or not last.stages:
         return ()
-    stages = []
+    stages, whole = [], last.wholes[0][0][0]
     for layer, kept in last.stages:
         slots = kept[0][0]
-        coarse = coarsen(slots, last.stages[0][1][0][0], grid) if resizes(asked) else None
-        small, cells = coarse or (grid, slots)
+        coarse = coarsen(slots, last.stages[0][1][0][0], whole.grid) if resizes(asked) else None
+        shown = whole.cells.cpu()[slots]
+        small, cells = coarse or (whole.grid, shown[shown >= 0])
         stages.append(Stage(layer, small.rows, small.cols, tuple(cells.tolist()), whole=coarse is not None))
     return tuple(stages)
 

@@ -191,7 +191,7 @@ def draw_run(
     resized: bool = False,
     sample: int = 0,
 ) -> Image.Image:
-    """A sheet of what a run kept: a row for each image, a panel for each stage.
+    """A sheet of what a run kept: a row for each image (each way in which its slots cover it), a panel for each stage.
 
     Args:
         report: `session.last`.
@@ -203,25 +203,28 @@ def draw_run(
         sample: which sample of the batch.
 
     Raises:
-        UserError: slots that form no grid.
+        UserError: slots of which nothing is known to cover the picture.
     """
-    panels = []
-    for number, (image, grid) in enumerate(zip(images, report.grids[sample], strict=True)):
-        if grid is None:
+    panels, stages = [], report.stages or [(0, report.kept)]
+    for number, (image, wholes) in enumerate(zip(images, report.wholes[sample], strict=False)):
+        if not wholes:
             raise UserError("The visual tokens of this model form no grid over the picture, so they cannot be drawn.")
         picture = fit(image)
         window = seen_window(processor, image.size)
         window = window.scaled(picture.width / image.width, picture.height / image.height)
-        stages = report.stages or [(0, report.kept)]
-        for layer, kept in stages:
-            slots = kept[sample][number]
-            coarse = coarsen(slots, stages[0][1][sample][number], grid) if resized else None
-            place = f"before layer {layer}" if layer else "before the LLM"
-            drawn = draw(picture, *(coarse or (grid, slots)), window=window, cells=coarse is not None)
-            panels.append(Panel(drawn, f"{place}: {len(slots)} of {grid.size}"))
+        for whole in wholes:
+            for layer, kept in stages:
+                slots = kept[sample][number]
+                coarse = coarsen(slots, stages[0][1][sample][number], whole.grid) if resized else None
+                cells = whole.cells.cpu()[slots]
+                cells = cells[cells >= 0]
+                place = f"before layer {layer}" if layer else "before the LLM"
+                place = place if len(wholes) == 1 else f"{whole.name}, {place}"
+                drawn = draw(picture, *(coarse or (whole.grid, cells)), window=window, cells=coarse is not None)
+                panels.append(Panel(drawn, f"{place}: {len(cells)} of {int((whole.cells >= 0).sum())}"))
     before, after = report.tokens[sample]
     counts = f"{before} visual tokens, {after} after pruning, {report.entering[sample]:.1f} entering a layer on average"
-    return sheet(panels, len(report.stages) or 1, [*([title] if title else []), *lines, counts])
+    return sheet(panels, len(stages), [*([title] if title else []), *lines, counts])
 
 
 def sheet(panels: Sequence[Panel], columns: int, lines: Sequence[str] = ()) -> Image.Image:

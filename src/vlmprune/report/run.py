@@ -67,15 +67,18 @@ def run_image(
     with session:
         answer = generate(loaded.model, loaded.processor, inputs)
     if target is not None:
-        sheet = draw_run(
-            session.last,
-            [image],
-            title=f"{asked} on {model}",
-            lines=[f"“{question}” {shorten(answer, 300)}"],
-            processor=loaded.processor,
-            resized=resizes(session.recipe),
-        )
-        _save(sheet, target)
+        try:
+            sheet = draw_run(
+                session.last,
+                [image],
+                title=f"{asked} on {model}",
+                lines=[f"“{question}” {shorten(answer, 300)}"],
+                processor=loaded.processor,
+                resized=resizes(session.recipe),
+            )
+            _save(sheet, target)
+        except UserError as error:
+            raise UserError(f"{error} The answer was: {answer}") from error
     return answer
 
 

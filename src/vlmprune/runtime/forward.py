@@ -352,6 +352,7 @@ class Forward:
             columns=last.source[first_of].cpu(),
             grids=[[image.tokens.grid for image in prompt.rows[row]] for row in first_of],
             cells=[[image.tokens.places.cells.cpu() for image in prompt.rows[row]] for row in first_of],
+            wholes=[[image.tokens.places.wholes or () for image in prompt.rows[row]] for row in first_of],
             layers=layers_read(self.adapter, self.hooks.recipe),
             seconds=self.seconds + self.hooks.vision_seconds,
         )

@@ -31,7 +31,7 @@ from vlmprune.core.signals import (
     ReceivedAttention,
     TowerFeatures,
 )
-from vlmprune.core.view import Grid, TowerRows
+from vlmprune.core.view import Grid, TowerRows, Whole
 from vlmprune.models.base import Adapter, Slots
 from vlmprune.runtime.taps import AttentionCall, capture
 from vlmprune.scores import attention_rows, received_attention
@@ -79,7 +79,12 @@ def joined(pieces: Sequence[ImageTokens]) -> ImageTokens:
         own = piece.places.cells
         cells.append(torch.where(own >= 0, own + frames * piece.grid.rows * piece.grid.cols, -1))
         before, frames = before + piece.count, frames + piece.grid.frames
-    whole = Slots(pieces[0].grid._replace(frames=frames), torch.cat(cells))  # type: ignore[union-attr]
+    last = pieces[-1]
+    assert last.grid is not None  # the last tile is the whole image, small (InternVL, SmolVLM)
+    small = torch.full((before,), -1).to(last.places.cells)
+    small[before - last.count :] = last.places.cells
+    thumbnail = Whole("thumbnail", last.grid, small)
+    whole = Slots(last.grid._replace(frames=frames), torch.cat(cells), (thumbnail,))
     signals = {key: _joined_signal([piece.signals[key] for piece in pieces]) for key in pieces[0].signals}
     return ImageTokens(torch.cat([piece.features for piece in pieces]), torch.cat(slots), whole, signals)
 
@@ -286,5 +291,5 @@ def cell_slots(small: Grid, grid: Grid) -> Tensor:
 
 def _tokens(features: Tensor, places: Slots) -> ImageTokens:
     device = features.device
-    places = Slots(places.grid, places.cells.to(device))
+    places = Slots(places.grid, places.cells.to(device), places.wholes)
     return ImageTokens(features, torch.arange(features.shape[0], device=device), places)
