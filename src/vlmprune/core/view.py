@@ -62,6 +62,11 @@ class ModelInfo:
     decoder_layers: int
     has_cls: bool
 
+    @property
+    def llava(self) -> bool:
+        """LLaVA and its kin: pruning code written for them hands the LLM a shorter prompt, which it numbers anew."""
+        return "llava" in self.family
+
 
 @dataclass
 class ImageView:

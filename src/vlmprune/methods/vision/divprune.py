@@ -55,7 +55,7 @@ class DivPrune(Method):
         return {"features": Features()}
 
     def positions(self, info: ModelInfo) -> str:
-        return "compact" if info.family.startswith("llava") else "original"
+        return "compact" if info.llava else "original"
 
     def select(self, view: ImageView) -> Tensor:
         return torch.unique(self.picks(view))

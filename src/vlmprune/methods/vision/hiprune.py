@@ -66,7 +66,7 @@ class HiPrune(Method):
         return {"object": ReceivedAttention(layer), "deep": ReceivedAttention(USED)}
 
     def positions(self, info: ModelInfo) -> str:
-        return "compact" if info.family.startswith("llava") else "original"
+        return "compact" if info.llava else "original"
 
     def select(self, view: ImageView) -> Tensor:
         return torch.unique(torch.cat(self.parts(view)))

@@ -46,7 +46,7 @@ class Random(Scorer):
 
     def positions(self, info: ModelInfo) -> str:
         """Before the LLM as the other methods that act there, so that the comparison is of the choice alone."""
-        return "compact" if self.layer is None and info.family.startswith("llava") else "original"
+        return "compact" if self.layer is None and info.llava else "original"
 
     def score(self, view: ImageView) -> Tensor:
         order = torch.randperm(view.n, generator=view.generator())

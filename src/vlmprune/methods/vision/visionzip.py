@@ -68,7 +68,7 @@ class VisionZip(Method):
         return {"rows": TowerFeatures(), "attention": ClsAttention(), "keys": EncoderKeys()}
 
     def positions(self, info: ModelInfo) -> str:
-        return "compact" if info.family.startswith("llava") else "original"
+        return "compact" if info.llava else "original"
 
     def pool(self, info: ModelInfo) -> str:
         return "frame"
