@@ -35,7 +35,8 @@ def adapter_for(model: Any) -> Adapter:
     Raises:
         UserError: neither; the sentence names the families there are, and what the generic adapter missed.
     """
-    from vlmprune.models.generic import GenericAdapter, misfit
+    from vlmprune.models.generic import GenericAdapter
+    from vlmprune.models.layout import misfit
 
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type in FAMILIES and hasattr(model, "model"):

@@ -17,22 +17,21 @@ from torch import Tensor, nn
 
 from vlmprune.core.errors import UserError
 from vlmprune.core.view import Grid, TowerRows
-from vlmprune.models.base import Adapter, Slots, attention_of, raster
+from vlmprune.models.base import Adapter, Slots, raster
+from vlmprune.models.layout import RECURRENT_KINDS, attends, placeholder, text_model_of
 from vlmprune.models.patches import layer_of_hidden_state
 
-TEXT_MODELS = ("language_model", "text_model")
 TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "vision_embed_tokens")
 NORMS = ("norm", "final_layernorm", "embedding_norm", "final_norm")  # of the text model
-LAYER_KINDS = ("full_attention", "sliding_attention", "linear_attention")
-RECURRENT = "conv"  # layers with a state of their own, treated like linear attention
 WINDOWS = ("window_size", "fullatt_block_indexes", "global_attn_indexes", "layer_types")  # in a tower's config
 SHORTENED = ("inputs_embeds", "attention_mask", "position_ids", "visual_pos_masks", "deepstack_visual_embeds")
 
 
 class GenericAdapter(Adapter):
-    """For a model without a `misfit`. An entry of the encoder's output (image, tile or video) counts as an image.
+    """For a model without a `misfit`.
 
-    Encoder statistics exist where every picture gives one tower token a slot, CLS apart.
+    Each entry of the encoder's output counts as an image: an image or video for most families, a tile or all images of
+    a sample for some. Encoder statistics exist where every picture gives one tower token a slot, CLS apart.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -60,7 +59,7 @@ class GenericAdapter(Adapter):
 
     def layer_kind(self, layer: int) -> str:
         kind = super().layer_kind(layer)
-        return "linear_attention" if kind == RECURRENT else kind
+        return "linear_attention" if kind in RECURRENT_KINDS else kind
 
     @property
     def placeholder_ids(self) -> dict[str, int]:
@@ -75,22 +74,28 @@ class GenericAdapter(Adapter):
                 raise UserError(
                     f"{self.family} hands its language model {name!r}, and vlmprune does not know how to shorten it."
                 )
-        positions, embeds = call.get("position_ids"), call["inputs_embeds"]
-        rows = (1, embeds.shape[0])
-        if positions is not None and (positions.shape[-2] not in rows or positions.shape[-1] != embeds.shape[1]):
-            raise UserError(f"{self.family} counts positions in a way that vlmprune does not know.")
-        mask = call.get("attention_mask")
+        self._check_positions(call.get("position_ids"), call["inputs_embeds"])
+        mask, cache = call.get("attention_mask"), call.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
         for given in mask.values() if isinstance(mask, dict) else [mask]:
-            self._check_mask(given, embeds.shape[1])
+            self._check_mask(given, past)
 
-    def _check_mask(self, mask: Any, length: int) -> None:
+    def _check_positions(self, positions: Tensor | None, embeds: Tensor) -> None:
+        """One id a token, or Qwen's three axes, alone or behind a row that counts tokens."""
+        if positions is None:
+            return
+        axes = (getattr(self.text_config, "rope_parameters", None) or {}).get("mrope_section", (0, 0, 0))
+        whole = positions.shape[-2] in (1, embeds.shape[0]) and positions.shape[-1] == embeds.shape[1]
+        if not whole or (positions.ndim == 3 and (positions.shape[0] not in (3, 4) or len(axes) != 3)):
+            raise UserError(f"{self.family} counts positions in a way that vlmprune does not know.")
+
+    def _check_mask(self, mask: Any, past: int) -> None:
         if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
             return
         if not isinstance(mask, Tensor):
-            raise UserError(f"{self.family} makes its own attention masks: use sdpa or eager attention to prune it.")
-        square = mask[..., :length] if mask.shape[-1] < 2 * length else mask[..., :, :length]
-        seen = square if square.dtype == torch.bool else square == 0
-        if bool(seen.triu(1).any()):
+            raise UserError(f"{self.family} makes attention masks of its own: use sdpa or eager attention to prune it.")
+        seen = mask if mask.dtype == torch.bool else mask == 0
+        if bool(seen.triu(past + 1).any()):
             raise UserError(
                 f"In {self.family}, tokens of an image see each other in both directions, by a rule that vlmprune does "
                 "not know."
@@ -101,7 +106,9 @@ class GenericAdapter(Adapter):
         for modality, name in self.pixels.items():
             given = call.get(name) is not None or encoded.get(modality) is not None
             if given and modality not in self.feature_functions:
-                raise UserError(f"vlmprune prunes no {modality}s with {self.family}: it found no placeholders for them.")
+                raise UserError(
+                    f"vlmprune prunes no {modality}s with {self.family}: it found no placeholders for them."
+                )
 
     # ------------------------------------------------------------------ the vision encoder
 
@@ -113,7 +120,7 @@ class GenericAdapter(Adapter):
     def _stacks(self) -> list[nn.ModuleList]:
         """Lists of layers with attention in the tower."""
         modules = self.tower.modules() if isinstance(self.tower, nn.Module) else ()
-        return [module for module in modules if isinstance(module, nn.ModuleList) and _attends(module)]
+        return [module for module in modules if isinstance(module, nn.ModuleList) and attends(module)]
 
     def encoder_layers(self, modality: str = "image") -> Sequence[nn.Module]:
         return self._stacks[0] if len(self._stacks) == 1 else []  # type: ignore[return-value]
@@ -126,7 +133,9 @@ class GenericAdapter(Adapter):
     @property
     def used_layer(self) -> int:
         index = getattr(self.config, "vision_feature_layer", None)
-        return layer_of_hidden_state(index, len(self.encoder_layers())) if isinstance(index, int) else super().used_layer
+        return (
+            layer_of_hidden_state(index, len(self.encoder_layers())) if isinstance(index, int) else super().used_layer
+        )
 
     def check_statistics(self) -> None:
         if reason := self._unmapped():
@@ -150,8 +159,12 @@ class GenericAdapter(Adapter):
         """Whether something between tower and text model asks the patches by learned queries."""
         inside = (self.tower, self.text_model)
         between = [module for name, module in self.inner.named_children() if module not in inside]
-        names = [name.lower() for module in between for name, _ in module.named_parameters(prefix=type(module).__name__)]
-        return any(word in name for name in names for word in ("resampler", "perceiver", "qformer", "latents", ".query"))
+        names = [
+            name.lower() for module in between for name, _ in module.named_parameters(prefix=type(module).__name__)
+        ]
+        return any(
+            word in name for name in names for word in ("resampler", "perceiver", "qformer", "latents", ".query")
+        )
 
     def _refuse_statistics(self, reason: str) -> None:
         raise UserError(f"Methods that read the vision encoder cannot run on {self.family}: {reason}.")
@@ -159,9 +172,10 @@ class GenericAdapter(Adapter):
     # ------------------------------------------------------------------ from patches to slots
 
     def features(self, modality: str, call: dict[str, Any], pooled: Any) -> list[Tensor]:
+        if pooled is None:
+            raise UserError(f"vlmprune looked for pooler_output in the encoder's output of {self.family}, found none.")
         if isinstance(pooled, Tensor) and pooled.ndim == 2:  # all pictures in a row
-            pictures = call[self.pixels[modality]]
-            if len(pictures) > 1:
+            if len(call[self.pixels[modality]]) > 1:
                 raise UserError(f"{self.family} does not say where the features of an image end: give one image.")
             pooled = [pooled]
         pieces = [piece.flatten(0, -2) for piece in pooled]
@@ -171,8 +185,8 @@ class GenericAdapter(Adapter):
 
     def slots(self, modality: str, call: dict[str, Any]) -> list[Slots]:
         """After `features`, which counts them. A grid only where each slot can be nothing but a patch in its place."""
-        if not self._counts:
-            raise UserError(f"vlmprune does not know the slot grid of {self.family} before its images are encoded.")
+        if not self._counts:  # asked by a method that resizes
+            raise UserError(f"vlmprune cannot resize pictures for {self.family}: resize them before the processor.")
         grid = self._patch_grid(call[self.pixels[modality]])
         return [
             raster(grid) if grid is not None and grid.size == count else Slots(None, torch.full((count,), -1))
@@ -193,65 +207,11 @@ class GenericAdapter(Adapter):
         cls = int(self.has_cls)
         if pictures != len(self._counts) or sizes != {(self._counts[0] + cls,)} or len(set(self._counts)) > 1:
             self._refuse_statistics(
-                "its vision encoder does not make one token for each that the language model sees, and vlmprune does "
-                "not know which belong together"
+                "its encoder does not make one token for each that the language model sees, and vlmprune does not know "
+                "which belong together"
             )
         values = torch.cat(list(chunks))
         return [TowerRows(picture[cls:], picture[:cls] if cls else None) for picture in values]
-
-
-def misfit(model: Any) -> str | None:
-    """What was looked for in a model and is missing, or why its decoder cannot be cut; None where all is there."""
-    inner, config = getattr(model, "model", None), getattr(model, "config", None)
-    if not isinstance(inner, nn.Module):
-        return "looked for model.model, found none"
-    text = text_model_of(inner)
-    if text is None:
-        return "looked for model.model.language_model or model.model.text_model, found neither"
-    if not hasattr(inner, "get_image_features"):
-        return "looked for model.model.get_image_features, found none"
-    for part in ("layers", "rotary_emb"):
-        if not hasattr(text, part):
-            return f"looked for {part} in its {type(text).__name__}, found none"
-    if placeholder(config, "image") is None:
-        return "looked for image_token_id or image_token_index in its config, found neither"
-    return _uncuttable(text, config.get_text_config())  # type: ignore[union-attr]
-
-
-def _uncuttable(text: Any, config: Any) -> str | None:
-    if "inputs_embeds" not in inspect.signature(text.forward).parameters:
-        return f"looked for inputs_embeds among the arguments of its {type(text).__name__}, found none"
-    if getattr(config, "num_kv_shared_layers", None) or "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):
-        return "its decoder layers share keys and values, so a layer cannot hold fewer tokens than the one before"
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if unknown := sorted(kinds - {*LAYER_KINDS, RECURRENT}):
-        return f"it has decoder layers of a kind unknown to vlmprune ({', '.join(unknown)})"
-    for number, layer in enumerate(text.layers):
-        arguments = inspect.signature(layer.forward).parameters
-        if "position_embeddings" not in arguments:
-            return "looked for position_embeddings among the arguments of its decoder layers, found none"
-        recurrent = kinds and config.layer_types[number] not in ("full_attention", "sliding_attention")
-        if not recurrent and not _attends([layer]):
-            return f"looked for self_attn, attn or attention in decoder layer {number}, found none"
-    return None
-
-
-def text_model_of(inner: Any) -> Any:
-    return next((getattr(inner, name) for name in TEXT_MODELS if hasattr(inner, name)), None)
-
-
-def placeholder(config: Any, modality: str) -> int | None:
-    """The token id that stands for a visual slot, by the two names that configs use."""
-    found = (getattr(config, f"{modality}_token_{ending}", None) for ending in ("id", "index"))
-    return next((token for token in found if token is not None), None)
-
-
-def _attends(layers: Any) -> bool:
-    """Whether each of these layers has an attention module that can be listened to."""
-    try:
-        return len(layers) > 0 and all(hasattr(attention_of(layer), "config") for layer in layers)
-    except AttributeError:
-        return False
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

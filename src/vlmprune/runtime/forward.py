@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from vlmprune.core.budget import resolve_keep
+from vlmprune.core.errors import UserError
 from vlmprune.core.recipe import Stage
 from vlmprune.core.report import Kept, RunReport
 from vlmprune.core.view import ImageView, Merged
@@ -262,6 +263,11 @@ class Forward:
         prompt, before = self.prompt, self._segment_of(number - 1)
         assert prompt is not None
         calls = next(iter(self._capture.calls.values()), []) if self._capture is not None else []
+        if self._capture is not None and not calls:
+            raise UserError(
+                f"{stage.method.name} reads the attention of decoder layer {number - 1}, which does not use "
+                "transformers' attention functions."
+            )
         reader = DecoderReader(self.adapter, before, hidden, calls[0] if calls else None, prompt.tail, number - 1)
         self._capture = None
         orders, kept, cut = [], [], False

@@ -201,7 +201,7 @@ class VisionWrapper:
             if handle is not None:
                 handle.remove()
         start = time.perf_counter()
-        features = self.adapter.features(self.modality, used, output.pooler_output)
+        features = self.adapter.features(self.modality, used, getattr(output, "pooler_output", None))
         places = self.adapter.slots(self.modality, used)
         record = VisionRecord([_tokens(f, p) for f, p in zip(features, places, strict=True)])
         for key in sorted(self.keys):

@@ -1,0 +1,67 @@
+"""What transformers' usual layout is, and what a model lacks of it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from vlmprune.models.base import attention_of
+
+TEXT_MODELS = ("language_model", "text_model")
+ATTENTION_KINDS = ("full_attention", "sliding_attention")
+RECURRENT_KINDS = ("linear_attention", "conv")  # layers with a state instead of keys a token
+
+
+def misfit(model: Any) -> str | None:
+    """What was looked for in a model and is missing, or why its decoder cannot be cut; None where all is there."""
+    inner, config = getattr(model, "model", None), getattr(model, "config", None)
+    if not isinstance(inner, nn.Module):
+        return "looked for model.model, found none"
+    text = text_model_of(inner)
+    if text is None:
+        return "looked for model.model.language_model or model.model.text_model, found neither"
+    if not hasattr(inner, "get_image_features"):
+        return "looked for model.model.get_image_features, found none"
+    for part in ("layers", "rotary_emb"):
+        if not hasattr(text, part):
+            return f"looked for {part} in its {type(text).__name__}, found none"
+    if placeholder(config, "image") is None:
+        return "looked for image_token_id or image_token_index in its config, found neither"
+    return _uncuttable(text, config.get_text_config())  # type: ignore[union-attr]
+
+
+def _uncuttable(text: Any, config: Any) -> str | None:
+    if "inputs_embeds" not in inspect.signature(text.forward).parameters:
+        return f"looked for inputs_embeds among the arguments of its {type(text).__name__}, found none"
+    if getattr(config, "num_kv_shared_layers", None) or "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):
+        return "its decoder layers share keys and values, so a layer cannot hold fewer tokens than the one before"
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(text.layers)
+    if unknown := sorted({*kinds} - {*ATTENTION_KINDS, *RECURRENT_KINDS}):
+        return f"it has decoder layers of a kind unknown to vlmprune ({', '.join(unknown)})"
+    for number, layer in enumerate(text.layers):
+        arguments = inspect.signature(layer.forward).parameters
+        if "position_embeddings" not in arguments:
+            return "looked for position_embeddings among the arguments of its decoder layers, found none"
+        if kinds[number] in ATTENTION_KINDS and not attends([layer]):
+            return f"looked for self_attn, attn or attention in decoder layer {number}, found none"
+    return None
+
+
+def text_model_of(inner: Any) -> Any:
+    return next((getattr(inner, name) for name in TEXT_MODELS if hasattr(inner, name)), None)
+
+
+def placeholder(config: Any, modality: str) -> int | None:
+    """The token id that stands for a visual slot, by the two names that configs use."""
+    found = (getattr(config, f"{modality}_token_{ending}", None) for ending in ("id", "index"))
+    return next((token for token in found if token is not None), None)
+
+
+def attends(layers: Any) -> bool:
+    """Whether each of these layers has an attention module that can be listened to."""
+    try:
+        return len(layers) > 0 and all(hasattr(attention_of(layer), "config") for layer in layers)
+    except AttributeError:
+        return False
