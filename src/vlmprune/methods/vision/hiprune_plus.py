@@ -1,0 +1,72 @@
+"""HiPrune++: HiPrune with some tokens that are like the text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vlmprune.core.selectors import top_k
+from vlmprune.core.signals import Features, Need, PromptText
+from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.methods.checks import OFFICIAL, one_of, share
+from vlmprune.methods.vision.hiprune import HiPrune
+
+
+@dataclass
+class HiPrunePlus(HiPrune):
+    """HiPrune, and among what it leaves the tokens most similar to the prompt.
+
+    Paper: HiPrune: Training-Free Visual Token Pruning via Hierarchical Attention (ACL 2026, arXiv 2508.00553v3).
+
+    Formula: AB (anchors with their neighbours) and R (registers) as in HiPrune; x [n, D] projected features,
+    t [T, D] the LLM's embeddings of the prompt's text. r_i = cos(x_i, mean of t) [n]; B = the top round(keep * beta)
+    of r outside AB and R, for which the weakest of R give way; kept = AB, R and B. Without text r is 0.
+
+    Defaults: beta 0.1, all models; otherwise as HiPrune.
+
+    Args:
+        beta: share of the budget for tokens chosen by the text, 0 to 1.
+        relevance_sign: 1, or -1 for features that point away from the text, as CLIP's patches do.
+        compat: "official" adds B on top of the budget, and takes registers as HiPrune's code does.
+
+    Differences from the authors' code: there is none in public for this part; it is a reconstruction from the paper.
+        - The budget includes B. The paper names its rows by the budget without it.
+        - round(keep * beta), as the text has it; the listing divides by 5 as for anchors.
+        - Where the tower has a text encoder as its pair (CLIP) the paper compares with that one's embedding of the
+          prompt. Models do not carry it, so the LLM's embeddings serve on every family, as in the paper on Qwen2.5-VL.
+    """
+
+    name: ClassVar[str] = "hiprune++"
+    summary: ClassVar[str] = "HiPrune, and among what it leaves the tokens most similar to the prompt's text"
+
+    beta: float = 0.1
+    relevance_sign: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share(self, "beta")
+        one_of(self, "relevance_sign", 1, -1)
+
+    def needs(self, info: ModelInfo) -> dict[str, Need]:
+        return {**super().needs(info), "features": Features(), "text": PromptText()}
+
+    def select(self, view: ImageView) -> Tensor:
+        near, registers = self.parts(view)
+        wanted = round(view.keep * self.beta)
+        if self.compat != OFFICIAL:
+            wanted = min(wanted, len(registers))
+            registers = registers[: len(registers) - wanted]
+        left = torch.ones(view.n, dtype=torch.bool, device=near.device)
+        left[torch.cat([near, registers])] = False
+        rest = left.nonzero().squeeze(1)
+        return torch.unique(torch.cat([near, registers, rest[top_k(self.relevance(view)[rest], wanted)]]))
+
+    def relevance(self, view: ImageView) -> Tensor:
+        """Cosine of each token with the mean text embedding, [n]."""
+        if not len(view["text"]):
+            return view["features"].new_zeros(view.n)
+        text = nn.functional.normalize(view["text"].float().mean(0), dim=0)
+        return self.relevance_sign * (nn.functional.normalize(view["features"].float(), dim=1) @ text)

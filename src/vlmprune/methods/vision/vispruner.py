@@ -1,0 +1,89 @@
+"""VisPruner: tokens the CLS token looks at, and diverse ones among the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vlmprune.core.errors import UserError
+from vlmprune.core.method import Method
+from vlmprune.core.selectors import ascending, top_k
+from vlmprune.core.signals import ClsAttention, Need, TowerFeatures
+from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.methods.checks import OFFICIAL, PAPER, one_of, share
+
+
+@dataclass
+class VisPruner(Method):
+    """Important tokens by visual cues, then near duplicates out of the rest, a few at a time.
+
+    Paper: Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs (ICCV 2025,
+    arXiv 2412.01818v2).
+
+    Formula: s [n] = CLS attention of the layer that is projected, mean over heads; x [n, C] = the tower's features.
+    Important: the top int(keep * important) of s. The rest, by falling s, shrinks until `keep` tokens are left:
+    a, b = every second of the rest, from the first and from the second; sim_i = max over j of cos(x_a_i, x_b_j);
+    the 8 of a with the highest sim go (fewer in the last round); rest = the others of a by falling sim, then b.
+    One swap of near-equal similarities changes all later rounds: in half precision the authors' picks differ from run
+    to run, so here they are made in float32. Time O(n^2 C + n^3), memory n^2 numbers.
+
+    Defaults: important 0.5 (the README also shows 0.75 for 64 of 576 tokens); each tile or frame by itself; positions
+    counted anew on LLaVA. Without a CLS token s is the attention received from all tokens, and where the projector
+    merges patches, x are the merged tokens, as the authors advise for Qwen2.5-VL.
+
+    Args:
+        important: share of the budget that goes by attention, 0 to 1.
+        compat: "official" refuses what the authors' code cannot do: a rest of an odd number of tokens, or more to drop
+            in a round than half the rest.
+
+    Differences from the authors' code:
+        - Where the rest is odd, a has the extra token; where a has too few tokens to drop, more rounds follow.
+        - Equal scores go by position; theirs leaves the order open.
+    """
+
+    name: ClassVar[str] = "vispruner"
+    stage: ClassVar[str] = "vision"
+    summary: ClassVar[str] = "tokens the CLS token attends to, and the rest without near duplicates"
+
+    important: float = 0.5
+    compat: str = PAPER
+
+    def __post_init__(self) -> None:
+        share(self, "important")
+        one_of(self, "compat", PAPER, OFFICIAL)
+
+    def needs(self, info: ModelInfo) -> dict[str, Need]:
+        return {"attention": ClsAttention(), "rows": TowerFeatures()}
+
+    def positions(self, info: ModelInfo) -> str:
+        return "compact" if info.llava else "original"
+
+    def pool(self, info: ModelInfo) -> str:
+        return "frame"
+
+    def select(self, view: ImageView) -> Tensor:
+        return ascending(torch.cat(self.parts(view)))
+
+    def parts(self, view: ImageView) -> tuple[Tensor, Tensor]:
+        """Important tokens by falling score, and diverse ones as the last round leaves them."""
+        order = top_k(view["attention"], view.n)
+        count = int(view.keep * self.important)
+        important, rest = order[:count], order[count:]
+        wanted = view.keep - count
+        if wanted == 0:
+            return important, rest[:0]
+        unit = nn.functional.normalize(view["rows"].rows.float(), dim=-1)
+        similarity = torch.nan_to_num(unit @ unit.T)
+        while len(rest) > wanted:
+            a, b = rest[0::2], rest[1::2]
+            drop = min(8, len(rest) - wanted)
+            if self.compat == OFFICIAL and (len(a) > len(b) or drop > len(b)):
+                raise UserError(
+                    f"vispruner: the authors' code fails on {len(rest)} tokens of which {wanted} shall stay."
+                )
+            nearest = similarity[a[:, None], b].amax(dim=1)
+            rest = torch.cat([a[top_k(nearest, len(a))[drop:]], b])
+        return important, rest
