@@ -120,7 +120,7 @@ def report(folder: Annotated[Path, typer.Argument(help="A result folder of vlmpr
 
 @app.command("list")
 def list_(what: Annotated[str, typer.Argument(help="methods, models or tasks")]) -> None:
-    """Name what there is."""
+    """Name what there is: methods, embedded models and families (by the model_type of config.json), tasks."""
     listings = {"methods": _list_methods, "models": _list_models, "tasks": _list_tasks}
     if what not in listings:
         raise UserError(f"{what!r} cannot be listed: choose {', '.join(listings)}.")
@@ -145,11 +145,12 @@ def _list_methods() -> list[tuple[str, str, str]]:
 
 def _list_models() -> list[tuple[str, str, str]]:
     from vlmprune.assets import embedded_names
-    from vlmprune.models import FAMILIES
+    from vlmprune.models import FAMILIES, summary
 
-    embedded = [(name, "embedded", "tiny and trained, in the package") for name in embedded_names()]
-    families = [(name, "family", "a folder or hub id whose config.json has this model_type") for name in FAMILIES]
-    return embedded + families
+    embedded = [(name, "embedded", "tiny, trained on a generated world, in the package") for name in embedded_names()]
+    families = [(name, "family", summary(adapter)) for name, adapter in FAMILIES.items()]
+    others = ("others", "generic", "models of transformers' usual layout; vlmprune doctor says what works on one")
+    return [*embedded, *families, others]
 
 
 def _list_tasks() -> list[tuple[str, str, str]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from vlmprune.core.errors import UserError
@@ -27,6 +29,19 @@ FAMILIES: dict[str, str] = {  # config.model_type -> adapter
     "smolvlm": "vlmprune.models.smolvlm:SmolVLMAdapter",
     "video_llava": "vlmprune.models.video_llava:VideoLlavaAdapter",
 }
+
+
+def summary(adapter: str) -> str:
+    """What is particular about a family, in one line: its adapter's docstring, or else that of the adapter's file.
+
+    Args:
+        adapter: module:class, as in `FAMILIES`. Its file is read, not imported, since that would import its model.
+    """
+    module, _, name = adapter.partition(":")
+    spec: Any = find_spec(module)
+    tree = ast.parse(spec.loader.get_source(module))
+    [adapter_class] = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
+    return (ast.get_docstring(adapter_class) or ast.get_docstring(tree) or "").partition("\n")[0]
 
 
 def adapter_for(model: Any) -> Adapter:

@@ -56,12 +56,12 @@ class Qwen2VLAdapter(Adapter):
 
 
 class Qwen3VLAdapter(Qwen2VLAdapter):
-    """Deepstack features and interleaved M-RoPE need nothing here; a video's frames stand apart, timestamps between."""
+    """Qwen3-VL: deepstack features and interleaved M-RoPE; a video's frames stand apart, timestamps between."""
 
     family = "qwen3_vl"
 
 
 class Qwen35Adapter(Qwen2VLAdapter):
-    """Some decoder layers are recurrent: they have no attention map, and no keys a token."""
+    """Qwen3.5: some decoder layers are recurrent, and have neither an attention map nor keys a token."""
 
     family = "qwen3_5"

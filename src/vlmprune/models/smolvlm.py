@@ -12,7 +12,7 @@ from vlmprune.models.patches import PatchAdapter
 
 
 class SmolVLMAdapter(PatchAdapter):
-    """A video reaches the model as images, one a frame, and so has a budget a frame."""
+    """SmolVLM: tiles with markers between them; a video reaches it as images, one a frame, each with its budget."""
 
     family = "smolvlm"
 
