@@ -23,6 +23,9 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
         alone = [True] * len(call["image_sizes"]) if counts is None else [n == 1 for n in counts for _ in range(n)]
         return [tiles if cut else 1 for tiles, cut in zip(super().tiles(call), alone, strict=True)]
 
+    def project(self, rows: Tensor) -> Tensor:
+        return rows  # they are projected already
+
     def pack(self, values: Tensor, call: dict[str, Any]) -> list[Tensor]:
         packed, _ = self.inner.pack_image_features(
             values.split(self.tiles(call)),
