@@ -54,6 +54,10 @@ def built(family: str, attention: str = "sdpa") -> Any:
     return FAMILIES[family].build(attention)
 
 
+def batch(family: Family, samples: list[list[int]]) -> dict[str, Tensor]:
+    return prompt(family, [[*sample] for sample in samples])
+
+
 def kept_by(model: Any, method: Method | str, keep: float | int, inputs: dict[str, Tensor]) -> list[list[list[int]]]:
     """Slots kept before the LLM, by sample and image."""
     recipe = method if isinstance(method, str) else Recipe((Stage(method, keep),))
@@ -168,7 +172,7 @@ def check_objects(family: str, method: Method | str, make: Any, samples: list[li
     chance = random.Random(slots)
     objects = {seed: make(family, seed, slots, chance) for sample in samples for seed in sample}
     painted = FAMILIES[family].painted({seed: sorted(patches) for seed, patches in objects.items()}, 100.0)
-    kept = kept_by(brightness_tower(family), method, slots, prompt(painted, samples))
+    kept = kept_by(brightness_tower(family), method, slots, batch(painted, samples))
     assert kept == [[covering(family, seed, objects[seed]) for seed in sample] for sample in samples]
     assert len({str(slots) for sample in kept for slots in sample}) > 1  # not the same by accident
 
@@ -377,7 +381,7 @@ def test_statistics_equal_those_of_eager_attention(family: str, monkeypatch: pyt
         spy = Spy(
             received=ReceivedAttention(layer), cls=ClsAttention(layer), keys=EncoderKeys(layer), rows=TowerFeatures()
         )
-        kept_by(built(family), spy, 2, prompt(FAMILIES[family], SEEDS))
+        kept_by(built(family), spy, 2, batch(FAMILIES[family], SEEDS))
         for seed, view in zip([seed for sample in SEEDS for seed in sample], spy.seen, strict=True):
             alone, made = tower_layers(family, seed, monkeypatch)
             expected = Expected(family, seed, alone[number])
@@ -410,7 +414,7 @@ def wanted(keep: float | int, slots: int) -> int:
 @pytest.mark.parametrize("method", ["random", "divprune", "hiprune", "fastv"])
 def test_a_share_is_of_each_image_and_a_number_is_for_each_image(family: str, method: str) -> None:
     """All tiles of an image, and all frames of a video, have one budget between them."""
-    inputs = prompt(FAMILIES[family], SEEDS)
+    inputs = batch(FAMILIES[family], SEEDS)
     for keep in (0.01, 0.3, 0.77, 1, 5, 10, 1000):
         with torch.no_grad(), vlmprune.prune(built(family), method, keep=keep) as session:
             built(family)(**inputs)
@@ -442,7 +446,7 @@ def test_the_families_with_slots_without_a_patch() -> None:
 @with_blanks
 def test_methods_that_read_the_encoder_drop_slots_without_a_patch_first(family: str, seed: int) -> None:
     """The stated default: nothing is known of them there. Those that fit beside all others are the first ones."""
-    slots, inputs = FAMILIES[family].patches(seed), prompt(FAMILIES[family], [[seed]])
+    slots, inputs = FAMILIES[family].patches(seed), batch(FAMILIES[family], [[seed]])
     patched = [number for number, slot in enumerate(slots) if slot]
     blank = [number for number, slot in enumerate(slots) if not slot]
     for method in (BrightKeys(), Attended(), "hiprune"):
@@ -458,7 +462,7 @@ def test_methods_that_read_the_encoder_drop_slots_without_a_patch_first(family: 
 @with_blanks
 def test_they_are_not_shown_to_methods_that_read_the_encoder(family: str, seed: int) -> None:
     slots, spy = FAMILIES[family].patches(seed), Spy(keys=EncoderKeys(), features=Features())
-    kept_by(built(family), spy, 3, prompt(FAMILIES[family], [[seed]]))
+    kept_by(built(family), spy, 3, batch(FAMILIES[family], [[seed]]))
     patched = [number for number, slot in enumerate(slots) if slot]
     assert spy.seen[0].slots.tolist() == patched and len(spy.seen[0]["features"]) == len(patched)
     assert int(spy.seen[0].cells.min()) >= 0 and bool(torch.isfinite(spy.seen[0]["keys"].rows).all())
@@ -489,7 +493,7 @@ def test_for_methods_that_read_features_they_are_tokens_like_any_other(family: s
     made = features(built(family), FAMILIES[family].image(seed)[0])
     blank = torch.tensor([not slot for slot in FAMILIES[family].patches(seed)])
     direction = made[blank].mean(0)
-    [[kept]] = kept_by(built(family), Along(direction=direction), 6, prompt(FAMILIES[family], [[seed]]))
+    [[kept]] = kept_by(built(family), Along(direction=direction), 6, batch(FAMILIES[family], [[seed]]))
     assert kept == best(made @ direction, 6)
     assert bool(blank[kept].any())
 
@@ -497,7 +501,7 @@ def test_for_methods_that_read_features_they_are_tokens_like_any_other(family: s
 @torch.no_grad()
 @with_blanks
 def test_inside_the_language_model_they_are_tokens_like_any_other(family: str, seed: int) -> None:
-    inputs = prompt(FAMILIES[family], [[seed]])
+    inputs = batch(FAMILIES[family], [[seed]])
     rows = built(family, "eager")(**inputs, output_attentions=True).attentions[1][0].mean(0)[-1]
     row = rows[(inputs["input_ids"][0] >= IMAGE) & (inputs["input_ids"][0] <= IMAGE + 1)]
     blank = [number for number, slot in enumerate(FAMILIES[family].patches(seed)) if not slot]
@@ -514,7 +518,7 @@ def test_a_cls_token_in_a_slot_of_its_own() -> None:
     """LLaVA with vision_feature_select_strategy="full": the CLS token's slot comes first."""
     family, model = FAMILIES["llava"], copy.deepcopy(built("llava"))
     model.config.vision_feature_select_strategy = "full"
-    inputs = prompt(family, [[0]])
+    inputs = batch(family, [[0]])
     at = int((inputs["input_ids"][0] == IMAGE).nonzero()[0])
     for name, value in (("input_ids", IMAGE), ("attention_mask", 1)):
         old = inputs[name]
@@ -527,7 +531,7 @@ def test_a_cls_token_in_a_slot_of_its_own() -> None:
     spy = Spy(keys=EncoderKeys(), received=ReceivedAttention())
     kept_by(model, spy, 9, inputs)
     other = Spy(keys=EncoderKeys(), received=ReceivedAttention())
-    kept_by(built("llava"), other, 9, prompt(family, [[0]]))
+    kept_by(built("llava"), other, 9, batch(family, [[0]]))
     assert torch.equal(spy.seen[0]["received"], other.seen[0]["received"])
     assert torch.equal(spy.seen[0]["keys"].rows, other.seen[0]["keys"].rows)
 
