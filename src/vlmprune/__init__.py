@@ -21,6 +21,7 @@ _LAZY = {
     "prune": "vlmprune.runtime.session",
     "encode_images": "vlmprune.runtime.session",
     "load_embedded": "vlmprune.assets",
+    "TextTower": "vlmprune.runtime.text_tower",
     "UserError": "vlmprune.core.errors",
 }
 
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from vlmprune.core.recipe import recipe
     from vlmprune.core.registry import METHODS
     from vlmprune.runtime.session import encode_images, prune
+    from vlmprune.runtime.text_tower import TextTower
 
-__all__ = ["METHODS", "UserError", "__version__", "encode_images", "load_embedded", "prune", "recipe"]
+__all__ = ["METHODS", "TextTower", "UserError", "__version__", "encode_images", "load_embedded", "prune", "recipe"]
 
 
 def __getattr__(name: str) -> Any:

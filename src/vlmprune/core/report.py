@@ -22,6 +22,7 @@ class RunReport:
         tokens: visual tokens before and after, per sample.
         entering: visual tokens that enter each decoder layer, averaged over the layers, per sample.
         layers: encoder layer (0-based) that was read for each signal, by `method.signal`.
+        text: what text-guided methods compared the image with: "CLIP text tower" or "instruction embeddings".
         columns: per sample, the prompt column of each token that is left after the last layer (for aligning shortened
             `logits` or `hidden_states` with the prompt); -1 for a filler.
         grids: the slot grid of each image of each sample (its `frames` are tiles or a video's frames), None where there
@@ -37,6 +38,7 @@ class RunReport:
     tokens: list[tuple[int, int]] = field(default_factory=list)
     entering: list[float] = field(default_factory=list)
     layers: dict[str, int] = field(default_factory=dict)
+    text: str | None = None
     columns: Tensor | None = None
     grids: list[list[Grid | None]] = field(default_factory=list)
     cells: Kept = field(default_factory=list)

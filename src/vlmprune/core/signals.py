@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlmprune.core.view import Tokens, TowerRows
+from vlmprune.core.view import Aligned, Tokens, TowerRows
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,12 @@ class Features(Need):
 
 @dataclass(frozen=True)
 class PromptText(Need):
-    """Embeddings of the prompt's text tokens as the LLM reads them, wherever they stand in it. Shape [T, D]."""
+    """Embeddings of the prompt's text tokens as the LLM reads them. Shape [T, D].
+
+    All of them, or with `after_image` those between the image and the end of the prompt: the instruction.
+    """
+
+    after_image: bool = False
 
     def take(self, value: Tensor, tokens: Tensor, frame: int | None = None) -> Tensor:
         return value
@@ -114,6 +119,21 @@ class EncoderKeys(_TowerNeed):
 
     layer: EncoderLayer = USED
     joined: bool = False
+
+
+@dataclass(frozen=True)
+class Alignment(EncoderNeed):
+    """What the image's tokens and the instruction have in common, as `Aligned(visual [n, C], text [M, C], clip)`.
+
+    With a text tower given to `prune` that belongs to the model's CLIP tower, rows of the tower and the instruction,
+    both projected into CLIP's common space (the instruction cut into pieces of 77 tokens, or with `truncate` its first
+    piece only). Otherwise the projected features and the LLM's embeddings of the instruction's tokens.
+    """
+
+    truncate: bool = False
+
+    def take(self, value: Aligned, tokens: Tensor, frame: int | None = None) -> Aligned:
+        return value._replace(visual=value.visual[tokens])
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,20 @@ class Tokens(NamedTuple):
     text: Tensor
 
 
+class Aligned(NamedTuple):
+    """Visual tokens and the instruction as vectors that can be compared by their cosine.
+
+    Attributes:
+        visual: [n, C].
+        text: [M, C]: one row a segment of the instruction that a text tower takes at once, or one a token.
+        clip: whether these come from CLIP's two towers; else from the LLM's own embeddings.
+    """
+
+    visual: Tensor
+    text: Tensor
+    clip: bool
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """What a method may know of a model when it declares its needs and defaults."""

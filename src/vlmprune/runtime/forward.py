@@ -20,6 +20,7 @@ from vlmprune.runtime.cache import Band, PrunedState, adopt, physical_length, st
 from vlmprune.runtime.decoder_signals import ATTENTION_NEEDS, DecoderReader
 from vlmprune.runtime.flow import Layout, Prompt, Segment, gather_rows, pad_left
 from vlmprune.runtime.masks import Masks
+from vlmprune.runtime.prompt_text import ImageText, question_of, text_columns
 from vlmprune.runtime.select import Picked, choose, prompt_seed, run_vision_stages, vision_signals
 from vlmprune.runtime.taps import Capture
 from vlmprune.runtime.vision import layers_read
@@ -47,7 +48,7 @@ class Forward:
         self.masks = Masks(self.adapter, prompt is not None and prompt.blocks is not None)
         self._read_mask(kwargs.get("attention_mask"), mask)
         self._read_positions(kwargs.get("position_ids"))
-        layout = self._whole_layout()
+        self.whole = layout = self._whole_layout()
         bands = self.state.bands if self.state else [None]
         self.segments = [self._segment(band, layout) for band in bands]
         self.entered: Tensor | None = None  # [B, P] prompt column of what enters layer 0, where that is not all
@@ -144,7 +145,13 @@ class Forward:
                 picked.append(picked[-1])  # another beam of the same sample
             else:
                 states = [
-                    run_vision_stages(self.adapter, self.hooks.before_llm, image.tokens, self._seed(row, number))
+                    run_vision_stages(
+                        self.adapter,
+                        self.hooks.before_llm,
+                        image.tokens,
+                        self._text(row, number),
+                        self._seed(row, number),
+                    )
                     for number, image in enumerate(images)
                 ]
                 picked.append(states)
@@ -161,6 +168,15 @@ class Forward:
         if ids is not None:
             ids = ids[row, :end][self.new_valid[row, :end].to(ids.device)]
         return prompt_seed(self.hooks.seed, ids, image)
+
+    def _text(self, row: int, image: int) -> ImageText:
+        prompt = self.prompt
+        assert prompt is not None
+        columns = text_columns(self.new_valid[row], self.whole.image[row], prompt.tail)
+        end = int(prompt.rows[row][image].columns[-1])
+        question = question_of(self.hooks.question, prompt.samples[row])
+        ids = None if prompt.ids is None else prompt.ids[row]
+        return ImageText(self.embeds[row], columns, end, ids, self.hooks.text_tower, question)
 
     def _shorten(self, prompt: Prompt, finals: list[list[Picked]]) -> Tensor:
         """Cut every band down to the tokens that reach layer 0, and give their embeddings."""
@@ -294,7 +310,7 @@ class Forward:
         assert self.prompt is not None
         data = self.prompt.rows[row][image].tokens
         now = Picked(reader.layout.origin[row, tokens], reader.layout.slot[row, tokens])
-        signals = vision_signals(self.adapter, stage, data, now)
+        signals = vision_signals(self.adapter, stage, data, self._text(row, image), now)
         for name, need in stage.method.needs(self.adapter.info).items():
             if name not in signals:
                 signals[name] = reader.read(need, row, tokens)
@@ -360,6 +376,7 @@ class Forward:
             cells=[[image.tokens.places.cells.cpu() for image in prompt.rows[row]] for row in first_of],
             wholes=[[image.tokens.places.wholes or () for image in prompt.rows[row]] for row in first_of],
             layers=layers_read(self.adapter, self.hooks.recipe),
+            text=self.hooks.text_read,
             seconds=self.seconds + self.hooks.vision_seconds,
         )
 

@@ -13,9 +13,10 @@ from vlmprune.core.budget import resolve_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import PixelMethod
 from vlmprune.core.recipe import Recipe, Stage
-from vlmprune.core.signals import DecoderNeed, EncoderNeed, Features
+from vlmprune.core.signals import Alignment, DecoderNeed, EncoderNeed, Features, PromptText
 from vlmprune.core.view import ImageView, Merged, Selection, TowerRows
 from vlmprune.models.base import Adapter
+from vlmprune.runtime.prompt_text import ImageText
 from vlmprune.runtime.vision import ImageTokens, signal_key
 
 
@@ -49,7 +50,9 @@ def prompt_seed(seed: int, ids: Tensor | None, image: int) -> int:
     return (seed * 1_000_003 + digest + 7919 * image) % (1 << 63)
 
 
-def run_vision_stages(adapter: Adapter, stages: list[Stage], image: ImageTokens, seed: int) -> list[Picked]:
+def run_vision_stages(
+    adapter: Adapter, stages: list[Stage], image: ImageTokens, text: ImageText, seed: int
+) -> list[Picked]:
     """The image's tokens as they came from the tower, then after each of the stages before the LLM."""
     device = image.features.device
     resized = image.features.shape[0] < image.count
@@ -62,18 +65,20 @@ def run_vision_stages(adapter: Adapter, stages: list[Stage], image: ImageTokens,
         if acted or keep >= len(now.slots):
             states.append(now)
             continue
-        signals = vision_signals(adapter, stage, image, now)
+        signals = vision_signals(adapter, stage, image, text, now)
         view = ImageView(keep, now.slots, image.grid, adapter.info, signals, seed, image.cells(now.slots))
         states.append(_apply(adapter, stage, view, now, image))
     return states
 
 
-def vision_signals(adapter: Adapter, stage: Stage, image: ImageTokens, now: Picked) -> dict[str, Any]:
+def vision_signals(adapter: Adapter, stage: Stage, image: ImageTokens, text: ImageText, now: Picked) -> dict[str, Any]:
     """The signals that need no decoder layer, as rows of the tokens still there."""
     signals: dict[str, Any] = {}
     for name, need in stage.method.needs(adapter.info).items():
         if isinstance(need, Features) and now.features is not None:
             signals[name] = now.features.float()
+        elif isinstance(need, PromptText):
+            signals[name] = text.embeddings(need.after_image)
         elif isinstance(need, Features | EncoderNeed):
             if bool((now.origin < 0).any()):
                 raise UserError(
@@ -88,7 +93,11 @@ def vision_signals(adapter: Adapter, stage: Stage, image: ImageTokens, now: Pick
                 raise UserError(
                     f"These images were encoded without what {stage.method.name} reads: name it in encode_images."
                 )
-            signals[name] = _float(need.take(image.signals[key], now.origin))
+            if isinstance(need, Alignment):
+                rows = TowerRows(image.signals[key].rows[now.origin], None)
+                signals[name] = text.aligned(adapter, image.features[now.origin], rows, need.truncate)
+            else:
+                signals[name] = _float(need.take(image.signals[key], now.origin))
         elif not isinstance(need, DecoderNeed):
             raise TypeError(f"{stage.method.name}: unknown need {need!r}")
         elif stage.method.decoder_layer(adapter.info) is None:

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from vlmprune.runtime.flow import Prompt, PromptImage
 from vlmprune.runtime.text import TextHooks
 from vlmprune.runtime.vision import ImageTokens, VisionRecord, VisionWrapper, encoder_keys, joined, pixel_stage
 
+if TYPE_CHECKING:
+    from vlmprune.runtime.text_tower import TextTower
+
 
 def prune(
     model: nn.Module,
@@ -31,6 +34,7 @@ def prune(
     *,
     positions: str | None = None,
     seed: int = 0,
+    text_tower: TextTower | None = None,
     **options: Any,
 ) -> Session:
     """Prune the visual tokens of an unmodified transformers model inside a `with` block.
@@ -42,6 +46,8 @@ def prune(
         positions: "original" keeps the position ids that the kept tokens had, "compact" re-numbers them; by default
             what the method's authors do for this family.
         seed: for methods that draw random numbers.
+        text_tower: for methods that compare the image with the question (`vlmprune.TextTower`): CLIP's, where the model
+            has CLIP's vision tower. Without it they compare the LLM's own embeddings; `session.last.text` says which.
         options: the method's hyperparameters.
 
     Returns:
@@ -52,17 +58,25 @@ def prune(
     """
     if positions is not None and positions not in POSITIONS:
         raise UserError(f"positions={positions!r}: choose from {' and '.join(POSITIONS)}.")
-    return Session(model, recipe(method, keep, **options), positions, seed)
+    return Session(model, recipe(method, keep, **options), positions, seed, text_tower)
 
 
 class Session:
     """An open (or not yet opened) pruning of one model."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, positions: str | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        positions: str | None = None,
+        seed: int = 0,
+        text_tower: TextTower | None = None,
+    ) -> None:
         self.model, self.recipe = model, recipe
         self.adapter = adapter_for(model)
         recipe.check(self.adapter.info)
         self._text = TextHooks(self.adapter, recipe, positions, seed)
+        self._text.text_tower = text_tower
         self._vision: list[VisionWrapper] = []
         self._records: dict[str, VisionRecord] = {}
         self._handles: list[Any] = []
@@ -72,6 +86,18 @@ class Session:
     def last(self) -> RunReport:
         """What the last prefill with images did."""
         return self._text.report
+
+    @property
+    def question(self) -> str | list[str] | None:
+        """What the prompts ask, one for all samples or one for each: for a text tower, instead of reading the prompt.
+
+        Set it where the prompt says more after the image than the question (options, "answer with one word").
+        """
+        return self._text.question
+
+    @question.setter
+    def question(self, question: str | list[str] | None) -> None:
+        self._text.question = question
 
     def __enter__(self) -> Session:
         if "_vlmprune_session" in self.model.__dict__:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.report import RunReport
+from vlmprune.core.signals import Alignment
 from vlmprune.models.base import Adapter
 from vlmprune.runtime import deepstack
 from vlmprune.runtime.cache import state_of
 from vlmprune.runtime.flow import Prompt
 from vlmprune.runtime.forward import Forward
 from vlmprune.runtime.select import decoder_stages, vision_stages
+
+if TYPE_CHECKING:
+    from vlmprune.runtime.text_tower import TextTower
 
 
 class TextHooks:
@@ -25,6 +29,7 @@ class TextHooks:
         vision_seconds: time that reading the encoder took for these images.
         prompt_mask: the 2-D mask `generate` holds, for when it hands the model a 4-D one.
         report: what the last prefill did.
+        text_tower, question: see `Session`.
     """
 
     def __init__(self, adapter: Adapter, recipe: Recipe, positions: str | None, seed: int) -> None:
@@ -35,6 +40,8 @@ class TextHooks:
         self.vision_seconds = 0.0
         self.prompt_mask: Tensor | None = None
         self.report = RunReport()
+        self.text_tower: TextTower | None = None
+        self.question: str | list[str] | None = None
         self._forward: Forward | None = None
         self._handles: list[Any] = []
 
@@ -53,6 +60,14 @@ class TextHooks:
         deepstack.unwrap(self.adapter.text_model)
         for handle in self._handles:
             handle.remove()
+
+    @property
+    def text_read(self) -> str | None:
+        """What text-guided methods compared the image with."""
+        needs = (need for stage in self.recipe.stages for need in stage.method.needs(self.adapter.info).values())
+        if not any(isinstance(need, Alignment) for need in needs):
+            return None
+        return "instruction embeddings" if self.text_tower is None else "CLIP text tower"
 
     def policy(self, stage: Stage) -> str:
         return self.positions or stage.method.positions(self.adapter.info)

@@ -22,6 +22,7 @@ from vlmprune.core.method import PixelMethod
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.signals import (
     USED,
+    Alignment,
     ClsAttention,
     Depth,
     EncoderKeys,
@@ -117,6 +118,8 @@ def encoder_layer(adapter: Adapter, layer: EncoderLayer) -> int:
 
 def signal_key(adapter: Adapter, need: Need) -> Key:
     """Which statistic a need resolves to on this model; UserError where its encoder cannot be read."""
+    if isinstance(need, Alignment):  # falls back on what needs no encoder
+        return ("tower", adapter.used_layer)
     adapter.check_statistics()
     if isinstance(need, TowerFeatures):
         return ("tower", adapter.used_layer)

@@ -1,0 +1,73 @@
+"""The prompt's text as signals of one image: embeddings of its tokens, and what they share with the image's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from vlmprune.core.errors import UserError
+from vlmprune.core.view import Aligned, TowerRows
+from vlmprune.models.base import Adapter
+
+if TYPE_CHECKING:
+    from vlmprune.runtime.text_tower import TextTower
+
+
+@dataclass
+class ImageText:
+    """Text around one image of one sample.
+
+    Attributes:
+        embeds: [S, D] embeddings of the sample's prompt.
+        columns: [T] where its text tokens stand.
+        end: column of the image's last token.
+        ids: [S] token ids, or None when embeddings were given.
+        tower: the text tower that goes with the model's vision tower, if the user gave one.
+        question: the instruction in the user's words, if given.
+    """
+
+    embeds: Tensor
+    columns: Tensor
+    end: int
+    ids: Tensor | None
+    tower: TextTower | None
+    question: str | None
+
+    def embeddings(self, after_image: bool) -> Tensor:
+        """[T, D] float32."""
+        return self.embeds[self.columns[self.columns > self.end] if after_image else self.columns].float()
+
+    def aligned(self, adapter: Adapter, features: Tensor, rows: TowerRows, truncate: bool) -> Aligned:
+        """Tokens with these projected features [n, D] and tower rows beside the instruction."""
+        if self.tower is None:
+            return Aligned(features.float(), self.embeddings(after_image=True), clip=False)
+        clip = adapter.tower_rows and adapter.has_cls
+        self.tower.check(adapter.family, rows.rows.shape[1] if clip else None)
+        text = self.tower.text(self._instruction(self.tower), truncate)
+        return Aligned(self.tower.visual(rows.rows).to(features.device), text.to(features.device), clip=True)
+
+    def _instruction(self, tower: TextTower) -> str:
+        if self.question is not None:
+            return self.question
+        if self.ids is None:
+            raise UserError("The prompt was given as embeddings: set session.question to what it asks.")
+        columns = self.columns[self.columns > self.end]
+        return tower.read(self.ids.to(columns.device)[columns])
+
+
+def question_of(questions: str | list[str] | None, sample: int) -> str | None:
+    """The question of a sample where the user gave one for all, or one for each."""
+    if isinstance(questions, list):
+        if sample >= len(questions):
+            raise UserError(f"session.question has {len(questions)} questions, and the batch more samples.")
+        return questions[sample]
+    return questions
+
+
+def text_columns(valid: Tensor, image: Tensor, tail: int) -> Tensor:
+    """[T] columns of a row's text tokens: real, of no image, before the last `tail` ones, which are not prompt."""
+    real = valid.nonzero().squeeze(1)
+    real = real[: len(real) - tail]
+    return real[image[real] < 0]
