@@ -43,6 +43,12 @@ class AttentionCall:
         return None if self.mask is None else self.mask[:, 0].any(1)
 
 
+def joined_heads(call: AttentionCall) -> AttentionCall:
+    """The call as if all heads were one, its logits over the root of their common width."""
+    query, key = (values.transpose(1, 2).flatten(2)[:, None] for values in (call.query, call.key))
+    return AttentionCall(query, key, query.shape[-1] ** -0.5, call.mask)
+
+
 _WATCHED: dict[nn.Module, list[AttentionCall]] = {}
 _WRAPPED: dict[str, int] = {}  # implementation name -> running captures, so that nested captures unwrap once
 

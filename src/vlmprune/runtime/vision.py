@@ -34,10 +34,11 @@ from vlmprune.core.signals import (
 )
 from vlmprune.core.view import Grid, TowerRows, Whole
 from vlmprune.models.base import Adapter, Slots
-from vlmprune.runtime.taps import AttentionCall, capture
+from vlmprune.runtime.taps import AttentionCall, capture, joined_heads
 from vlmprune.scores import attention_rows, received_attention
 
 Key = tuple[str, int]  # what was read, at which encoder layer
+JOINED = ", joined"  # all heads as one
 
 
 @dataclass
@@ -124,11 +125,12 @@ def signal_key(adapter: Adapter, need: Need) -> Key:
     if isinstance(need, TowerFeatures):
         return ("tower", adapter.used_layer)
     if isinstance(need, ClsAttention):
-        return ("cls" if adapter.has_cls else "received", encoder_layer(adapter, need.layer))
+        kind = "cls" if adapter.has_cls else "received"
+        return (kind + JOINED * need.joined, encoder_layer(adapter, need.layer))
     if isinstance(need, ReceivedAttention):
         return ("received", encoder_layer(adapter, need.layer))
     if isinstance(need, EncoderKeys):
-        return ("keys", encoder_layer(adapter, need.layer))
+        return ("keys" + JOINED * need.joined, encoder_layer(adapter, need.layer))
     raise TypeError(f"{need!r} is not read from the encoder")
 
 
@@ -229,6 +231,8 @@ class VisionWrapper:
         """One entry an image: rows with the CLS row apart for features and keys, rows alone for scores."""
         if kind == "tower":
             return self.adapter.rows(self.modality, call, tower) if tower else None
+        if kind.endswith(JOINED):
+            kind, calls = kind.removesuffix(JOINED), [joined_heads(c) for c in calls]
         if kind == "keys":
             keys = self.adapter.rows(self.modality, call, [c.key.float().mean(1) for c in calls])
             return keys if self.adapter.tower_rows else [TowerRows(rows.rows, None) for rows in keys]
