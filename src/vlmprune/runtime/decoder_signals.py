@@ -76,10 +76,13 @@ class DecoderReader:
         return rows[0, :, self._start :].to(self.device)
 
     def _seen(self, row: int, queries: Tensor, end: int) -> Tensor:
-        """[R, end] what the kernel lets these queries see where it was given no mask: the real tokens before them."""
+        """[R, end] what the kernel lets these queries see where it was given no mask, windows by stored tokens."""
+        assert self.call is not None
         stored = torch.arange(end, device=queries.device) + self.past - self._start
-        place = self.past + queries[:, None]
-        seen = self.valid[row].to(queries.device)[stored] & (stored <= place)
+        back = self.past + queries[:, None] - stored
+        seen = self.valid[row].to(queries.device)[stored].expand_as(back)
+        if self.call.causal:
+            seen = seen & (back >= 0)
         if self.adapter.layer_kind(self.layer) == "sliding_attention":
-            seen &= stored > place - self.adapter.text_config.sliding_window
+            seen = seen & (back.abs() < self.adapter.text_config.sliding_window)
         return seen

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
@@ -24,14 +25,16 @@ class AttentionCall:
     Attributes:
         query, key: [B, H, R, d] and [B, Hkv, S, d], after rotary embedding and normalisation.
         scaling: factor on the logits.
-        mask: [B, 1 or H, R, S] which keys each query sees, or None where the kernel was given no such mask (then all
-            are seen in an encoder, the earlier ones in a decoder; flash attention is told what is padding, not this).
+        mask: [B, 1 or H, R, S] which keys each query sees, or None where the kernel was given no such mask (flash
+            attention is told what is padding, not this).
+        causal: whether the kernel then hides later keys.
     """
 
     query: Tensor
     key: Tensor
     scaling: float
     mask: Tensor | None = None
+    causal: bool = False
 
     def visible(self, start: int, end: int) -> Tensor | None:
         """[B, end - start, S] what these queries see, or None."""
@@ -126,7 +129,11 @@ def _eager_of(module: nn.Module) -> Callable[..., Any]:
 def _calls(module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> list[AttentionCall]:
     scaling = kwargs.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if isinstance(mask, Tensor) and mask.ndim == 2 and not getattr(module, "is_causal", False):
+    causal = kwargs.get("is_causal")
+    causal = bool(getattr(module, "is_causal", False) if causal is None else causal)
+    if isinstance(mask, BlockMask):  # flex attention's
+        mask = create_mask(mask.mask_mod, mask.shape[0], 1, query.shape[2], key.shape[2], device=str(query.device))
+    if isinstance(mask, Tensor) and mask.ndim == 2 and not causal:
         mask = mask.bool()[:, None, None].expand(-1, -1, query.shape[2], -1)  # flash attention in an encoder
     if isinstance(mask, Tensor) and mask.ndim == 4:
         mask = (mask if mask.dtype == torch.bool else mask == 0).expand(query.shape[0], -1, -1, -1)
@@ -134,7 +141,7 @@ def _calls(module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: dic
         mask = None
     borders = kwargs.get("cu_seq_lens_q")
     if borders is None:
-        return [AttentionCall(query.detach(), key.detach(), scaling, mask)]
+        return [AttentionCall(query.detach(), key.detach(), scaling, mask, causal)]
     # Flash attention takes all images or windows in one call; the other kernels get a call for each.
     lengths = (borders[1:] - borders[:-1]).tolist()
     pieces = zip(query.detach().split(lengths, dim=2), key.detach().split(lengths, dim=2), strict=True)
