@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.core.selectors import top_k
-from vlmprune.core.signals import Features, Need, PromptText
+from vlmprune.core.signals import Alignment, Need
 from vlmprune.core.view import ImageView, ModelInfo
 from vlmprune.methods.checks import OFFICIAL, one_of, share
 from vlmprune.methods.vision.hiprune import HiPrune
@@ -21,11 +21,12 @@ class HiPrunePlus(HiPrune):
 
     Paper: HiPrune: Training-Free Visual Token Pruning via Hierarchical Attention (ACL 2026, arXiv 2508.00553v3).
 
-    Formula: AB (anchors with their neighbours) and R (registers) as in HiPrune; x [n, D] projected features,
-    t [T, D] the LLM's embeddings of the prompt's text. r_i = cos(x_i, mean of t) [n]; B = the top round(keep * beta)
-    of r outside AB and R, for which the weakest of R give way; kept = AB, R and B. Without text r is 0.
+    Formula: AB (anchors with their neighbours) and R (registers) as in HiPrune; x [n, C] and t [T, C] tokens and text
+    in CLIP's common space, where a text tower is given, else the projected features and the LLM's embeddings of the
+    instruction. r_i = cos(x_i, mean of t) [n], 0 without text; B = the top round(keep * beta) of r outside AB and R,
+    for which the weakest of R give way; kept = AB, R and B.
 
-    Defaults: beta 0.1, all models; otherwise as HiPrune.
+    Defaults: beta 0.1, all models; CLIP's text tower on LLaVA, the LLM's embeddings on Qwen; otherwise as HiPrune.
 
     Args:
         beta: share of the budget for tokens chosen by the text, 0 to 1.
@@ -35,8 +36,7 @@ class HiPrunePlus(HiPrune):
     Differences from the authors' code: there is none in public for this part; it is a reconstruction from the paper.
         - The budget includes B. The paper names its rows by the budget without it.
         - round(keep * beta), as the text has it; the listing divides by 5 as for anchors.
-        - Where the tower has a text encoder as its pair (CLIP) the paper compares with that one's embedding of the
-          prompt. Models do not carry it, so the LLM's embeddings serve on every family, as in the paper on Qwen2.5-VL.
+        - LLaVA does not carry the text tower that belongs to its CLIP tower; without it, as on Qwen2.5-VL.
     """
 
     name: ClassVar[str] = "hiprune++"
@@ -51,7 +51,7 @@ class HiPrunePlus(HiPrune):
         one_of(self, "relevance_sign", 1, -1)
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
-        return {**super().needs(info), "features": Features(), "text": PromptText()}
+        return {**super().needs(info), "aligned": Alignment()}
 
     def select(self, view: ImageView) -> Tensor:
         near, registers = self.parts(view)
@@ -65,8 +65,9 @@ class HiPrunePlus(HiPrune):
         return torch.unique(torch.cat([near, registers, rest[top_k(self.relevance(view)[rest], wanted)]]))
 
     def relevance(self, view: ImageView) -> Tensor:
-        """Cosine of each token with the mean text embedding, [n]."""
-        if not len(view["text"]):
-            return view["features"].new_zeros(view.n)
-        text = nn.functional.normalize(view["text"].float().mean(0), dim=0)
-        return self.relevance_sign * (nn.functional.normalize(view["features"].float(), dim=1) @ text)
+        """Cosine of each token with the mean of the text, [n], by its sign."""
+        visual, text, _ = view["aligned"]
+        if not len(text):
+            return visual.new_zeros(view.n)
+        mean = nn.functional.normalize(text.float().mean(0), dim=0)
+        return self.relevance_sign * (nn.functional.normalize(visual.float(), dim=1) @ mean)
