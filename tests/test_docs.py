@@ -9,21 +9,28 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+import test_equivalence as matrix
+import test_mapping as mapping
+import tiny
+import tiny_models
 import torch
 from tiny import FAMILIES, prompt
 from typer.main import get_command
 
 import vlmprune
-from vlmprune.cli import app
+from vlmprune.cli import app, main
 from vlmprune.core.errors import UserError
 from vlmprune.models import FAMILIES as SUPPORTED
-from vlmprune.runtime.oracle import masking_oracle
+from vlmprune.models import adapter_for
+from vlmprune.models.base import Adapter
+from vlmprune.models.patches import PatchAdapter
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -189,15 +196,15 @@ def test_everything_installed_is_pinned() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_example_equals_the_masking_oracle(family: str) -> None:
-    model, inputs = FAMILIES[family].build(), prompt(FAMILIES[family], [[0, 1], [2]])
+def test_the_example_equals_the_oracle(family: str) -> None:
+    model, inputs = matrix.built(family), matrix.inputs_of(family, matrix.RAGGED)
     with vlmprune.prune(model, Residual(rank=2), keep=0.3) as session:
-        out = model.generate(
-            **inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True
-        )
-    tokens = out.sequences[:, inputs["input_ids"].shape[1] :]
-    expected = masking_oracle(model, inputs, tokens, session.last)
-    assert float((torch.stack(out.logits, 1) - expected).abs().max()) < 2e-4
+        tokens, logits = matrix.generate(model, inputs)
+    expected = matrix.oracle(family, matrix.RAGGED, inputs, tokens, session.last, {})
+    assert matrix.largest(logits, expected) < matrix.TOLERANCE
+
+
+def test_the_example_refuses_a_wrong_option() -> None:
     with pytest.raises(UserError, match="rank=0"):
         Residual(rank=0)
 
@@ -216,6 +223,99 @@ def test_the_example_is_found_by_its_entry_point(tmp_path: Path) -> None:
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "residual(rank=2):0.3"]
+
+
+# ---------------------------------------------------------------- families
+
+FAMILY_PAGE = "docs/adding-a-family.md"
+
+
+@pytest.fixture
+def new_family(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The worked example's file and lines, put where the page says."""
+    [(_, code)], [(_, diff)] = fenced(FAMILY_PAGE, "python"), fenced(FAMILY_PAGE, "diff")
+    _, *parts = re.split(r"^--- (.*)$", diff, flags=re.MULTILINE)
+    lines = {place: re.sub(r"^\+", "", added, flags=re.MULTILINE) for place, added in zip(parts[::2], parts[1::2])}
+    registered, built, kinds = lines.values()
+    [(name, target)] = ast.literal_eval(f"{{{registered}}}").items()
+    adapter = ModuleType(target.partition(":")[0])
+    exec(compile(code, FAMILY_PAGE, "exec", dont_inherit=True), adapter.__dict__)
+    models = dict(vars(tiny_models))
+    exec(compile(built, FAMILY_PAGE, "exec", dont_inherit=True), models)
+    [(key, kind)] = eval(f"{{{kinds}}}", vars(tiny)).items()
+    assert [place.split(",")[0] for place in lines if (ROOT / place.split(",")[0]).exists()] == [
+        "src/vlmprune/models/__init__.py", "tests/tiny_models.py", "tests/tiny.py"
+    ]  # fmt: skip
+    assert key == name and name not in SUPPORTED and name not in FAMILIES
+    monkeypatch.setattr(tiny_models, name, models[name], raising=False)
+    monkeypatch.setitem(sys.modules, adapter.__name__, adapter)
+    family, model = tiny._family(name, kind), models[name]()
+    assert type(adapter_for(model)).__name__ == "GenericAdapter"
+    with pytest.raises(UserError, match="read the vision encoder"), vlmprune.prune(model, "hiprune:0.5"):
+        model(**prompt(family, [[0]]))
+    monkeypatch.setitem(SUPPORTED, name, target)
+    monkeypatch.setitem(FAMILIES, name, family)
+    return name
+
+
+def test_the_worked_example_of_a_family_passes_the_matrix(new_family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    identity: Any = matrix.test_keeping_everything_is_bit_identical
+    for name in ("divprune", "hiprune", "visionzip", "fastv"):
+        identity(new_family, name)
+    dropping: list[Callable[[str, str], None]] = [
+        matrix.test_equals_the_masking_oracle,
+        matrix.test_beams_score_as_the_oracle_says,
+        matrix.test_second_turn_on_the_same_cache,
+        matrix.test_new_image_in_the_second_turn,
+    ]
+    for test in dropping:
+        for name in ("hiprune", "fastv", "three stages"):
+            test(new_family, name)
+    making: list[Callable[[str, str], None]] = [
+        matrix.test_cached_equals_uncached,
+        matrix.test_batch_equals_alone,
+        matrix.test_static_cache_equals_dynamic,
+        matrix.test_budget_is_exact_and_text_stays,
+    ]
+    for test in making:
+        for name in ("three stages", "visionzip"):
+            test(new_family, name)
+    mapping.test_statistics_equal_those_of_eager_attention(new_family, monkeypatch)
+    mapping.test_keys_find_a_planted_object(new_family, 4)
+
+
+def test_the_page_names_all_that_an_adapter_can_say() -> None:
+    tables = re.findall(r"^\| (`.*?) \|", text(FAMILY_PAGE), re.MULTILINE)
+    named = {re.sub(r"\(.*", "", word) for cell in tables for word in re.findall(r"`([^`]+)`", cell)}
+    members = {name for name in {**vars(Adapter), **Adapter.__annotations__} if not name.startswith("_")}
+    assert members - named == {"family", "info"}  # of which the page tells elsewhere, and which follows from the others
+    assert {name for name in named if hasattr(Adapter, name) or name in members} >= named - {
+        "token_type_ids",
+        "mm_token_type_ids",
+    }
+    assert all(hasattr(PatchAdapter, name) for name in ("patches_a_side", "cls_slot", "pieces", "interpolates"))
+
+
+def test_the_tables_of_models_come_from_tests_that_run() -> None:
+    tables = script("tools/docs_models.py")
+    claim = tables.Claim("static cache", "", ("test_equivalence.test_static_cache_equals_dynamic",))
+    assert tables.covered(claim) == {key for key in FAMILIES if key != "paligemma2"}
+    assert tables.runs_on("test_equivalence.test_cached_equals_uncached", "downsample") == {
+        *matrix.RESIZABLE, *matrix.EVERYTHING
+    }  # fmt: skip
+    with pytest.raises(KeyError, match="no test runs on 'paligemma2'"):
+        tables.reason(tables.Claim("no such column", "", ()), "paligemma2")
+    with pytest.raises(KeyError, match=r"'static cache'.* have tests"):
+        tables.check_used([claim], set())
+    with pytest.raises(AttributeError):
+        tables.runs_on("test_equivalence.test_that_does_not_exist", "")
+
+
+def test_families_are_listed_with_their_adapters_own_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "models"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if " family " in line)
+    assert list(lines) == list(SUPPORTED)
+    assert all(line.endswith(".") and len(line) > 60 for line in lines.values())
 
 
 # ---------------------------------------------------------------- the set-up

@@ -29,6 +29,8 @@ from vlmprune.core.registry import BUILT_IN
 from vlmprune.core.view import ModelInfo
 
 ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT / "tools") not in sys.path:
+    sys.path.append(str(ROOT / "tools"))  # for docs_models
 IMAGES = ROOT / "docs" / "images"
 RESULTS = ROOT / "docs" / "results.md"
 EXAMPLE = ROOT / "examples" / "residual" / "vlmprune_residual.py"
@@ -197,6 +199,20 @@ def tasks() -> str:
     return table(("task", "ability", "questions", "metric", "chance, %"), rows)
 
 
+# ---------------------------------------------------------------- families
+
+
+def family_block(function: str, *arguments: Any) -> Callable[[], str]:
+    """A table of docs_models.py; its imports, the tests among them, wait until a page asks for it."""
+
+    def block() -> str:
+        import docs_models
+
+        return getattr(docs_models, function)(*arguments)
+
+    return block
+
+
 # ---------------------------------------------------------------- the example
 
 
@@ -336,6 +352,13 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "methods-in-full": methods_in_full,
     "command-line": command_line,
     "tasks": tasks,
+    "families-short": family_block("families_short", table),
+    "families": family_block("families", table),
+    "anatomy": family_block("anatomy", table),
+    "works-methods": family_block("proofs", "methods", table),
+    "works-slots": family_block("proofs", "slots", table),
+    "works-modes": family_block("proofs", "modes", table),
+    "gemma3": family_block("whole_family", "gemma3"),
     "example": example,
     "results": results_summary,
     "run-commands": run_commands,

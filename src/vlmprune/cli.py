@@ -14,7 +14,7 @@ try:
 except ModuleNotFoundError:
     raise SystemExit("The command line needs typer and rich: pip install 'vlmprune[bench]'.") from None
 
-OK, USAGE, INTERRUPTED = 0, 2, 130
+OK, UNSOUND, USAGE, INTERRUPTED = 0, 1, 2, 130
 _MODEL = "An embedded model's name, a local folder, or a hub id."
 
 app = typer.Typer(
@@ -120,7 +120,7 @@ def report(folder: Annotated[Path, typer.Argument(help="A result folder of vlmpr
 
 @app.command("list")
 def list_(what: Annotated[str, typer.Argument(help="methods, models or tasks")]) -> None:
-    """Name what there is: methods, embedded models and families (by the model_type of config.json), tasks."""
+    """Name what there is: methods, embedded models and families (by their model type), tasks."""
     listings = {"methods": _list_methods, "models": _list_models, "tasks": _list_tasks}
     if what not in listings:
         raise UserError(f"{what!r} cannot be listed: choose {', '.join(listings)}.")
@@ -131,12 +131,23 @@ def list_(what: Annotated[str, typer.Argument(help="methods, models or tasks")])
 
 
 @app.command()
-def doctor(model: Annotated[str, typer.Argument(help=_MODEL)]) -> None:
-    """Say where a model's visual tokens are and what works, and prove that keep=1.0 equals the unpruned model."""
+def doctor(
+    model: Annotated[str, typer.Argument(help=_MODEL)],
+    picture: Annotated[
+        Path | None, typer.Option(help="Where to draw the token layout of a sample picture (.png, .jpg, .webp).")
+    ] = None,
+) -> None:
+    """Say where a model's visual tokens are and what works, and prove that pruning is exact on it.
+
+    The exit code is 1 where a proof fails.
+    """
     from vlmprune.doctor import diagnose
 
     _quiet()
-    typer.echo(diagnose(model))
+    diagnosis = diagnose(model, picture)
+    typer.echo(diagnosis.text)
+    if not diagnosis.sound:
+        raise typer.Exit(UNSOUND)
 
 
 def _list_methods() -> list[tuple[str, str, str]]:
@@ -181,7 +192,7 @@ def _quiet() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit code is 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Run the command line; the exit code is 0, 1 if the doctor finds a fault, 2 for a user's mistake, 130 after Ctrl-C."""
     try:
         code = app(arguments, standalone_mode=False)
         return code if isinstance(code, int) else OK

@@ -1,0 +1,136 @@
+"""What docs/models.md says of each family, and the tests that prove it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A column of a table.
+
+    Attributes:
+        title: of the column.
+        meaning: what a "yes" says.
+        tests: file.function; all of them must run on a family for a "yes".
+        recipe: the name of the recipe with which they run, where they run with several.
+    """
+
+    title: str
+    meaning: str
+    tests: tuple[str, ...]
+    recipe: str = ""
+
+
+DROPS = (
+    "test_equivalence.test_equals_the_masking_oracle",
+    "test_equivalence.test_both_position_policies_equal_the_oracle",
+)
+MAKES = ("test_equivalence.test_cached_equals_uncached", "test_equivalence.test_batch_equals_alone")
+METHODS = (
+    Claim(
+        "before", "dropping before the language model equals the oracle, positions of either kind", DROPS, "divprune"
+    ),
+    Claim("inside", "the same before a decoder layer, by the attention of the layer before it", DROPS, "fastv"),
+    Claim("chain", "the same with stages before the language model and at two of its layers", DROPS, "three stages"),
+    Claim("merging", "new tokens: cached equals uncached, a batch equals each sample alone", MAKES, "visionzip"),
+    Claim(
+        "by hand",
+        "new tokens: equal to the text model alone on a sequence put together by hand",
+        ("test_frames.test_merged_tokens_stand_where_their_frame_stands",),
+    ),
+    Claim("downsample", "pictures resized before the encoder: the same two tests", MAKES, "downsample"),
+)
+SLOTS = (
+    Claim(
+        "encoder",
+        "attention and keys of the vision encoder, as rows of slots, equal those of eager attention",
+        ("test_mapping.test_statistics_equal_those_of_eager_attention",),
+    ),
+    Claim(
+        "object",
+        "of a picture with bright patches painted into it, exactly the slots that show them are kept",
+        ("test_mapping.test_keys_find_a_planted_object", "test_mapping.test_attention_finds_a_planted_object"),
+    ),
+    Claim(
+        "budget",
+        "a share is of each image's own tokens, a number is for each image",
+        ("test_mapping.test_a_share_is_of_each_image_and_a_number_is_for_each_image",),
+    ),
+    Claim(
+        "frames",
+        "tiles or frames compete for one budget; with `per=frame` each is the method on it alone",
+        (
+            "test_frames.test_the_default_is_one_budget_for_the_image",
+            "test_frames.test_each_frame_is_the_method_on_that_frame_alone",
+        ),
+    ),
+    Claim(
+        "text between",
+        "timestamps and markers between frames or tiles all stay",
+        ("test_frames.test_text_between_frames_is_never_lost",),
+    ),
+)
+MODES = (
+    Claim("keep=1.0", "bit-identical to vanilla", ("test_equivalence.test_keeping_everything_is_bit_identical",)),
+    Claim("batch", "padded, equals each sample alone", ("test_equivalence.test_batch_equals_alone",)),
+    Claim(
+        "sampling",
+        "beams score as the oracle says, and so do several sampled answers",
+        ("test_equivalence.test_beams_score_as_the_oracle_says", "test_equivalence.test_sampling_and_several_answers"),
+    ),
+    Claim("static cache", "equals a dynamic one", ("test_equivalence.test_static_cache_equals_dynamic",)),
+    Claim("lookup", "prompt-lookup decoding equals greedy", ("test_equivalence.test_prompt_lookup_equals_greedy",)),
+    Claim("next turn", "on the same cache equals the oracle", ("test_equivalence.test_second_turn_on_the_same_cache",)),
+    Claim("new image", "in that turn equals the oracle", ("test_equivalence.test_new_image_in_the_second_turn",)),
+    Claim("eager", "equals SDPA", ("test_equivalence.test_eager_equals_sdpa",)),
+    Claim(
+        "half",
+        "bfloat16 and float16 keep as many tokens and give finite logits",
+        ("test_equivalence.test_half_precision_runs_and_keeps_as_many",),
+    ),
+    Claim(
+        "encoded once",
+        "`encode_images` gives what encoding each time gives",
+        ("test_equivalence.test_encoded_once_equals_encoded_each_time",),
+    ),
+)
+CLAIMS = {"methods": METHODS, "slots": SLOTS, "modes": MODES}
+
+INAPPLICABLE = ""  # nothing there that could be tested
+OUTSIDE = "slots outside a grid (tiles, newline or CLS slots): resize the picture before the processor"
+ONE_SIZE = "the encoder takes pictures of one size: resize the picture before the processor"
+UNTESTED = "the same code, but no test runs it here"
+OWN_MASK = "the text model alone makes no two-way masks, so that there is no such reference"
+REASONS = {  # (column, beginning of a key of tests/tiny.py): why no test runs there; the longest beginning counts
+    ("by hand", "gemma3"): OWN_MASK,
+    ("by hand", "paligemma"): OWN_MASK,
+    ("by hand", "llava_onevision mixed"): INAPPLICABLE,
+    ("by hand", "video_llava mixed"): INAPPLICABLE,
+    ("by hand", "qwen"): INAPPLICABLE,
+    ("downsample", "llava_next"): OUTSIDE,
+    ("downsample", "llava_onevision"): OUTSIDE,
+    ("downsample", "video_llava "): OUTSIDE,
+    ("downsample", "internvl"): ONE_SIZE,
+    ("downsample", "smolvlm"): ONE_SIZE,
+    ("downsample", "idefics3"): ONE_SIZE,
+    ("downsample", "gemma3"): ONE_SIZE,
+    ("downsample", "paligemma2"): UNTESTED,
+    ("downsample", "qwen"): UNTESTED,
+    ("frames", "llava"): INAPPLICABLE,
+    ("frames", "video_llava"): INAPPLICABLE,
+    ("frames", "qwen"): INAPPLICABLE,
+    ("frames", "gemma3"): INAPPLICABLE,
+    ("frames", "paligemma"): INAPPLICABLE,
+    ("text between", "llava"): INAPPLICABLE,
+    ("text between", "qwen"): INAPPLICABLE,
+    ("text between", "internvl"): INAPPLICABLE,
+    ("text between", "gemma3"): INAPPLICABLE,
+    ("text between", "paligemma"): INAPPLICABLE,
+    ("static cache", "paligemma2"): "transformers' own PaliGemma 2 cannot run with a static cache",
+    ("lookup", "qwen3_5"): "transformers refuses assisted decoding on recurrent layers",
+    ("new image", "qwen"): "transformers cannot place a new image's M-RoPE ids behind a cache",
+    ("new image", "paligemma"): (
+        "in transformers the new image sees itself in one direction or in both, depending on who encoded it"
+    ),
+}

@@ -1,0 +1,225 @@
+"""The tables of docs/models.md: families as their adapters describe them, and what the tests prove of each.
+
+A cell says "yes" only where tests run: the tables are read off the parameters of the test functions. A family that a
+test leaves out must have its reason in docs_claims.py, and each reason its gap; otherwise the page cannot be made.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from docs_claims import CLAIMS, REASONS, Claim
+
+from vlmprune.models import FAMILIES, adapter_for, summary
+from vlmprune.models.base import Adapter
+from vlmprune.runtime.oracle import is_recurrent
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = ROOT / "tests"
+if str(TESTS) not in sys.path:
+    sys.path.append(str(TESTS))
+
+Table = Callable[[Sequence[str], list[list[str]]], str]
+MODALITIES = {"": "images", "video": "videos", "mixed": "both in a batch"}  # by the end of a key of tests/tiny.py
+LAYERS = {"full_attention": "full", "sliding_attention": "sliding", "linear_attention": "recurrent"}
+SKIPPED = {"skip", "skipif", "xfail"}
+SEEDS = range(6)  # of every shape in tests/tiny_images.py
+
+
+# ---------------------------------------------------------------- what the tests run
+
+
+@cache
+def variants() -> dict[str, dict[str, str]]:
+    """Tiny model -> modality -> its key in tests/tiny.py ("qwen2_vl", "video" -> "qwen2_vl video")."""
+    found: dict[str, dict[str, str]] = {}
+    for key in import_module("tiny").FAMILIES:
+        name, _, modality = key.rpartition(" ")
+        name, modality = (name, modality) if modality in MODALITIES and name else (key, "")
+        found.setdefault(name, {})[modality] = key
+    return found
+
+
+def kind(key: str) -> Any:
+    return import_module("tiny").FAMILIES[key]
+
+
+def covered(claim: Claim) -> set[str]:
+    return set.intersection(*(runs_on(test, claim.recipe) for test in claim.tests))
+
+
+def runs_on(test: str, recipe: str) -> set[str]:
+    """The families (keys of tests/tiny.py) on which a test runs with this recipe."""
+    module, _, function = test.partition(".")
+    marks = getattr(import_module(module), function).pytestmark
+    if SKIPPED & {mark.name for mark in marks}:
+        raise ValueError(f"{test} does not always run")
+    rows = [values for mark in marks if mark.name == "parametrize" for values in parameters(mark)]
+    return {row["family"] for row in rows if "family" in row and (not recipe or row["name"] == recipe)}
+
+
+def parameters(mark: Any) -> Iterator[dict[str, Any]]:
+    """The values of a `parametrize` mark by argument."""
+    names = [name.strip() for name in mark.args[0].split(",")] if isinstance(mark.args[0], str) else list(mark.args[0])
+    for row in mark.args[1]:
+        if not SKIPPED & {own.name for own in getattr(row, "marks", ())}:
+            values = row.values if hasattr(row, "marks") else (row,) if len(names) == 1 else row
+            yield dict(zip(names, values, strict=True))
+
+
+def reason(claim: Claim, key: str) -> tuple[str, str]:
+    """Where it is written why no test runs there; KeyError where nobody has said it."""
+    fits = [start for title, start in REASONS if title == claim.title and key.startswith(start)]
+    if not fits:
+        raise KeyError(f"{claim.title}: no test runs on {key!r}, and docs_claims.REASONS does not say why")
+    return claim.title, max(fits, key=len)
+
+
+def proofs(name: str, table: Table) -> str:
+    """A table of what works on each tiny model, then what each column says and which tests prove it."""
+    claims, notes, used = CLAIMS[name], list[str](), set[tuple[str, str]]()
+    done = {claim.title: covered(claim) for claim in claims}
+    rows = []
+    for model, keys in variants().items():
+        cells = []
+        for claim in claims:
+            gaps = [reason(claim, key) for key in keys.values() if key not in done[claim.title]]
+            used |= set(gaps)
+            whys = [why for why in dict.fromkeys(REASONS[gap] for gap in gaps) if why]
+            notes += [why for why in whys if why not in notes]
+            here = [MODALITIES[modality] for modality, key in keys.items() if key in done[claim.title]]
+            cell = "yes" if len(here) == len(keys) else ", ".join(here) or ("no" if whys else "–")
+            cells.append(cell + "".join(f" ({1 + notes.index(why)})" for why in whys))
+        rows.append([model, *cells])
+    check_used(claims, used)
+    parts = [table(["tiny model", *(claim.title for claim in claims)], rows)]
+    if notes:
+        parts.append("; ".join(f"({number}) {why}" for number, why in enumerate(notes, 1)) + ".")
+    parts.append(table(["column", "what a yes says", "proved by"], [proof(claim) for claim in claims]))
+    return "\n\n".join(parts)
+
+
+def check_used(claims: Sequence[Claim], used: set[tuple[str, str]]) -> None:
+    """Raise KeyError for a reason that nothing needs."""
+    titles = {claim.title for claim in claims}
+    idle = sorted({place for place in REASONS if place[0] in titles} - used)
+    if idle:
+        raise KeyError(f"docs_claims.REASONS: {idle} have tests")
+
+
+def proof(claim: Claim) -> list[str]:
+    """A column with its meaning and its tests."""
+    tests = ["tests/{}.py::{}".format(*test.split(".")) for test in claim.tests]
+    shown = ", ".join(f"`{test}`" for test in tests)
+    return [claim.title, claim.meaning, shown + (f" with `{claim.recipe}`" if claim.recipe else "")]
+
+
+# ---------------------------------------------------------------- what the adapters say
+
+
+def families_short(table: Table) -> str:
+    """Each model type with its adapter's own line."""
+    return table(["model_type", "what is particular"], [[f"`{name}`", summary(to)] for name, to in FAMILIES.items()])
+
+
+def families(table: Table) -> str:
+    """The same, with what it is tested with and where the adapter is."""
+    tested: dict[str, list[str]] = {}
+    for keys in variants().values():
+        for modality, key in keys.items():
+            tested.setdefault(kind(key).name, []).append(MODALITIES[modality])
+    rows = []
+    for name, target in FAMILIES.items():
+        path = target.partition(":")[0].replace(".", "/")
+        link = f"[`{path.rpartition('/')[2]}.py`](../src/{path}.py)"
+        rows.append([f"`{name}`", summary(target), ", ".join(dict.fromkeys(tested[name])), link])
+    return table(["model_type", "what is particular", "tested with", "adapter"], rows)
+
+
+def anatomy(table: Table) -> str:
+    """What the adapters of the tiny models say of encoders, slots and decoder layers."""
+    head = ["tiny model", "a slot shows", "parts", "CLS", "windows", "rows", "positions", "decoder layers", "oracle"]
+    rows = []
+    for model, keys in variants().items():
+        kinds = [kind(key) for key in keys.values()]
+        built = kinds[0].build()
+        adapter = adapter_for(built)
+        given = [adapter.has_cls, adapter.full_layers is not None, adapter.tower_rows]
+        mrope = "M-RoPE" if hasattr(adapter.inner, "get_rope_index") else "1-D"
+        oracle = "cutting" if is_recurrent(built) else "masking"
+        said = ["yes" if value else "no" for value in given]
+        rows.append([model, shows(kinds), parts(kinds), *said, mrope, decoder(adapter), oracle])
+    return table(head, rows)
+
+
+def shows(kinds: list[Any]) -> str:
+    """What stands behind a slot, in the layouts against which tests/test_tiny.py holds the models."""
+    sizes = {len(slot) for one in kinds for seed in SEEDS for slot in one.patches(seed)}
+    what = "a patch" if sizes <= {0, 1} else "one or several patches" if 1 in sizes else "a square of patches"
+    return what + (", or none" if 0 in sizes else "")
+
+
+def parts(kinds: list[Any]) -> str:
+    """Whether an image or video stands in tiles or frames."""
+    found = []
+    for one in kinds:
+        for seed in SEEDS:
+            if len({slot[0][0] for slot in one.patches(seed) if slot}) > 1:
+                found.append("frames" if "pixel_values_videos" in one.image(seed)[0] else "tiles")
+    return ", ".join(dict.fromkeys(found)) or "no"
+
+
+def decoder(adapter: Adapter) -> str:
+    kinds = {LAYERS[adapter.layer_kind(layer)] for layer in range(len(adapter.decoder_layers))}
+    words = [" and ".join(sorted(kinds))]
+    if type(adapter).blocks is not Adapter.blocks:
+        words.append("two-way")
+    if hasattr(adapter.text_model, "_deepstack_process"):
+        words.append("deepstack")
+    return ", ".join(words)
+
+
+# ---------------------------------------------------------------- a family's own lines
+
+
+def whole_family(model_type: str) -> str:
+    """All that a family consists of: its adapter, and every statement and entry that names it."""
+    file = FAMILIES[model_type].partition(":")[0].replace(".", "/")
+    adapter = (ROOT / "src" / f"{file}.py").read_text(encoding="utf-8").strip()
+    pieces = [f"`src/{file}.py`:\n\n```python\n{adapter}\n```"]
+    for path in ("src/vlmprune/models/__init__.py", "tests/tiny_models.py", "tests/tiny.py"):
+        lines = "\n".join(named(path, model_type))
+        pieces.append(f"`{path}`:\n\n```text\n{lines}\n```")
+    return "\n\n".join(pieces)
+
+
+def named(path: str, word: str) -> Iterator[str]:
+    """What a file says of a family: the assignment to its name, its entries in dicts, and the `if` on its name."""
+    source = (ROOT / path).read_text(encoding="utf-8")
+    lines, tree = source.splitlines(), ast.parse(source)
+
+    def text(first: Any, last: Any) -> str:
+        return "\n".join(lines[first.lineno - 1 : last.end_lineno]).removesuffix("  # fmt: skip")
+
+    assigned = {
+        node.targets[0].id: node
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    if word in assigned:
+        yield text(assigned[word], assigned[word])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Compare) and repr(word) in ast.unparse(node.test):
+            yield text(node, node)
+        elif isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and key.value == word:
+                    if isinstance(value, ast.Name):
+                        yield text(assigned[value.id], assigned[value.id])
+                    yield text(key, value)
