@@ -37,5 +37,5 @@ class LlavaAdapter(PatchAdapter):
         return self.has_cls and self.config.vision_feature_select_strategy == "full"
 
     def project(self, rows: Tensor) -> Tensor:
-        projector = self.inner.multi_modal_projector
-        return projector(rows.to(projector.linear_1.weight.dtype))
+        # the model's dtype, as a quantised projector has no float weight to tell it
+        return self.inner.multi_modal_projector(rows.to(self.inner.dtype))

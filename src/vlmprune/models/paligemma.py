@@ -24,5 +24,5 @@ class PaliGemmaAdapter(PatchAdapter):
         return torch.where(types == 0, 0, -1) if types is not None and first else None
 
     def project(self, rows: Tensor) -> Tensor:
-        projector = self.inner.multi_modal_projector
-        return projector(rows.to(projector.linear.weight.dtype))
+        # the model's dtype, as a quantised projector has no float weight to tell it
+        return self.inner.multi_modal_projector(rows.to(self.inner.dtype))
