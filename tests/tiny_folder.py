@@ -1,20 +1,37 @@
-"""A saved LLaVA with random strong weights, a word tokenizer and a processor: what `--model FOLDER` takes."""
+"""Saved tiny models with random strong weights, a word tokenizer and a processor: what `--model FOLDER` takes."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from tiny import strengthen
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+import tiny_models as models
+from tiny import FAMILIES, strengthen
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import WordLevel
 from transformers import (
     CLIPVisionConfig,
+    Gemma3Processor,
+    Idefics3Processor,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextProcessor,
     LlavaProcessor,
+    PaliGemmaProcessor,
     PreTrainedTokenizerFast,
+    ProcessorMixin,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from vlmprune.assets.questions import WORD_PATTERN, vocabulary
 
@@ -26,23 +43,28 @@ TEMPLATE = (
 )
 
 
-def save_llava(folder: Path) -> Path:
-    """Write a LLaVA of 49 visual tokens and four decoder layers; it loads in well under a second."""
-    words = {word: k for k, word in enumerate((*SPECIALS, *vocabulary()))}
-    tokens = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokens.normalizer = normalizers.Lowercase()
-    tokens.pre_tokenizer = pre_tokenizers.Sequence(
+def _tokenizer(words: dict[str, int], specials: list[str], **tokens: str) -> PreTrainedTokenizerFast:
+    """One token a word; `tokens` become attributes, as processors look them up, with their ids."""
+    text = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    text.normalizer = normalizers.Lowercase()
+    text.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(WORD_PATTERN), "isolated")]
     )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokens,
+    text.add_special_tokens(specials)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=text,
         pad_token="<pad>",
         unk_token="<unk>",
         bos_token="<s>",
         eos_token="</s>",
-        additional_special_tokens=["<image>"],
+        extra_special_tokens=tokens,
     )
-    tokenizer.image_token, tokenizer.image_token_id = "<image>", words["<image>"]
+
+
+def save_llava(folder: Path) -> Path:
+    """Write a LLaVA of 49 visual tokens and four decoder layers; it loads in well under a second."""
+    words = {word: k for k, word in enumerate((*SPECIALS, *vocabulary()))}
+    tokenizer = _tokenizer(words, ["<image>"], image_token="<image>")
     vision = CLIPVisionConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=112, patch_size=16
     )
@@ -69,4 +91,94 @@ def save_llava(folder: Path) -> Path:
         num_additional_image_tokens=1,
         chat_template=TEMPLATE,
     ).save_pretrained(folder)
+    return folder
+
+
+# ---------------------------------------------------------------- the families of tiny.py
+
+QUESTION_WORDS = ("what", "color", "is", "the", "circle", "?")
+NAMES = {  # of the special ids of tiny_models.py
+    models.PAD: "<pad>", 1: "<s>", 2: "</s>", 3: "<unk>", models.WHOLE_IMAGE: "<global-img>",
+    models.AROUND_IMAGE: "<fake_token_around_image>", models.LINE_BREAK: "\n", models.DOUBLE_BREAK: "\n\n",
+    models.IMAGE_BEGIN: "<start_of_image>", models.IMAGE_END: "<end_of_image>", models.IMAGE: "<image>",
+    models.VIDEO: "<video>", models.VISION_START: "<img>", models.VISION_END: "</img>",
+    **dict(zip(models.TILES, ("<row_1_col_1>", "<row_1_col_2>", "<row_2_col_1>", "<row_2_col_2>"), strict=True)),
+}  # fmt: skip
+
+
+def _family_tokenizer(**tokens: str) -> PreTrainedTokenizerFast:
+    ids = range(models.VOCABULARY)
+    ordinary = iter([*QUESTION_WORDS, *(f"w{k}" for k in ids)])
+    words = {NAMES[k] if k in NAMES else next(ordinary): k for k in ids}
+    return _tokenizer(words, [name for k, name in NAMES.items() if k > 3], **{"image_token": "<image>", **tokens})
+
+
+def _llava_next() -> ProcessorMixin:
+    side = {"height": 16, "width": 16}
+    pinpoints = models.llava_next().config.image_grid_pinpoints
+    images = LlavaNextImageProcessorPil(size={"shortest_edge": 16}, crop_size=side, image_grid_pinpoints=pinpoints)
+    return LlavaNextProcessor(
+        images, _family_tokenizer(), patch_size=4, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, chat_template=TEMPLATE,
+    )  # fmt: skip
+
+
+def _gemma3() -> ProcessorMixin:
+    tokenizer = _family_tokenizer(boi_token="<start_of_image>", eoi_token="<end_of_image>")
+    images = Gemma3ImageProcessorPil(size={"height": 32, "width": 32}, image_seq_length=16)
+    template = TEMPLATE.replace("<image>", "<start_of_image>")
+    return Gemma3Processor(images, tokenizer, image_seq_length=16, chat_template=template)
+
+
+def _paligemma() -> ProcessorMixin:
+    """Without a chat template, as its checkpoints have none."""
+    images = SiglipImageProcessorPil(size={"height": 24, "width": 24})
+    images.image_seq_length = 36
+    return PaliGemmaProcessor(images, _family_tokenizer())
+
+
+def _idefics3() -> ProcessorMixin:
+    images = Idefics3ImageProcessorPil(size={"longest_edge": 48}, max_image_size={"longest_edge": 24})
+    return Idefics3Processor(images, _family_tokenizer(), image_seq_len=9, chat_template=TEMPLATE)
+
+
+PROCESSORS: dict[str, Callable[[], ProcessorMixin]] = {
+    "llava_next": _llava_next,
+    "gemma3": _gemma3,
+    "paligemma": _paligemma,
+    "idefics3": _idefics3,
+}
+QWEN_TEMPLATE = TEMPLATE.replace("<image> ", "<img><image></img>")
+# Processors that name a video processor cannot be built without torchvision: their files, as checkpoints have them.
+FILES: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
+    "qwen": (
+        lambda: Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, size={"shortest_edge": 768, "longest_edge": 1536}),
+        {}, QWEN_TEMPLATE,
+    ),
+    "internvl": (
+        lambda: GotOcr2ImageProcessorPil(size={"height": 24, "width": 24}, crop_to_patches=True, max_patches=4),
+        {"processor_class": "InternVLProcessor", "image_seq_length": 9}, TEMPLATE,
+    ),
+    "smolvlm": (
+        lambda: SmolVLMImageProcessorPil(size={"longest_edge": 48}, max_image_size={"longest_edge": 24}),
+        {"processor_class": "SmolVLMProcessor", "image_seq_len": 9}, TEMPLATE,
+    ),
+}  # fmt: skip
+
+
+def save_family(family: str, folder: Path) -> Path:
+    """Write a model of tiny.py with the processor of its family."""
+    FAMILIES[family].build().save_pretrained(folder)
+    if family in PROCESSORS:
+        PROCESSORS[family]().save_pretrained(folder)
+        return folder
+    images, settings, template = FILES[family.split("2")[0].split("3")[0]]
+    images().save_pretrained(folder)
+    tokens = {"image_token": "<image>", "video_token": "<video>"}
+    if family == "internvl":
+        tokens |= {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<image>"}
+    _family_tokenizer(**tokens).save_pretrained(folder)
+    if settings:
+        (folder / "processor_config.json").write_text(json.dumps(settings))
+    (folder / "chat_template.jinja").write_text(template)
     return folder

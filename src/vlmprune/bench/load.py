@@ -110,7 +110,7 @@ def _load_pretrained(path: str, name: str, device: str) -> tuple[Any, Any]:
     dtype: Any = torch.float32 if device == "cpu" else "auto"
     try:
         model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise UserError(f"transformers cannot load {name!r} as a vision-language model: {_first(error)}") from error
     return model.eval().to(device), load_processor(path)
 

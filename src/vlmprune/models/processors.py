@@ -1,9 +1,9 @@
 """Loading a model's processor, also where torchvision is not installed.
 
-`AutoProcessor` builds every part that a processor class names. The Qwen-VL processors name a video processor,
-which transformers 5.23 can build with torchvision only; without it no Qwen-VL checkpoint gets a processor,
-although images need none of it. `load_processor` then puts the processor together from the parts that images
-need: tokenizer, PIL image processor, chat template.
+`AutoProcessor` builds every part that a processor class names. The processors of many families (Qwen-VL, InternVL,
+SmolVLM, LLaVA-OneVision, ...) name a video processor, which transformers 5.23 can build with torchvision only; without
+it their checkpoints get no processor, although images need none of it. `load_processor` then puts the processor
+together from the parts that images need: tokenizer, PIL image processor, chat template.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.utils import cached_file, is_torchvision_available
 
@@ -52,6 +53,19 @@ class ImageOnlyQwenProcessor(Qwen2_5_VLProcessor):
         target.write_text(json.dumps(video, indent=2) + "\n", encoding="utf-8")
 
 
+class _WithoutVideo(ProcessorMixin):
+    """Stands between a family's processor class and `ProcessorMixin`, and leaves the video processor out."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        family: Any = type(self).__mro__[1]
+        given = {**dict(zip(family.get_attributes(), args, strict=False)), **kwargs}
+        super().__init__(**{name: part for name, part in given.items() if name != "video_processor"})
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return [name for name in super().get_attributes() if name != "video_processor"]
+
+
 def load_processor(path: str | Path) -> Any:
     """The processor of a model folder or hub id.
 
@@ -59,21 +73,39 @@ def load_processor(path: str | Path) -> Any:
         path: a local folder or a hub id.
 
     Returns:
-        What `AutoProcessor` gives; for the Qwen-VL family without torchvision, an `ImageOnlyQwenProcessor`.
+        What `AutoProcessor` gives; where that needs torchvision for videos and there is none, a processor for images
+        alone (an `ImageOnlyQwenProcessor` for Qwen2-VL and Qwen2.5-VL).
 
     Raises:
         UserError: there is no processor at `path`.
     """
     try:
-        if not is_torchvision_available() and AutoConfig.from_pretrained(path).model_type in _QWEN_TYPES:
-            return _assemble_qwen(path)
-        processor = AutoProcessor.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f'No processor could be loaded from "{path}": {reason}') from error
+        processor = _without_torchvision(path) or AutoProcessor.from_pretrained(path)
+    except (ImportError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")
+        raise UserError(f'No processor could be loaded from "{path}": {reason}.') from error
     if not isinstance(processor, ProcessorMixin):
         raise UserError(f'"{path}" has no processor for images and text, only a {type(processor).__name__}.')
     return processor
+
+
+def _without_torchvision(path: str | Path) -> ProcessorMixin | None:
+    """A processor for images alone, or None where `AutoProcessor` does."""
+    if is_torchvision_available():
+        return None
+    config = AutoConfig.from_pretrained(path)
+    if config.model_type in _QWEN_TYPES:
+        return _assemble_qwen(path)
+    family: Any = PROCESSOR_MAPPING.get(type(config), None)
+    if family is None or {*family.get_attributes()} != {"image_processor", "tokenizer", "video_processor"}:
+        return None
+    narrow: Any = type(f"ImageOnly{family.__name__}", (family, _WithoutVideo), {})
+    settings, _ = narrow.get_processor_dict(path)
+    parts = {
+        "image_processor": AutoImageProcessor.from_pretrained(path, backend="pil"),
+        "tokenizer": AutoTokenizer.from_pretrained(path),
+    }
+    return narrow.from_args_and_dict([parts.get(name) for name in family.get_attributes()], settings)
 
 
 def _assemble_qwen(path: str | Path) -> ImageOnlyQwenProcessor:

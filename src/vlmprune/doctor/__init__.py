@@ -1,0 +1,91 @@
+"""`vlmprune doctor MODEL`: where the visual tokens are, which methods work, and a live proof that pruning is exact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+import vlmprune
+from vlmprune.bench.load import load_model
+from vlmprune.core.errors import UserError
+from vlmprune.doctor.anatomy import describe_model
+from vlmprune.doctor.layout import Layout, describe_layout
+from vlmprune.doctor.picture import check_picture_path, save_layout
+from vlmprune.doctor.proof import prove, try_methods
+from vlmprune.models import adapter_for
+from vlmprune.report.run import chat_inputs
+
+QUESTION = "What color is the circle?"
+SHOWN = "random:0.5"  # what the layout is drawn with
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found.
+
+    Attributes:
+        text: the report, in lines.
+        sound: whether every proof held and no method broke.
+    """
+
+    text: str
+    sound: bool
+
+
+def diagnose(name: str, picture: Path | None = None) -> Diagnosis:
+    """Load a model, look at one generated picture, and report.
+
+    Args:
+        name: an embedded model, a folder or a hub id.
+        picture: where to draw the token layout of the sample picture: a .png, .jpg or .webp file.
+
+    Raises:
+        UserError: the model cannot be loaded or pruned, or `picture` cannot be written.
+    """
+    target = None if picture is None else check_picture_path(picture)
+    loaded = load_model(name)
+    sample = sample_picture()
+    inputs = sample_inputs(loaded.processor, sample).to(loaded.model.device, loaded.model.dtype)
+    inputs.pop("labels", None)  # PaliGemma's processor makes some for training
+    return examine(name, loaded.model, inputs, sample, target)
+
+
+def examine(
+    name: str, model: Any, inputs: Any, sample: Image.Image | None = None, target: Path | None = None
+) -> Diagnosis:
+    """The same for a model and what its processor made of one picture and a question."""
+    adapter = adapter_for(model)
+    with vlmprune.prune(model, SHOWN) as session, torch.no_grad():
+        model(**inputs)
+    layout = Layout.of(adapter, inputs, session.last)
+    methods, unbroken = try_methods(adapter, inputs)
+    proof, proven = prove(adapter, inputs)
+    parts = [describe_model(name, adapter, inputs), describe_layout(layout, SHOWN), methods, proof]
+    if target is not None:
+        save_layout(layout, sample, f"The visual tokens of {name}", SHOWN, target)
+        parts.append([f"The layout is drawn in {target}."])
+    return Diagnosis("\n\n".join("\n".join(lines) for lines in parts), unbroken and proven)
+
+
+def sample_picture() -> Image.Image:
+    """A picture with one bright disc, wider than high, so that a transposed grid would show."""
+    rows, cols = torch.meshgrid(torch.arange(168), torch.arange(224), indexing="ij")
+    disc = (rows - 60) ** 2 + (cols - 150) ** 2 < 30**2
+    picture = torch.full((168, 224, 3), 90, dtype=torch.uint8)
+    picture[disc] = torch.tensor([230, 60, 40], dtype=torch.uint8)
+    return Image.fromarray(picture.numpy())
+
+
+def sample_inputs(processor: Any, sample: Image.Image) -> Any:
+    """The sample picture and a question as the processor words them; plainly, where it has no chat template."""
+    token = getattr(processor, "image_token", None)
+    if getattr(processor, "chat_template", None) or token is None:
+        return chat_inputs(processor, sample, QUESTION)
+    try:
+        return processor(images=[sample], text=[f"{token}{QUESTION}"], return_tensors="pt")
+    except ValueError as error:
+        raise UserError(f"The processor refuses the sample picture: {str(error).strip().splitlines()[0]}") from error
