@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
 
-PAPER, OFFICIAL = "paper", "official"
+PAPER, OFFICIAL, UNIPRUNE = "paper", "official", "uniprune"
 
 
-def one_of(method: Method, option: str, *allowed: str | None) -> None:
-    """`option` is one of the names in `allowed`."""
+def one_of(method: Method, option: str, *allowed: object) -> None:
+    """`option` is one of `allowed`."""
     value = getattr(method, option)
     if value not in allowed:
         names = " or ".join(repr(name) for name in allowed)
@@ -28,3 +30,18 @@ def share(method: Method, option: str) -> None:
     value = getattr(method, option)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
         raise UserError(f"{method.name}: {option}={value!r} must be a number from 0 to 1.")
+
+
+def positive(method: Method, option: str, or_zero: bool = False) -> None:
+    """`option` is a number above 0 (or 0 itself)."""
+    value = getattr(method, option)
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or value < 0 or (value == 0 and not or_zero):
+        raise UserError(f"{method.name}: {option}={value!r} must be a number {'from' if or_zero else 'above'} 0.")
+
+
+def true_or_false(method: Method, option: str) -> None:
+    """`option` is True or False."""
+    value = getattr(method, option)
+    if not isinstance(value, bool):
+        raise UserError(f"{method.name}: {option}={value!r} must be True or False.")

@@ -1,0 +1,107 @@
+"""Average pooling: the grid of tokens shrunk to the budget, the baseline for methods that merge."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from vlmprune.core.method import Method
+from vlmprune.core.signals import Features, Need
+from vlmprune.core.view import ImageView, Merged, ModelInfo
+from vlmprune.methods.checks import PAPER, UNIPRUNE, one_of
+
+
+@dataclass
+class Pool(Method):
+    """Means of rectangles of projected features.
+
+    Paper: the Pool-Pre baseline of UniPruneBench (arXiv 2511.02650).
+
+    Formula: X [R, C, D] projected features of a frame or tile. The rows fall into g = round(sqrt(keep R / C)) strips;
+    strip i covers rows floor(i R / g) to ceil((i + 1) R / g), so that strips overlap by a row where g does not divide
+    R. The budget is spread evenly over the strips, k_i tokens each, and columns are cut as rows are. A token is the
+    mean of its rectangle and takes the position of its middle. With keep = g x h this is adaptive average pooling to
+    g x h; at any other budget some strips have one token more, so that the budget is exact.
+
+    Defaults: each frame or tile by itself. Positions count anew, on Qwen they are those of the rectangles' middles.
+
+    Args:
+        mode: "avg" or "max" (over each feature by itself).
+        compat: "uniprune" pools to a square of isqrt(keep) tokens a side, whatever the picture's shape.
+
+    Differences from the authors' code:
+        - Any budget, where UniPruneBench has 4, 16 and 25 tokens a tile, and the picture's own aspect ratio.
+        - The grid is the model's, not guessed from the number of tokens (a portrait picture is guessed as a landscape);
+          without a grid it is guessed as theirs.
+        - After a stage that left holes in the grid, the tokens are pooled in runs of their order.
+        - Qwen, where theirs fails.
+    """
+
+    name: ClassVar[str] = "pool"
+    stage: ClassVar[str] = "vision"
+    summary: ClassVar[str] = "means of rectangles of features, as many as the budget"
+
+    mode: str = "avg"
+    compat: str = PAPER
+
+    def __post_init__(self) -> None:
+        one_of(self, "mode", "avg", "max")
+        one_of(self, "compat", PAPER, UNIPRUNE)
+        one_of(self, "per", None, "frame")
+
+    @property
+    def exact(self) -> bool:
+        return self.compat == PAPER
+
+    def needs(self, info: ModelInfo) -> dict[str, Need]:
+        return {"features": Features()}
+
+    def positions(self, info: ModelInfo) -> str:
+        return "original" if info.family.startswith("qwen") else "compact"
+
+    def pool(self, info: ModelInfo) -> str:
+        return "frame"
+
+    def sees_every_slot(self, info: ModelInfo) -> bool:
+        """A rectangle of the picture has no room for an image_newline."""
+        return False
+
+    def select(self, view: ImageView) -> Merged:
+        rows, cols = _shape(view)
+        strips = self.strips(rows, cols, view.keep)
+        shrink = nn.functional.adaptive_avg_pool2d if self.mode == "avg" else nn.functional.adaptive_max_pool2d
+        grid = view["features"].float().view(rows, cols, -1).permute(2, 0, 1)
+        features, anchors = [], []
+        for i, count in enumerate(strips):
+            top, bottom = _bin(i, rows, len(strips))
+            features.append(shrink(grid[:, top:bottom], (1, count))[:, 0].T)
+            middles = [(left + right - 1) // 2 for left, right in (_bin(j, cols, count) for j in range(count))]
+            anchors += [(top + bottom - 1) // 2 * cols + middle for middle in middles]
+        return Merged(torch.cat(features), torch.tensor(anchors, device=view.slots.device))
+
+    def strips(self, rows: int, cols: int, keep: int) -> list[int]:
+        """Tokens in each strip of a rows x cols picture."""
+        if self.compat == UNIPRUNE:
+            side = math.isqrt(keep)
+            return [side] * side
+        count = min(max(round(math.sqrt(keep * rows / cols)), -(-keep // cols)), rows, keep)
+        return [keep * (i + 1) // count - keep * i // count for i in range(count)]
+
+
+def _bin(i: int, size: int, count: int) -> tuple[int, int]:
+    """First cell, and the one past the last, of bin `i` of `count` along `size` cells."""
+    return i * size // count, -(-(i + 1) * size // count)
+
+
+def _shape(view: ImageView) -> tuple[int, int]:
+    """Rows and columns of the tokens present."""
+    if view.grid is None:  # the squarest that is no taller than wide
+        rows = next(rows for rows in range(math.isqrt(view.n), 0, -1) if view.n % rows == 0)
+        return rows, view.n // rows
+    row, col = (torch.unique(part) for part in (view.cells // view.grid.cols, view.cells % view.grid.cols))
+    whole = (row[:, None] * view.grid.cols + col).flatten()
+    return (len(row), len(col)) if torch.equal(whole, view.cells) else (1, view.n)

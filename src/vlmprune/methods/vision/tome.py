@@ -1,0 +1,119 @@
+"""ToMe: similar tokens merged by bipartite matching, here as a chain of steps after the projector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vlmprune.core.method import Method
+from vlmprune.core.selectors import ascending, top_k
+from vlmprune.core.signals import Features, Need
+from vlmprune.core.view import ImageView, Merged, ModelInfo
+from vlmprune.methods.checks import one_of, true_or_false
+
+
+class Matching(NamedTuple):
+    """One step: which tokens stay, and which join which.
+
+    Attributes:
+        stay: [t - r] the tokens that stay, in the authors' order: those of the first set, then the second set.
+        leave: [r] tokens of the first set that are merged, the most similar pair first.
+        joined: [r] the place in `stay` of the token that each of them joins.
+    """
+
+    stay: Tensor
+    leave: Tensor
+    joined: Tensor
+
+    def merge(self, rows: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows [t - r, C] as means weighted by sizes, and their sizes [t - r], from rows [t, C] and sizes [t]."""
+        # sums by a product with weights: a scattered sum would depend on the order of threads on a GPU
+        places = torch.arange(len(self.stay), device=rows.device)
+        weights = (places[:, None] == self.joined) * sizes[self.leave]
+        own = sizes[self.stay]
+        total = own + weights.sum(1)
+        return (rows[self.stay] * own[:, None] + weights @ rows[self.leave]) / total[:, None], total
+
+
+def match(metric: Tensor, r: int, cls: bool = False) -> Matching:
+    """Pair every other token with its most similar one among the rest, and merge the `r` most similar pairs.
+
+    Args:
+        metric: [t, C] what is compared, by cosine.
+        r: tokens to merge away; at most half of them.
+        cls: whether token 0 is a CLS token, which is never merged and keeps its place.
+    """
+    unit = nn.functional.normalize(metric, dim=-1)
+    tokens = torch.arange(len(unit), device=unit.device)
+    first, second = tokens[::2], tokens[1::2]
+    r = max(0, min(r, (len(unit) - cls) // 2))
+    likeness, partner = (unit[first] @ unit[second].T).max(1)
+    if cls:
+        likeness[0] = float("-inf")
+    order = top_k(likeness, len(first))
+    rest = ascending(order[r:]) if cls else order[r:]
+    return Matching(torch.cat([first[rest], second]), first[order[:r]], len(rest) + partner[order[:r]])
+
+
+@dataclass
+class ToMe(Method):
+    """Token merging, the variant for any VLM: the authors merge inside every layer of a plain ViT, with its keys.
+
+    Paper: Token Merging: Your ViT But Faster (ICLR 2023, arXiv 2210.09461).
+
+    Formula: X [n, D] projected features. A step: the tokens at even places are set A, those at odd places set B; each
+    of A is paired with the one of B with the highest cosine; the r most similar pairs become the mean of both, weighted
+    by how many tokens each stands for. Steps follow each other, r = min(tokens - keep, tokens // 2), on the tokens in
+    the order they come out: A's that are left, by falling similarity, then B. 576 to 64 takes r = 288, 144, 72, 8.
+    A merged token stands where its first member stood.
+
+    Defaults: all frames or tiles of an image together. LLaVA counts positions anew, Qwen2.5-VL keeps the anchors'.
+
+    Args:
+        order: "image" puts the merged tokens in order of position, "matching" leaves the order of the last step.
+        weighted: whether means count what earlier steps merged; False is LightCompress's plain mean of two tokens.
+
+    Differences from the authors' code:
+        - After the projector instead of in the encoder, which only towers of LLaVA's kind would allow: mergers, pixel
+          shuffle and window attention need the whole grid. So the metric is the features instead of the keys, there is
+          no proportional attention and no schedule over layers, and the encoder gets no cheaper.
+        - Equal similarities go to the lower index; theirs leave it open. A zero vector is similar to nothing; theirs
+          yields NaN.
+    """
+
+    name: ClassVar[str] = "tome"
+    stage: ClassVar[str] = "vision"
+    summary: ClassVar[str] = "similar tokens merged pair by pair until the budget is met"
+
+    order: str = "image"
+    weighted: bool = True
+
+    def __post_init__(self) -> None:
+        one_of(self, "order", "image", "matching")
+        true_or_false(self, "weighted")
+
+    def needs(self, info: ModelInfo) -> dict[str, Need]:
+        return {"features": Features()}
+
+    def positions(self, info: ModelInfo) -> str:
+        return "compact" if info.llava else "original"
+
+    def sees_every_slot(self, info: ModelInfo) -> bool:
+        """An image_newline is no part of the picture: the mean of several would stand at one row's end."""
+        return False
+
+    def select(self, view: ImageView) -> Merged:
+        rows = view["features"].float()
+        sizes, first = rows.new_ones(len(rows)), torch.arange(len(rows), device=rows.device)
+        while len(rows) > view.keep:
+            step = match(rows, len(rows) - view.keep)
+            rows, merged = step.merge(rows, sizes)
+            sizes = merged if self.weighted else torch.ones_like(merged)
+            first = first[step.stay].scatter_reduce(0, step.joined, first[step.leave], "amin")
+        if self.order == "image":
+            order = first.argsort()
+            rows, first = rows[order], first[order]
+        return Merged(rows, first)
