@@ -192,7 +192,7 @@ def _quiet() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit code is 0, 1 if the doctor finds a fault, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Run the command line; the exit code is 0, 1 when doctor finds a fault, 2 for a mistake, 130 after Ctrl-C."""
     try:
         code = app(arguments, standalone_mode=False)
         return code if isinstance(code, int) else OK

@@ -1,0 +1,172 @@
+"""Tiny models of families that have no adapter of their own: some follow the usual layout, some do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tiny_images as images
+import tiny_models as models
+import torch
+from tiny import QWEN_TYPES, Family
+from tiny_images import Arguments, Kind
+from tiny_models import IMAGE, LLAMA, QWEN2, TEXT, TOWER, VIDEO, builder
+
+SLIDING = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2}
+PIXTRAL = {"model_type": "pixtral", **TOWER, "image_size": 32, "head_dim": 8}
+CLIP = {"model_type": "clip_vision_model", **TOWER}
+SIGLIP = {"model_type": "siglip_vision_model", **TOWER, "image_size": 24, "vision_use_head": False}
+COHERE = {"model_type": "cohere2", **TEXT, "head_dim": 8, **SLIDING}
+# attention that scales its queries by their position ids, from the eighth on
+MINISTRAL = {
+    "model_type": "ministral3", **TEXT, "head_dim": 8, "sliding_window": None,
+    "rope_parameters": {
+        "rope_type": "default", "rope_theta": 1e4, "llama_4_scaling_beta": 0.5, "original_max_position_embeddings": 8,
+    },
+}  # fmt: skip
+MISTRAL = {"model_type": "mistral", **TEXT, "head_dim": 8, "sliding_window": 16}  # in all layers, without layer_types
+ROPE_3D = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+GLM_IDS = {
+    "image_token_id": IMAGE, "video_token_id": VIDEO, "image_start_token_id": 92, "image_end_token_id": 93,
+    "video_start_token_id": 94, "video_end_token_id": 95,
+}  # fmt: skip
+LFM = {
+    "model_type": "lfm2", **TEXT, "layer_types": ["conv", "full_attention"] * 2, "block_auto_adjust_ff_dim": False,
+    "conv_L_cache": 3,
+}  # fmt: skip
+GEMMA4_TOWER = {
+    "model_type": "gemma4_vision", **TOWER, "num_key_value_heads": 4, "head_dim": 8, "pooling_kernel_size": 2,
+    "position_embedding_size": 64,
+}  # fmt: skip
+
+
+def gemma4(**text: Any) -> Callable[..., Any]:
+    decoder = {
+        "model_type": "gemma4_text", **TEXT, "head_dim": 8, "global_head_dim": 8, **SLIDING,
+        "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": models.VOCABULARY, "num_kv_shared_layers": 0,
+        **text,
+    }  # fmt: skip
+    ids = {"image_token_id": IMAGE, "video_token_id": VIDEO, "audio_token_id": 95, "audio_config": None}
+    return builder("Gemma4", GEMMA4_TOWER, decoder, **ids)
+
+
+def _kind(image: Callable[[int], tuple[Arguments, list[int]]]) -> Kind:
+    return Kind(image, lambda seed: [])  # which patches stand behind a slot is not known, that is the point
+
+
+def _pixels(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(100 + seed))
+
+
+def fixed(side: int, slots: int) -> Kind:
+    """Square pictures of one size and number of slots."""
+    return _kind(lambda seed: ({"pixel_values": _pixels(1, 3, side, side, seed=seed)}, [IMAGE] * slots))
+
+
+def _pixtral(seed: int) -> tuple[Arguments, list[int]]:
+    """Six merged slots a picture; all pictures go through the tower in one row."""
+    return {"pixel_values": _pixels(1, 3, 16, 24, seed=seed), "image_sizes": torch.tensor([[16, 24]])}, [IMAGE] * 6
+
+
+def _next_video(seed: int) -> tuple[Arguments, list[int]]:
+    return {"pixel_values_videos": _pixels(1, 3, 3, 16, 16, seed=seed)}, [VIDEO] * 12
+
+
+def _naflex(seed: int) -> tuple[Arguments, list[int]]:
+    """Patches in a padded row."""
+    rows, cols = [(4, 6), (6, 4), (4, 4)][seed % 3]
+    mask = (torch.arange(24) < rows * cols).long()[None]
+    arguments = {"pixel_values": _pixels(1, 24, 48, seed=seed), "pixel_attention_mask": mask}
+    return {**arguments, "spatial_shapes": torch.tensor([[rows, cols]])}, [IMAGE] * (rows * cols // 4)
+
+
+def _gemma4_image(seed: int) -> tuple[Arguments, list[int]]:
+    places = torch.cartesian_prod(torch.arange(4), torch.arange(6)).flip(1)[None]
+    return {"pixel_values": _pixels(1, 24, 48, seed=seed), "image_position_ids": places}, [IMAGE] * 6
+
+
+def _video_llama(seed: int) -> tuple[Arguments, list[int]]:
+    arguments, ids = images.qwen_image.image(seed)
+    flat = arguments["pixel_values"][:, : 3 * models.PATCH**2]  # one frame a patch
+    return {**arguments, "pixel_values": flat, "image_merge_sizes": torch.tensor([2])}, ids
+
+
+def _family(name: str, build: Callable[..., Any], kind: Kind, **options: Any) -> Family:
+    return Family(name, build, kind, **options)
+
+
+NEXT_VIDEO = builder(
+    "LlavaNextVideo", {**CLIP, "image_size": 16}, LLAMA, image_token_index=IMAGE, video_token_index=VIDEO,
+    image_grid_pinpoints=models._pinpoints(16),
+)  # fmt: skip
+GLM = builder(
+    "Glm4v",
+    {**models.QWEN_TOWER, "image_size": 48, "rms_norm_eps": 1e-5},
+    {"model_type": "glm4v_text", **TEXT, "head_dim": 8, **ROPE_3D}, **GLM_IDS,
+)  # fmt: skip
+_SAM = {
+    "hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32,
+    "patch_size": 4, "window_size": 3, "global_attn_indexes": [1], "mlp_dim": 48,
+}  # fmt: skip
+_got = builder("GotOcr2", _SAM, QWEN2, image_token_index=IMAGE)
+
+USUAL = {
+    "mistral3": _family("mistral3", builder("Mistral3", PIXTRAL, MISTRAL, image_token_index=IMAGE), _kind(_pixtral)),
+    "mistral3 with Ministral": _family(
+        "mistral3", builder("Mistral3", PIXTRAL, MINISTRAL, image_token_index=IMAGE), _kind(_pixtral)
+    ),
+    "aya_vision": _family(
+        "aya_vision", builder("AyaVision", SIGLIP, COHERE, image_token_index=IMAGE, downsample_factor=2), fixed(24, 9)
+    ),
+    "ovis2": _family(
+        "ovis2",
+        builder(
+            "Ovis2",
+            {**TOWER, "image_size": 24, "vocab_size": 40, "num_visual_indicator_tokens": 5, "hidden_stride": 2},
+            QWEN2, image_token_id=IMAGE, visual_indicator_token_ids=[84, 85, 86, 87, 88], hidden_size=32,
+            vocab_size=models.VOCABULARY,
+        ),
+        images.whole(24, 2, (84,), (88,)),
+    ),
+    "llava_next_video": _family("llava_next_video", NEXT_VIDEO, images.anyres(images.NEXT, 4)),
+    "llava_next_video video": _family("llava_next_video", NEXT_VIDEO, _kind(_next_video)),
+    "vipllava": _family(
+        "vipllava",
+        builder("VipLlava", {**CLIP, "image_size": 24}, LLAMA, image_token_index=IMAGE, vision_feature_layer=-2),
+        fixed(24, 36),
+    ),
+    "deepseek_vl": _family("deepseek_vl", builder("DeepseekVL", SIGLIP, LLAMA, image_token_id=IMAGE), fixed(24, 36)),
+    "glm4v": _family("glm4v", GLM, images.qwen_image, types=QWEN_TYPES),
+    "lfm2_vl": _family(
+        "lfm2_vl",
+        builder(
+            "Lfm2Vl", {"model_type": "siglip2_vision_model", **TOWER, "num_patches": 64, "vision_use_head": False}, LFM,
+            image_token_id=IMAGE, projector_hidden_size=40,
+        ),
+        _kind(_naflex),
+    ),
+    "video_llama_3": _family(
+        "video_llama_3",
+        builder(
+            "VideoLlama3", {"model_type": "video_llama_3_vision", **TOWER}, QWEN2, image_token_id=IMAGE,
+            video_token_id=VIDEO,
+        ),
+        _kind(_video_llama),
+    ),
+    "aria": _family(
+        "aria",
+        builder(
+            "Aria", {"model_type": "idefics3_vision", **TOWER, "image_size": 24},
+            {"model_type": "aria_text", **TEXT, "moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1},
+            image_token_index=IMAGE, projector_patch_to_query_dict={36: 8},
+        ),
+        fixed(24, 8),
+    ),
+    "got_ocr2": _family("got_ocr2", lambda attention="eager": _got("eager"), fixed(32, 4)),
+    "gemma4": _family("gemma4", gemma4(), _kind(_gemma4_image), types=QWEN_TYPES),
+}  # fmt: skip
+VIP_MANY = _family(
+    "vipllava",
+    builder("VipLlava", {**CLIP, "image_size": 24}, LLAMA, image_token_index=IMAGE, vision_feature_layer=[-2, -3, 1]),
+    fixed(24, 36),
+)
