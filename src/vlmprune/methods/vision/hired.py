@@ -1,0 +1,101 @@
+"""HiRED: a budget for each tile of a high-resolution image, spent on what the CLS token looks at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vlmprune.core.method import Method
+from vlmprune.core.selectors import ascending, top_k
+from vlmprune.core.signals import USED, ClsAttention, Depth, Need
+from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.methods.blocks import fill
+from vlmprune.methods.checks import OFFICIAL, PAPER, one_of, share
+from vlmprune.methods.tiles import shown_by, whole_tile
+
+
+@dataclass
+class HiRED(Method):
+    """Early CLS attention on the whole image says which tiles matter, late CLS attention which of their tokens.
+
+    Paper: HiRED: Attention-Guided Token Dropping for Efficient Inference of High-Resolution Vision-Language Models
+    (AAAI 2025, arXiv 2408.10945).
+
+    Formula: e, s [n] = CLS attention at the encoder's first layer and at the one that is projected, mean over heads.
+    The tile with the whole image (N tokens) gets b_0 = int(keep * alpha). Its top int(N * (1 - alpha)) tokens by e are
+    hot; tile i gets b_i = (keep - b_0) * h_i / sum(h), h_i being the number of hot tokens where tile i lies in the
+    image. Kept: the top b_i of s in each tile, in order of position. An image in one piece: the top `keep` of s.
+
+    Defaults: alpha 0.5, keep 0.2 of the tokens, all models; CLIP's layers 0 and 22; positions counted anew on LLaVA.
+    InternVL, SmolVLM (ours): the model is not told how tiles lie, so those beside the whole image share evenly. Videos
+    (ours): all frames compete by s. Without a CLS token e and s are the attention received from all tokens, ours.
+
+    Args:
+        alpha: share of the budget for the tile with the whole image, 0 to 1.
+        compat: "official" cuts the whole image's cells, in raster order, into one run for each other tile, and drops
+            fractions of b_i.
+
+    Differences from the authors' code:
+        - Tile i's hot tokens lie where it does. Theirs are horizontal bands: right only for tiles above one another.
+        - Fractions go, one token at a time, to tiles that are furthest below their share, and what a tile has no room
+          for to the others. Theirs keeps fewer than `keep`.
+        - The budget is of tokens that reach the LLM; theirs also spends on padding, which is then cut off.
+        - Kept tokens are laid out by the model. Theirs swaps rows and columns of tiles and loses most of a wide image.
+        - Each image of a batch is scored by itself; theirs on LLaVA-1.5 uses the first image's choice for all.
+    """
+
+    name: ClassVar[str] = "hired"
+    stage: ClassVar[str] = "vision"
+    summary: ClassVar[str] = "a budget for each tile by early CLS attention, its tokens by late CLS attention"
+
+    alpha: float = 0.5
+    compat: str = PAPER
+
+    def __post_init__(self) -> None:
+        share(self, "alpha")
+        one_of(self, "compat", PAPER, OFFICIAL)
+
+    def needs(self, info: ModelInfo) -> dict[str, Need]:
+        return {"early": ClsAttention(Depth(1, 24)), "late": ClsAttention(USED)}
+
+    def positions(self, info: ModelInfo) -> str:
+        return "compact" if info.llava else "original"
+
+    def select(self, view: ImageView) -> Tensor:
+        whole, late, frames = whole_tile(view), view["late"], view.frames
+        if view.grid is None or whole is None:
+            return ascending(top_k(late, view.keep))
+        tiles = [(frames == tile).nonzero().squeeze(1) for tile in range(view.grid.frames)]
+        budgets = self.budgets(view, whole, [len(tokens) for tokens in tiles])
+        return ascending(torch.cat([tokens[top_k(late[tokens], k)] for tokens, k in zip(tiles, budgets, strict=True)]))
+
+    def budgets(self, view: ImageView, whole: int, sizes: list[int]) -> list[int]:
+        """Tokens to keep of each tile, of which tile `whole` shows the whole image."""
+        first = min(int(view.keep * self.alpha), sizes[whole])
+        rest = min(view.keep - first, sum(sizes) - sizes[whole])
+        hot = self.hot(view, whole, sizes)
+        shares = (hot / hot.sum().clamp(min=1) * rest).tolist()  # in float32, as theirs: the fractions decide
+        counts = [min(int(share), size) for share, size in zip(shares, sizes, strict=True)]
+        if self.compat == OFFICIAL:
+            counts[whole] = first
+            return counts
+        counts[whole] = view.keep - rest
+        others = [tile for tile in range(len(sizes)) if tile != whole]
+        return fill(counts, sizes, view.keep, sorted(others, key=lambda tile: int(shares[tile]) - shares[tile]))
+
+    def hot(self, view: ImageView, whole: int, sizes: list[int]) -> Tensor:
+        """Hot tokens of the whole image where each tile lies, or the tiles' sizes where that is not known: [tiles]."""
+        assert view.grid is not None
+        cells = view.grid.rows * view.grid.cols
+        base = (view.frames == whole).nonzero().squeeze(1)
+        hot = base[top_k(view["early"][base], int(len(base) * (1 - self.alpha)))]
+        shown = shown_by(view)
+        if self.compat == OFFICIAL:
+            others = [tile for tile in range(len(sizes)) if tile != whole]
+            shown = torch.tensor(others, device=hot.device).repeat_interleave(-(-cells // len(others)))
+        if shown is None or not len(hot):
+            return torch.tensor([0 if tile == whole else size for tile, size in enumerate(sizes)], device=hot.device)
+        return torch.bincount(shown[view.cells[hot] % cells], minlength=len(sizes))

@@ -1,0 +1,109 @@
+"""LLaVA-PruMerge: tokens that stand out to the CLS token, each with its most similar tokens added."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vlmprune.core.method import Method
+from vlmprune.core.selectors import top_k
+from vlmprune.core.signals import ClsAttention, EncoderKeys, Need, TowerFeatures
+from vlmprune.core.view import ImageView, Merged, ModelInfo
+from vlmprune.methods.checks import OFFICIAL, PAPER, one_of, true_or_false
+
+LAST = -1  # encoder layer: on CLIP the one above the features that LLaVA projects
+NEIGHBOURS = 32
+
+
+@dataclass
+class PruMerge(Method):
+    """Keeps the tokens that stand out to the CLS token and adds to each the tokens like it.
+
+    Paper: LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models (ICCV 2025, arXiv 2403.15388).
+
+    Formula: q, k [n + 1, C] = queries and keys of the encoder's last layer, all heads as one;
+    a [n] = softmax(q_0 k^T / sqrt(C)) without the CLS key. Kept: the top (keep - 1) of a. Near(i) = the 32 tokens, kept
+    or not, with the highest cos(k_i, k_j). x [n, C] = the tower's features; out: y_i = x_i + sum over Near(i) of
+    a_j x_j for each kept i, by falling a; then one token, the sum of a_j x_j over all that were not kept.
+
+    Defaults: a budget; the paper counts outliers (`adaptive`), about 32 of 576. Each tile by itself; positions counted
+    anew on LLaVA, and elsewhere kept, with the tokens in order of position. Without a CLS token (SigLIP, Qwen) a is the
+    attention received from all tokens, ours. Where the projector merges patches, x are the projected tokens.
+
+    Args:
+        adaptive: as many tokens as a has outliers above Q3 + 1.5 (Q3 - Q1), whatever the budget.
+        compat: "official" keeps only the last token where there is no outlier.
+
+    Differences from the authors' code:
+        - Within a budget of `keep`, and one image at a time: theirs counts the outliers of a whole batch.
+        - At least one outlier.
+        - The weights a_j are not normalised, as in theirs; the paper speaks of a weighted mean.
+        - The last token has no place of its own; it takes that of the token which weighs most in it.
+    """
+
+    name: ClassVar[str] = "prumerge"
+    stage: ClassVar[str] = "vision"
+    summary: ClassVar[str] = "tokens that stand out to the CLS token, each with its most similar tokens added"
+
+    adaptive: bool = False
+    compat: str = PAPER
+
+    def __post_init__(self) -> None:
+        true_or_false(self, "adaptive")
+        one_of(self, "compat", PAPER, OFFICIAL)
+
+    @property
+    def exact(self) -> bool:
+        return not self.adaptive and self.compat != OFFICIAL
+
+    def needs(self, info: ModelInfo) -> dict[str, Need]:
+        return {
+            "attention": ClsAttention(LAST, joined=True),
+            "keys": EncoderKeys(LAST, joined=True),
+            "rows": TowerFeatures(),
+        }
+
+    def positions(self, info: ModelInfo) -> str:
+        return "compact" if info.llava else "original"
+
+    def pool(self, info: ModelInfo) -> str:
+        return "frame"
+
+    def outliers(self, attention: Tensor) -> int:
+        low, high = torch.quantile(attention, attention.new_tensor([0.25, 0.75])).tolist()
+        count = int((attention > high + 1.5 * (high - low)).sum())
+        return count if self.compat == OFFICIAL else max(1, count)
+
+    def kept(self, view: ImageView) -> Tensor:
+        """Tokens that others are added to, in the order of the output."""
+        count = self.outliers(view["attention"].float()) if self.adaptive else view.keep - 1
+        return top_k(view["attention"], count)
+
+    def select(self, view: ImageView) -> Merged:
+        kept, attention = self.kept(view), view["attention"].float().clamp(0, 1)
+        rest = self.rest(kept, view.n)
+        keys = nn.functional.normalize(view["keys"].rows.float(), dim=-1)
+        likeness = torch.nan_to_num(keys[kept] @ keys.T).scatter_(1, kept[:, None], float("-inf"))
+        near = torch.sort(likeness, dim=1, descending=True, stable=True).indices[:, : min(NEIGHBOURS, view.n - 1)]
+        weights = attention.new_zeros(len(kept) + 1, view.n)
+        weights[:-1].scatter_(1, near, attention[near])
+        weights[-1, rest] = attention[rest]
+        rows = view["rows"].rows.float()
+        features = weights @ rows
+        features[:-1] += rows[kept]
+        anchors = torch.cat([kept, rest[top_k(attention[rest], 1)]])
+        if self.positions(view.info) == "original":
+            order = anchors.argsort()
+            features, anchors = features[order], anchors[order]
+        return Merged(features, anchors, space="tower")
+
+    @staticmethod
+    def rest(kept: Tensor, n: int) -> Tensor:
+        """Tokens that the last one sums up, ascending; where `kept` repeats some, as many of the first are missing."""
+        left = torch.ones(n, dtype=torch.bool, device=kept.device)
+        left[kept] = False
+        rest = left.nonzero().squeeze(1)
+        return rest[len(kept) + len(rest) - n :]

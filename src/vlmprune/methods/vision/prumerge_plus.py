@@ -1,0 +1,84 @@
+"""LLaVA-PruMerge+: PruMerge with tokens sampled evenly over the image besides the outliers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vlmprune.core.errors import UserError
+from vlmprune.core.selectors import top_k
+from vlmprune.core.view import ImageView
+from vlmprune.methods.checks import OFFICIAL, share
+from vlmprune.methods.vision.prumerge import PruMerge
+
+AUTHORS_TOKENS = 576  # written into the authors' code for the samples
+
+
+@dataclass
+class PruMergePlus(PruMerge):
+    """PruMerge that also samples the image evenly, so that no part of it goes unseen.
+
+    Paper: LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models (ICCV 2025, arXiv 2403.15388).
+
+    Formula: a [n] and the merging as in PruMerge. Of the m = keep - 1 kept tokens the top ceil(m * attended) of a come
+    first, then samples: of the f tokens left, the ones at f (2 i + 1) / 2 m', i = 0 ... m' - 1, for m' samples.
+    `adaptive`: o outliers of a, then every int(n / o) // 3-th token, from the first on, that is not one of them:
+    3 samples for an outlier.
+
+    Defaults: a budget, half of it by attention, as the authors' fixed ratio has it; theirs is adaptive, about 144 of
+    576. Otherwise as PruMerge.
+
+    Args:
+        attended: share of the kept tokens that are chosen by attention, 0 to 1; 0.25 is what `adaptive` comes to.
+        adaptive: as many tokens as outliers and their samples are, whatever the budget.
+        compat: "official" samples a fixed grid whether a token is kept already or not; such a token comes twice, and as
+            many of the first tokens are missing from the last one. It refuses what the authors' code cannot do.
+
+    Differences from the authors' code:
+        - Within a budget every sample is a new token. Their fixed ratio works only where int(n / top) divides n evenly.
+        - Any number of tokens; the samples of theirs are written for 576, and it needs 33 for the merging.
+        - At least one outlier (theirs divides by zero), and one image at a time.
+    """
+
+    name: ClassVar[str] = "prumerge+"
+    summary: ClassVar[str] = "PruMerge with tokens sampled evenly over the image as well"
+
+    attended: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share(self, "attended")
+
+    def kept(self, view: ImageView) -> Tensor:
+        if self.compat == OFFICIAL and view.n != AUTHORS_TOKENS:
+            raise UserError(f"{self.name}: the authors' code takes {AUTHORS_TOKENS} tokens, not {view.n}.")
+        if self.adaptive:
+            return self._outliers_and_samples(view)
+        if self.compat == OFFICIAL:
+            return self._fixed_ratio(view)
+        count = math.ceil((view.keep - 1) * self.attended)
+        order, samples = top_k(view["attention"], view.n), view.keep - 1 - count
+        free = torch.sort(order[count:]).values
+        places = (2 * torch.arange(samples, device=free.device) + 1) * len(free) // max(1, 2 * samples)
+        return torch.cat([order[:count], free[places]])
+
+    def _outliers_and_samples(self, view: ImageView) -> Tensor:
+        count = self.outliers(view["attention"].float())
+        if count == 0:
+            raise UserError(f"{self.name}: the authors' code fails on an image without outliers.")
+        top = top_k(view["attention"], count)
+        stride = max(1, int(int(1 / (count / view.n)) / 3))
+        grid = torch.arange(0, view.n - 1, stride, device=top.device)
+        return torch.cat([top, grid[~torch.isin(grid, top)]])[: view.n - 1]
+
+    def _fixed_ratio(self, view: ImageView) -> Tensor:
+        count = (view.keep - 1) // 2
+        step = int(1 / (count / view.n)) if count else view.n
+        grid = torch.arange(int(step / 2), view.n - 1, step, device=view.slots.device)
+        if len(grid) != count:
+            raise UserError(f"{self.name}: the authors' code samples {len(grid)} tokens beside {count}, and fails.")
+        return torch.cat([top_k(view["attention"], count), grid])
