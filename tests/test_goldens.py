@@ -54,7 +54,10 @@ def test_a_change_anywhere_in_what_is_expected_fails(path: Path) -> None:
         if not flat.size:
             continue
         places = slice(None) if half else slice(flat.size // 2, flat.size // 2 + 1)
-        flat[places] += 1 if flat.dtype.kind == "i" else 1e-3 * (1 + abs(flat[places]))
+        if flat.dtype.kind == "b":
+            flat[places] ^= True
+        else:
+            flat[places] += 1 if flat.dtype.kind == "i" else 1e-3 * (1 + abs(flat[places]))
         changed.arrays[name] = flat.reshape(changed.arrays[name].shape)
         with pytest.raises(Failed, match=name):
             run(changed, runner)
