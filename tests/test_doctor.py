@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
-from tiny_folder import save_llava
+from PIL import Image
+from tiny import FAMILIES, prompt
+from tiny_folder import save_family, save_llava
+from tiny_generic import USUAL
+from tiny_models import QWEN3_5_TEXT, QWEN3_5_TOWER, QWEN_IDS, TEXT, builder
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import is_num2words_available
 
 import vlmprune
-from vlmprune.core.view import Grid
-from vlmprune.doctor import diagnose, draw_grid
+from vlmprune import cli
+from vlmprune.core.method import Scorer
+from vlmprune.core.report import RunReport
+from vlmprune.core.view import Grid, ImageView, Whole
+from vlmprune.doctor import diagnose, examine, sample_picture
+from vlmprune.doctor.anatomy import attention_backends, ranges
+from vlmprune.doctor.layout import DROPPED, KEPT, NOTHING, Layout, describe_layout
+from vlmprune.doctor.picture import COLORS, draw_layout
+from vlmprune.doctor.proof import layer_after_attention, proof_recipe
+from vlmprune.models import adapter_for
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -19,43 +40,251 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_llava(tmp_path_factory.mktemp("model"))
 
 
+def difference(text: str) -> float:
+    found = re.search(r"largest difference (\S+) on logits", text)
+    assert found is not None
+    return float(found[1])
+
+
+# ---------------------------------------------------------------- whole reports
+
+
 def test_report_of_a_folder(folder: Path) -> None:
-    text = diagnose(str(folder))
-    assert "LlavaForConditionalGeneration (family llava)" in text
+    diagnosis = diagnose(str(folder))
+    text = diagnosis.text
+    assert "LlavaForConditionalGeneration (family llava, its own adapter), float32 on cpu" in text
+    assert "sdpa in the language model, sdpa in the vision tower; this model can also use eager" in text
     assert "3 layers, the projector reads layer 1; with a CLS token" in text
+    assert "4 decoder layers: full attention in all" in text
     assert "49 visual tokens" in text and "slot grid 7 x 7" in text
     drawing = [line for line in text.splitlines() if re.fullmatch(r"  [#.]( [#.]){6}", line)]
     assert len(drawing) == 7 and "".join(drawing).count("#") == 24
     for name in vlmprune.METHODS:
-        assert re.search(rf"^  {re.escape(name)} +works: 49 -> \d+ tokens", text, re.MULTILINE)
-    assert "bit for bit" in text
-    found = re.search(r"largest difference (\S+) on logits", text)
-    assert found is not None and float(found[1]) < 2e-4
+        assert re.search(rf"^  {re.escape(name)} +(works: 49 -> \d+ tokens|no: )", text, re.MULTILINE)
+    assert "keep 1.0 equals vanilla bit for bit" in text and "equals the masking oracle" in text
+    assert difference(text) < 2e-4 and diagnosis.sound
 
 
-def test_the_proof_can_fail(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With positions counted wrongly the difference to the oracle shows."""
+def test_the_proof_can_fail(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With positions counted wrongly the difference to the oracle shows, in words and in the exit code."""
     original = vlmprune.prune
 
     def compact(model: torch.nn.Module, method: object, keep: object = None, **options: object) -> object:
-        return original(model, method, keep, **({**options, "positions": "compact"}))  # type: ignore[arg-type]
+        return original(model, method, keep, **{**options, "positions": "compact"})  # type: ignore[arg-type]
 
-    monkeypatch.setattr("vlmprune.doctor.vlmprune.prune", compact, raising=False)
-    found = re.search(r"largest difference (\S+) on logits", diagnose(str(folder)))
-    assert found is not None and float(found[1]) > 2e-3
+    monkeypatch.setattr(vlmprune, "prune", compact, raising=False)
+    assert cli.main(["doctor", str(folder)]) == 1
+    text = capsys.readouterr().out
+    assert "DIFFERS from the masking oracle" in text and difference(text) > 2e-3
 
 
 def test_embedded_models() -> None:
     for name in ("llava", "qwen2_5_vl"):
-        text = diagnose(name)
-        found = re.search(r"largest difference (\S+) on logits", text)
-        assert "bit for bit" in text and found is not None and float(found[1]) < 2e-4
+        diagnosis = diagnose(name)
+        assert diagnosis.sound and "bit for bit" in diagnosis.text and difference(diagnosis.text) < 2e-4
 
 
-def test_drawing() -> None:
-    assert list(draw_grid(Grid(2, 3), torch.tensor([0, 5]))) == ["  # . .", "  . . #"]
+FOLDERS = {
+    "llava_next": ["5 blocks with a slot grid of 4 x 4", "tile 1 (base tile)", "6 image_newline slots that show no"],
+    "qwen3_vl": ["slot grid 4 x 5", "vision tower of images and videos"],
+    "qwen3_5": ["recurrent (no keys a token) in layers 0, 2; full attention in layers 1, 3", "the cutting oracle"],
+    "internvl": ["5 blocks with a slot grid of 3 x 3", "tile 5 (thumbnail)"],
+    "idefics3": ["5 blocks with a slot grid of 3 x 3", "tile 5 (thumbnail)"],
+    "gemma3": ["sliding window of 16 tokens in layers 0, 2", "tokens of an image see each other in both directions"],
+    "paligemma": ["slot grid 6 x 6", "tokens of the prompt see each other in both directions"],
+}
 
 
-def test_unknown_model() -> None:
-    with pytest.raises(vlmprune.UserError):
-        diagnose("no-such-model")
+@pytest.mark.parametrize("family", FOLDERS)
+def test_folders_of_families(family: str, tmp_path: Path) -> None:
+    diagnosis = diagnose(str(save_family(family, tmp_path)))
+    for words in FOLDERS[family]:
+        assert words in diagnosis.text
+    assert diagnosis.sound and difference(diagnosis.text) < 2e-4
+
+
+PREPARED = {
+    "smolvlm": "tile 3 (thumbnail)",
+    "llava_onevision": "tile 1 (base tile)",
+    "video_llava": "slot grid 4 x 4",
+    "qwen2_vl": "slot grid 4 x 6",
+}
+
+
+@pytest.mark.parametrize("family", PREPARED)
+def test_below_the_processor(family: str) -> None:
+    """Families whose processors cannot be loaded here, from inputs as these make them."""
+    diagnosis = examine(family, FAMILIES[family].build(), prompt(FAMILIES[family], [[0]]))
+    assert PREPARED[family] in diagnosis.text and f"family {family}, its own adapter" in diagnosis.text
+    assert diagnosis.sound and difference(diagnosis.text) < 2e-4
+
+
+def test_a_family_without_an_adapter() -> None:
+    name = "aya_vision"
+    diagnosis = examine(name, USUAL[name].build(), prompt(USUAL[name], [[0]]))
+    assert "family aya_vision, the generic adapter" in diagnosis.text
+    assert "9 slots, in no grid known to vlmprune" in diagnosis.text
+    assert re.search(r"hiprune, .*visionzip.* no: Methods that read the vision encoder cannot run", diagnosis.text)
+    assert diagnosis.sound and difference(diagnosis.text) < 2e-4
+
+
+def test_half_precision_is_not_judged_by_the_oracle() -> None:
+    model, inputs = FAMILIES["llava"].build().bfloat16(), prompt(FAMILIES["llava"], [[0]])
+    diagnosis = examine("half", model, {**inputs, "pixel_values": inputs["pixel_values"].bfloat16()})
+    assert "bfloat16 on cpu" in diagnosis.text and "equals vanilla bit for bit" in diagnosis.text
+    assert "not compared with an oracle: it needs float32" in diagnosis.text and diagnosis.sound
+
+
+def test_a_backend_that_the_oracle_cannot_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = FAMILIES["llava"].build(), prompt(FAMILIES["llava"], [[0]])
+    monkeypatch.setattr("vlmprune.doctor.proof.ORACLE_BACKENDS", ("eager",))
+    assert "it needs sdpa or eager attention to mask columns, and sdpa is on" in examine("x", model, inputs).text
+
+
+class Broken(Scorer):
+    name: ClassVar[str] = "broken"
+    stage: ClassVar[str] = "vision"
+
+    def score(self, view: ImageView) -> torch.Tensor:
+        raise ZeroDivisionError("oh\nno")
+
+
+def test_a_method_that_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(vlmprune.METHODS._targets, "broken", "test_doctor:Broken")
+    model, inputs = FAMILIES["llava"].build(), prompt(FAMILIES["llava"], [[0]])
+    diagnosis = examine("x", model, inputs)
+    assert "  broken       BREAKS: ZeroDivisionError: oh\n" in diagnosis.text and not diagnosis.sound
+
+
+# ---------------------------------------------------------------- parts
+
+
+def test_the_proof_suits_the_model() -> None:
+    adapter = adapter_for(FAMILIES["qwen3_5"].build())
+    assert proof_recipe(adapter) == "divprune:0.5 > fastv@2:0.5"
+    adapter.text_config.layer_types = ["linear_attention", "linear_attention", "linear_attention", "full_attention"]
+    assert layer_after_attention(adapter) is None and proof_recipe(adapter) == "divprune:0.5"
+    adapter.text_config.layer_types = ["linear_attention", "linear_attention", "full_attention", "linear_attention"]
+    assert proof_recipe(adapter) == "divprune:0.5 > fastv@3:0.5"
+    assert proof_recipe(adapter_for(FAMILIES["llava"].build())) == "divprune:0.5 > fastv@2:0.5"
+
+
+def test_a_method_gets_a_layer_that_it_can_read() -> None:
+    kinds = ["full_attention", "linear_attention", "linear_attention", "full_attention"]
+    build = builder("Qwen3_5", QWEN3_5_TOWER, {**QWEN3_5_TEXT, "layer_types": kinds}, **QWEN_IDS)
+    diagnosis = examine("x", build(), prompt(FAMILIES["qwen3_5"], [[0]]))
+    assert re.search(r"^  fastv@1 +works: 24 -> 12 tokens", diagnosis.text, re.MULTILINE)
+    assert re.search(
+        r"^  .*fastv.* no: Decoder layer 1 of this model has no attention map", diagnosis.text, re.MULTILINE
+    )
+    assert "fastv@1:0.5 equals the cutting oracle" in diagnosis.text and diagnosis.sound
+
+
+def test_words() -> None:
+    assert ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8" and ranges([3]) == "3"
+    usable, missing = attention_backends(FAMILIES["llava"].build())
+    assert {"eager", "sdpa"} <= set(usable) and not set(usable) & set(missing)
+
+
+def layout(cells: list[int], kept: list[int], grid: Grid | None, *wholes: Whole, part: str = "tile") -> Layout:
+    """Of one image behind two tokens of text."""
+    adapter: Any = adapter_for(FAMILIES["llava_next"].build())
+    report = RunReport(kept=[[torch.tensor(kept)]], grids=[[grid]], cells=[[torch.tensor(cells)]], wholes=[[wholes]])
+    ids = torch.tensor([[1, 2, *[adapter.placeholder_ids["image"]] * len(cells)]])
+    return Layout.of(adapter, {"input_ids": ids}, report, part)
+
+
+def test_tiles_side_by_side_and_slots_without_a_patch() -> None:
+    base = Whole("base tile", Grid(2, 2), torch.tensor([0, 1, 2, 3, -1, -1, -1]))
+    shown = layout([0, 1, 2, 3, 4, 6, -1], [0, 3, 4, 6], Grid(2, 2, 2), base)
+    assert shown.kept == 4 and sum(image.count for image in shown.images) == 7
+    assert [block.title for block in shown.images[0].blocks] == ["tile 1 (base tile)", "tile 2"]
+    assert [block.marks.tolist() for block in shown.images[0].blocks] == [
+        [[KEPT, DROPPED], [DROPPED, KEPT]],
+        [[KEPT, NOTHING], [DROPPED, NOTHING]],
+    ]
+    lines = describe_layout(shown, "random:0.5")
+    assert lines[0].startswith("a sample picture: 7 visual tokens of 9 in the prompt, columns 2 to 8")
+    assert "a blank is a place without a slot" in lines[1]
+    assert [line.split() for line in lines[3:5]] == [["#", ".", "#"], [".", "#", "."]]
+    assert lines[5:] == ["1 image_newline slots that show no patch:", "  #"]
+
+
+def test_a_video_s_frames() -> None:
+    shown = layout(list(range(8)), [1, 7], Grid(2, 2, 2), part="frame")
+    assert [block.title for block in shown.images[0].blocks] == ["frame 1", "frame 2"]
+
+
+def test_slots_that_share_a_cell() -> None:
+    shown = layout([0, 1, 1, 2], [2, 3], Grid(2, 2, 1))
+    assert shown.images[0].doubled == 1 and shown.images[0].count == 4
+    lines = describe_layout(shown, "random:0.5")
+    assert lines[2:4] == ["  . #", "  #"] and "1 more slots fall on cells drawn already" in lines[4]
+
+
+def test_wide_grids_are_drawn_without_spaces() -> None:
+    shown = layout(list(range(120)), [0], Grid(2, 60))
+    assert describe_layout(shown, "x")[2:] == ["  #" + "." * 59, "  " + "." * 60]
+    many = layout(list(range(40)), [0], None)
+    assert len(describe_layout(many, "x")) == 4 and many.images[0].count == 40
+
+
+def test_the_picture_shows_every_slot() -> None:
+    base = Whole("base tile", Grid(2, 2), torch.tensor([0, 1, 2, 3, -1, -1, -1]))
+    shown = layout([0, 1, 2, 3, 4, 6, -1], [0, 3, 4, 6], Grid(2, 2, 2), base)
+    page = draw_layout(shown, sample_picture(), "A model", "random:0.5")
+    again = draw_layout(shown, sample_picture(), "A model", "random:0.5")
+    assert page.tobytes() == again.tobytes()
+    pixels = np.asarray(page)
+    area = {color: int((pixels == color).all(-1).sum()) for marks in COLORS.values() for color in marks.values()}
+    square, key = 20 * 20, 14 * 14  # of a slot, of the legend
+    counts = {color: (pixels - key) / square for color, pixels in area.items()}
+    assert counts == {
+        COLORS[False][KEPT]: 3,
+        COLORS[False][DROPPED]: 3,
+        COLORS[True][KEPT]: 1,
+        COLORS[True][DROPPED]: 0,
+    }
+    disc = (pixels == (230, 60, 40)).all(-1)
+    assert disc.any() and disc.nonzero()[1].max() < page.width // 2, "the sample picture is on the left"
+    plain = draw_layout(layout([0, 1], [0], None), None, "A model", "random:0.5")
+    assert plain.width < page.width and not (np.asarray(plain) == COLORS[True][KEPT]).all(-1).any()
+
+
+def test_picture_of_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "layout.png"
+    assert cli.main(["doctor", str(folder), "--picture", str(target)]) == 0
+    assert f"The layout is drawn in {target}." in capsys.readouterr().out
+    with Image.open(target) as page:
+        assert page.width > 500
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+def complaint(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert cli.main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1 and not shown.out
+    return shown.err
+
+
+def test_mistakes_are_one_sentence(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "did you mean 'llava'" in complaint(["doctor", "llavb"], capsys)
+    assert "holds no model" in complaint(["doctor", str(tmp_path)], capsys)
+    text = tmp_path / "text"
+    LlamaForCausalLM(LlamaConfig(**TEXT)).save_pretrained(text)
+    assert "as a vision-language model" in complaint(["doctor", str(text)], capsys)
+    bare = tmp_path / "bare"
+    FAMILIES["llava"].build().save_pretrained(bare)
+    assert "No processor could be loaded" in complaint(["doctor", str(bare)], capsys)
+    for name in ("layout.txt", "nowhere/layout.png"):
+        assert "The picture" in complaint(["doctor", str(folder), "--picture", str(tmp_path / name)], capsys)
+
+
+@pytest.mark.skipif(is_num2words_available(), reason="the package is there")
+def test_a_processor_that_needs_another_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "num2words" in complaint(["doctor", str(save_family("smolvlm", tmp_path))], capsys)
