@@ -44,7 +44,7 @@ class ImageText:
         if self.tower is None:
             return Aligned(features.float(), self.embeddings(after_image=True), clip=False)
         clip = adapter.tower_rows and adapter.has_cls
-        self.tower.check(adapter.family, rows.rows.shape[1] if clip else None)
+        self.tower.check(adapter.family, adapter.config.vision_config if clip else None)
         text = self.tower.text(self._instruction(self.tower), truncate)
         return Aligned(self.tower.visual(rows.rows).to(features.device), text.to(features.device), clip=True)
 

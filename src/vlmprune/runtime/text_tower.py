@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import AutoTokenizer, CLIPModel
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
 from vlmprune.core.errors import UserError
 
-TOKENS = 77  # CLIP's text tower takes that many
+SAME = ("hidden_size", "num_hidden_layers", "patch_size", "image_size")  # in the configs of one vision tower
 
 
 class TextTower:
@@ -19,7 +19,7 @@ class TextTower:
     Args:
         clip: that CLIP model, for LLaVA-1.5 and LLaVA-NeXT `openai/clip-vit-large-patch14-336`.
         tokenizer: CLIP's.
-        prompt_tokenizer: the VLM's, to read the instruction in its prompt.
+        prompt_tokenizer: the VLM's (or its processor), to read the instruction in its prompt.
     """
 
     def __init__(self, clip: Any, tokenizer: Any, prompt_tokenizer: Any) -> None:
@@ -27,22 +27,30 @@ class TextTower:
 
     @classmethod
     def from_pretrained(cls, name: str, prompt_tokenizer: Any) -> TextTower:
-        """Load a CLIP model from a folder or hub id.
+        """Load a CLIP model from a folder or hub id, in float32: its numbers decide, and it is small.
 
         Raises:
-            UserError: there is no CLIP model at `name`.
+            UserError: there is no CLIP model with both towers at `name`.
         """
         try:
-            return cls(CLIPModel.from_pretrained(name), AutoTokenizer.from_pretrained(name), prompt_tokenizer)
+            kind = AutoConfig.from_pretrained(name).model_type
+            if kind == "clip":  # into another, transformers would put random weights
+                clip = CLIPModel.from_pretrained(name, dtype=torch.float32)
+                return cls(clip, AutoTokenizer.from_pretrained(name), prompt_tokenizer)
         except (OSError, ValueError) as error:
             raise UserError(f'No CLIP model could be loaded from "{name}": {str(error).splitlines()[0]}') from error
+        raise UserError(f'"{name}" is a {kind} model, not a CLIP model with a text and a vision tower.')
 
-    def check(self, family: str, width: int | None) -> None:
-        """Raise UserError unless a vision tower of this width (None: not a CLIP tower) can be this model's."""
-        own = self.clip.config.vision_config.hidden_size
-        if width != own:
-            what = "no CLIP tower" if width is None else f"a vision tower of width {width}"
-            raise UserError(f"This text tower belongs to a CLIP tower of width {own}, and {family} has {what}.")
+    def check(self, family: str, vision: Any) -> None:
+        """Raise UserError unless a model with this config of its vision tower (None: not CLIP's) can use this one."""
+        if vision is None:
+            raise UserError(f"A text tower has no use here: the vision tower of {family} is not CLIP's.")
+        for name in SAME:
+            own, theirs = getattr(self.clip.config.vision_config, name), getattr(vision, name)
+            if own != theirs:
+                raise UserError(
+                    f"This text tower belongs to another vision tower: its {name} is {own}, that of {family} {theirs}."
+                )
 
     def read(self, ids: Tensor) -> str:
         """The instruction in these token ids of the prompt."""
@@ -50,18 +58,26 @@ class TextTower:
 
     @torch.no_grad()
     def text(self, sentence: str, truncate: bool = False) -> Tensor:
-        """[M, C] of a sentence, one row for each 77 tokens of it (the last padded with id 0), or the first row only."""
-        ids = self.tokenizer(sentence, truncation=truncate, max_length=TOKENS if truncate else None).input_ids
-        pieces = [ids[start : start + TOKENS] for start in range(0, len(ids), TOKENS)]
-        width = len(ids) if len(pieces) == 1 else TOKENS
-        padded = torch.tensor([piece + [0] * (width - len(piece)) for piece in pieces])
-        mask = torch.tensor([[1] * len(piece) + [0] * (width - len(piece)) for piece in pieces])
-        device = self.clip.device
-        pooled = self.clip.text_model(input_ids=padded.to(device), attention_mask=mask.to(device)).pooler_output
-        return self.clip.text_projection(pooled).float()
+        """A sentence in CLIP's common space, float32 [M, C].
+
+        One row for each piece of as many tokens as the tower takes (77), start and end token counted; with `truncate`
+        one row for its beginning, which then has an end token.
+        """
+        most = self.clip.config.text_config.max_position_embeddings
+        limit = {"truncation": True, "max_length": most} if truncate else {}
+        ids = torch.tensor(self.tokenizer(sentence, verbose=False, **limit).input_ids, device=self.clip.device)
+        pieces = ids.split(most)
+        padded = nn.utils.rnn.pad_sequence(pieces, batch_first=True)  # with id 0, which the mask hides
+        mask = nn.utils.rnn.pad_sequence([torch.ones_like(piece) for piece in pieces], batch_first=True)
+        states = self.clip.text_model(input_ids=padded, attention_mask=mask).last_hidden_state
+        # CLIP reads a text at its end token. Only the last piece has one; the others are read at their highest id, as
+        # CLIP models do whose config names no end token (`eos_token_id` 2), OpenAI's among them.
+        ends = (padded == self.tokenizer.eos_token_id) & (mask == 1)
+        places = torch.where(ends.any(1), ends.int().argmax(1), padded.argmax(1))
+        return self.clip.text_projection(states[torch.arange(len(pieces)), places]).float()
 
     @torch.no_grad()
     def visual(self, rows: Tensor) -> Tensor:
-        """[n, C] of rows of the vision tower [n, width]."""
+        """Rows of the vision tower [n, width] in CLIP's common space, float32 [n, C]."""
         normed = self.clip.vision_model.post_layernorm(rows.to(self.clip.device, self.clip.dtype))
         return self.clip.visual_projection(normed).float()
