@@ -34,7 +34,7 @@ from vlmprune.core.signals import (
     ReceivedAttention,
     TowerFeatures,
 )
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.core.view import Grid, ImageView, ModelInfo
 
 families = pytest.mark.parametrize("family", FAMILIES)
 EXACT = 2e-6
@@ -64,6 +64,37 @@ def kept_by(model: Any, method: Method | str, keep: float | int, inputs: dict[st
     with torch.no_grad(), vlmprune.prune(model, recipe, **({"keep": keep} if recipe is method else {})) as session:
         model(**inputs)
     return [[image.tolist() for image in sample] for sample in session.last.kept]
+
+
+# ------------------------------------------------------------------ cells
+
+
+def cells_by_hand(family: str, seed: int) -> tuple[Grid, list[set[int]]]:
+    """The slot grid of an image, and for each slot the cells it may be said to show; several where they weigh alike."""
+    slots, name = FAMILIES[family].patches(seed), FAMILIES[family].name
+    if name == "llava_onevision" and "pixel_values_videos" in FAMILIES[family].image(seed)[0]:
+        return Grid(3, 3, 3), [{cell} for cell in range(27)] + [{-1}]  # pooled: the grid is that of the slots
+    side = 2 if name.startswith(("qwen", "internvl", "smolvlm", "idefics3", "gemma3")) else 1
+    frames, rows, cols = (1 + max(place[axis] for slot in slots for place in slot) for axis in range(3))
+    grid = Grid(rows // side, cols // side, frames)
+
+    def cell(place: tuple[int, int, int]) -> int:
+        return (place[0] * grid.rows + place[1] // side) * grid.cols + place[2] // side
+
+    shrunk = name == "llava_onevision" and tiny_images.ONEVISION[seed % 4].shrunk is not None
+    return grid, [{cell(place) for place in (slot if shrunk else slot[:1])} or {-1} for slot in slots]
+
+
+@torch.no_grad()
+@families
+def test_the_report_says_which_cell_each_slot_shows(family: str) -> None:
+    with vlmprune.prune(built(family), "random:1.0") as session:
+        built(family)(**batch(FAMILIES[family], SEEDS))
+    for sample, grids, cells in zip(SEEDS, session.last.grids, session.last.cells, strict=True):
+        for seed, grid, shown in zip(sample, grids, cells, strict=True):
+            expected, allowed = cells_by_hand(family, seed)
+            assert grid == expected and len(shown) == len(allowed)
+            assert all(cell in those for cell, those in zip(shown.tolist(), allowed, strict=True))
 
 
 # ------------------------------------------------------------------ a planted object
@@ -575,6 +606,10 @@ def test_images_that_onevision_does_not_cut() -> None:
             assert torch.equal(torch.stack(model.generate(**inputs, **greedy).logits), torch.stack(vanilla.logits))
         assert [[grid.frames for grid in grids] for grids in session.last.grids] == [[1, 1], [3]]
         assert [cells.tolist() for cells in session.last.cells[0]] == [[*range(25), -1]] * 2
+    beams = {"max_new_tokens": 4, "do_sample": False, "num_beams": 2}
+    with vlmprune.prune(model, "hiprune:1.0"):
+        answers = model.generate(**inputs, **beams)
+    assert torch.equal(answers, model.generate(**inputs, **beams))
     whole = FAMILIES["llava_onevision"].slots(1)
     with vlmprune.prune(model, "hiprune:0.5") as session:
         pruned = model.generate(**inputs, **greedy).logits
