@@ -397,7 +397,7 @@ class TestVisionZip:
         rest = sorted(set(range(31)) - set(parts.dominant.tolist()))
         assert parts.targets.tolist() == rest[:: len(rest) // 4][:4]
         assert sorted(parts.targets.tolist() + parts.members.tolist()) == rest
-        keys = torch.cat([view["keys"].cls[None], view["keys"].rows])
+        keys = torch.cat([view["keys"].cls, view["keys"].rows])
         for member, target in zip(parts.members, parts.assignment):
             likeness = torch.cosine_similarity(keys[member], keys[parts.targets], dim=-1)
             assert int(likeness.argmax()) == int(target)

@@ -28,7 +28,8 @@ class HiPrune(Method):
     cell); R = top (keep - |AB|) of d outside AB; kept = AB and R.
 
     Defaults: alpha 0.1. Object layer: the 9th of 24 (CLIP), layer 8 counted from 0; the 16th of 32 (Qwen2.5-VL), layer
-    15; at the same share of the depth on other towers. LLaVA counts positions anew, Qwen2.5-VL keeps them.
+    15; at the same share of the depth on other towers. LLaVA counts positions anew, Qwen2.5-VL keeps them. Tiles of
+    LLaVA-NeXT each by themselves.
 
     Args:
         alpha: share of the budget that anchors and their neighbours aim at, 0 to 1.
@@ -67,6 +68,9 @@ class HiPrune(Method):
 
     def positions(self, info: ModelInfo) -> str:
         return "compact" if info.llava else "original"
+
+    def pool(self, info: ModelInfo) -> str:
+        return "frame" if info.llava else "image"
 
     def select(self, view: ImageView) -> Tensor:
         return torch.unique(torch.cat(self.parts(view)))
