@@ -144,7 +144,7 @@ def test_encoder_statistics_where_every_slot_is_a_patch(name: str, cls: bool) ->
         ("mistral3", "does not make one token for each"),
         ("aya_vision", "does not make one token for each"),
         ("llava_next_video video", "does not make one token for each"),
-        ("aria", "learned queries"),
+        ("aria", "a resampler"),
         ("got_ocr2", "no single stack"),
     ],
 )

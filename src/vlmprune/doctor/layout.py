@@ -129,6 +129,8 @@ def describe_layout(layout: Layout, method: str) -> list[str]:
         f"a sample picture: {total} visual tokens of {layout.length} in the prompt, columns {int(columns[0])} to "
         f"{int(columns[-1])}; with {method}, {layout.kept} are kept (#) and {total - layout.kept} dropped (.):"
     ]
+    if len(layout.images) > 1:
+        lines.append(f"to vlmprune the picture is {len(layout.images)} images, each with a budget of its own:")
     for number, image in enumerate(layout.images, start=1):
         name = f"image {number}: " if len(layout.images) > 1 else ""
         lines += [name + _heading(image), *_draw(image)]

@@ -151,7 +151,7 @@ class GenericAdapter(Adapter):
         if isinstance(getattr(self.config, "vision_feature_layer", None), list | tuple):
             return "it takes features from several encoder layers"
         if self._resamples:
-            return "learned queries stand between its vision encoder and the language model"
+            return "a resampler stands between its vision encoder and the language model"
         return None
 
     @cached_property

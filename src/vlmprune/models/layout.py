@@ -37,7 +37,8 @@ def _uncuttable(text: Any, config: Any) -> str | None:
         return f"looked for inputs_embeds among the arguments of its {type(text).__name__}, found none"
     if getattr(config, "num_kv_shared_layers", None) or "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):
         return "its decoder layers share keys and values, so a layer cannot hold fewer tokens than the one before"
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(text.layers)
+    usual = "chunked_attention" if getattr(config, "attention_chunk_size", None) else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [usual] * len(text.layers)
     if unknown := sorted({*kinds} - {*ATTENTION_KINDS, *RECURRENT_KINDS}):
         return f"it has decoder layers of a kind unknown to vlmprune ({', '.join(unknown)})"
     for number, layer in enumerate(text.layers):
