@@ -138,6 +138,18 @@ def test_encoder_statistics_where_every_slot_is_a_patch(name: str, cls: bool) ->
     assert session.last.tokens == [(72, 18), (36, 9)]
 
 
+def test_statistics_without_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every slot shows a patch even where nobody knows which."""
+    model, inputs = built("vipllava"), prompt(USUAL["vipllava"], RAGGED)
+    with vlmprune.prune(model, "visionzip", keep=9) as session:
+        model(**inputs)
+        expected = session.last.kept
+        monkeypatch.setattr(GenericAdapter, "_patch_grid", lambda self, pixels: None)
+        model(**inputs)
+    assert session.last.grids == [[None, None], [None]]
+    assert all(torch.equal(a, b) for x, y in zip(expected, session.last.kept, strict=True) for a, b in zip(x, y))
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

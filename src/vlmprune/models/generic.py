@@ -189,7 +189,7 @@ class GenericAdapter(Adapter):
             raise UserError(f"vlmprune cannot resize pictures for {self.family}: resize them before the processor.")
         grid = self._patch_grid(call[self.pixels[modality]])
         return [
-            raster(grid) if grid is not None and grid.size == count else Slots(None, torch.full((count,), -1))
+            raster(grid) if grid is not None and grid.size == count else Slots(None, torch.arange(count))
             for count in self._counts
         ]
 
