@@ -1,6 +1,6 @@
 """One runner a golden method: builds the library's views from a case's arrays and compares everything it expects."""
 
-from golden_runners import decoder, scored, vision
+from golden_runners import decoder, scored, texts, vision
 from golden_runners.case import Case, Failed, Runner
 
 RUNNERS: dict[str, Runner] = {
@@ -13,6 +13,7 @@ RUNNERS: dict[str, Runner] = {
     "fastv": decoder.fastv,
     "dart": decoder.dart,
     **scored.RUNNERS,
+    **texts.RUNNERS,
 }
 
 

@@ -45,3 +45,10 @@ def true_or_false(method: Method, option: str) -> None:
     value = getattr(method, option)
     if not isinstance(value, bool):
         raise UserError(f"{method.name}: {option}={value!r} must be True or False.")
+
+
+def share_below_one(method: Method, option: str) -> None:
+    """`option` is a number from 0 to below 1."""
+    value = getattr(method, option)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+        raise UserError(f"{method.name}: {option}={value!r} must be a number from 0 to below 1.")

@@ -1,0 +1,21 @@
+"""What a token has to do with the instruction, from `Alignment`."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from vlmprune.core.view import Aligned
+
+
+def mean_cosine(aligned: Aligned) -> Tensor:
+    """Mean over the rows of the text of the cosine with each token, [n]; 0 without text."""
+    text = nn.functional.normalize(aligned.text.float(), dim=1)
+    # The mean of cosines is the product with the mean direction. Summed row by row: equal tokens get equal values,
+    # which a matrix product does not promise.
+    visual = nn.functional.normalize(aligned.visual.float(), dim=1)
+    return (visual * (text.sum(0) / max(1, len(text)))).sum(1).nan_to_num()
+
+
+def sign_of(chosen: int | None, aligned: Aligned) -> int:
+    """The sign of relevance: as chosen, else -1 for CLIP, whose patches point away from the text that tells of them."""
+    return chosen or (-1 if aligned.clip else 1)
