@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlmprune.core.method import Method
 from vlmprune.core.selectors import ascending, top_k
@@ -14,6 +14,7 @@ from vlmprune.core.signals import Alignment, ClsAttention, Need
 from vlmprune.core.view import ImageView, ModelInfo
 from vlmprune.methods.blocks import blocks, fill
 from vlmprune.methods.checks import one_of, positive, share, whole
+from vlmprune.methods.relevance import mean_cosine
 
 
 @dataclass
@@ -78,9 +79,7 @@ class GridPrune(Method):
 
     def relevance(self, view: ImageView) -> Tensor:
         """Of each token to the text, -1 to 1, [n]."""
-        image, text = (nn.functional.normalize(rows.float(), dim=-1) for rows in view["aligned"][:2])
-        # the mean of cosines is one product with the mean direction
-        return self.relevance_sign * (image @ (text.sum(0) / max(1, len(text)))).nan_to_num()
+        return self.relevance_sign * mean_cosine(view["aligned"])
 
     def budgets(self, keep: int, relevance: list[Tensor], sizes: list[int]) -> list[int]:
         """Tokens of each zone, from the mean relevance and size of each."""
