@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from vlmprune.core.budget import Keep, resolve_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.selectors import ascending, top_k
 from vlmprune.core.signals import EncoderNeed, Need
@@ -36,6 +38,8 @@ class Method:
     stage: ClassVar[str]  # where it acts, for people; the runtime goes by `decoder_layer`
     summary: ClassVar[str] = ""
 
+    least: ClassVar[int] = 1  # tokens that `select` may come down to, where it is not `exact`
+
     per: str | None = field(default=None, kw_only=True)
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
@@ -61,6 +65,14 @@ class Method:
     def decoder_layer(self, info: ModelInfo) -> int | None:
         """The decoder layer before which it acts (0-based), or None for a method that acts before the LLM."""
         return None
+
+    def acts(self, info: ModelInfo) -> Sequence[Method]:
+        """The methods that act once of which this one is made, in acting order: itself, unless it acts repeatedly."""
+        return (self,)
+
+    def budget(self, keep: Keep, n: int, total: int) -> int:
+        """Tokens to keep of the `n` that reach it, of an image that had `total`; `n` for leaving it alone."""
+        return resolve_keep(keep, n)
 
     def select(self, view: ImageView) -> Selection:
         """Indices (0..view.n-1) of the tokens to keep, `view.keep` of them, or the merged tokens."""

@@ -46,10 +46,14 @@ class Recipe:
     def __str__(self) -> str:
         return " > ".join(str(stage) for stage in self.stages)
 
+    def acts(self, info: ModelInfo) -> list[Stage]:
+        """The stages as single acts: a method that acts at several layers makes several."""
+        return [Stage(act, stage.keep) for stage in self.stages for act in stage.method.acts(info)]
+
     def check(self, info: ModelInfo) -> None:
         """Raise UserError where the stages cannot act in the order they are written in on this model."""
         last = -2
-        for stage in self.stages:
+        for stage in self.acts(info):
             layer = stage.method.decoder_layer(info)
             place = (-1 if isinstance(stage.method, PixelMethod) else 0) if layer is None else layer
             if place < last or (place == last and place != 0):  # only before the LLM may stages follow at one place

@@ -141,15 +141,41 @@ class LastQueryAttention(DecoderNeed):
     """What the last prompt token attends to at decoder layer K-1.
 
     Post-softmax over everything that token sees, mean over heads, visual columns only. Shape [n].
+    `ahead`: at layer K, by its own norm and projections, before it has run (PyramidDrop).
     """
+
+    ahead: bool = False
 
 
 @dataclass(frozen=True)
 class TextQueryAttention(DecoderNeed):
-    """The same row for each text token between the image and the end of the prompt. Shape [T, n]."""
+    """The same row for each text token between the image and the end of the prompt. Shape [T, n].
+
+    `heads`: "mean" or "max" over them, or "all" for [H, T, n].
+    """
+
+    heads: str = "mean"
 
     def take(self, value: Tensor, tokens: Tensor, frame: int | None = None) -> Tensor:
-        return value[:, tokens]
+        return value[..., tokens]
+
+
+@dataclass(frozen=True)
+class VisualQueryAttention(DecoderNeed):
+    """Attention each token receives at decoder layer K-1 from the image's own tokens, mean over them. Shape [n].
+
+    `heads`: "mean" or "max" over them, before the mean over queries.
+    """
+
+    heads: str = "mean"
+
+
+@dataclass(frozen=True)
+class TextSelfAttention(DecoderNeed):
+    """Attention between the text tokens of `TextQueryAttention`, head by head. Shape [H, T, T]."""
+
+    def take(self, value: Tensor, tokens: Tensor, frame: int | None = None) -> Tensor:
+        return value
 
 
 @dataclass(frozen=True)
@@ -166,3 +192,18 @@ class DecoderKeys(_TokensNeed):
 @dataclass(frozen=True)
 class DecoderStates(_TokensNeed):
     """Output of decoder layer K-1 through the LLM's final norm: `Tokens(visual [n, D], text [T, D])`."""
+
+
+@dataclass(frozen=True)
+class HiddenStates(_TokensNeed):
+    """Hidden states that would enter decoder layer K, as they are: `Tokens(visual [n, D], text [T, D])`."""
+
+
+@dataclass(frozen=True)
+class LayerInput(DecoderNeed):
+    """Hidden states that entered decoder layer K-1. Shape [n, D]."""
+
+
+@dataclass(frozen=True)
+class MlpInput(DecoderNeed):
+    """What the MLP of decoder layer K-1 read: after attention, residual and norm. Shape [n, D]."""

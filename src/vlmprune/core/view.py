@@ -96,6 +96,8 @@ class ImageView:
         seed: derived from the run's seed and the prompt, so that a result does not depend on batch or device.
         cells: [n] the cell of `grid` that each token shows, -1 for a token that shows none (image_newline, CLS, a
             merged token without a slot). The slots themselves where each slot is the cell of its number.
+        total: tokens of the image before anything was pruned.
+        memory: what a method that acts at several layers keeps of this image from one to the next, in one prefill.
     """
 
     keep: int
@@ -105,10 +107,13 @@ class ImageView:
     signals: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     cells: Tensor = None  # type: ignore[assignment]  # filled in at once
+    total: int = 0
+    memory: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.cells is None:
             self.cells = self.slots
+        self.total = self.total or self.n
 
     @property
     def n(self) -> int:
@@ -146,12 +151,15 @@ class Merged:
         anchors: [m] index (0..n-1) of the token that lends each one its position and slot; -1 for a token that has
             none (VisionZip's CLS), which takes the position of the image's first slot.
         space: "tower" when `features` are rows the projector reads (it is applied by the runtime), "llm" when they
-            are ready for the LLM.
+            are ready for the LLM: embeddings before it, hidden states of the layer inside it.
+        unchanged: [m] True where a token is its anchor as it was: its row of `features` is not read, and it keeps its
+            encoder signals. Inside the LLM only.
     """
 
     features: Tensor
     anchors: Tensor
     space: str = "llm"
+    unchanged: Tensor | None = None
 
 
 Selection = Tensor | Merged

@@ -5,16 +5,81 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
-from vlmprune.core.signals import DecoderKeys, DecoderStates, LastQueryAttention, Need, TextQueryAttention
+from vlmprune.core.signals import (
+    DecoderKeys,
+    DecoderStates,
+    HiddenStates,
+    LastQueryAttention,
+    LayerInput,
+    MlpInput,
+    Need,
+    TextQueryAttention,
+    TextSelfAttention,
+    VisualQueryAttention,
+)
 from vlmprune.core.view import Tokens
 from vlmprune.models.base import Adapter
 from vlmprune.runtime.flow import Segment
-from vlmprune.runtime.taps import AttentionCall
+from vlmprune.runtime.taps import AttentionCall, Capture, ahead
 from vlmprune.scores import attention_rows
 
-ATTENTION_NEEDS = (LastQueryAttention, TextQueryAttention, DecoderKeys)
+ATTENTION_NEEDS = (LastQueryAttention, TextQueryAttention, VisualQueryAttention, TextSelfAttention, DecoderKeys)
+
+
+class LayerTap:
+    """What is noted of one decoder layer while it runs, for a method that acts before the next one."""
+
+    def __init__(self, adapter: Adapter, layer: int, needs: list[Need], hidden: Tensor) -> None:
+        self.layer = layer
+        self.input = hidden if any(isinstance(need, LayerInput) for need in needs) else None
+        self.mlp_input: Tensor | None = None
+        self._capture: Capture | None = None
+        self._handle: Any = None
+        if any(isinstance(need, ATTENTION_NEEDS) and not getattr(need, "ahead", False) for need in needs):
+            self._capture = Capture([adapter.decoder_attention(layer)])
+            self._capture.start()
+        if any(isinstance(need, MlpInput) for need in needs):
+            module: Any = adapter.decoder_layers[layer]
+            self._handle = module.mlp.register_forward_pre_hook(self._note_mlp)
+
+    def _note_mlp(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.mlp_input = args[0]
+
+    @property
+    def reads_attention(self) -> bool:
+        return self._capture is not None
+
+    @property
+    def call(self) -> AttentionCall | None:
+        calls = [] if self._capture is None else next(iter(self._capture.calls.values()))
+        return calls[0] if calls else None
+
+    def stop(self) -> None:
+        if self._capture is not None:
+            self._capture.stop()
+        if self._handle is not None:
+            self._handle.remove()
+
+
+def call_ahead(
+    adapter: Adapter,
+    layer: int,
+    hidden: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    mask: Any,
+    cache: Cache | None,
+    past: int,
+) -> AttentionCall:
+    """What the attention call of a decoder layer that is still to run would see of these tokens."""
+    module: Any = adapter.decoder_layers[layer]
+    call = ahead(adapter.decoder_attention(layer), module.input_layernorm(hidden), rotary, mask)
+    if past and cache is not None:
+        stored = cache.layers[layer].keys[:, :, :past]  # type: ignore[union-attr,index]
+        call.key = torch.cat([stored, call.key], dim=2)
+    return call
 
 
 class DecoderReader:
@@ -23,31 +88,55 @@ class DecoderReader:
     Args:
         segment: the tokens of layer K-1.
         hidden: its output, [B, P, D].
-        call: its attention call, where a method reads attention or keys.
+        tap: what was noted of it.
         tail: tokens at the end of each row that are not prompt.
+        ahead: the tokens of layer K, as many, and the attention call that it would make of them, where a method looks
+            ahead.
     """
 
     def __init__(
-        self, adapter: Adapter, segment: Segment, hidden: Tensor, call: AttentionCall | None, tail: int, layer: int
+        self,
+        adapter: Adapter,
+        segment: Segment,
+        hidden: Tensor,
+        tap: LayerTap | None,
+        tail: int,
+        layer: int,
+        ahead: tuple[Segment, AttentionCall] | None = None,
     ) -> None:
-        self.adapter, self.layout, self.hidden, self.call, self.tail = adapter, segment.layout, hidden, call, tail
-        self.past, self.valid, self.layer = segment.past.shape[1], segment.valid, layer
+        self.adapter, self.layout, self.hidden, self.tap, self.tail = adapter, segment.layout, hidden, tap, tail
+        self.call, self.ahead = None if tap is None else tap.call, ahead
+        self.segment, self.layer = segment, layer
         self.device = segment.layout.source.device
 
     def read(self, need: Need, row: int, tokens: Tensor) -> Any:
         """The signal for one image whose tokens sit at physical indices `tokens` [n] of this row."""
         text = self._text_after(row, tokens)
         if isinstance(need, LastQueryAttention):
-            return self._rows(row, self._prompt_tokens(row)[-1:])[0, tokens]
+            last = self._prompt_tokens(row)[-1:]
+            return self._rows(row, last, ahead=need.ahead)[0, tokens]
         if isinstance(need, TextQueryAttention):
-            return self._rows(row, text)[:, tokens]
+            return self._rows(row, text, need.heads)[..., tokens]
+        if isinstance(need, VisualQueryAttention):
+            return self._rows(row, tokens, need.heads)[:, tokens].mean(0)
+        if isinstance(need, TextSelfAttention):
+            return self._rows(row, text, "all")[..., text]
         if isinstance(need, DecoderKeys):
             assert self.call is not None
-            keys = self.call.key[row, :, self._start :].transpose(0, 1).flatten(1).float().to(self.device)
+            start = self._start(self.call, self.segment.past.shape[1])
+            keys = self.call.key[row, :, start:].transpose(0, 1).flatten(1).float().to(self.device)
             return Tokens(keys[tokens], keys[text])
-        if isinstance(need, DecoderStates):
+        if isinstance(need, LayerInput | MlpInput):
+            assert self.tap is not None
+            states = self.tap.input if isinstance(need, LayerInput) else self.tap.mlp_input
+            assert states is not None
+            return states[row, tokens.to(states.device)].float().to(self.device)
+        if isinstance(need, DecoderStates | HiddenStates):
             both = torch.cat([tokens, text]).to(self.hidden.device)
-            states = self.adapter.final_norm(self.hidden[row, both]).float().to(self.device)
+            states = self.hidden[row, both]
+            if isinstance(need, DecoderStates):
+                states = self.adapter.final_norm(states)
+            states = states.float().to(self.device)
             return Tokens(states[: len(tokens)], states[len(tokens) :])
         raise TypeError(f"unknown need {need!r}")
 
@@ -59,30 +148,32 @@ class DecoderReader:
         prompt = self._prompt_tokens(row)
         return prompt[(self.layout.image[row, prompt] < 0) & (prompt > tokens.max())]
 
-    @property
-    def _start(self) -> int:
+    def _start(self, call: AttentionCall, past: int) -> int:
         """Where the new tokens' keys begin: a sliding layer stores only the last, a static cache has room behind."""
-        assert self.call is not None
-        return min(self.past, self.call.key.shape[2] - self.layout.source.shape[1])
+        return min(past, call.key.shape[2] - self.layout.source.shape[1])
 
-    def _rows(self, row: int, queries: Tensor) -> Tensor:
-        """Post-softmax rows [R, P] of the new tokens at `queries`, over everything each of them sees."""
-        assert self.call is not None
-        call, end = self.call, self._start + self.layout.source.shape[1]
+    def _rows(self, row: int, queries: Tensor, heads: str = "mean", ahead: bool = False) -> Tensor:
+        """Post-softmax rows [R, P] (all heads: [H, R, P]) of the new tokens at `queries`, over all that each sees."""
+        segment, call = self.ahead if ahead and self.ahead is not None else (self.segment, self.call)
+        assert call is not None
+        start = self._start(call, segment.past.shape[1])
+        end = start + self.layout.source.shape[1]
         queries = queries.to(call.query.device)
-        visible = self._seen(row, queries, end) if call.mask is None else call.mask[row, 0, queries, :end]
+        visible = call.mask[row, 0, queries, :end] if call.mask is not None else None
+        if visible is None:
+            visible = self._seen(segment, call, row, queries, end, self.layer + ahead)
         query, key = call.query[row : row + 1, :, queries], call.key[row : row + 1, :, :end]
-        rows = attention_rows(query, key, call.scaling, visible[None])
-        return rows[0, :, self._start :].to(self.device)
+        rows = attention_rows(query, key, call.scaling, visible[None], heads)
+        return rows[0, ..., start:].to(self.device)
 
-    def _seen(self, row: int, queries: Tensor, end: int) -> Tensor:
+    def _seen(self, segment: Segment, call: AttentionCall, row: int, queries: Tensor, end: int, layer: int) -> Tensor:
         """[R, end] what the kernel lets these queries see where it was given no mask, windows by stored tokens."""
-        assert self.call is not None
-        stored = torch.arange(end, device=queries.device) + self.past - self._start
-        back = self.past + queries[:, None] - stored
-        seen = self.valid[row].to(queries.device)[stored].expand_as(back)
-        if self.call.causal:
+        past = segment.past.shape[1]
+        stored = torch.arange(end, device=queries.device) + past - self._start(call, past)
+        back = past + queries[:, None] - stored
+        seen = segment.valid[row].to(queries.device)[stored].expand_as(back)
+        if call.causal:
             seen = seen & (back >= 0)
-        if self.adapter.layer_kind(self.layer) == "sliding_attention":
+        if self.adapter.layer_kind(layer) == "sliding_attention":
             seen = seen & (back.abs() < self.adapter.text_config.sliding_window)
         return seen

@@ -10,19 +10,18 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from vlmprune.core.budget import resolve_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.recipe import Stage
 from vlmprune.core.report import Kept, RunReport
-from vlmprune.core.view import ImageView, Merged
 from vlmprune.runtime import deepstack
 from vlmprune.runtime.cache import Band, PrunedState, adopt, physical_length, state_of
-from vlmprune.runtime.decoder_signals import ATTENTION_NEEDS, DecoderReader
+from vlmprune.runtime.decoder_signals import DecoderReader, LayerTap, call_ahead
 from vlmprune.runtime.flow import Layout, Prompt, Segment, gather_rows, pad_left
+from vlmprune.runtime.inside import Inside
 from vlmprune.runtime.masks import Masks
 from vlmprune.runtime.prompt_text import ImageText, question_of, text_columns
-from vlmprune.runtime.select import Picked, choose, prompt_seed, run_vision_stages, vision_signals
-from vlmprune.runtime.taps import Capture
+from vlmprune.runtime.select import Picked, prompt_seed, run_vision_stages
+from vlmprune.runtime.taps import AttentionCall
 from vlmprune.runtime.vision import layers_read
 
 if TYPE_CHECKING:
@@ -44,7 +43,8 @@ class Forward:
         self.changed = False
         self.seconds = 0.0
         self.stages: list[tuple[int, Kept]] = []
-        self._capture: Capture | None = None
+        self.memory: dict[tuple[int, int], dict[str, Any]] = {}  # by row and image
+        self._tap: LayerTap | None = None
         self.masks = Masks(self.adapter, prompt is not None and prompt.blocks is not None)
         self._read_mask(kwargs.get("attention_mask"), mask)
         self._read_positions(kwargs.get("position_ids"))
@@ -234,9 +234,9 @@ class Forward:
         if self.prompt is not None:
             if number in self.hooks.at_layer:
                 start = time.perf_counter()
-                hidden = self._run_at_layer(number, self.hooks.at_layer[number], hidden)
+                hidden = self._run_at_layer(number, self.hooks.at_layer[number], hidden, kwargs)
                 self.seconds += time.perf_counter() - start
-            self._start_capture(number)
+            self._note(number, hidden)
         segment = self.current = self._segment_of(number)
         untouched = not self.changed and self.state is None
         if untouched or (segment is self.segments[0] and not self.masks.special):
@@ -261,65 +261,57 @@ class Forward:
     def _segment_of(self, layer: int) -> Segment:
         return next(segment for segment in reversed(self.segments) if segment.start <= layer)
 
-    def _start_capture(self, number: int) -> None:
-        """Read queries and keys of this layer if a method acts before the next one and asks for them."""
+    def _note(self, number: int, hidden: Tensor) -> None:
+        """Note what a method that acts before the next layer reads of this one."""
         stage = self.hooks.at_layer.get(number + 1)
         if stage is not None:
-            needs = stage.method.needs(self.adapter.info).values()
-            if any(isinstance(need, ATTENTION_NEEDS) for need in needs):
-                self._capture = Capture([self.adapter.decoder_attention(number)])
-                self._capture.start()
+            needs = list(stage.method.needs(self.adapter.info).values())
+            self._tap = LayerTap(self.adapter, number, needs, hidden)
 
     def stop_capture(self) -> None:
-        if self._capture is not None:
-            self._capture.stop()
+        if self._tap is not None:
+            self._tap.stop()
 
-    def _run_at_layer(self, number: int, stage: Stage, hidden: Tensor) -> Tensor:
+    def _run_at_layer(self, number: int, stage: Stage, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         self.stop_capture()
-        prompt, before = self.prompt, self._segment_of(number - 1)
+        prompt, before, tap = self.prompt, self._segment_of(number - 1), self._tap
         assert prompt is not None
-        calls = next(iter(self._capture.calls.values()), []) if self._capture is not None else []
-        if self._capture is not None and not calls:
+        if tap is not None and tap.reads_attention and tap.call is None:
             raise UserError(
                 f"{stage.method.name} reads the attention of decoder layer {number - 1}, which does not use "
                 "transformers' attention functions."
             )
-        reader = DecoderReader(self.adapter, before, hidden, calls[0] if calls else None, prompt.tail, number - 1)
-        self._capture = None
-        orders, kept, cut = [], [], False
+        next_call = self._look_ahead(number, stage, hidden, kwargs)
+        reader = DecoderReader(self.adapter, before, hidden, tap, prompt.tail, number - 1, next_call)
+        self._tap = None
+        inside = Inside(stage, number, prompt, reader)
         for row, images in enumerate(prompt.rows):
-            chosen = before.layout.valid[row].clone()
-            for image in range(len(images)):
-                tokens = (before.layout.image[row] == image).nonzero().squeeze(1)
-                keep = resolve_keep(stage.keep, len(tokens))
-                if keep < len(tokens):
-                    cut = True
-                    chosen[tokens] = False
-                    chosen[tokens[self._select(stage, reader, row, image, tokens, keep)]] = True
-            orders.append(chosen.nonzero().squeeze(1))
-            slots = before.layout.slot[row][chosen], before.layout.image[row][chosen]
-            kept.append([kept_slots(slots[0][slots[1] == image]) for image in range(len(images))])
-        self.stages.append((number, kept))
-        if not cut:
+            inside.rows.append(
+                [
+                    inside.choose(row, k, self._text(row, k), self._seed(row, k), self.memory.setdefault((row, k), {}))
+                    for k in range(len(images))
+                ]
+            )
+        self.stages.append((number, [[kept_slots(chosen.slots) for chosen in row] for row in inside.rows]))
+        if not inside.cut:
             return hidden
+        orders = [inside.order(row) for row in range(self.batch)]
         index, _ = pad_left(orders, self.device)
-        self._cut(number, orders, self.hooks.policy(stage))
-        return gather_rows(hidden, index)
+        layout = self._cut(number, orders, self.hooks.policy(stage))
+        return inside.write(gather_rows(hidden, index), layout)
 
-    def _select(self, stage: Stage, reader: DecoderReader, row: int, image: int, tokens: Tensor, keep: int) -> Tensor:
-        assert self.prompt is not None
-        data = self.prompt.rows[row][image].tokens
-        now = Picked(reader.layout.origin[row, tokens], reader.layout.slot[row, tokens])
-        signals = vision_signals(self.adapter, stage, data, self._text(row, image), now)
-        for name, need in stage.method.needs(self.adapter.info).items():
-            if name not in signals:
-                signals[name] = reader.read(need, row, tokens)
-        info, seed = self.adapter.info, self._seed(row, image)
-        view = ImageView(keep, now.slots, data.grid, info, signals, seed, data.cells(now.slots))
-        chosen = choose(stage, view)
-        if isinstance(chosen, Merged):
-            raise NotImplementedError(f"{stage.method.name} merges inside the LLM, which the runtime cannot do yet")
-        return chosen
+    def _look_ahead(
+        self, number: int, stage: Stage, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> tuple[Segment, AttentionCall] | None:
+        """The call layer `number` itself would make of all that reach it; it may have stored fewer than the one before."""
+        if not any(getattr(need, "ahead", False) for need in stage.method.needs(self.adapter.info).values()):
+            return None
+        cache, own = kwargs.get("past_key_values"), self._segment_of(number)
+        rotary = self._rotary(own, number, hidden, kwargs["position_embeddings"])
+        untouched = not self.changed and self.state is None
+        mask = kwargs.get("attention_mask") if untouched else self.masks.make(own, number, hidden, cache)
+        call = call_ahead(self.adapter, number, hidden, rotary, mask, cache, own.past.shape[1])
+        return own, call
 
     def _rotary(
         self, segment: Segment, layer: int, hidden: Tensor, incoming: tuple[Tensor, Tensor]

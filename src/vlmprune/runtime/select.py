@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmprune.core.budget import resolve_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import PixelMethod
 from vlmprune.core.recipe import Recipe, Stage
@@ -36,11 +35,11 @@ class Picked:
 
 
 def vision_stages(adapter: Adapter, recipe: Recipe) -> list[Stage]:
-    return [s for s in recipe.stages if s.method.decoder_layer(adapter.info) is None]
+    return [s for s in recipe.acts(adapter.info) if s.method.decoder_layer(adapter.info) is None]
 
 
 def decoder_stages(adapter: Adapter, recipe: Recipe) -> dict[int, Stage]:
-    layers = ((s.method.decoder_layer(adapter.info), s) for s in recipe.stages)
+    layers = ((s.method.decoder_layer(adapter.info), s) for s in recipe.acts(adapter.info))
     return {layer: stage for layer, stage in layers if layer is not None}
 
 
@@ -60,13 +59,14 @@ def run_vision_stages(
     states = [Picked(whole, image.slots, image.features if resized else None)]
     for stage in stages:
         now = states[-1]
-        keep = resolve_keep(stage.keep, len(now.slots))
+        keep = stage.method.budget(stage.keep, len(now.slots), image.count)
         acted = isinstance(stage.method, PixelMethod)  # before the encoder
         if acted or keep >= len(now.slots):
             states.append(now)
             continue
         signals = vision_signals(adapter, stage, image, text, now)
-        view = ImageView(keep, now.slots, image.grid, adapter.info, signals, seed, image.cells(now.slots))
+        cells = image.cells(now.slots)
+        view = ImageView(keep, now.slots, image.grid, adapter.info, signals, seed, cells, image.count)
         states.append(_apply(adapter, stage, view, now, image))
     return states
 
@@ -195,8 +195,9 @@ def check_selection(stage: Stage, view: ImageView, chosen: Tensor) -> Tensor:
     """The kept indices in increasing order; a method that broke the contract is a bug in the method."""
     chosen = torch.sort(chosen.to(view.slots.device, torch.long)).values
     exact = len(chosen) == view.keep or not stage.method.exact
-    distinct = len(chosen) > 0 and bool((chosen.diff() > 0).all())
-    if not (exact and distinct and int(chosen[0]) >= 0 and int(chosen[-1]) < view.n):
+    distinct = len(chosen) >= stage.method.least and bool((chosen.diff() > 0).all())
+    within = len(chosen) == 0 or (int(chosen[0]) >= 0 and int(chosen[-1]) < view.n)
+    if not (exact and distinct and within):
         raise RuntimeError(
             f"{stage} returned {len(chosen)} indices where {view.keep} distinct ones of 0..{view.n - 1} were due"
         )

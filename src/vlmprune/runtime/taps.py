@@ -56,6 +56,28 @@ _WATCHED: dict[nn.Module, list[AttentionCall]] = {}
 _WRAPPED: dict[str, int] = {}  # implementation name -> running captures, so that nested captures unwrap once
 
 
+class _Enough(Exception):
+    """Ends an attention module's forward once its call was noted."""
+
+
+_ENOUGH: set[nn.Module] = set()
+
+
+def ahead(module: nn.Module, states: Tensor, rotary: tuple[Tensor, Tensor], mask: Any) -> AttentionCall:
+    """The call that an attention module would make with these normed states: its projections, and nothing more."""
+    tap = Capture([module])
+    tap.start()
+    _ENOUGH.add(module)
+    try:
+        module(hidden_states=states, position_embeddings=rotary, attention_mask=mask, past_key_values=None)
+    except _Enough:
+        pass
+    finally:
+        _ENOUGH.discard(module)
+        tap.stop()
+    return tap.calls[module][0]
+
+
 @contextmanager
 def capture(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, list[AttentionCall]]]:
     """Collect the attention calls of `modules` made inside the block, in order."""
@@ -99,6 +121,8 @@ def _wrap(name: str) -> None:
         if module in _WATCHED:
             mask = args[0] if args else kwargs.get("attention_mask")
             _WATCHED[module].extend(_calls(module, query, key, mask, kwargs))
+        if module in _ENOUGH:
+            raise _Enough
         function = previous if previous is not None else _eager_of(module)
         return function(module, query, key, value, *args, **kwargs)
 

@@ -64,7 +64,11 @@ class TextHooks:
     @property
     def text_read(self) -> str | None:
         """What text-guided methods compared the image with."""
-        needs = (need for stage in self.recipe.stages for need in stage.method.needs(self.adapter.info).values())
+        needs = (
+            need
+            for stage in self.recipe.acts(self.adapter.info)
+            for need in stage.method.needs(self.adapter.info).values()
+        )
         if not any(isinstance(need, Alignment) for need in needs):
             return None
         return "instruction embeddings" if self.text_tower is None else "CLIP text tower"

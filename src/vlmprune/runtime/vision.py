@@ -136,14 +136,14 @@ def signal_key(adapter: Adapter, need: Need) -> Key:
 
 def encoder_keys(adapter: Adapter, recipes: Iterable[Recipe]) -> set[Key]:
     """Everything that the recipes' methods read from the encoder."""
-    needs = (need for r in recipes for s in r.stages for need in s.method.needs(adapter.info).values())
+    needs = (need for r in recipes for s in r.acts(adapter.info) for need in s.method.needs(adapter.info).values())
     return {signal_key(adapter, need) for need in needs if isinstance(need, EncoderNeed)}
 
 
 def layers_read(adapter: Adapter, recipe: Recipe) -> dict[str, int]:
     """The 0-based encoder layer of each signal, by `method.signal`."""
     layers = {}
-    for stage in recipe.stages:
+    for stage in recipe.acts(adapter.info):
         method = stage.method
         for name, need in method.needs(adapter.info).items():
             if isinstance(need, EncoderNeed):

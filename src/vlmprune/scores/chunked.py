@@ -22,24 +22,36 @@ def _chunks(query: Tensor, key: Tensor) -> int:
     return max(1, CHUNK_ELEMENTS // max(1, query.shape[0] * query.shape[1] * key.shape[2]))
 
 
-def attention_rows(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
-    """Post-softmax rows of chosen queries, mean over heads.
+def attention_rows(
+    query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None, heads: str = "mean"
+) -> Tensor:
+    """Post-softmax rows of chosen queries.
 
     Args:
         query: [B, H, R, d], after rotary embedding.
         key: [B, Hkv, S, d]; H is a multiple of Hkv (grouped queries).
         scaling: factor on the logits.
         mask: [B, R, S], True where the query sees the key; every query must see one.
+        heads: "mean" or "max" over them, or "all".
 
     Returns:
-        [B, R, S] float32.
+        [B, R, S] float32, or [B, H, R, S] for all heads.
     """
     step = _chunks(query, key)
     rows = [
-        _softmax(query[:, :, i : i + step], key, scaling, None if mask is None else mask[:, i : i + step]).mean((1, 2))
+        _over_heads(
+            _softmax(query[:, :, i : i + step], key, scaling, None if mask is None else mask[:, i : i + step]), heads
+        )
         for i in range(0, query.shape[2], step)
     ]
-    return torch.cat(rows, dim=1)
+    return torch.cat(rows, dim=-2)
+
+
+def _over_heads(rows: Tensor, heads: str) -> Tensor:
+    """[B, Hkv, G, R, S] to [B, R, S], or to [B, H, R, S]."""
+    if heads == "all":
+        return rows.flatten(1, 2)
+    return rows.mean((1, 2)) if heads == "mean" else rows.amax((1, 2))
 
 
 def received_attention(query: Tensor, key: Tensor, scaling: float, real: Tensor | None = None) -> Tensor:

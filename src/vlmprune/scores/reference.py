@@ -15,9 +15,12 @@ def attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = 
     return torch.softmax(logits, dim=-1)
 
 
-def attention_rows(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None) -> Tensor:
-    """Mean over heads of the given queries' rows, [B, R, S]."""
-    return attention(query, key, scaling, mask).mean(1)
+def attention_rows(
+    query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None, heads: str = "mean"
+) -> Tensor:
+    """The given queries' rows, mean or max over heads [B, R, S], or all of them [B, H, R, S]."""
+    rows = attention(query, key, scaling, mask)
+    return {"mean": rows.mean(1), "max": rows.amax(1), "all": rows}[heads]
 
 
 def received_attention(query: Tensor, key: Tensor, scaling: float, real: Tensor | None = None) -> Tensor:

@@ -1,0 +1,112 @@
+"""A stage inside the LLM: what a method chooses among the tokens that reach a decoder layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vlmprune.core.recipe import Stage
+from vlmprune.core.view import ImageView, Merged
+from vlmprune.runtime.decoder_signals import DecoderReader
+from vlmprune.runtime.flow import Layout, Prompt
+from vlmprune.runtime.prompt_text import ImageText
+from vlmprune.runtime.select import Picked, choose, vision_signals
+
+
+@dataclass
+class Chosen:
+    """What goes on of one image, in order.
+
+    Attributes:
+        index: [m] physical index of the token that each one is, or that lends it its place.
+        slots: [m] slot, -1 for none.
+        origin: [m] row of the image's encoder signals, -1 for a merged token.
+        features: [m, D] hidden states of those that are `new`; None where all are tokens as they were.
+        new: [m] which ones are made anew.
+    """
+
+    index: Tensor
+    slots: Tensor
+    origin: Tensor
+    features: Tensor | None = None
+    new: Tensor | None = None
+
+
+@dataclass
+class Inside:
+    """One stage on all images of a prompt.
+
+    Attributes:
+        number: the decoder layer before which it acts.
+        rows: for each row what is chosen of each image.
+        cut: whether anything was.
+    """
+
+    stage: Stage
+    number: int
+    prompt: Prompt
+    reader: DecoderReader
+    rows: list[list[Chosen]] = field(default_factory=list)
+    cut: bool = False
+
+    def choose(self, row: int, image: int, text: ImageText, seed: int, memory: dict[str, object]) -> Chosen:
+        """Let the method choose among the tokens of one image that reach this layer."""
+        layout, data = self.reader.layout, self.prompt.rows[row][image].tokens
+        tokens = (layout.image[row] == image).nonzero().squeeze(1)
+        slots, origin = layout.slot[row, tokens], layout.origin[row, tokens]
+        keep = self.stage.method.budget(self.stage.keep, len(tokens), data.count)
+        if keep >= len(tokens):
+            return Chosen(tokens, slots, origin)
+        self.cut = True
+        adapter = self.reader.adapter
+        signals = vision_signals(adapter, self.stage, data, text, Picked(origin, slots))
+        for name, need in self.stage.method.needs(adapter.info).items():
+            if name not in signals:
+                signals[name] = self.reader.read(need, row, tokens)
+        view = ImageView(
+            keep, slots, data.grid, adapter.info, signals, seed, data.cells(slots), total=data.count, memory=memory
+        )
+        chosen = choose(self.stage, view)
+        if not isinstance(chosen, Merged):
+            return Chosen(tokens[chosen], slots[chosen], origin[chosen])
+        anchors = chosen.anchors.to(tokens.device)
+        new = torch.ones_like(anchors, dtype=torch.bool) if chosen.unchanged is None else ~chosen.unchanged
+        new = new.to(tokens.device)
+        at = anchors.clamp(min=0)
+        own = torch.where(anchors >= 0, slots[at], -1)
+        return Chosen(tokens[at], own, torch.where(new, -1, origin[at]), chosen.features, new)
+
+    def order(self, row: int) -> Tensor:
+        """Physical indices of all tokens of a row that go on, new ones together where their image's stretch begins."""
+        layout = self.reader.layout
+        text = layout.valid[row] & (layout.image[row] < 0)
+        indices = [text.nonzero().squeeze(1)]
+        places = [indices[0]]
+        for image, chosen in enumerate(self.rows[row]):
+            indices.append(chosen.index)
+            if chosen.features is None:
+                places.append(chosen.index)
+            else:
+                places.append(self._stretch(layout, row, image, chosen.index))
+        return torch.cat(indices)[torch.sort(torch.cat(places), stable=True).indices]
+
+    @staticmethod
+    def _stretch(layout: Layout, row: int, image: int, index: Tensor) -> Tensor:
+        """Where the stretch of an image's tokens begins that each of these tokens stands in."""
+        own = (layout.image[row] == image).nonzero().squeeze(1)
+        starts = torch.cat([own[:1], own[1:][own.diff() > 1]])
+        return starts[torch.searchsorted(starts, index, right=True) - 1]
+
+    def write(self, hidden: Tensor, layout: Layout) -> Tensor:
+        """Put new tokens into the shortened hidden states, and into the layout where they came from."""
+        for row, images in enumerate(self.rows):
+            for image, chosen in enumerate(images):
+                if chosen.features is None or chosen.new is None:
+                    continue
+                here = (layout.image[row] == image).nonzero().squeeze(1)
+                layout.slot[row, here], layout.origin[row, here] = chosen.slots, chosen.origin
+                made = here[chosen.new].to(hidden.device)
+                hidden[row, made] = chosen.features[chosen.new.to(chosen.features.device)].to(hidden)
+        return hidden
