@@ -22,6 +22,7 @@ ALLOWED = {
     "assets": {"core", "assets", "models"},
     "bench": PUBLIC | {"bench", "models", "report"},
     "report": PUBLIC | {"report", "bench", "models"},
+    "doctor": PUBLIC | {"doctor", "report", "bench", "models", "runtime"},
 }
 
 

@@ -101,6 +101,9 @@ def test_labels_are_refused() -> None:
     model, inputs = built("llava"), inputs_of("llava", RAGGED)
     with vlmprune.prune(model, "divprune:0.3"), pytest.raises(UserError, match="labels"):
         model(**inputs, labels=inputs["input_ids"])
+    with vlmprune.prune(model, "divprune:0.3"):  # where no loss is asked for, there is nothing to refuse
+        expected = model(**inputs).logits
+        assert torch.equal(model(**inputs, labels=torch.full_like(inputs["input_ids"], -100)).logits, expected)
 
 
 @torch.no_grad()

@@ -26,6 +26,8 @@ from vlmprune.runtime.vision import ImageTokens, VisionRecord, VisionWrapper, en
 if TYPE_CHECKING:
     from vlmprune.runtime.text_tower import TextTower
 
+IGNORED = -100  # label of a token that no loss is asked for; PaliGemma's processor gives nothing but these
+
 
 def prune(
     model: nn.Module,
@@ -170,13 +172,17 @@ class Session:
 
         self.model.__dict__["prepare_inputs_for_generation"] = wrapper
 
-    def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if kwargs.get("labels") is not None:
+    def _before_model(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        labels = kwargs.get("labels")
+        if labels is not None and bool((labels != IGNORED).any()):
             raise UserError(
                 "A pruned model has fewer logits than labels: pass no labels, or run outside vlmprune.prune()."
             )
         logits = kwargs.get("logits_to_keep", 0)
         self._tail = max(0, logits - 1) if isinstance(logits, int) else 0
+        return args, {**kwargs, "labels": None} if labels is not None else kwargs
 
     def _before_inner(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note which images this forward carries; they may be encoded only inside it, so the prompt is read later."""
