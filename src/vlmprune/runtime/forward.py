@@ -303,7 +303,7 @@ class Forward:
     def _look_ahead(
         self, number: int, stage: Stage, hidden: Tensor, kwargs: dict[str, Any]
     ) -> tuple[Segment, AttentionCall] | None:
-        """The call layer `number` itself would make of all that reach it; it may have stored fewer than the last one."""
+        """The call that layer `number` would make of all that reach it; it may have stored fewer than the last one."""
         if not any(getattr(need, "ahead", False) for need in stage.method.needs(self.adapter.info).values()):
             return None
         cache, own = kwargs.get("past_key_values"), self._segment_of(number)
