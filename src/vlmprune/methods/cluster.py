@@ -1,0 +1,57 @@
+"""Density-peak clustering with k nearest neighbours (DPC-kNN), by which SparseVLM and AutoPrune put tokens together."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vlmprune.core.selectors import top_k
+
+
+class Clusters(NamedTuple):
+    """Clusters of n tokens.
+
+    Attributes:
+        merged: [c, D] mean of each cluster's tokens.
+        centres: [c] the token in the middle of each cluster, the most prominent first.
+        members: [n] number (0..c-1) of the cluster that each token is in.
+    """
+
+    merged: Tensor
+    centres: Tensor
+    members: Tensor
+
+
+def cluster_merge(tokens: Tensor, count: int, noise: Tensor | None = None) -> Clusters:
+    """Cluster `tokens` [n, D] around `count` of them and merge each cluster into its mean, in float32.
+
+    Distance d(i, j) = |x_i - x_j| / sqrt(D). Density of i: exp(-mean of d^2 to its `count` nearest, itself included).
+    A token is prominent by its density times the distance to the nearest denser token (the largest of all distances
+    where none is denser). The most prominent are centres; every other token joins the nearest centre.
+
+    Source: Du et al., 2016 (DPC-kNN); this form with one number for clusters and neighbours: SparseVLM
+    (arXiv 2410.04417).
+
+    Args:
+        count: c, clusters and neighbours; at most n.
+        noise: [n] a millionth of it is added to the densities, as the authors do with random numbers to break ties.
+            Two tokens may then still tie (float32 often cannot hold the difference), and both have nothing denser
+            nearby. Without noise the first of two equally dense tokens counts as the denser one.
+    """
+    tokens, count = tokens.float(), min(count, len(tokens))
+    distance = torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist") / tokens.shape[1] ** 0.5
+    nearest = torch.sort(distance, dim=1).values[:, :count]
+    density = (-(nearest**2).mean(1)).exp()
+    if noise is not None:
+        density = density + 1e-6 * noise.to(density)
+    denser = density[None] > density[:, None]  # [i, j]: j is denser than i
+    if noise is None:
+        denser = denser | (density[None] == density[:, None]).tril(-1)
+    separation = distance.masked_fill(~denser, distance.max()).amin(1)
+    centres = top_k(density * separation, count)
+    members = distance[:, centres].argmin(1)
+    members[centres] = torch.arange(count, device=tokens.device)
+    belongs = (members[None] == torch.arange(count, device=tokens.device)[:, None]).float()
+    return Clusters(belongs @ tokens / belongs.sum(1, keepdim=True), centres, members)

@@ -1,0 +1,81 @@
+"""PyramidDrop, SparseVLM, AdaptInfer, VTW, and the clustering that SparseVLM and AutoPrune share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from golden_runners.case import Case, run
+from golden_runners.staged import cluster_and_merge
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlmprune.methods.cluster import cluster_merge
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+# ---------------------------------------------------------------------- clustering
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        path
+        for path in sorted((GOLDENS / "sparsevlm").glob("case*.json"))
+        if json.loads(path.read_text())["kind"] == "cluster_and_merge"
+    ],
+    ids=lambda path: path.stem,
+)
+def test_clusters_are_the_authors(path: Path) -> None:
+    run(Case(path), cluster_and_merge)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 10_000), st.booleans())
+def test_every_token_is_in_one_cluster_and_each_centre_in_its_own(n: int, count: int, seed: int, alike: bool) -> None:
+    made = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(n, 6, generator=made)
+    if alike:  # many duplicates
+        tokens = tokens[torch.randint(max(1, n // 4), (n,), generator=made)]
+    found = cluster_merge(tokens, count)
+    c = min(n, count)
+    assert found.merged.shape == (c, 6) and bool(found.merged.isfinite().all())
+    assert len(found.centres.unique()) == c
+    assert torch.equal(found.members[found.centres], torch.arange(c))
+    for number in range(c):
+        assert torch.allclose(found.merged[number], tokens[found.members == number].mean(0), atol=1e-5)
+    distance = torch.cdist(tokens, tokens[found.centres], compute_mode="donot_use_mm_for_euclid_dist")
+    others = ~torch.isin(torch.arange(n), found.centres)
+    assert torch.equal(found.members[others], distance.argmin(1)[others])
+
+
+def test_clusters_follow_the_tokens_whatever_their_order_and_precision() -> None:
+    tokens = torch.randn(30, 8, generator=torch.Generator().manual_seed(1)).half()
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(2))
+    first, second = cluster_merge(tokens, 4), cluster_merge(tokens[order], 4)
+    assert torch.equal(first.centres, order[second.centres])
+    assert torch.equal(first.members[order], second.members)
+    assert torch.allclose(first.merged, second.merged, atol=1e-6)
+
+
+def test_two_clumps_of_tokens_are_two_clusters() -> None:
+    made = torch.Generator().manual_seed(0)
+    clumps = torch.cat([torch.randn(9, 4, generator=made) * 0.1, torch.randn(5, 4, generator=made) * 0.1 + 5])
+    found = cluster_merge(clumps, 2)
+    assert len(found.members[:9].unique()) == 1 and len(found.members[9:].unique()) == 1
+    assert found.members[0] != found.members[-1]
+
+
+def test_without_noise_the_first_of_equally_dense_tokens_is_the_centre() -> None:
+    assert cluster_merge(torch.randn(7, 3, generator=torch.Generator().manual_seed(0)), 1).centres.tolist() == [0]
+    pairs = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
+    assert cluster_merge(pairs, 2).centres.tolist() == [0, 2]
+    assert sorted(cluster_merge(pairs, 2, torch.zeros(4)).centres.tolist()) == [0, 1]  # all four have nothing denser
