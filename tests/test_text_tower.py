@@ -25,25 +25,10 @@ from vlmprune.core.signals import Alignment, Features, Need, PromptText
 from vlmprune.core.view import ImageView, ModelInfo
 from vlmprune.runtime.text_tower import TextTower
 
-WORDS = [
-    "what",
-    "color",
-    "is",
-    "the",
-    "circle",
-    "left",
-    "of",
-    "big",
-    "red",
-    "square",
-    "how",
-    "many",
-    "are",
-    "there",
-    "right",
-    "dark",
-    "blue",
-]
+WORDS = (
+    "what", "color", "is", "the", "circle", "left", "of", "big", "red", "square", "how", "many", "are", "there",
+    "right", "dark", "blue",
+)  # fmt: skip
 QUESTION = "What color is the big circle left of the red square"
 LONG = " ".join([QUESTION] * 20)  # of 11 words: 222 tokens with start and end, three pieces
 EXACT = 1e-6
@@ -86,7 +71,10 @@ def clip_model(image_size: int = 24, end: int | None = None, **vision: int) -> A
     sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     end = tokenizer.eos_token_id if end is None else end
     text = {**sizes, "vocab_size": len(tokenizer), "eos_token_id": end, "bos_token_id": tokenizer.bos_token_id}
-    towers = {"vision_config": {**tiny_models.TOWER, "image_size": image_size, **vision}, "text_config": text}
+    towers: dict[str, Any] = {
+        "vision_config": {**tiny_models.TOWER, "image_size": image_size, **vision},
+        "text_config": text,
+    }
     model = CLIPModel(CLIPConfig(**towers, projection_dim=20))
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():  # the default would leave attention nearly uniform
@@ -254,6 +242,26 @@ def test_a_batch_with_questions_of_its_own_is_each_sample_alone() -> None:
     assert [len(view["aligned"].text) for view in together] == [1, 1, 1, 3]
     with torch.no_grad():
         assert largest(together[2]["aligned"].text, tower().text("how many")) < EXACT
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("own", [None, "clip"])
+def test_a_later_stage_sees_what_is_left_and_encoded_images_carry_all_it_needs(own: str | None) -> None:
+    model, inputs = built("llava_next"), batch(FAMILIES["llava_next"], SEEDS)
+    text_tower = tower(16) if own else None
+    whole, _ = recorded("llava_next", inputs, text_tower)
+    method = Recorded(per="image")
+    chain = Recipe((*vlmprune.recipe("hiprune:9").stages, Stage(method, 4)))
+    for given in (inputs, vlmprune.encode_images(model, inputs, [chain]).inputs()):
+        method.seen.clear()
+        with vlmprune.prune(model, chain, text_tower=text_tower):
+            model(**given)
+        assert len(method.seen) == len(whole)
+        for view, before in zip(method.seen, whole, strict=True):
+            places = torch.searchsorted(before.slots, view.slots)
+            assert len(view.slots) == 9 and torch.equal(before.slots[places], view.slots)
+            assert largest(view["aligned"].visual, before["aligned"].visual[places]) < EXACT
+            assert largest(view["aligned"].text, before["aligned"].text) < EXACT
 
 
 def test_one_question_for_all_and_a_method_that_reads_its_beginning() -> None:

@@ -108,7 +108,7 @@ class CDPruner(Method):
         for step in range(keep):
             pick = torch.where(left.max() > floor, left, spare).argmax(keepdim=True)
             picks.append(pick)
-            part = vectors[pick[0]]
+            part = vectors.index_select(0, pick)[0]
             for _ in range(2):  # once leaves rounding behind
                 part = part - (basis[:step] @ part) @ basis[:step]
             length = part.norm()
