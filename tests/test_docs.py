@@ -303,6 +303,8 @@ def test_the_tables_of_models_come_from_tests_that_run() -> None:
     assert tables.runs_on("test_equivalence.test_cached_equals_uncached", "downsample") == {
         *matrix.RESIZABLE, *matrix.EVERYTHING
     }  # fmt: skip
+    some = pytest.mark.parametrize(("n", "family"), [(1, "a"), pytest.param(2, "b", marks=pytest.mark.xfail)])
+    assert list(tables.parameters(some.mark)) == [({"n": 1, "family": "a"}, True), ({"n": 2, "family": "b"}, False)]
     with pytest.raises(KeyError, match="no test runs on 'paligemma2'"):
         tables.reason(tables.Claim("no such column", "", ()), "paligemma2")
     with pytest.raises(KeyError, match=r"'static cache'.* have tests"):

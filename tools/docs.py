@@ -358,6 +358,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "works-methods": family_block("proofs", "methods", table),
     "works-slots": family_block("proofs", "slots", table),
     "works-modes": family_block("proofs", "modes", table),
+    "works-backends": family_block("proofs", "backends", table),
+    "works-generic": family_block("generic", table),
     "gemma3": family_block("whole_family", "gemma3"),
     "example": example,
     "results": results_summary,

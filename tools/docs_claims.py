@@ -83,24 +83,76 @@ MODES = (
     Claim("lookup", "prompt-lookup decoding equals greedy", ("test_equivalence.test_prompt_lookup_equals_greedy",)),
     Claim("next turn", "on the same cache equals the oracle", ("test_equivalence.test_second_turn_on_the_same_cache",)),
     Claim("new image", "in that turn equals the oracle", ("test_equivalence.test_new_image_in_the_second_turn",)),
-    Claim("eager", "equals SDPA", ("test_equivalence.test_eager_equals_sdpa",)),
-    Claim(
-        "half",
-        "bfloat16 and float16 keep as many tokens and give finite logits",
-        ("test_equivalence.test_half_precision_runs_and_keeps_as_many",),
-    ),
     Claim(
         "encoded once",
         "`encode_images` gives what encoding each time gives",
         ("test_equivalence.test_encoded_once_equals_encoded_each_time",),
     ),
 )
-CLAIMS = {"methods": METHODS, "slots": SLOTS, "modes": MODES}
+BACKENDS = (
+    Claim("eager", "equals SDPA", ("test_equivalence.test_eager_equals_sdpa",)),
+    Claim(
+        "flash",
+        "FlashAttention-2 keeps what SDPA keeps and gives its logits, with a static cache too; its scores are the same",
+        (
+            "test_backends.test_flash_keeping_everything_is_bit_identical",
+            "test_backends.test_flash_equals_sdpa",
+            "test_backends.test_flash_with_a_static_cache",
+            "test_backends.test_flash_scores_are_sdpas",
+        ),
+    ),
+    Claim(
+        "flex",
+        "FlexAttention keeps what SDPA keeps and gives its logits; its scores are the same",
+        (
+            "test_backends.test_flex_keeping_everything_is_bit_identical",
+            "test_backends.test_flex_equals_sdpa",
+            "test_backends.test_flex_scores_are_sdpas",
+        ),
+    ),
+    Claim(
+        "half",
+        "bfloat16 and float16 keep as many tokens; scores are float32, within 1e-6 of float64 on the same numbers",
+        (
+            "test_equivalence.test_half_precision_runs_and_keeps_as_many",
+            "test_devices.test_half_precision_is_scored_in_single",
+        ),
+    ),
+    Claim(
+        "offloaded",
+        "accelerate's offloading to CPU or disk gives the same bits",
+        ("test_devices.test_offloaded_models_give_the_same_bits",),
+    ),
+    Claim(
+        "devices",
+        "encoder, embeddings and decoder layers on different devices",
+        ("test_devices.test_indices_follow_the_device_of_what_they_index",),
+    ),
+    Claim("int8", "dynamically quantised linear layers", ("test_devices.test_int8_models",)),
+    Claim(
+        "compiled",
+        "decoding under torch.compile with a static cache",
+        ("test_devices.test_compiled_decoding_with_a_static_cache",),
+    ),
+)
+CLAIMS = {"methods": METHODS, "slots": SLOTS, "modes": MODES, "backends": BACKENDS}
+
+GENERIC = tuple(
+    f"test_generic.{name}"
+    for name in (
+        "test_keeping_everything_is_bit_identical_and_all_is_undone",
+        "test_equals_the_oracle",
+        "test_budget_is_exact_and_a_batch_is_each_sample_alone",
+    )
+)
+READ = "test_generic.test_encoder_statistics_where_every_slot_is_a_patch"
+REFUSED = "test_generic.test_methods_that_read_the_encoder_are_refused_in_words"
 
 INAPPLICABLE = ""  # nothing there that could be tested
 OUTSIDE = "slots outside a grid (tiles, newline or CLS slots): resize the picture before the processor"
 ONE_SIZE = "the encoder takes pictures of one size: resize the picture before the processor"
-UNTESTED = "the same code, but no test runs it here"
+UNTESTED = "untested"
+FAILING = "a test is marked as expected to fail"
 OWN_MASK = "the text model alone makes no two-way masks, so that there is no such reference"
 REASONS = {  # (column, beginning of a key of tests/tiny.py): why no test runs there; the longest beginning counts
     ("by hand", "gemma3"): OWN_MASK,
@@ -127,6 +179,12 @@ REASONS = {  # (column, beginning of a key of tests/tiny.py): why no test runs t
     ("text between", "internvl"): INAPPLICABLE,
     ("text between", "gemma3"): INAPPLICABLE,
     ("text between", "paligemma"): INAPPLICABLE,
+    ("flash", ""): UNTESTED,
+    ("flex", ""): UNTESTED,
+    ("offloaded", ""): UNTESTED,
+    ("devices", ""): UNTESTED,
+    ("int8", ""): UNTESTED,
+    ("compiled", ""): UNTESTED,
     ("static cache", "paligemma2"): "transformers' own PaliGemma 2 cannot run with a static cache",
     ("lookup", "qwen3_5"): "transformers refuses assisted decoding on recurrent layers",
     ("new image", "qwen"): "transformers cannot place a new image's M-RoPE ids behind a cache",

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from docs_claims import CLAIMS, REASONS, Claim
+from docs_claims import CLAIMS, FAILING, GENERIC, INAPPLICABLE, READ, REASONS, REFUSED, UNTESTED, Claim
 
 from vlmprune.models import FAMILIES, adapter_for, summary
 from vlmprune.models.base import Adapter
@@ -29,6 +29,7 @@ Table = Callable[[Sequence[str], list[list[str]]], str]
 MODALITIES = {"": "images", "video": "videos", "mixed": "both in a batch"}  # by the end of a key of tests/tiny.py
 LAYERS = {"full_attention": "full", "sliding_attention": "sliding", "linear_attention": "recurrent"}
 SKIPPED = {"skip", "skipif", "xfail"}
+UNNAMED = {INAPPLICABLE: "–", UNTESTED: "untested"}  # gaps that need no note
 SEEDS = range(6)  # of every shape in tests/tiny_images.py
 
 
@@ -51,26 +52,35 @@ def kind(key: str) -> Any:
 
 
 def covered(claim: Claim) -> set[str]:
-    return set.intersection(*(runs_on(test, claim.recipe) for test in claim.tests))
+    """The families (keys of tests/tiny.py) on which all of its tests run and are to pass."""
+    return set.intersection(*(runs_on(test, claim.recipe) for test in claim.tests)) - failing(claim)
+
+
+def failing(claim: Claim) -> set[str]:
+    """The families on which one of its tests may be skipped or is expected to fail."""
+    return {row["family"] for test in claim.tests for row, sound in runs(test) if "family" in row and not sound}
 
 
 def runs_on(test: str, recipe: str) -> set[str]:
-    """The families (keys of tests/tiny.py) on which a test runs with this recipe."""
+    """The families on which a test has this recipe."""
+    return {row["family"] for row, _ in runs(test) if "family" in row and (not recipe or row["name"] == recipe)}
+
+
+def runs(test: str) -> list[tuple[dict[str, Any], bool]]:
+    """The parameters of a test, mark by mark, and whether it always runs with them and is to pass."""
     module, _, function = test.partition(".")
     marks = getattr(import_module(module), function).pytestmark
-    if SKIPPED & {mark.name for mark in marks}:
-        raise ValueError(f"{test} does not always run")
-    rows = [values for mark in marks if mark.name == "parametrize" for values in parameters(mark)]
-    return {row["family"] for row in rows if "family" in row and (not recipe or row["name"] == recipe)}
+    sound = not SKIPPED & {mark.name for mark in marks}
+    rows = (row for mark in marks if mark.name == "parametrize" for row in parameters(mark))
+    return [(values, sound and alone) for values, alone in rows]
 
 
-def parameters(mark: Any) -> Iterator[dict[str, Any]]:
-    """The values of a `parametrize` mark by argument."""
+def parameters(mark: Any) -> Iterator[tuple[dict[str, Any], bool]]:
+    """The values of a `parametrize` mark by argument, and whether they have no mark of their own against them."""
     names = [name.strip() for name in mark.args[0].split(",")] if isinstance(mark.args[0], str) else list(mark.args[0])
     for row in mark.args[1]:
-        if not SKIPPED & {own.name for own in getattr(row, "marks", ())}:
-            values = row.values if hasattr(row, "marks") else (row,) if len(names) == 1 else row
-            yield dict(zip(names, values, strict=True))
+        values = row.values if hasattr(row, "marks") else (row,) if len(names) == 1 else row
+        yield dict(zip(names, values, strict=True)), not SKIPPED & {own.name for own in getattr(row, "marks", ())}
 
 
 def reason(claim: Claim, key: str) -> tuple[str, str]:
@@ -89,13 +99,15 @@ def proofs(name: str, table: Table) -> str:
     for model, keys in variants().items():
         cells = []
         for claim in claims:
-            gaps = [reason(claim, key) for key in keys.values() if key not in done[claim.title]]
-            used |= set(gaps)
-            whys = [why for why in dict.fromkeys(REASONS[gap] for gap in gaps) if why]
-            notes += [why for why in whys if why not in notes]
+            gaps = {key: reason(claim, key) for key in keys.values() if key not in done[claim.title]}
+            used |= set(gaps.values())
+            fails = failing(claim)
+            whys = list(dict.fromkeys(FAILING if key in fails else REASONS[gap] for key, gap in gaps.items()))
             here = [MODALITIES[modality] for modality, key in keys.items() if key in done[claim.title]]
-            cell = "yes" if len(here) == len(keys) else ", ".join(here) or ("no" if whys else "–")
-            cells.append(cell + "".join(f" ({1 + notes.index(why)})" for why in whys))
+            named = [why for why in whys if why not in UNNAMED]
+            notes += [why for why in named if why not in notes]
+            cell = "yes" if not gaps else ", ".join(here) or ("no" if named else UNNAMED[whys[0]])
+            cells.append(cell + "".join(f" ({1 + notes.index(why)})" for why in named))
         rows.append([model, *cells])
     check_used(claims, used)
     parts = [table(["tiny model", *(claim.title for claim in claims)], rows)]
@@ -118,6 +130,23 @@ def proof(claim: Claim) -> list[str]:
     tests = ["tests/{}.py::{}".format(*test.split(".")) for test in claim.tests]
     shown = ", ".join(f"`{test}`" for test in tests)
     return [claim.title, claim.meaning, shown + (f" with `{claim.recipe}`" if claim.recipe else "")]
+
+
+def generic(table: Table) -> str:
+    """The families without an adapter that the tests run with the generic one."""
+    read, refused, *tested = (
+        {row["name"]: None for row, sound in runs(test) if "name" in row and sound}
+        for test in (READ, REFUSED, *GENERIC)
+    )
+    rows: dict[tuple[str, str], list[str]] = {}
+    for key in tested[0]:
+        if all(key in others for others in tested):
+            name, _, modality = key.partition(" ")
+            shown = f"`{name}`", MODALITIES.get(modality, MODALITIES[""])
+            rows.setdefault(shown, [*shown, "run" if key in read else "refused" if key in refused else "untested"])
+    tests = ", ".join(f"`tests/{test.replace('.', '.py::')}`" for test in (*GENERIC, READ, REFUSED))
+    head = ["model_type", "tested with", "methods that read the encoder"]
+    return f"{table(head, list(rows.values()))}\n\nProved by {tests}."
 
 
 # ---------------------------------------------------------------- what the adapters say
