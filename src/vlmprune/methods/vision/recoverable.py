@@ -9,33 +9,31 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.core.errors import UserError
-from vlmprune.core.method import Method
 from vlmprune.core.selectors import top_k
-from vlmprune.core.signals import Alignment, ClsAttention, EncoderKeys, Need, TowerFeatures
+from vlmprune.core.signals import Alignment, Need
 from vlmprune.core.view import ImageView, Merged, ModelInfo
-from vlmprune.methods.checks import OFFICIAL, PAPER, one_of, true_or_false
+from vlmprune.methods.checks import OFFICIAL, one_of
 from vlmprune.methods.outliers import local_outliers
 from vlmprune.methods.relevance import mean_cosine
+from vlmprune.methods.vision.prumerge import NEIGHBOURS, PruMerge
 
-LAST = -1  # encoder layer whose attention and keys are read
-NEIGHBOURS = 32
 TEXT_WEIGHT = 50
 
 
 @dataclass
-class Recoverable(Method):
-    """Keeps what stands out, then gathers what is left around a few centres.
+class Recoverable(PruMerge):
+    """PruMerge led by the question too: keeps what stands out, then gathers what is left around a few centres.
 
     Paper: Recoverable Compression: A Multimodal Vision Token Recovery Mechanism Guided by Text Information (AAAI 2025,
     arXiv 2409.01179).
 
     Formula: q, k [n + 1, W] = queries and keys of the encoder's last layer, all heads as one; a [n] = softmax(q_0 k^T /
     sqrt(W)) without the CLS key. t [n] = cos(v_i, question) / sqrt(C), v [n, C] = rows of the tower in CLIP's common
-    space. out_m(s) = how many of s have a local outlier factor (m neighbours) above 1.5. Main tokens: the top
-    n_a = out_20(a) of a; with t of these set to min t, the top (n - n_a) out_20(t) / n others of t. Of the R left:
-    the top out_10(a) of a are centres, y_i = x_i + the sum of a_j x_j over the 32 of R with the highest cos(k_i, k_j) +
-    50 t_j. Out: main tokens in order of position, centres by falling a, and one token, the sum of a_j x_j over all
-    other j. Without a centre the main tokens alone.
+    space. out_m(s) = how many of s have a local outlier factor (m neighbours) above 1.5. Main: the top out_20(a) of a,
+    n_a tokens; with t of these set to min t, the top (n - n_a) out_20(t) / n others of t. Of the R left, the top
+    out_10(a) of a are centres, y_i = x_i + the sum of a_j x_j over the 32 of R with the highest cos(k_i, k_j) + 50 t_j.
+    Out: main by position, centres by falling a, and one token, the sum of a_j x_j over all other j. Without a centre
+    the main tokens alone.
 
     Defaults: a budget, shared out in proportion to those counts; the paper's own are `adaptive`, about a tenth of 576.
     Each tile by itself; positions counted anew on LLaVA, and elsewhere kept, with the tokens in order of position.
@@ -48,39 +46,23 @@ class Recoverable(Method):
         compat: "official" compares keys of other tokens (of the image's first ones), and counts centres by W * out / R.
 
     Differences from the authors' code: partly a reconstruction, which no run of their code has confirmed.
-        - The budget is ours, and at least one token is kept.
+        - The budget is ours, and at least one token is kept. R * out / R centres, each compared by its own key.
         - v are the rows that LLaVA projects, through CLIP's last LayerNorm; theirs the last layer's, without it.
         - The question is read at its end token; theirs reads the first line of the prompt at the last padded place.
-        - R * out / R centres, and each compared by its own key.
         - The last token has no place of its own; it takes that of the token which weighs most in it.
     """
 
     name: ClassVar[str] = "recoverable"
-    stage: ClassVar[str] = "vision"
     summary: ClassVar[str] = "tokens that stand out to the CLS token or to the question, the rest gathered around a few"
 
-    adaptive: bool = False
     relevance_sign: int = 1
-    compat: str = PAPER
 
     def __post_init__(self) -> None:
-        true_or_false(self, "adaptive")
+        super().__post_init__()
         one_of(self, "relevance_sign", 1, -1)
-        one_of(self, "compat", PAPER, OFFICIAL)
-
-    @property
-    def exact(self) -> bool:
-        return not self.adaptive and self.compat != OFFICIAL
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
-        joined = {"attention": ClsAttention(LAST, joined=True), "keys": EncoderKeys(LAST, joined=True)}
-        return {**joined, "rows": TowerFeatures(), "aligned": Alignment(truncate=True)}
-
-    def positions(self, info: ModelInfo) -> str:
-        return "compact" if info.llava else "original"
-
-    def pool(self, info: ModelInfo) -> str:
-        return "frame"
+        return {**super().needs(info), "aligned": Alignment(truncate=True)}
 
     def select(self, view: ImageView) -> Merged:
         attention, rows = view["attention"].float().clamp(0, 1), view["rows"].rows.float()
@@ -90,18 +72,19 @@ class Recoverable(Method):
         if not self.adaptive:
             seen, asked, count = within(view.keep, seen, asked, count)
         main, rest = split(attention, text, seen, asked)
-        if len(rest) <= count or not view.n - len(rest) + count:
+        if count >= len(rest) or len(main) + count == 0:
             raise UserError(f"{self.name}: the authors' code fails: {len(main)} main tokens, {count} centres.")
+        if count == 0:
+            return Merged(rows[main], main, space="tower")
         order = rest[top_k(attention[rest], len(rest))]
-        centres, others = order[:count], order[count:]
+        centres, others = order.tensor_split([count])
         near = self.near(view["keys"].rows.float(), text, rest, torch.searchsorted(rest, centres))
         weights = attention.new_zeros(count + 1, view.n)
         weights[:-1].scatter_(1, near, attention[near])
         weights[-1, others] = attention[others]
         gathered = weights @ rows
         gathered[:-1] += rows[centres]
-        last = count + 1 if count else 0
-        anchors, features = torch.cat([main, order[:last]]), torch.cat([rows[main], gathered[:last]])
+        anchors, features = torch.cat([main, centres, others[:1]]), torch.cat([rows[main], gathered])
         if self.positions(view.info) == "original":
             places = anchors.argsort()
             features, anchors = features[places], anchors[places]
@@ -119,9 +102,8 @@ class Recoverable(Method):
 
     def near(self, keys: Tensor, text: Tensor, rest: Tensor, places: Tensor) -> Tensor:
         """The tokens that the centres, at these places of `rest`, gather: up to 32 others of `rest` each."""
-        keys = nn.functional.normalize(keys, dim=-1).nan_to_num()
-        keys = keys[: len(rest)] if self.compat == OFFICIAL else keys[rest]
-        likeness = keys[places] @ keys.T + TEXT_WEIGHT * text[rest]
+        keys = nn.functional.normalize(keys[: len(rest)] if self.compat == OFFICIAL else keys[rest], dim=-1)
+        likeness = (keys[places] @ keys.T).nan_to_num() + TEXT_WEIGHT * text[rest]
         likeness.scatter_(1, places[:, None], float("-inf"))
         order = torch.sort(likeness, dim=1, descending=True, stable=True).indices
         return rest[order[:, : min(NEIGHBOURS, len(rest) - 1)]]
