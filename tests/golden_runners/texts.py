@@ -52,7 +52,7 @@ def _tower(case: Case) -> TextTower:
     width = {"hidden_size": len(weights[0]), "layer_norm_eps": case["ln_eps"]}
     clip = CLIPModel(
         CLIPConfig(
-            text_config={**small, "hidden_size": 8, "vocab_size": 9},
+            text_config={**small, "hidden_size": 8, "vocab_size": 9, "bos_token_id": 7, "eos_token_id": 8},
             vision_config={**small, **width},
             projection_dim=len(weights[2]),
         )
