@@ -71,7 +71,11 @@ class Method:
         return (self,)
 
     def budget(self, keep: Keep, n: int, total: int) -> int:
-        """Tokens to keep of the `n` that reach it, of an image that had `total`; `n` for leaving it alone."""
+        """Tokens to keep of the `n` that reach it; `n` for leaving the image alone.
+
+        Args:
+            total: the image's tokens that reached this stage of the recipe, at the first of its acts.
+        """
         return resolve_keep(keep, n)
 
     def select(self, view: ImageView) -> Selection:

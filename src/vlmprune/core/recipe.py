@@ -24,10 +24,15 @@ _STAGE = re.compile(
 
 @dataclass(frozen=True)
 class Stage:
-    """A method and its budget."""
+    """A method and its budget.
+
+    Attributes:
+        number: of the recipe's stages, which one an act belongs to.
+    """
 
     method: Method
     keep: Keep
+    number: int = 0
 
     def __post_init__(self) -> None:
         if self.method.per not in (None, *POOLS):
@@ -48,7 +53,8 @@ class Recipe:
 
     def acts(self, info: ModelInfo) -> list[Stage]:
         """The stages as single acts: a method that acts at several layers makes several."""
-        return [Stage(act, stage.keep) for stage in self.stages for act in stage.method.acts(info)]
+        numbered = enumerate(self.stages)
+        return [Stage(act, stage.keep, number) for number, stage in numbered for act in stage.method.acts(info)]
 
     def check(self, info: ModelInfo) -> None:
         """Raise UserError where the stages cannot act in the order they are written in on this model."""

@@ -17,7 +17,7 @@ from vlmprune.runtime import deepstack
 from vlmprune.runtime.cache import Band, PrunedState, adopt, physical_length, state_of
 from vlmprune.runtime.decoder_signals import DecoderReader, LayerTap, call_ahead
 from vlmprune.runtime.flow import Layout, Prompt, Segment, gather_rows, pad_left
-from vlmprune.runtime.inside import Inside
+from vlmprune.runtime.inside import Inside, SoFar
 from vlmprune.runtime.masks import Masks
 from vlmprune.runtime.prompt_text import ImageText, question_of, text_columns
 from vlmprune.runtime.select import Picked, prompt_seed, run_vision_stages
@@ -43,7 +43,7 @@ class Forward:
         self.changed = False
         self.seconds = 0.0
         self.stages: list[tuple[int, Kept]] = []
-        self.memory: dict[tuple[int, int], dict[str, Any]] = {}  # by row and image
+        self.so_far: dict[tuple[int, int, int], SoFar] = {}  # by stage of the recipe, row and image
         self._tap: LayerTap | None = None
         self.masks = Masks(self.adapter, prompt is not None and prompt.blocks is not None)
         self._read_mask(kwargs.get("attention_mask"), mask)
@@ -288,7 +288,13 @@ class Forward:
         for row, images in enumerate(prompt.rows):
             inside.rows.append(
                 [
-                    inside.choose(row, k, self._text(row, k), self._seed(row, k), self.memory.setdefault((row, k), {}))
+                    inside.choose(
+                        row,
+                        k,
+                        self._text(row, k),
+                        self._seed(row, k),
+                        self.so_far.setdefault((stage.number, row, k), SoFar()),
+                    )
                     for k in range(len(images))
                 ]
             )

@@ -35,6 +35,19 @@ class Chosen:
 
 
 @dataclass
+class SoFar:
+    """What the acts of one stage have known of one image until now.
+
+    Attributes:
+        reached: tokens that reached the first of them.
+        memory: what the method noted.
+    """
+
+    reached: int = 0
+    memory: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass
 class Inside:
     """One stage on all images of a prompt.
 
@@ -51,12 +64,13 @@ class Inside:
     rows: list[list[Chosen]] = field(default_factory=list)
     cut: bool = False
 
-    def choose(self, row: int, image: int, text: ImageText, seed: int, memory: dict[str, object]) -> Chosen:
+    def choose(self, row: int, image: int, text: ImageText, seed: int, so_far: SoFar) -> Chosen:
         """Let the method choose among the tokens of one image that reach this layer."""
         layout, data = self.reader.layout, self.prompt.rows[row][image].tokens
         tokens = (layout.image[row] == image).nonzero().squeeze(1)
         slots, origin = layout.slot[row, tokens], layout.origin[row, tokens]
-        keep = self.stage.method.budget(self.stage.keep, len(tokens), data.count)
+        so_far.reached = so_far.reached or len(tokens)
+        keep = self.stage.method.budget(self.stage.keep, len(tokens), so_far.reached)
         if keep >= len(tokens):
             return Chosen(tokens, slots, origin)
         self.cut = True
@@ -66,7 +80,7 @@ class Inside:
             if name not in signals:
                 signals[name] = self.reader.read(need, row, tokens)
         view = ImageView(
-            keep, slots, data.grid, adapter.info, signals, seed, data.cells(slots), total=data.count, memory=memory
+            keep, slots, data.grid, adapter.info, signals, seed, data.cells(slots), data.count, so_far.memory
         )
         chosen = choose(self.stage, view)
         if not isinstance(chosen, Merged):

@@ -57,9 +57,11 @@ def run_vision_stages(
     resized = image.features.shape[0] < image.count
     whole = torch.arange(image.features.shape[0], device=device)
     states = [Picked(whole, image.slots, image.features if resized else None)]
+    reached: dict[int, int] = {}
     for stage in stages:
         now = states[-1]
-        keep = stage.method.budget(stage.keep, len(now.slots), image.count)
+        total = reached.setdefault(stage.number, len(now.slots))
+        keep = stage.method.budget(stage.keep, len(now.slots), total)
         acted = isinstance(stage.method, PixelMethod)  # before the encoder
         if acted or keep >= len(now.slots):
             states.append(now)
@@ -171,16 +173,18 @@ def shares(sizes: list[int], keep: int) -> list[int]:
 
 def _together(found: list[tuple[Tensor, Selection]]) -> Selection:
     """Selections among parts of an image's tokens as one selection among all."""
-    features, anchors, space = [], [], None
+    features, anchors, unchanged, space = [], [], [], None
     for tokens, chosen in found:
         own = (chosen.anchors if isinstance(chosen, Merged) else chosen).to(tokens.device)
         anchors.append(torch.where(own >= 0, tokens[own.clamp(min=0)], -1))
         if isinstance(chosen, Merged):
             features.append(chosen.features)
+            new = torch.zeros_like(own, dtype=torch.bool)
+            unchanged.append(new if chosen.unchanged is None else chosen.unchanged.to(own.device))
             space = chosen.space
     if space is None:
         return torch.sort(torch.cat(anchors)).values
-    return Merged(torch.cat(features), torch.cat(anchors), space)
+    return Merged(torch.cat(features), torch.cat(anchors), space, torch.cat(unchanged))
 
 
 def _checked(stage: Stage, view: ImageView) -> Selection:
