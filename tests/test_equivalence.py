@@ -42,7 +42,7 @@ MAKING = {
 SPECS = {**DROPPING, **MAKING}
 EVERYWHERE = ("divprune", "fastv", "three stages", "visionzip")  # before the LLM, inside, both, and made anew
 EVERYTHING = ("llava", "qwen2_5_vl")  # families on which every method runs in every mode
-RESIZABLE = ("llava with SigLIP", "video_llava", "paligemma", "qwen2_vl", "qwen2_vl video", "qwen3_vl", "qwen3_5")
+RESIZABLE = ("llava with SigLIP", "video_llava", "paligemma", "paligemma2", *(key for key in FAMILIES if "qwen" in key))
 Samples = list[list[int | None]]
 RAGGED: Samples = [[0, 1], [2]]  # two images interleaved with text beside one: left padding, different counts
 

@@ -79,6 +79,11 @@ def test_whatever_looks_expected_is_compared_and_nothing_else_is(path: Path) -> 
         "pivot_order",
         "softmax_scores",
         "out",
+        "out_metric",
+        "score_base",
+        "score_hires",
+        "size",
+        "group",
     }
 
 
@@ -99,12 +104,14 @@ def copy(source: str, target: Path) -> Path:
 def test_the_checker_counts_what_passed_and_lists_the_rest_apart(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     copy("fastv/case4", tmp_path / "fastv/case4")
     copy("fastv/case6", tmp_path / "fastv/case123")
-    copy("vtw/case2", tmp_path / "vtw/case2")
+    copy("vtw/case2", tmp_path / "newmethod/case2")
     copy("unibench_tiles/case2", tmp_path / "unibench_tiles/case2")
+    meta = tmp_path / "unibench_tiles/case2.json"
+    meta.write_text(json.dumps({**json.loads(meta.read_text()), "method": "new_pre_llm"}))
     assert check_goldens.main([str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "2 passed, 0 failed"
-    assert lines[-2] == "no runner: unibench_tiles/gprune_pre_llm (1), vtw (1)"
+    assert lines[-2] == "no runner: newmethod (1), unibench_tiles/new_pre_llm (1)"
 
 
 def test_the_checker_says_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,26 +1,29 @@
 """One runner a golden method: builds the library's views from a case's arrays and compares everything it expects."""
 
-from golden_runners import decoder, scored, texts, vision
+from golden_runners import decoder, scored, spatial, texts, vision
 from golden_runners.case import Case, Failed, Runner
 
 RUNNERS: dict[str, Runner] = {
     "random_pre": vision.random_pre,
     "random_intra": decoder.random_intra,
     "divprune": vision.divprune,
-    "unibench_tiles": vision.divprune_tiles,
     "hiprune": vision.hiprune,
     "visionzip": vision.visionzip,
     "fastv": decoder.fastv,
     "dart": decoder.dart,
     **scored.RUNNERS,
+    **spatial.RUNNERS,
     **texts.RUNNERS,
 }
 
 
+TILES: dict[str, Runner] = {"divprune_pre_llm": vision.divprune_tiles, **spatial.TILES}  # folder "unibench_tiles"
+
+
 def runner_of(case: Case) -> Runner | None:
     """The runner of a case, or None where the method is not in the library."""
-    if case.group != case.method:
-        return None
+    if case.method == "unibench_tiles":
+        return TILES.get(case.function)
     return RUNNERS.get(case.method)
 
 

@@ -30,6 +30,7 @@ class Case:
 
     Attributes:
         method: name of the folder.
+        function: what was executed, where a folder mixes methods.
         group: what is listed apart when there is no runner: the folder, or `folder/function` where it mixes methods.
     """
 
@@ -43,9 +44,8 @@ class Case:
         self.seen: set[str] = set()
         self.compared: set[str] = set()
         self.notes: list[str] = []
-        function = meta.get("method", self.method)
-        mixed = self.method == "unibench_tiles" and not function.startswith("divprune")
-        self.group = f"{self.method}/{function}" if mixed else self.method
+        self.function = meta.get("method", self.method)
+        self.group = f"{self.method}/{self.function}" if self.method == "unibench_tiles" else self.method
 
     def __str__(self) -> str:
         return f"{self.method}/{self.path.stem}"
