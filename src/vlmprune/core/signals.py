@@ -137,6 +137,18 @@ class Alignment(EncoderNeed):
 
 
 @dataclass(frozen=True)
+class Pixels(EncoderNeed):
+    """The encoder's input at all patches that a token covers, side by side. Shape [n, P].
+
+    In [0, 1], the normalisation that the family's processor is published with undone, or with `normalized` as the
+    encoder gets it. Where the model resizes the patches' features into slots (a shrunk canvas, pooled video), so are
+    these.
+    """
+
+    normalized: bool = False
+
+
+@dataclass(frozen=True)
 class LastQueryAttention(DecoderNeed):
     """What the last prompt token attends to at decoder layer K-1.
 

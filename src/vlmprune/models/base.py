@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,19 @@ def raster(grid: Grid) -> Slots:
     return Slots(grid, torch.arange(grid.size))
 
 
+class Normalisation(NamedTuple):
+    """What a family's processor does to pixels in [0, 1] before the encoder sees them, one number a channel."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+# transformers' names: OPENAI_CLIP, IMAGENET_DEFAULT, IMAGENET_STANDARD (SigLIP and most towers after it)
+CLIP = Normalisation((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
 class Adapter:
     """Where things are in one family's model, how its patches become visual slots, and how it counts positions.
 
@@ -55,11 +68,13 @@ class Adapter:
         family: the config's model_type, for methods' defaults and for people.
         feature_functions: the function of `model.model` that encodes each modality.
         pixels: the argument of that function that holds the pixels.
+        normalisation: of the processor that the family is published with; no config of a model says it.
     """
 
     family: str
     feature_functions: dict[str, str] = {"image": "get_image_features"}
     pixels: ClassVar[dict[str, str]] = {"image": "pixel_values", "video": "pixel_values_videos"}
+    normalisation: Normalisation = HALF
     tower_rows: ClassVar[bool] = False  # whether there is one row per slot before the projector
     later_token_type: ClassVar[int] = 0  # token_type_ids of what the model writes
     window_cuts_blocks: ClassVar[bool] = True  # whether a sliding window also limits what a block's tokens see of it
@@ -176,6 +191,16 @@ class Adapter:
             chunks: what each attention call of the layer saw, in order: [batch, tokens, ...].
         """
         raise NotImplementedError
+
+    def pixel_rows(self, modality: str, call: dict[str, Any], normalized: bool) -> list[Tensor]:
+        """The pixels behind each slot (see `core.signals.Pixels`), [count, P] float32 a piece; NaN without a patch."""
+        raise UserError(f"vlmprune does not know which pixels of {self.family} stand behind a visual token.")
+
+    def raw(self, pixels: Tensor, axis: int) -> Tensor:
+        """Pixels with the processor's normalisation undone; `axis` (from the end) holds the channels."""
+        shape = (-1, *[1] * (-axis - 1))
+        mean, std = (torch.tensor(values, device=pixels.device).view(shape) for values in self.normalisation)
+        return pixels * std + mean
 
     def images(self, ids: Tensor | None, columns: Sequence[Tensor]) -> list[int]:
         """How many successive pieces make an image: for most families a piece is one.

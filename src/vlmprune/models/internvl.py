@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from vlmprune.models.base import IMAGENET
 from vlmprune.models.patches import PatchAdapter, layer_of_hidden_state
 
 
 class InternVLAdapter(PatchAdapter):
     family = "internvl"
+    normalisation = IMAGENET
 
     @property
     def patches_a_side(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vlmprune.core.errors import UserError
+from vlmprune.models.base import CLIP, HALF, Normalisation
 from vlmprune.models.patches import PatchAdapter, layer_of_hidden_state
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
@@ -28,6 +29,10 @@ class LlavaAdapter(PatchAdapter):
     @property
     def has_cls(self) -> bool:
         return self.config.vision_config.model_type == "clip_vision_model"
+
+    @property
+    def normalisation(self) -> Normalisation:  # type: ignore[override]
+        return CLIP if self.has_cls else HALF
 
     @property
     def used_layer(self) -> int:

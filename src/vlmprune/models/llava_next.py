@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, image_size_to_num_patches
 
-from vlmprune.core.view import Grid, TowerRows, Whole
+from vlmprune.core.view import Grid, Whole
 from vlmprune.models.base import Slots
 from vlmprune.models.llava import LlavaAdapter
 
@@ -57,12 +56,19 @@ class LlavaNextAdapter(LlavaAdapter):
             found.append(Slots(Grid(side, side, tiles), cells, _wholes(cells, side, tiles)))
         return found
 
-    def rows(self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor]) -> list[TowerRows]:
-        values, tiles = torch.cat(list(chunks)), self.tiles(call)
-        cls = values[:, 0].split(tiles) if self.has_cls else [None] * len(tiles)
-        patches = values[:, int(self.has_cls) :]
-        packed = self.pack(patches.reshape(*patches.shape[:2], -1), call)
-        return [TowerRows(p.reshape(-1, *patches.shape[2:]), c) for p, c in zip(packed, cls, strict=True)]
+    def pieces(self, modality: str, call: dict[str, Any]) -> list[int]:
+        return self.tiles(call)
+
+    def pictures(self, modality: str, call: dict[str, Any]) -> Tensor:
+        """Without the tiles that only fill the batch."""
+        pixels = call["pixel_values"]
+        if pixels.ndim == 4:
+            return pixels
+        return torch.cat([image[:tiles] for image, tiles in zip(pixels, self.tiles(call), strict=True)])
+
+    def laid_out(self, modality: str, call: dict[str, Any], values: Tensor) -> list[Tensor]:
+        packed = self.pack(values.reshape(*values.shape[:2], -1), call)
+        return [piece.reshape(-1, *values.shape[2:]) for piece in packed]
 
 
 def _wholes(cells: Tensor, side: int, tiles: int) -> tuple[Whole, ...]:

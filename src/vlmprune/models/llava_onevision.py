@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vlmprune.core.view import Grid, TowerRows
+from vlmprune.core.view import Grid
 from vlmprune.models.base import Slots
 from vlmprune.models.llava_next import LlavaNextAdapter
 
@@ -43,11 +42,19 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
         grid = Grid(side, side, frames)
         return [Slots(grid, nn.functional.pad(torch.arange(grid.size), (0, 1), value=-1))] * videos
 
-    def rows(self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor]) -> list[TowerRows]:
+    def pieces(self, modality: str, call: dict[str, Any]) -> list[int]:
         if modality == "image":
-            return super().rows(modality, call, chunks)
-        values = torch.cat(list(chunks))  # [videos * frames, patches, ...]
+            return super().pieces(modality, call)
+        videos, frames = call["pixel_values_videos"].shape[:2]
+        return [frames] * videos
+
+    def pictures(self, modality: str, call: dict[str, Any]) -> Tensor:
+        return super().pictures(modality, call) if modality == "image" else call["pixel_values_videos"].flatten(0, 1)
+
+    def laid_out(self, modality: str, call: dict[str, Any], values: Tensor) -> list[Tensor]:
+        if modality == "image":
+            return super().laid_out(modality, call, values)
         pooled = self.inner.apply_pooling(values.reshape(*values.shape[:2], -1).float())
-        pooled = pooled.unflatten(0, (len(call["pixel_values_videos"]), -1)).flatten(1, 2)
-        whole = nn.functional.pad(pooled, (0, 0, 0, 1), value=float("nan"))  # one image_newline at the end
-        return [TowerRows(video.reshape(-1, *values.shape[2:]), None) for video in whole]
+        videos = (video.flatten(0, 1) for video in pooled.split(self.pieces(modality, call)))
+        whole = (nn.functional.pad(video, (0, 0, 0, 1), value=float("nan")) for video in videos)  # image_newline
+        return [video.reshape(-1, *values.shape[2:]) for video in whole]

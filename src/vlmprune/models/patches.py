@@ -33,16 +33,25 @@ class PatchAdapter(Adapter):
     def encoder_layers(self, modality: str = "image") -> Sequence[nn.Module]:
         return self.inner.vision_tower.encoder.layers
 
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        patch = self.config.vision_config.patch_size
+        return (patch[0], patch[1]) if isinstance(patch, list | tuple) else (patch, patch)
+
     def patch_grid(self, modality: str, call: dict[str, Any]) -> Grid:
         """Patches of one picture."""
-        patch = self.config.vision_config.patch_size
-        height, width = patch if isinstance(patch, list | tuple) else (patch, patch)
+        height, width = self.patch_size
         rows, cols = call[self.pixels[modality]].shape[-2:]
         return Grid(rows // height, cols // width)
 
     def pieces(self, modality: str, call: dict[str, Any]) -> list[int]:
         """Pictures in each piece: 1 for images, the number of frames for videos."""
         return [1] * len(call[self.pixels[modality]])
+
+    def pictures(self, modality: str, call: dict[str, Any]) -> Tensor:
+        """The pictures as the tower sees them, one after another: [pictures, 3, height, width]."""
+        pixels = call[self.pixels[modality]]
+        return pixels.reshape(-1, *pixels.shape[-3:])
 
     def slots(self, modality: str, call: dict[str, Any]) -> list[Slots]:
         patches, side = self.patch_grid(modality, call), self.patches_a_side
@@ -61,14 +70,22 @@ class PatchAdapter(Adapter):
         values = torch.cat(list(chunks))  # [pictures, tokens, ...]
         cls = values[:, 0] if self.has_cls else None
         patches = block_mean(values[:, int(self.has_cls) :], self.patch_grid(modality, call), self.patches_a_side)
+        laid, sizes = self.laid_out(modality, call, patches), self.pieces(modality, call)
+        apart: Sequence[Tensor | None] = [None] * len(sizes) if cls is None else cls.split(sizes)
+        return [TowerRows(rows, own) for rows, own in zip(laid, apart, strict=True)]
+
+    def laid_out(self, modality: str, call: dict[str, Any], values: Tensor) -> list[Tensor]:
+        """Values of each picture's slots [pictures, slots, ...] as rows of slots a piece, NaN at a CLS slot."""
         if self.cls_slot(modality):
-            patches = torch.cat([torch.full_like(patches[:, :1], float("nan")), patches], dim=1)
-        found, at = [], 0
-        for frames in self.pieces(modality, call):
-            part = slice(at, at + frames)
-            found.append(TowerRows(patches[part].flatten(0, 1), None if cls is None else cls[part]))
-            at += frames
-        return found
+            values = torch.cat([torch.full_like(values[:, :1], float("nan")), values], dim=1)
+        return [piece.flatten(0, 1) for piece in values.split(self.pieces(modality, call))]
+
+    def pixel_rows(self, modality: str, call: dict[str, Any], normalized: bool) -> list[Tensor]:
+        pictures, side = self.pictures(modality, call).float(), self.patches_a_side
+        if not normalized:
+            pictures = self.raw(pictures, axis=-3)
+        square = (side * self.patch_size[0], side * self.patch_size[1])
+        return self.laid_out(modality, call, nn.functional.unfold(pictures, square, stride=square).transpose(1, 2))
 
     def resize(self, modality: str, call: dict[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
         if not self.interpolates:

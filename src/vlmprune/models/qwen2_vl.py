@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.core.view import Grid, TowerRows
-from vlmprune.models.base import Adapter, Slots, raster, split_rows
+from vlmprune.models.base import CLIP, HALF, Adapter, Slots, raster, split_rows
 
 
 class Qwen2VLAdapter(Adapter):
     family = "qwen2_vl"
+    normalisation = CLIP
     feature_functions = {"image": "get_image_features", "video": "get_video_features"}
 
     def encoder_layers(self, modality: str = "image") -> Sequence[nn.Module]:
@@ -32,6 +33,14 @@ class Qwen2VLAdapter(Adapter):
     def merged(self, values: Tensor, thw: Tensor) -> Tensor:
         """Patch values [P, ...] in the tower's order to slot values [P / 4, ...] in raster order."""
         return values.unflatten(0, (-1, self.config.vision_config.spatial_merge_size**2)).mean(1)
+
+    def pixel_rows(self, modality: str, call: dict[str, Any], normalized: bool) -> list[Tensor]:
+        # the processor writes the patches of a slot one after another, each with all its channels and frames
+        pixels, thw = call[self.pixels[modality]].float(), self.thw(modality, call)
+        if not normalized:
+            pixels = self.raw(pixels.unflatten(1, (3, -1)), axis=-2).flatten(1)
+        merge = self.config.vision_config.spatial_merge_size**2
+        return split_rows(pixels.unflatten(0, (-1, merge)).flatten(1), (thw.prod(-1) // merge).tolist())
 
     def resize(self, modality: str, call: dict[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
         name, vision, thw = self.pixels[modality], self.config.vision_config, self.thw(modality, call)
@@ -59,9 +68,11 @@ class Qwen3VLAdapter(Qwen2VLAdapter):
     """Qwen3-VL: deepstack features and interleaved M-RoPE; a video's frames stand apart, timestamps between."""
 
     family = "qwen3_vl"
+    normalisation = HALF
 
 
 class Qwen35Adapter(Qwen2VLAdapter):
     """Qwen3.5: some decoder layers are recurrent, and have neither an attention map nor keys a token."""
 
     family = "qwen3_5"
+    normalisation = HALF

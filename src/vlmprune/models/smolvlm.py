@@ -28,9 +28,13 @@ class SmolVLMAdapter(PatchAdapter):
         return self.inner.vision_model.encoder.layers
 
     def pieces(self, modality: str, call: dict[str, Any]) -> list[int]:
+        return [1] * len(self.pictures(modality, call))
+
+    def pictures(self, modality: str, call: dict[str, Any]) -> Tensor:
         """Tiles of zeros only fill the batch; the model leaves them out."""
-        tiles = call["pixel_values"].flatten(0, 1).flatten(1)
-        return [1] * max(1, int((tiles != 0).any(1).sum()))
+        tiles = call["pixel_values"].flatten(0, 1)
+        real = (tiles != 0).flatten(1).any(1)
+        return tiles[real] if bool(real.any()) else tiles[:1]
 
     def features(self, modality: str, call: dict[str, Any], pooled: Any) -> list[Tensor]:
         count = len(self.slots(modality, call)[0].cells)

@@ -29,6 +29,7 @@ from vlmprune.core.signals import (
     EncoderLayer,
     EncoderNeed,
     Need,
+    Pixels,
     ReceivedAttention,
     TowerFeatures,
 )
@@ -39,6 +40,7 @@ from vlmprune.scores import attention_rows, received_attention
 
 Key = tuple[str, int]  # what was read, at which encoder layer
 JOINED = ", joined"  # all heads as one
+PIXELS = "pixels"
 
 
 @dataclass
@@ -121,6 +123,8 @@ def signal_key(adapter: Adapter, need: Need) -> Key:
     """Which statistic a need resolves to on this model; UserError where its encoder cannot be read."""
     if isinstance(need, Alignment):  # falls back on what needs no encoder
         return ("tower", adapter.used_layer)
+    if isinstance(need, Pixels):
+        return (PIXELS, int(need.normalized))  # of no layer
     adapter.check_statistics()
     if isinstance(need, TowerFeatures):
         return ("tower", adapter.used_layer)
@@ -146,7 +150,7 @@ def layers_read(adapter: Adapter, recipe: Recipe) -> dict[str, int]:
     for stage in recipe.acts(adapter.info):
         method = stage.method
         for name, need in method.needs(adapter.info).items():
-            if isinstance(need, EncoderNeed):
+            if isinstance(need, EncoderNeed) and not isinstance(need, Pixels):
                 layers[f"{method.name}.{name}"] = signal_key(adapter, need)[1]
     return layers
 
@@ -190,7 +194,7 @@ class VisionWrapper:
             return self.original(**call)
         whole, used = self._resized(call) if self.pixels is not None else (None, call)
         modules = self.adapter.encoder_attentions(self.modality)
-        layers = sorted({layer for _, layer in self.keys})
+        layers = sorted({layer for kind, layer in self.keys if kind != PIXELS})
         tower: list[Tensor] = []
         handle = None
         if any(kind == "tower" for kind, _ in self.keys) and self.adapter.tower_rows:
@@ -211,7 +215,8 @@ class VisionWrapper:
         record = VisionRecord([_tokens(f, p) for f, p in zip(features, places, strict=True)])
         for key in sorted(self.keys):
             kind, layer = key
-            per_image = self._statistic(kind, calls[modules[layer]], tower, used)
+            seen = [] if kind == PIXELS else calls[modules[layer]]
+            per_image = self._statistic(key, seen, tower, used)
             for image, rows in zip(record.images, per_image or [None] * len(features), strict=True):
                 image.signals[key] = TowerRows(image.features, None) if rows is None else rows
         if whole is not None:
@@ -226,9 +231,12 @@ class VisionWrapper:
         return id(self.adapter.inner) in _RUNNING
 
     def _statistic(
-        self, kind: str, calls: list[AttentionCall], tower: list[Tensor], call: dict[str, Any]
-    ) -> list[Any] | None:
-        """One entry an image: rows with the CLS row apart for features and keys, rows alone for scores."""
+        self, key: Key, calls: list[AttentionCall], tower: list[Tensor], call: dict[str, Any]
+    ) -> Sequence[Any] | None:
+        """One entry an image: rows with the CLS row apart for features and keys, rows alone for scores and pixels."""
+        kind = key[0]
+        if kind == PIXELS:
+            return self.adapter.pixel_rows(self.modality, call, normalized=bool(key[1]))
         if kind == "tower":
             return self.adapter.rows(self.modality, call, tower) if tower else None
         if kind.endswith(JOINED):

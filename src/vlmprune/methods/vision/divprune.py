@@ -12,6 +12,7 @@ from vlmprune.core.method import Method
 from vlmprune.core.signals import Features, Need
 from vlmprune.core.view import ImageView, ModelInfo
 from vlmprune.methods.checks import OFFICIAL, PAPER, one_of
+from vlmprune.methods.diversity import most_diverse
 
 
 @dataclass
@@ -63,16 +64,4 @@ class DivPrune(Method):
     def picks(self, view: ImageView) -> Tensor:
         """Token indices in the order in which they are picked, [keep]."""
         features = view["features"].to(getattr(torch, self.score_dtype))
-        lengths = features.norm(dim=1, keepdim=True).clamp(min=torch.finfo(features.dtype).tiny)
-        unit = torch.nan_to_num(features / lengths)  # an overflowed feature counts as a zero vector
-        distance = (unit @ unit.T).neg_().add_(1)
-        nearest = distance.topk(2, dim=0, largest=False).values[1]  # the smallest is the distance to itself
-        picks = []
-        for step in range(view.keep):
-            pick = nearest.argmax(keepdim=True)
-            picks.append(pick)
-            row = distance.index_select(0, pick)[0]
-            nearest = torch.minimum(nearest, row) if step else row
-            if self.exact:
-                nearest = nearest.index_fill(0, pick, float("-inf"))
-        return torch.cat(picks)
+        return most_diverse(features, view.keep, again=not self.exact)

@@ -1,0 +1,37 @@
+"""Greedy max-min diversity, which several methods share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def most_diverse(features: Tensor, count: int, again: bool = False) -> Tensor:
+    """The greedy order of max-min cosine distance.
+
+    First comes the row whose nearest other row is farthest, then always the row farthest from all before it. Ties go
+    to the lower index; a zero vector is given the length of the smallest normal number. Time O(n^2 D + n count),
+    memory n^2 numbers.
+
+    Args:
+        features: [n, D], of the precision in which distances are to be computed.
+        count: how many, at most n.
+        again: whether a row may come more than once, as it does among exact duplicates where nothing forbids it.
+
+    Returns:
+        Indices in the order in which they are picked, [count].
+    """
+    lengths = features.norm(dim=1, keepdim=True).clamp(min=torch.finfo(features.dtype).tiny)
+    unit = torch.nan_to_num(features / lengths)  # an overflowed feature counts as a zero vector
+    distance = (unit @ unit.T).neg_().add_(1)
+    # the smallest is the distance to itself
+    nearest = distance.topk(min(2, len(features)), dim=0, largest=False).values[-1]
+    picks = []
+    for step in range(count):
+        pick = nearest.argmax(keepdim=True)
+        picks.append(pick)
+        row = distance.index_select(0, pick)[0]
+        nearest = torch.minimum(nearest, row) if step else row
+        if not again:
+            nearest = nearest.index_fill(0, pick, float("-inf"))
+    return torch.cat(picks)

@@ -1,0 +1,86 @@
+"""The pixels behind a slot, on every family: each patch is painted in a shade of its own and found where it shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from tiny import FAMILIES, prompt
+from torch import Tensor
+
+import vlmprune
+from vlmprune.core.errors import UserError
+from vlmprune.core.method import Method
+from vlmprune.core.recipe import Recipe, Stage
+from vlmprune.core.signals import Need, Pixels
+from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.models import adapter_for
+from vlmprune.models.generic import GenericAdapter
+
+PATCH = 4 * 4 * 3
+SAMPLES = [[0, 1], [2], [3]]
+
+
+@dataclass
+class Look(Method):
+    """Keeps the pixels that it is shown."""
+
+    name, stage = "look", "vision"
+    seen: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+
+    def needs(self, info: ModelInfo) -> dict[str, Need]:
+        return {"raw": Pixels(), "normalized": Pixels(normalized=True)}
+
+    def select(self, view: ImageView) -> Tensor:
+        self.seen.append((view.slots, view["raw"], view["normalized"]))
+        return torch.arange(view.keep)
+
+
+@cache
+def built(family: str) -> Any:
+    return FAMILIES[family].build()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_slot_is_shown_with_the_pixels_of_its_patches_and_no_others(family: str) -> None:
+    torch.set_num_threads(1)
+    kind = FAMILIES[family]
+    seeds = [seed for sample in SAMPLES for seed in sample]
+    places = {seed: sorted({place for slot in kind.patches(seed) for place in slot}) for seed in seeds}
+    shades = {seed: {place: 0.1 + 0.01 * i for i, place in enumerate(places[seed])} for seed in seeds}
+    painted = kind
+    for seed in seeds:
+        for place, shade in shades[seed].items():
+            painted = painted.painted({seed: [place]}, shade)
+    look = Look()
+    with vlmprune.prune(built(family), Recipe((Stage(look, 0.5),))) as session:
+        built(family)(**prompt(painted, [[*sample] for sample in SAMPLES]))
+    assert session.last.layers == {}  # no encoder layer was read
+    mean, std = (torch.tensor(values) for values in adapter_for(built(family)).normalisation)
+    assert len(look.seen) == len(seeds)
+    for seed, (slots, raw, normalized) in zip(seeds, look.seen, strict=True):
+        patches = kind.patches(seed)
+        assert slots.tolist() == [slot for slot, behind in enumerate(patches) if behind]
+        assert raw.dtype == normalized.dtype == torch.float32 and raw.shape == normalized.shape
+        resized = raw.shape[1] == PATCH and any(len(behind) > 1 for behind in patches)
+        for slot, pixels, values in zip(slots.tolist(), raw, normalized, strict=True):
+            own = torch.tensor([shades[seed][place] for place in patches[slot]])
+            if resized:  # a mean of the patches that reach it, weighted by how much they do
+                assert own.min() - 1e-5 <= values.min() and values.max() <= own.max() + 1e-5
+                assert len(own) > 1 or torch.allclose(values, own)
+            else:
+                frames = 2 if family.startswith("qwen") else 1
+                assert len(values) == len(own) * PATCH * frames
+                assert torch.equal(values.sort().values, own.repeat_interleave(PATCH * frames).sort().values)
+            channels = set(((own[:, None] * std + mean).flatten() * 1e4).round().long().tolist())
+            if not resized:
+                assert {int(value) for value in (pixels * 1e4).round().long().unique()} == channels
+
+
+def test_a_family_whose_patches_are_unknown_is_refused_in_words() -> None:
+    with pytest.raises(UserError, match="which pixels of llava"):
+        GenericAdapter(built("llava")).pixel_rows("image", {}, normalized=False)
