@@ -66,9 +66,18 @@ class Method:
         """The decoder layer before which it acts (0-based), or None for a method that acts before the LLM."""
         return None
 
-    def acts(self, info: ModelInfo) -> Sequence[Method]:
-        """The methods that act once of which this one is made, in acting order: itself, unless it acts repeatedly."""
+    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[Method]:
+        """The methods that act once of which this one is made, in acting order: itself, unless it acts repeatedly.
+
+        Args:
+            keep: the budget, for methods that it tells where to act.
+        """
         return (self,)
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether it takes a budget; not where its options already say what is kept."""
+        return True
 
     def budget(self, keep: Keep, n: int, total: int) -> int:
         """Tokens to keep of the `n` that reach it; `n` for leaving the image alone.
@@ -89,6 +98,15 @@ class Method:
         Always, except under an option `compat="official"`, which repeats the authors' code including its miscounts.
         """
         return getattr(self, "compat", None) != "official"
+
+    @property
+    def trims_cache(self) -> bool:
+        """Whether decoding sees less than the prefill did: inside the LLM only.
+
+        After the prefill the caches of decoder layers K-1 (K: its first act) up to its last act keep only the tokens
+        that the last act kept.
+        """
+        return False
 
     def options(self) -> dict[str, Any]:
         """Hyperparameters by name, for reports and recipe strings."""

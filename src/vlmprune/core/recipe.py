@@ -27,6 +27,7 @@ class Stage:
     """A method and its budget.
 
     Attributes:
+        keep: 1.0 where the method takes no budget.
         number: of the recipe's stages, which one an act belongs to.
     """
 
@@ -39,7 +40,7 @@ class Stage:
             raise UserError(f"{self.method.name}: per={self.method.per!r} must be {' or '.join(map(repr, POOLS))}.")
 
     def __str__(self) -> str:
-        return f"{format_method(self.method)}:{self.keep}"
+        return f"{format_method(self.method)}:{self.keep}" if self.method.budgeted else format_method(self.method)
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,11 @@ class Recipe:
 
     def acts(self, info: ModelInfo) -> list[Stage]:
         """The stages as single acts: a method that acts at several layers makes several."""
-        numbered = enumerate(self.stages)
-        return [Stage(act, stage.keep, number) for number, stage in numbered for act in stage.method.acts(info)]
+        return [
+            Stage(act, stage.keep, number)
+            for number, stage in enumerate(self.stages)
+            for act in stage.method.acts(info, stage.keep)
+        ]
 
     def check(self, info: ModelInfo) -> None:
         """Raise UserError where the stages cannot act in the order they are written in on this model."""
@@ -85,7 +89,7 @@ def recipe(spec: str | Method | Recipe | Stage, keep: Keep | None = None, **opti
     if isinstance(spec, Method):
         if options:
             raise UserError(f"Set the options on the {spec.name} object itself, not beside it.")
-        return Recipe((Stage(spec, _the_keep(spec.name, None, keep)),))
+        return Recipe((Stage(spec, _the_keep(spec, None, keep)),))
     if not isinstance(spec, str):
         raise UserError(f"{spec!r} is not a method: give a name, a recipe string, a method object or a recipe.")
     parts = spec.split(">")
@@ -115,7 +119,7 @@ def _parse_stage(part: str, whole: str, keep: Keep | None, options: dict[str, An
     settings |= options
     method = make_method(match["name"], settings)
     written = parse_keep(match["keep"].strip()) if match["keep"] is not None else None
-    return Stage(method, _the_keep(match["name"], written, keep))
+    return Stage(method, _the_keep(method, written, keep))
 
 
 def make_method(name: str, options: dict[str, Any]) -> Method:
@@ -132,7 +136,12 @@ def make_method(name: str, options: dict[str, Any]) -> Method:
     return cls(**options)
 
 
-def _the_keep(name: str, written: Keep | None, given: Keep | None) -> Keep:
+def _the_keep(method: Method, written: Keep | None, given: Keep | None) -> Keep:
+    name = method.name
+    if not method.budgeted:
+        if written is not None or given is not None:
+            raise UserError(f"{format_method(method)} takes no budget, for its options say what is kept: leave it out.")
+        return 1.0
     if written is not None and given is not None:
         raise UserError(f"{name}: the budget is given twice, in the recipe ({written}) and as keep={given}.")
     if written is None and given is None:

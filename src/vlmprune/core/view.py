@@ -75,6 +75,7 @@ class ModelInfo:
     encoder_layers: int
     decoder_layers: int
     has_cls: bool
+    attention_layers: tuple[int, ...] | None = None  # decoder layers with an attention map; None: all
 
     @property
     def llava(self) -> bool:

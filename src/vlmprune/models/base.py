@@ -172,7 +172,10 @@ class Adapter:
 
     @property
     def info(self) -> ModelInfo:
-        return ModelInfo(self.family, len(self.encoder_layers()), len(self.decoder_layers), self.has_cls)
+        depth, readable = len(self.decoder_layers), tuple(self.attention_layers)
+        return ModelInfo(
+            self.family, len(self.encoder_layers()), depth, self.has_cls, None if len(readable) == depth else readable
+        )
 
     # ------------------------------------------------------------------ from patches to slots
 
