@@ -21,6 +21,8 @@ class RunReport:
         stages: the same after each stage: `[(layer, kept), ...]`, layer 0 = before the LLM.
         tokens: visual tokens before and after, per sample.
         entering: visual tokens that enter each decoder layer, averaged over the layers, per sample.
+        trimmed: decoder layers whose caches were cut after the prefill (`Method.trims_cache`), each with the layer
+            whose tokens it holds since.
         layers: encoder layer (0-based) that was read for each signal, by `method.signal`.
         text: what text-guided methods compared the image with: "CLIP text tower" or "instruction embeddings".
         columns: per sample, the prompt column of each token that is left after the last layer (for aligning shortened
@@ -37,6 +39,7 @@ class RunReport:
     stages: list[tuple[int, Kept]] = field(default_factory=list)
     tokens: list[tuple[int, int]] = field(default_factory=list)
     entering: list[float] = field(default_factory=list)
+    trimmed: dict[int, int] = field(default_factory=dict)
     layers: dict[str, int] = field(default_factory=dict)
     text: str | None = None
     columns: Tensor | None = None

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
 from vlmprune.core.errors import UserError
 
@@ -156,3 +156,24 @@ def physical_length(cache: Cache | None, layer: int) -> int:
     if cache is None or layer >= len(cache.layers):
         return 0
     return int(cache.layers[layer].get_seq_length())  # type: ignore[union-attr]
+
+
+def can_trim(cache: Cache, layer: int) -> bool:
+    """Whether tokens can be taken out of what a decoder layer stores: not where it keeps a window, or quantised."""
+    return layer < len(cache.layers) and type(cache.layers[layer]) in (DynamicLayer, StaticLayer)
+
+
+def trim(cache: Cache, layer: int, past: int, index: Tensor) -> None:
+    """Keep the first `past` tokens stored at a decoder layer and, of those behind, the ones at `index` [B, P]."""
+    stored: Any = cache.layers[layer]
+    before = torch.arange(past, device=index.device).expand(len(index), -1)
+    taken = torch.cat([before, index + past], dim=1).to(stored.keys.device)[:, None, :, None]
+    for name in ("keys", "values"):
+        values = getattr(stored, name)
+        kept = values.gather(2, taken.expand(-1, values.shape[1], -1, values.shape[3]))
+        if isinstance(stored, StaticLayer):  # its address must stay
+            values[:, :, : kept.shape[2]] = kept
+        else:
+            setattr(stored, name, kept)
+    if isinstance(stored, StaticLayer):
+        stored.cumulative_length.fill_(taken.shape[2])

@@ -14,7 +14,7 @@ from vlmprune.core.errors import UserError
 from vlmprune.core.recipe import Stage
 from vlmprune.core.report import Kept, RunReport
 from vlmprune.runtime import deepstack
-from vlmprune.runtime.cache import Band, PrunedState, adopt, physical_length, state_of
+from vlmprune.runtime.cache import Band, PrunedState, adopt, can_trim, physical_length, state_of, trim
 from vlmprune.runtime.decoder_signals import DecoderReader, LayerTap, call_ahead
 from vlmprune.runtime.flow import Layout, Prompt, Segment, gather_rows, pad_left
 from vlmprune.runtime.inside import Inside, SoFar
@@ -44,6 +44,8 @@ class Forward:
         self.seconds = 0.0
         self.stages: list[tuple[int, Kept]] = []
         self.so_far: dict[tuple[int, int, int], SoFar] = {}  # by stage of the recipe, row and image
+        self.later: list[tuple[int, Tensor, Tensor]] = []  # cuts after which earlier layers' caches are trimmed too
+        self.trimmed: dict[int, int] = {}
         self._tap: LayerTap | None = None
         self.masks = Masks(self.adapter, prompt is not None and prompt.blocks is not None)
         self._read_mask(kwargs.get("attention_mask"), mask)
@@ -51,6 +53,7 @@ class Forward:
         self.whole = layout = self._whole_layout()
         bands = self.state.bands if self.state else [None]
         self.segments = [self._segment(band, layout) for band in bands]
+        self.entering_embeds = self.embeds  # what enters layer 0, once the stages before the LLM have acted
         self.entered: Tensor | None = None  # [B, P] prompt column of what enters layer 0, where that is not all
         self.current = self.segments[0]  # of the decoder layer that runs
 
@@ -120,6 +123,7 @@ class Forward:
             embeds = self._run_before_llm(self.prompt)
             self.seconds += time.perf_counter() - start
             kwargs = {**kwargs, "inputs_embeds": embeds}
+            self.entering_embeds = embeds
             if self.entered is not None:
                 kwargs = deepstack.shorten(kwargs, self.entered, self.segments[0].layout)
         if not self.changed and self.state is None:
@@ -282,7 +286,8 @@ class Forward:
                 "transformers' attention functions."
             )
         next_call = self._look_ahead(number, stage, hidden, kwargs)
-        reader = DecoderReader(self.adapter, before, hidden, tap, prompt.tail, number - 1, next_call)
+        entered = self.segments[0].layout.image, self.entering_embeds
+        reader = DecoderReader(self.adapter, before, hidden, tap, prompt.tail, number - 1, next_call, entered)
         self._tap = None
         inside = Inside(stage, number, prompt, reader)
         for row, images in enumerate(prompt.rows):
@@ -302,7 +307,9 @@ class Forward:
         if not inside.cut:
             return hidden
         orders = [inside.order(row) for row in range(self.batch)]
-        index, _ = pad_left(orders, self.device)
+        index, valid = pad_left(orders, self.device)
+        if stage.method.trims_cache:
+            self.later.append((number, index, valid))
         layout = self._cut(number, orders, self.hooks.policy(stage))
         return inside.write(gather_rows(hidden, index), layout)
 
@@ -342,12 +349,40 @@ class Forward:
         cache = getattr(output, "past_key_values", None)
         dirty = self.changed or (self.state is not None and not bool(self.new_valid.all()))
         if isinstance(cache, Cache) and (dirty or (self.prompt is not None and self.state is not None)):
-            bands = [Band(s.start, s.valid, s.places, s.delta, s.own_positions) for s in self.segments]
-            stored = self._segment_of(self.first).layout.source.shape[1]
-            removed = self.length - stored + (self.state.removed if self.state else 0)
+            stored = self._trim(cache)
+            bands = [Band(s.start, s.valid, s.places, s.delta, s.own_positions) for s in stored]
+            first = next(s for s in reversed(stored) if s.start <= self.first)
+            removed = self.length - first.layout.source.shape[1] + (self.state.removed if self.state else 0)
             adopt(cache, PrunedState(bands, id(self.adapter.text_model), self.first, removed))
         if self.prompt is not None:
             self.hooks.report = self._report(self.prompt)
+
+    def _trim(self, cache: Cache) -> list[Segment]:
+        """Cut the caches of layers that shall keep only what went on later; the segments as they are stored then."""
+        if not self.later:
+            return self.segments
+        begin = min(number for number, stage in self.hooks.at_layer.items() if stage.method.trims_cache) - 1
+        end, _, valid = self.later[-1]
+        stored: list[Segment] = []
+        last: tuple[Segment, bool] | None = None
+        for layer in range(len(self.adapter.decoder_layers)):
+            segment, cut = self._segment_of(layer), begin <= layer < end and can_trim(cache, layer)
+            if cut:
+                index = self._left(layer)
+                trim(cache, layer, segment.past.shape[1], index)
+                self.trimmed[layer] = end
+            if last is None or last[0] is not segment or last[1] != cut:
+                layout = segment.layout.take(index, valid) if cut else segment.layout
+                stored.append(replace(segment, start=layer, layout=layout, memo={}))
+            last = segment, cut
+        return stored
+
+    def _left(self, layer: int) -> Tensor:
+        """[B, P] where the tokens that the last of these cuts left stand among those of a layer before it."""
+        index, *earlier = [index for number, index, _ in reversed(self.later) if number > layer]
+        for among in earlier:
+            index = among.gather(1, index)
+        return index
 
     def _report(self, prompt: Prompt) -> RunReport:
         first_of = [row for row, sample in enumerate(prompt.samples) if row == 0 or sample != prompt.samples[row - 1]]
@@ -373,6 +408,7 @@ class Forward:
             grids=[[image.tokens.grid for image in prompt.rows[row]] for row in first_of],
             cells=[[image.tokens.places.cells.cpu() for image in prompt.rows[row]] for row in first_of],
             wholes=[[image.tokens.places.wholes or () for image in prompt.rows[row]] for row in first_of],
+            trimmed=self.trimmed,
             layers=layers_read(self.adapter, self.hooks.recipe),
             text=self.hooks.text_read,
             seconds=self.seconds + self.hooks.vision_seconds,

@@ -39,7 +39,7 @@ def masking_oracle(
     Args:
         inputs: what the processor returned: 2-D left-padded `attention_mask`, pixels, no cache.
         tokens: [B, T] generated ids.
-        report: `session.last` of the pruned run (only its `stages` are read).
+        report: `session.last` of the pruned run (only its `stages` and `trimmed` are read).
         policies: layer -> "compact" where a stage re-numbers positions; "original" elsewhere.
         image: [B, S] number of the image in its sample that a prompt column shows, -1 for text. By default each stretch
             of placeholders is one.
@@ -72,7 +72,7 @@ def masking_oracle(
             else:
                 sees = run.as_bool(kwargs.get("attention_mask"))  # the unpruned model's own
             # A query that may see nothing (padding) sees itself, lest its softmax be NaN.
-            allowed = (sees & run.visible[stage][:, None, :]) | run.itself
+            allowed = (sees & run.seen(number)) | run.itself
             if (stage, kind) not in rotary:
                 rotary[stage, kind] = run.adapter.rotary(hidden, run.positions[stage], number)
             changed = {"attention_mask": run.as_mask(allowed, hidden), "position_embeddings": rotary[stage, kind]}
@@ -106,7 +106,7 @@ def cutting_oracle(
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden = (args[0] if args else kwargs["hidden_states"])[:, picked]
-            causal = torch.ones(1, len(columns), len(columns), dtype=torch.bool, device=run.device).tril()
+            causal = run.seen(number)[:, columns][:, :, columns].tril()
             recurrent = run.adapter.layer_kind(number) == "linear_attention"
             changed = {
                 "attention_mask": None if recurrent else run.as_mask(causal, hidden),
@@ -137,6 +137,7 @@ class _Reference:
         image: Tensor | None,
     ) -> None:
         self.model, self.adapter, self.policies = model, adapter_for(model), policies
+        self.trimmed, self.prompt = report.trimmed, inputs["input_ids"].shape[1]
         ids = torch.cat([inputs["input_ids"], tokens[:, :-1].to(inputs["input_ids"])], dim=1)
         self.length, self.device, self.steps = ids.shape[1], ids.device, tokens.shape[1]
         extra = self.length - inputs["input_ids"].shape[1]
@@ -159,6 +160,13 @@ class _Reference:
             before = self.positions[max(at for at in self.positions if at <= layer)]
             compact = policies.get(layer) == "compact"
             self.positions[layer] = _renumber(before, self.visible[layer], self.image) if compact else before
+
+    def seen(self, layer: int) -> Tensor:
+        """[B, S, S] columns that are there for each query: what is decoded finds trimmed caches."""
+        seen = self.visible[self.stage_of(layer)][:, None, :].repeat(1, self.length, 1)
+        if layer in self.trimmed:
+            seen[:, self.prompt :] = self.visible[self.stage_of(self.trimmed[layer])][:, None, :]
+        return seen
 
     def stage_of(self, layer: int) -> int:
         return max(at for at in self.visible if at <= layer)
