@@ -219,3 +219,23 @@ class LayerInput(DecoderNeed):
 @dataclass(frozen=True)
 class MlpInput(DecoderNeed):
     """What the MLP of decoder layer K-1 read: after attention, residual and norm. Shape [n, D]."""
+
+
+@dataclass(frozen=True)
+class EnteredEmbeddings(DecoderNeed):
+    """Embeddings with which the image's tokens entered the LLM, whatever became of them since. Shape [N, D]."""
+
+    def take(self, value: Tensor, tokens: Tensor, frame: int | None = None) -> Tensor:
+        return value
+
+
+@dataclass(frozen=True)
+class RotaryGain(DecoderNeed):
+    """What decoder layer K-1's rotary embedding makes of logits whose query and key are all ones. Shape [T, n].
+
+    For each text token of `TextQueryAttention`: scaling * (R_p 1) . (R_q 1), positions p and q, R the rotation. Among
+    d rotated dimensions it is 2 scaling sum_i cos((p - q) theta_i), i = 1..d/2: it falls with the distance.
+    """
+
+    def take(self, value: Tensor, tokens: Tensor, frame: int | None = None) -> Tensor:
+        return value[:, tokens]

@@ -11,11 +11,13 @@ from transformers.cache_utils import Cache
 from vlmprune.core.signals import (
     DecoderKeys,
     DecoderStates,
+    EnteredEmbeddings,
     HiddenStates,
     LastQueryAttention,
     LayerInput,
     MlpInput,
     Need,
+    RotaryGain,
     TextQueryAttention,
     TextSelfAttention,
     VisualQueryAttention,
@@ -26,7 +28,9 @@ from vlmprune.runtime.flow import Segment
 from vlmprune.runtime.taps import AttentionCall, Capture, ahead
 from vlmprune.scores import attention_rows
 
-ATTENTION_NEEDS = (LastQueryAttention, TextQueryAttention, VisualQueryAttention, TextSelfAttention, DecoderKeys)
+ATTENTION_NEEDS = (
+    LastQueryAttention, TextQueryAttention, VisualQueryAttention, TextSelfAttention, DecoderKeys, RotaryGain,
+)  # fmt: skip
 
 
 class LayerTap:
@@ -92,6 +96,7 @@ class DecoderReader:
         tail: tokens at the end of each row that are not prompt.
         ahead: the tokens of layer K, as many, and the attention call that it would make of them, where a method looks
             ahead.
+        entered: of what entered layer 0, the images' numbers [B, P] and the embeddings [B, P, D].
     """
 
     def __init__(
@@ -103,10 +108,11 @@ class DecoderReader:
         tail: int,
         layer: int,
         ahead: tuple[Segment, AttentionCall] | None = None,
+        entered: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.adapter, self.layout, self.hidden, self.tap, self.tail = adapter, segment.layout, hidden, tap, tail
         self.call, self.ahead = None if tap is None else tap.call, ahead
-        self.segment, self.layer = segment, layer
+        self.segment, self.layer, self.entered = segment, layer, entered
         self.device = segment.layout.source.device
 
     def read(self, need: Need, row: int, tokens: Tensor) -> Any:
@@ -126,6 +132,13 @@ class DecoderReader:
             start = self._start(self.call, self.segment.past.shape[1])
             keys = self.call.key[row, :, start:].transpose(0, 1).flatten(1).float().to(self.device)
             return Tokens(keys[tokens], keys[text])
+        if isinstance(need, RotaryGain):
+            return self._gain(row, text, tokens)
+        if isinstance(need, EnteredEmbeddings):
+            assert self.entered is not None
+            images, embeds = self.entered
+            own = images[row] == self.layout.image[row, tokens[0]]
+            return embeds[row, own.to(embeds.device)].float().to(self.device)
         if isinstance(need, LayerInput | MlpInput):
             assert self.tap is not None
             states = self.tap.input if isinstance(need, LayerInput) else self.tap.mlp_input
@@ -151,6 +164,18 @@ class DecoderReader:
     def _start(self, call: AttentionCall, past: int) -> int:
         """Where the new tokens' keys begin: a sliding layer stores only the last, a static cache has room behind."""
         return min(past, call.key.shape[2] - self.layout.source.shape[1])
+
+    def _gain(self, row: int, queries: Tensor, keys: Tensor) -> Tensor:
+        call, positions = self.call, self.segment.positions
+        assert call is not None
+        if positions.ndim == 3 and positions.shape[0] == 4:  # beside the three axes, one that counts tokens
+            positions = positions[1:]
+        cos, sin = self.adapter.rotary(self.hidden, positions.to(self.hidden.device), self.layer)
+        cos, sin = (turn[row if len(turn) > 1 else 0].float().to(self.device) for turn in (cos, sin))
+        half = cos.shape[-1] // 2
+        ones = torch.cat([(cos - sin)[:, :half], (cos + sin)[:, half:]], dim=1)
+        still = call.query.shape[-1] - 2 * half  # dimensions that are not rotated
+        return call.scaling * (ones[queries] @ ones[keys].T + still)
 
     def _rows(self, row: int, queries: Tensor, heads: str = "mean", ahead: bool = False) -> Tensor:
         """Post-softmax rows [R, P] (all heads: [H, R, P]) of the new tokens at `queries`, over all that each sees."""
