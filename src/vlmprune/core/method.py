@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlmprune.core.budget import Keep, resolve_keep
 from vlmprune.core.errors import UserError
+from vlmprune.core.fusion import Fusion
 from vlmprune.core.selectors import ascending, top_k
 from vlmprune.core.signals import EncoderNeed, Need
 from vlmprune.core.view import Grid, ImageView, ModelInfo, Selection
@@ -38,6 +39,7 @@ class Method:
     stage: ClassVar[str]  # where it acts, for people; the runtime goes by `decoder_layer`
     summary: ClassVar[str] = ""
 
+    wraps: ClassVar[str | None] = None  # the option that holds another method, whose budget is this one's
     least: ClassVar[int] = 1  # tokens that `select` may come down to, where it is not `exact`
 
     per: str | None = field(default=None, kw_only=True)
@@ -89,6 +91,17 @@ class Method:
 
     def select(self, view: ImageView) -> Selection:
         """Indices (0..view.n-1) of the tokens to keep, `view.keep` of them, or the merged tokens."""
+        raise NotImplementedError
+
+    def fusion(self, info: ModelInfo) -> Fusion | None:
+        """How attention is edited in the two decoder layers before it acts; None for not at all.
+
+        Then `select` and `candidates` read no decoder layer, since both must be known before it runs.
+        """
+        return None
+
+    def candidates(self, view: ImageView) -> Tensor:
+        """Indices of tokens that `select` of this view gives up, and that fusion makes the others look at first."""
         raise NotImplementedError
 
     @property

@@ -1,7 +1,8 @@
 """Recipes: stages in the order in which they act, written `divprune:0.333 > fastv@2:0.333`.
 
 Grammar of a stage: `name`, then `(option=value, ...)`, `@layer` and `:keep`, each optional. A stage's share counts the
-tokens that reach it; a whole number is tokens an image.
+tokens that reach it; a whole number is tokens an image. A method around another has that one, with the budget, first
+inside its parentheses: `fuse(divprune:0.1, tau=0.1)@2`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from vlmprune.core.registry import METHODS
 from vlmprune.core.view import ModelInfo
 
 _STAGE = re.compile(
-    r"^\s*(?P<name>[A-Za-z][\w+.-]*)\s*(?:\((?P<options>[^()]*)\))?\s*(?:@(?P<layer>[\d\s,]+))?\s*(?::(?P<keep>[^:]*))?$"
+    r"^\s*(?P<name>[A-Za-z][\w+.-]*)\s*(?:\((?P<options>.*)\))?\s*(?:@(?P<layer>[\d\s,]+))?\s*(?::(?P<keep>[^:]*))?$"
 )
+_OPTION = re.compile(r"^(?P<key>\w+)\s*=\s*(?P<value>.+)$")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Stage:
             raise UserError(f"{self.method.name}: per={self.method.per!r} must be {' or '.join(map(repr, POOLS))}.")
 
     def __str__(self) -> str:
-        return f"{format_method(self.method)}:{self.keep}" if self.method.budgeted else format_method(self.method)
+        return format_method(self.method, self.keep) if self.method.budgeted else format_method(self.method)
 
 
 @dataclass(frozen=True)
@@ -105,21 +107,34 @@ def recipe(spec: str | Method | Recipe | Stage, keep: Keep | None = None, **opti
 
 
 def _parse_stage(part: str, whole: str, keep: Keep | None, options: dict[str, Any]) -> Stage:
+    method, written = _parse_method(part, whole, options)
+    return Stage(method, _the_keep(method, written, keep))
+
+
+def _parse_method(part: str, whole: str, options: dict[str, Any]) -> tuple[Method, Keep | None]:
+    """A method and the budget written with it, if any."""
     match = _STAGE.match(part)
     if match is None:
         raise UserError(
             f"{part.strip()!r} in {whole!r} is not a stage: write name(option=value)@layer:keep, as in fastv@2:0.333."
         )
-    settings = _parse_options(match["options"] or "", whole)
+    name = match["name"]
+    written = parse_keep(match["keep"].strip()) if match["keep"] is not None else None
+    items = _items(match["options"] or "", whole)
+    settings: dict[str, Any] = {}
+    wraps = METHODS[name].wraps
+    if wraps and items and not _OPTION.match(items[0]):
+        settings[wraps], inside = _parse_method(items.pop(0), whole, {})
+        if written is not None and inside is not None:
+            raise UserError(f"{name}: the budget is given twice, inside the parentheses and behind them.")
+        written = inside if written is None else written
+    settings |= _parse_options(items, whole)
     if match["layer"] is not None:
         numbers = tuple(int(item) for item in match["layer"].split(",") if item.strip())
         settings |= {"layers": numbers} if len(numbers) != 1 else {"layer": numbers[0]}
     for option in sorted(settings.keys() & options):
-        raise UserError(f"{match['name']}: {option} is given twice, in the recipe and beside it.")
-    settings |= options
-    method = make_method(match["name"], settings)
-    written = parse_keep(match["keep"].strip()) if match["keep"] is not None else None
-    return Stage(method, _the_keep(method, written, keep))
+        raise UserError(f"{name}: {option} is given twice, in the recipe and beside it.")
+    return make_method(name, settings | options), written
 
 
 def make_method(name: str, options: dict[str, Any]) -> Method:
@@ -133,6 +148,12 @@ def make_method(name: str, options: dict[str, Any]) -> Method:
         if option not in known:
             has = f"its options are {', '.join(known)}" if known else "it has none"
             raise UserError(f"{name} has no option {option!r}: {has}.")
+    if cls.wraps and isinstance(options.get(cls.wraps), str):
+        text = options[cls.wraps]
+        inner, written = _parse_method(text, text, {})
+        if written is not None:
+            raise UserError(f"{name}: write the budget of {text!r} in a recipe, {name}({text}), or beside it.")
+        options = {**options, cls.wraps: inner}
     return cls(**options)
 
 
@@ -149,28 +170,48 @@ def _the_keep(method: Method, written: Keep | None, given: Keep | None) -> Keep:
     return check_keep(given) if written is None else written
 
 
-def _parse_options(text: str, whole: str) -> dict[str, Any]:
+def _items(text: str, whole: str) -> list[str]:
+    """What stands between the commas that are not inside brackets."""
+    items, depth = [""], 0
+    for sign in text:
+        depth += (sign in "([") - (sign in ")]")
+        if depth < 0:
+            break
+        if sign == "," and depth == 0:
+            items.append("")
+        else:
+            items[-1] += sign
+    if depth != 0:
+        raise UserError(f"The brackets in {whole!r} do not match.")
+    return [item.strip() for item in items if item.strip()]
+
+
+def _parse_options(items: list[str], whole: str) -> dict[str, Any]:
     options = {}
-    for item in filter(None, (part.strip() for part in text.split(","))):
-        key, equals, value = (piece.strip() for piece in item.partition("="))
-        if not equals or not value:
+    for item in items:
+        match = _OPTION.match(item)
+        if match is None:
             raise UserError(f"{item!r} in {whole!r} is not an option: write option=value.")
         try:
-            options[key] = ast.literal_eval(value)
+            options[match["key"]] = ast.literal_eval(match["value"])
         except (ValueError, SyntaxError):
-            options[key] = value
+            options[match["key"]] = match["value"]
     return options
 
 
-def format_method(method: Method) -> str:
-    """`name(option=value)@layer` with the options that differ from the defaults; the inverse of parsing."""
+def format_method(method: Method, keep: Keep | None = None) -> str:
+    """`name(option=value)@layer:keep` with the options that differ from the defaults; the inverse of parsing."""
+    budget = "" if keep is None else f":{keep}"
     shown, place = [], ""
+    if method.wraps:
+        shown.append(format_method(getattr(method, method.wraps), keep))
+        budget = ""
     for field in fields(method):
         value = getattr(method, field.name)
         default = field.default if field.default is not MISSING else None
         if field.name in ("layer", "layers"):
             if value is not None:
                 place = "@" + (str(value) if isinstance(value, int) else ",".join(map(str, value)))
-        elif value != default:
+        elif value != default and field.name != method.wraps:
             shown.append(f"{field.name}={value}")
-    return method.name + (f"({', '.join(shown)})" if shown else "") + place
+    return method.name + (f"({', '.join(shown)})" if shown else "") + place + budget
