@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib.util
+import json
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -355,3 +358,47 @@ def test_compiled_decoding_with_a_static_cache(family: str) -> None:
         assert largest(generate(model, inputs, **compiled)[1], plain[1]) < TOLERANCE
     finally:
         torch._dynamo.reset()
+
+
+# ---------------------------------------------------------------------- the matrix for GPUs
+
+
+@pytest.fixture(scope="module")
+def matrix() -> Any:
+    path = Path(__file__).parent.parent / "benchmarks" / "gpu_matrix.py"
+    spec = importlib.util.spec_from_file_location("gpu_matrix", path)
+    assert spec is not None and spec.loader is not None
+    sys.modules["gpu_matrix"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what it does on a CPU")
+def test_the_gpu_matrix_runs_on_a_cpu(matrix: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "matrix.json"
+    assert matrix.main(["--models", "llava", "--new-tokens", "2", "--out", str(out)]) == 0
+    cells = json.loads(out.read_text())["cells"]
+    ran = [cell for cell in cells if cell["status"] != "skipped"]
+    assert {cell["check"] for cell in ran} == {"identity", "cached", "oracle", "compiled"}
+    assert all(cell["status"] == "ok" and cell["difference"] <= cell["limit"] for cell in ran)
+    assert {cell["attention"] for cell in cells if cell["status"] == "skipped"} == {"flash_attention_2"}
+    shown = capsys.readouterr().out
+    assert f"{len(cells)}/{len(cells)} llava" in shown and f"{len(cells)} checks, 0 failed" in shown
+
+
+def test_a_failing_check_stops_no_other(matrix: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(subject: Any) -> Any:
+        raise RuntimeError("out of luck")
+
+    def wrong(subject: Any) -> Any:
+        return matrix.Found(float("nan"), 1.0)
+
+    out = tmp_path / "matrix.json"
+    monkeypatch.setitem(matrix.CHECKS, "identity", (broken, torch.bfloat16))
+    monkeypatch.setitem(matrix.CHECKS, "cached", (wrong, torch.bfloat16))
+    assert matrix.main(["--models", "llava", "--checks", "identity,cached,oracle", "--out", str(out)]) == 1
+    cells = {c["check"]: c for c in json.loads(out.read_text())["cells"] if c["status"] != "skipped"}
+    assert [cells[check]["status"] for check in ("identity", "cached", "oracle")] == ["error", "failed", "ok"]
+    assert "out of luck" in cells["identity"]["detail"]["error"]
+    with pytest.raises(SystemExit):
+        matrix.main(["--models", "no such model"])
