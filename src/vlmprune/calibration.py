@@ -1,0 +1,178 @@
+"""What some methods fit once for a model, on a few prompts, before they are used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import vlmprune
+from vlmprune.core.budget import Keep
+from vlmprune.core.errors import UserError
+from vlmprune.core.method import Method
+from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.methods.decoder.fitprune import FitPrune, expendable
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted recipe of FitPrune: `prune(model, "fitprune", keep=fit.keep, recipe=fit.shares)`.
+
+    Attributes:
+        shares: of the tokens, what enters each decoder layer.
+        keep: the mean of `shares`.
+        alpha: how much of the attention of either kind a layer may give up (0 to 1).
+        images: on how many it was fitted.
+    """
+
+    shares: tuple[float, ...]
+    keep: float
+    alpha: float
+    images: int
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON, as the method's option `recipe` reads it."""
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Fit:
+        try:
+            values = json.loads(Path(path).read_text())
+            return cls(**{**values, "shares": tuple(values["shares"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is no recipe that Fit.save wrote.") from error
+
+
+@torch.no_grad()
+def fitprune(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    keep: float,
+    *,
+    tolerance: float = 0.01,
+    progress: Callable[[float, float], None] | None = None,
+) -> Fit:
+    """Fit FitPrune's recipe to a model: the smallest loss of attention, the same at all layers, that meets the budget.
+
+    alpha is bisected in [0, 1]. For each, the prompts run with every layer deleting what gets at most alpha of the
+    text's and at most alpha of the image's attention in the unpruned model (`expendable`), until the budget is met if
+    the remaining layers run on what is there; those delete nothing.
+
+    Args:
+        batches: prompts with images as the processor returned them; the authors take 0.01 % of the tuning data. They
+            are run once unpruned and about seven times pruned.
+        keep: share of the visual tokens that may enter a layer, on average over layers and images.
+        tolerance: of alpha.
+        progress: called after each step with alpha and the average share that it left (above `keep` where it failed).
+
+    Differences from the authors' code: the budget counts tokens entering a layer instead of operations; the recipe is
+    that of the smallest alpha that met it instead of the last one tried; shares instead of whole numbers rounded down,
+    since images may differ in size.
+
+    Raises:
+        UserError: no images, or a budget that even deleting all that may go does not meet.
+    """
+    if not isinstance(keep, float) or not 0 < keep < 1:
+        raise UserError(f"keep={keep!r} is no share to fit to: give a number between 0 and 1.")
+    prompts = list(batches)
+    whole = _Log(depth=0)
+    _run(model, prompts, _Trial(log=whole))
+    if not whole.totals:
+        raise UserError("There is no image with more than one token in these prompts to fit a recipe to.")
+
+    def tried(alpha: float) -> tuple[float, ...]:
+        log = _Log(whole.depth, whole.totals, alpha)
+        _run(model, prompts, _Trial(log=log))
+        shares = log.shares(keep)
+        if progress is not None:
+            progress(alpha, sum(shares) / len(shares))
+        return shares
+
+    low, high, best = 0.0, 1.0, None
+    while high - low > tolerance:
+        alpha = (low + high) / 2
+        shares = tried(alpha)
+        if sum(shares) / len(shares) <= keep:
+            high, best = alpha, shares
+        else:
+            low = alpha
+    if best is None:
+        best = tried(1.0)
+    reached = sum(best) / len(best)
+    if reached > keep:
+        raise UserError(f"No recipe for this model keeps {keep}: deleting all but one token keeps {reached:.3f}.")
+    return Fit(best, reached, high, len(next(iter(whole.totals.values()))))
+
+
+def _run(model: nn.Module, prompts: Sequence[Mapping[str, Any]], method: Method) -> None:
+    with vlmprune.prune(model, method, 0.5):
+        for prompt in prompts:
+            model(**prompt, use_cache=False, logits_to_keep=1)
+
+
+@dataclass
+class _Log:
+    """What a run over all prompts noted.
+
+    Attributes:
+        depth: decoder layers of the model.
+        totals: by layer, for each image in the order they are met, what its tokens get of either kind unpruned.
+        alpha: None in the run that notes them.
+        left: by layer, for each image, the share of its tokens that goes on from there.
+    """
+
+    depth: int
+    totals: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    alpha: float | None = None
+    left: dict[int, list[float]] = field(default_factory=dict)
+
+    def shares(self, keep: float) -> tuple[float, ...]:
+        """The mean share that enters each layer, without the deletions that are not needed any more."""
+        shares = [1.0]
+        for layer in range(1, self.depth):
+            there = shares[-1] if layer not in self.left else sum(self.left[layer]) / len(self.left[layer])
+            met = sum(shares) + shares[-1] * (self.depth - layer) <= keep * self.depth
+            shares.append(shares[-1] if met else there)
+        return tuple(shares)
+
+
+@dataclass
+class _Trial(FitPrune):
+    """One run: before each layer every image deletes what it may."""
+
+    log: Any = None
+    layer: int = 1
+
+    def decoder_layer(self, info: ModelInfo) -> int:
+        return self.layer
+
+    def acts(self, info: ModelInfo, keep: Keep) -> list[Method]:
+        self.log.depth = depth = info.decoder_layers
+        after = info.attention_layers or range(depth)
+        return [_Trial(log=self.log, layer=layer + 1) for layer in after if layer + 1 < depth]
+
+    @property
+    def exact(self) -> bool:
+        return False
+
+    def budget(self, keep: Keep, n: int, total: int) -> int:
+        return n - 1
+
+    def select(self, view: ImageView) -> Tensor:
+        cross, own = view["text"].sum(0), view["visual"]
+        log, everything = self.log, torch.arange(view.n, device=own.device)
+        if log.alpha is None:
+            log.totals.setdefault(self.layer, []).append((float(cross.sum()), float(own.sum())))
+            return everything
+        left = log.left.setdefault(self.layer, [])
+        _, _, gone = expendable(cross, own, log.totals[self.layer][len(left)], log.alpha)
+        kept = torch.isin(everything, gone, invert=True).nonzero().squeeze(1)
+        if not len(kept):
+            kept = self.score(view).argmax(keepdim=True)
+        left.append(len(kept) / view.total)
+        return kept
