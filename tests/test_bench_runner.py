@@ -185,6 +185,7 @@ def test_progress_counts_every_step_once(folder: str, finished: Path) -> None:
 def test_recipes_and_lists() -> None:
     assert split_methods("random,random@2 , divprune(space=tower)") == ("random", "random@2", "divprune(space=tower)")
     assert split_methods("a@8,16,24:0.5,b(x=1, y=2)") == ("a@8,16,24:0.5", "b(x=1, y=2)")
+    assert {"random@2", "divprune", "cdpruner"} < set(split_methods("all"))
     chain = "divprune:0.5 > fastv@2:0.5"
     plan = Plan(models=("llava",), methods=(chain, "fastv:0.1", "fastv"), keeps=(0.1, 0.2))
     variants = {v.text: (v.method, v.keep) for v in plan.variants()}

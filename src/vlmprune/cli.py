@@ -47,6 +47,7 @@ def run(
     method: Annotated[str | None, typer.Option(help="A method or a recipe; unpruned without it.")] = None,
     keep: Annotated[str | None, typer.Option(help="Share (0.222) or number (64) of visual tokens to keep.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Where to draw kept and dropped patches.")] = None,
+    text_tower: Annotated[str | None, typer.Option(help="The CLIP model (folder or hub id) of its tower.")] = None,
 ) -> None:
     """Ask a model about a picture, pruned or not."""
     from vlmprune.core.budget import parse_keep
@@ -54,13 +55,17 @@ def run(
 
     _quiet()
     budget = None if keep is None else parse_keep(keep)
-    typer.echo(run_image(image, question, model=model, method=method, keep=budget, overlay=overlay))
+    typer.echo(
+        run_image(image, question, model=model, method=method, keep=budget, overlay=overlay, text_tower=text_tower)
+    )
 
 
 @app.command()
 def bench(
     model: Annotated[list[str] | None, typer.Option(help="May be repeated; the embedded models without it.")] = None,
-    methods: Annotated[str | None, typer.Option(help="Comma-separated; recipes with budgets of their own too.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Comma-separated; recipes with budgets too; all for every one.")
+    ] = None,
     keep: Annotated[str | None, typer.Option(help="Comma-separated budgets, as 0.333,0.222,0.111")] = None,
     tasks: Annotated[str | None, typer.Option(help="Comma-separated; all without it.")] = None,
     limit: Annotated[int | None, typer.Option(help="Questions a task.")] = None,

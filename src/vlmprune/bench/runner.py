@@ -31,6 +31,7 @@ from vlmprune.core.method import POSITIONS, PixelMethod
 from vlmprune.core.recipe import Recipe, format_method, recipe
 from vlmprune.report import write_examples
 
+ALL = "all"
 METHODS = ("random", "random@2", "downsample", "divprune", "hiprune", "visionzip", "fastv", "dart")
 BASELINES = ("random", "downsample")
 KEEPS: tuple[Keep, ...] = (0.333, 0.222, 0.111)
@@ -127,7 +128,12 @@ def _variant(parsed: Recipe) -> Variant:
 
 
 def split_methods(text: str) -> tuple[str, ...]:
-    """A comma-separated list of methods; commas in brackets and between layer numbers belong to a method."""
+    """A comma-separated list of methods; commas in brackets and between layer numbers belong to a method.
+
+    "all" stands for every method there is, third parties' included.
+    """
+    if text.strip() == ALL:
+        return ("random", "random@2", *(name for name in vlmprune.METHODS if name != "random"))
     return tuple(part.strip() for part in re.split(r",(?![^(]*\))(?=\s*[A-Za-z])", text) if part.strip())
 
 

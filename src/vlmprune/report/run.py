@@ -35,6 +35,7 @@ def run_image(
     method: str | None = None,
     keep: Keep | None = None,
     overlay: str | Path | None = None,
+    text_tower: str | None = None,
     *,
     note: Callable[[str], None] = _to_stderr,
 ) -> str:
@@ -47,6 +48,8 @@ def run_image(
         method: a method's name or a recipe; the unpruned model without it.
         keep: the budget of a method that carries none.
         overlay: where to draw kept and dropped patches: a .png, .jpg or .webp file.
+        text_tower: the CLIP model (folder or hub id) whose vision tower the model has, for methods that compare the
+            picture with the question.
         note: told in one sentence what the user should know beside the answer.
 
     Raises:
@@ -58,12 +61,14 @@ def run_image(
     target = None if overlay is None else check_overlay_path(Path(overlay))
     image = open_image(Path(image_path))
     loaded = load_model(model)
-    session = None if asked is None else vlmprune.prune(loaded.model, asked)
+    tower = None if text_tower is None else vlmprune.TextTower.from_pretrained(text_tower, loaded.processor.tokenizer)
+    session = None if asked is None else vlmprune.prune(loaded.model, asked, text_tower=tower)
     inputs = chat_inputs(loaded.processor, image, question)
     if unknown := _unknown_words(loaded.processor, question):
         note(f"{model} does not know the words {', '.join(unknown)}: it was trained on a small vocabulary.")
     if session is None:
         return generate(loaded.model, loaded.processor, inputs)
+    session.question = question
     with session:
         answer = generate(loaded.model, loaded.processor, inputs)
     if target is not None:
