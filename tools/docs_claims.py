@@ -167,8 +167,6 @@ REASONS = {  # (column, beginning of a key of tests/tiny.py): why no test runs t
     ("downsample", "smolvlm"): ONE_SIZE,
     ("downsample", "idefics3"): ONE_SIZE,
     ("downsample", "gemma3"): ONE_SIZE,
-    ("downsample", "paligemma2"): UNTESTED,
-    ("downsample", "qwen"): UNTESTED,
     ("frames", "llava"): INAPPLICABLE,
     ("frames", "video_llava"): INAPPLICABLE,
     ("frames", "qwen"): INAPPLICABLE,
