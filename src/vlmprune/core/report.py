@@ -31,6 +31,8 @@ class RunReport:
             is none.
         cells: the cell of that grid that each slot shows, -1 for a slot that shows none (image_newline, CLS).
         wholes: how the slots of each image of each sample cover its picture, for drawing; nothing for a video.
+        fused: by decoder layer whose attention Prune-Aware Fusion edited, the share of attention rows (a query at a
+            head) among those that see a candidate in which it raised anything.
         seconds: time spent scoring and selecting (attention statistics and the methods' own work); of images from
             `encode_images`, whose statistics serve several methods, the selecting alone.
     """
@@ -46,4 +48,5 @@ class RunReport:
     grids: list[list[Grid | None]] = field(default_factory=list)
     cells: Kept = field(default_factory=list)
     wholes: list[list[tuple[Whole, ...]]] = field(default_factory=list)
+    fused: dict[int, float] = field(default_factory=dict)
     seconds: float = 0.0

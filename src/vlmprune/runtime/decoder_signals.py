@@ -129,7 +129,7 @@ class DecoderReader:
             return self._rows(row, text, "all")[..., text]
         if isinstance(need, DecoderKeys):
             assert self.call is not None
-            start = self._start(self.call, self.segment.past.shape[1])
+            start = first_new(self.call, self.segment)
             keys = self.call.key[row, :, start:].transpose(0, 1).flatten(1).float().to(self.device)
             return Tokens(keys[tokens], keys[text])
         if isinstance(need, RotaryGain):
@@ -161,10 +161,6 @@ class DecoderReader:
         prompt = self._prompt_tokens(row)
         return prompt[(self.layout.image[row, prompt] < 0) & (prompt > tokens.max())]
 
-    def _start(self, call: AttentionCall, past: int) -> int:
-        """Where the new tokens' keys begin: a sliding layer stores only the last, a static cache has room behind."""
-        return min(past, call.key.shape[2] - self.layout.source.shape[1])
-
     def _gain(self, row: int, queries: Tensor, keys: Tensor) -> Tensor:
         call, positions = self.call, self.segment.positions
         assert call is not None
@@ -181,24 +177,33 @@ class DecoderReader:
         """Post-softmax rows [R, P] (all heads: [H, R, P]) of the new tokens at `queries`, over all that each sees."""
         segment, call = self.ahead if ahead and self.ahead is not None else (self.segment, self.call)
         assert call is not None
-        start = self._start(call, segment.past.shape[1])
-        end = start + self.layout.source.shape[1]
+        start = first_new(call, segment)
         queries = queries.to(call.query.device)
-        visible = call.mask[row, 0, queries, :end] if call.mask is not None else None
-        if visible is None:
-            visible = self._seen(segment, call, row, queries, end, self.layer + ahead)
-        query, key = call.query[row : row + 1, :, queries], call.key[row : row + 1, :, :end]
+        visible = seen_keys(self.adapter, segment, call, row, queries, self.layer + ahead)
+        query, key = call.query[row : row + 1, :, queries], call.key[row : row + 1, :, : visible.shape[1]]
         rows = attention_rows(query, key, call.scaling, visible[None], heads)
         return rows[0, ..., start:].to(self.device)
 
-    def _seen(self, segment: Segment, call: AttentionCall, row: int, queries: Tensor, end: int, layer: int) -> Tensor:
-        """[R, end] what the kernel lets these queries see where it was given no mask, windows by stored tokens."""
-        past = segment.past.shape[1]
-        stored = torch.arange(end, device=queries.device) + past - self._start(call, past)
-        back = past + queries[:, None] - stored
-        seen = segment.valid[row].to(queries.device)[stored].expand_as(back)
-        if call.causal:
-            seen = seen & (back >= 0)
-        if self.adapter.layer_kind(layer) == "sliding_attention":
-            seen = seen & (back.abs() < self.adapter.text_config.sliding_window)
-        return seen
+
+def first_new(call: AttentionCall, segment: Segment) -> int:
+    """Where the new tokens' keys begin: a sliding layer stores only the last, a static cache has room behind."""
+    return min(segment.past.shape[1], call.key.shape[2] - segment.layout.source.shape[1])
+
+
+def seen_keys(adapter: Adapter, segment: Segment, call: AttentionCall, row: int, queries: Tensor, layer: int) -> Tensor:
+    """[R, S] what the kernel of a decoder layer lets these new tokens see, up to the last one's own key.
+
+    Where it was given no mask: what is real, not later, and within a sliding window by stored tokens.
+    """
+    past, begin = segment.past.shape[1], first_new(call, segment)
+    end = begin + segment.layout.source.shape[1]
+    if call.mask is not None:
+        return call.mask[row, 0, queries, :end]
+    stored = torch.arange(end, device=queries.device) + past - begin
+    back = past + queries[:, None] - stored
+    seen = segment.valid[row].to(queries.device)[stored].expand_as(back)
+    if call.causal:
+        seen = seen & (back >= 0)
+    if adapter.layer_kind(layer) == "sliding_attention":
+        seen = seen & (back.abs() < adapter.text_config.sliding_window)
+    return seen

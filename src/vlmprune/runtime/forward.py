@@ -17,7 +17,8 @@ from vlmprune.runtime import deepstack
 from vlmprune.runtime.cache import Band, PrunedState, adopt, can_trim, physical_length, state_of, trim
 from vlmprune.runtime.decoder_signals import DecoderReader, LayerTap, call_ahead
 from vlmprune.runtime.flow import Layout, Prompt, Segment, gather_rows, pad_left
-from vlmprune.runtime.inside import Inside, SoFar
+from vlmprune.runtime.fusion import FusedLayer
+from vlmprune.runtime.inside import Inside, SoFar, candidates_of
 from vlmprune.runtime.masks import Masks
 from vlmprune.runtime.prompt_text import ImageText, question_of, text_columns
 from vlmprune.runtime.select import Picked, prompt_seed, run_vision_stages
@@ -47,6 +48,7 @@ class Forward:
         self.later: list[tuple[int, Tensor, Tensor]] = []  # cuts after which earlier layers' caches are trimmed too
         self.trimmed: dict[int, int] = {}
         self._tap: LayerTap | None = None
+        self.fused: list[FusedLayer] = []  # of the layers that ran, and the one that runs
         self.masks = Masks(self.adapter, prompt is not None and prompt.blocks is not None)
         self._read_mask(kwargs.get("attention_mask"), mask)
         self._read_positions(kwargs.get("position_ids"))
@@ -236,12 +238,17 @@ class Forward:
         """Arguments for a decoder layer, or None to leave them as they are."""
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         if self.prompt is not None:
+            self._end_fusion()
             if number in self.hooks.at_layer:
                 start = time.perf_counter()
                 hidden = self._run_at_layer(number, self.hooks.at_layer[number], hidden, kwargs)
                 self.seconds += time.perf_counter() - start
             self._note(number, hidden)
         segment = self.current = self._segment_of(number)
+        if self.prompt is not None and number in self.hooks.fused:
+            start = time.perf_counter()
+            self._fuse(number, segment, self.prompt)
+            self.seconds += time.perf_counter() - start
         untouched = not self.changed and self.state is None
         if untouched or (segment is self.segments[0] and not self.masks.special):
             return None
@@ -275,6 +282,33 @@ class Forward:
     def stop_capture(self) -> None:
         if self._tap is not None:
             self._tap.stop()
+        if self.fused:
+            self.fused[-1].stop()
+
+    def _fuse(self, number: int, segment: Segment, prompt: Prompt) -> None:
+        """Let the attention of this layer be edited for the tokens that a cut soon after it will remove."""
+        stage = self.hooks.at_layer[self.hooks.fused[number]]
+        fusion = stage.method.fusion(self.adapter.info)
+        assert fusion is not None
+        candidates = [
+            [
+                candidates_of(
+                    self.adapter, stage, segment.layout, prompt, row, k, self._text(row, k), self._seed(row, k),
+                    self.so_far.setdefault((stage.number, row, k), SoFar()),
+                )
+                for k in range(len(images))
+            ]
+            for row, images in enumerate(prompt.rows)
+        ]  # fmt: skip
+        if any(len(tokens) for row in candidates for tokens in row):
+            self.fused.append(FusedLayer(self.adapter, number, segment, candidates, prompt.tail, fusion))
+            self.fused[-1].start()
+
+    def _end_fusion(self) -> None:
+        """Once the layer that was edited has run."""
+        if self.fused and self.fused[-1].running:
+            self.fused[-1].stop()
+            self.fused[-1].check()
 
     def _run_at_layer(self, number: int, stage: Stage, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         self.stop_capture()
@@ -355,6 +389,7 @@ class Forward:
             removed = self.length - first.layout.source.shape[1] + (self.state.removed if self.state else 0)
             adopt(cache, PrunedState(bands, id(self.adapter.text_model), self.first, removed))
         if self.prompt is not None:
+            self._end_fusion()
             self.hooks.report = self._report(self.prompt)
 
     def _trim(self, cache: Cache) -> list[Segment]:
@@ -411,7 +446,8 @@ class Forward:
             trimmed=self.trimmed,
             layers=layers_read(self.adapter, self.hooks.recipe),
             text=self.hooks.text_read,
-            seconds=self.seconds + self.hooks.vision_seconds,
+            fused={layer.number: layer.raised for layer in self.fused},
+            seconds=self.seconds + sum(layer.seconds for layer in self.fused) + self.hooks.vision_seconds,
         )
 
 

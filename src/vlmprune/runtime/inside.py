@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from vlmprune.core.recipe import Stage
 from vlmprune.core.view import ImageView, Merged
+from vlmprune.models.base import Adapter
 from vlmprune.runtime.decoder_signals import DecoderReader
 from vlmprune.runtime.flow import Layout, Prompt
 from vlmprune.runtime.prompt_text import ImageText
-from vlmprune.runtime.select import Picked, choose, vision_signals
+from vlmprune.runtime.select import Picked, choose, fusion_candidates, vision_signals
+from vlmprune.runtime.vision import ImageTokens
 
 
 @dataclass
@@ -47,6 +49,37 @@ class SoFar:
     memory: dict[str, object] = field(default_factory=dict)
 
 
+def view_of(
+    adapter: Adapter,
+    stage: Stage,
+    data: ImageTokens,
+    text: ImageText,
+    now: Picked,
+    keep: int,
+    seed: int,
+    so_far: SoFar,
+) -> ImageView:
+    """What a method inside the LLM sees of an image, without the signals of decoder layers."""
+    signals = vision_signals(adapter, stage, data, text, now)
+    cells = data.cells(now.slots)
+    return ImageView(keep, now.slots, data.grid, adapter.info, signals, seed, cells, data.count, so_far.memory)
+
+
+def candidates_of(
+    adapter: Adapter, stage: Stage, layout: Layout, prompt: Prompt, row: int, image: int, text: ImageText, seed: int,
+    so_far: SoFar,
+) -> Tensor:  # fmt: skip
+    """Physical indices of the tokens of one image to which fusion draws attention, of those that are there now."""
+    data = prompt.rows[row][image].tokens
+    tokens = (layout.image[row] == image).nonzero().squeeze(1)
+    keep = stage.method.budget(stage.keep, len(tokens), so_far.reached or len(tokens))
+    if keep >= len(tokens):
+        return tokens[:0]
+    now = Picked(layout.origin[row, tokens], layout.slot[row, tokens])
+    view = view_of(adapter, stage, data, text, now, keep, seed, so_far)
+    return tokens[fusion_candidates(stage, view)]
+
+
 @dataclass
 class Inside:
     """One stage on all images of a prompt.
@@ -74,15 +107,10 @@ class Inside:
         if keep >= len(tokens):
             return Chosen(tokens, slots, origin)
         self.cut = True
-        adapter = self.reader.adapter
-        signals = vision_signals(adapter, self.stage, data, text, Picked(origin, slots))
-        for name, need in self.stage.method.needs(adapter.info).items():
-            if name not in signals:
-                signals[name] = self.reader.read(need, row, tokens)
-        view = ImageView(
-            keep, slots, data.grid, adapter.info, signals, seed, data.cells(slots), data.count, so_far.memory
-        )
-        chosen = choose(self.stage, view)
+        view = view_of(self.reader.adapter, self.stage, data, text, Picked(origin, slots), keep, seed, so_far)
+        needs = self.stage.method.needs(view.info).items()
+        inner = {name: self.reader.read(need, row, tokens) for name, need in needs if name not in view.signals}
+        chosen = choose(self.stage, replace(view, signals={**view.signals, **inner}))
         if not isinstance(chosen, Merged):
             return Chosen(tokens[chosen], slots[chosen], origin[chosen])
         anchors = chosen.anchors.to(tokens.device)

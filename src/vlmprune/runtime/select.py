@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vlmprune.core.errors import UserError
-from vlmprune.core.method import PixelMethod
+from vlmprune.core.method import Method, PixelMethod
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.signals import Alignment, DecoderNeed, EncoderNeed, Features, PromptText
 from vlmprune.core.view import ImageView, Merged, Selection, TowerRows
@@ -41,6 +42,24 @@ def vision_stages(adapter: Adapter, recipe: Recipe) -> list[Stage]:
 def decoder_stages(adapter: Adapter, recipe: Recipe) -> dict[int, Stage]:
     layers = ((s.method.decoder_layer(adapter.info), s) for s in recipe.acts(adapter.info))
     return {layer: stage for layer, stage in layers if layer is not None}
+
+
+def fused_layers(adapter: Adapter, stages: Mapping[int, Stage]) -> dict[int, int]:
+    """Decoder layers whose attention is fused, and the layer before which what is fused there is removed.
+
+    The two before a cut, or what has an attention map of them; a layer before two cuts is fused for the first.
+    """
+    layers: dict[int, int] = {}
+    for cut in sorted(stages):
+        if stages[cut].method.fusion(adapter.info) is None:
+            continue
+        before = range(max(0, cut - 2), cut)
+        attending = [layer for layer in before if adapter.layer_kind(layer) != "linear_attention"]
+        if not attending:
+            adapter.decoder_attention(cut - 1)  # says what is missing
+        for layer in attending:
+            layers.setdefault(layer, cut)
+    return layers
 
 
 def prompt_seed(seed: int, ids: Tensor | None, image: int) -> int:
@@ -130,35 +149,59 @@ def choose(stage: Stage, view: ImageView) -> Selection:
     Returns:
         Kept indices in increasing order, or merged tokens.
     """
-    method, needs = stage.method, stage.method.needs(view.info)
-
-    def part(tokens: Tensor, keep: int, frame: int | None = None) -> ImageView:
-        signals = {name: needs[name].take(value, tokens, frame) for name, value in view.signals.items()}
-        return view.part(tokens, keep, signals)
-
-    shown = torch.arange(view.n, device=view.slots.device)
-    if not method.sees_every_slot(view.info):
-        shown = (view.cells >= 0).nonzero().squeeze(1)
+    shown = _shown(stage.method, view)
     if len(shown) <= view.keep:  # everything that shows a patch stays, and the first of the others
         others = torch.ones(view.n, dtype=torch.bool, device=shown.device)
         others[shown] = False
         return torch.sort(torch.cat([shown, others.nonzero().squeeze(1)[: view.keep - len(shown)]])).values
-    if (method.per or method.pool(view.info)) == "image" or view.grid is None or view.grid.frames == 1:
-        whole = part(shown, view.keep) if len(shown) < view.n else view
-        return _together([(shown, _checked(stage, whole))])
-    frames = view.frames[shown]
-    numbers, sizes = (values.tolist() for values in torch.unique(frames, return_counts=True))
     found: list[tuple[Tensor, Selection]] = []
-    parts = zip(numbers, sizes, shares(sizes, view.keep), strict=True)
     merges = False
-    for number, size, keep in sorted(parts, key=lambda part: part[1] == part[2]):
-        tokens = shown[frames == number]
-        if keep == size and not merges:
-            found.append((tokens, torch.arange(size, device=tokens.device)))
+    for tokens, keep, frame in sorted(_competing(stage.method, view, shown), key=lambda part: len(part[0]) == part[1]):
+        if keep == len(tokens) and not merges:
+            found.append((tokens, torch.arange(keep, device=tokens.device)))
         elif keep > 0:  # a method that merges makes the tokens of a frame it keeps whole too
-            found.append((tokens, _checked(stage, part(tokens, keep, number))))
+            found.append((tokens, _checked(stage, _part(stage.method, view, tokens, keep, frame))))
             merges = isinstance(found[-1][1], Merged)
     return _together(sorted(found, key=lambda part: int(part[0][0])))
+
+
+def fusion_candidates(stage: Stage, view: ImageView) -> Tensor:
+    """What a method that fuses gives up last, of the same parts in which it selects: indices in increasing order."""
+    shown = _shown(stage.method, view)
+    found = [shown[:0]]
+    for tokens, keep, frame in _competing(stage.method, view, shown) if len(shown) > view.keep else []:
+        if 0 < keep < len(tokens):
+            part = _part(stage.method, view, tokens, keep, frame)
+            found.append(tokens[stage.method.candidates(part).to(tokens.device)])
+    candidates = torch.sort(torch.cat(found)).values
+    if bool((candidates.diff() == 0).any()):
+        raise RuntimeError(f"{stage} named a token twice among its candidates for fusion")
+    return candidates
+
+
+def _shown(method: Method, view: ImageView) -> Tensor:
+    """The tokens that the method sees: all, or those that show a patch."""
+    if method.sees_every_slot(view.info):
+        return torch.arange(view.n, device=view.slots.device)
+    return (view.cells >= 0).nonzero().squeeze(1)
+
+
+def _competing(method: Method, view: ImageView, shown: Tensor) -> list[tuple[Tensor, int, int | None]]:
+    """Tokens that compete with each other, their budget, and their frame where that is what they have in common."""
+    if (method.per or method.pool(view.info)) == "image" or view.grid is None or view.grid.frames == 1:
+        return [(shown, view.keep, None)]
+    frames = view.frames[shown]
+    numbers, sizes = (values.tolist() for values in torch.unique(frames, return_counts=True))
+    parts = zip(numbers, shares(sizes, view.keep), strict=True)
+    return [(shown[frames == number], keep, number) for number, keep in parts]
+
+
+def _part(method: Method, view: ImageView, tokens: Tensor, keep: int, frame: int | None) -> ImageView:
+    if frame is None and len(tokens) == view.n:
+        return view
+    needs = method.needs(view.info)
+    signals = {name: needs[name].take(value, tokens, frame) for name, value in view.signals.items()}
+    return view.part(tokens, keep, signals)
 
 
 def shares(sizes: list[int], keep: int) -> list[int]:

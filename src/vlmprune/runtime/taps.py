@@ -28,6 +28,7 @@ class AttentionCall:
         mask: [B, 1 or H, R, S] which keys each query sees, or None where the kernel was given no such mask (flash
             attention is told what is padding, not this).
         causal: whether the kernel then hides later keys.
+        softcap: c of logits that are capped as c tanh(logit / c), or None.
     """
 
     query: Tensor
@@ -35,6 +36,7 @@ class AttentionCall:
     scaling: float
     mask: Tensor | None = None
     causal: bool = False
+    softcap: float | None = None
 
     def visible(self, start: int, end: int) -> Tensor | None:
         """[B, end - start, S] what these queries see, or None."""
@@ -110,6 +112,34 @@ class Capture:
             _unwrap(self._names.pop())
 
 
+Correct = Callable[[AttentionCall, Tensor, Tensor], Tensor]
+_EDITED: dict[nn.Module, Correct] = {}
+
+
+class Edit:
+    """Corrects what the attention calls of one module return, whatever kernel made it.
+
+    Args:
+        correct: of a call, its values [B, Hkv, S, dv] and its output [B, R, H, dv], makes the output that counts.
+    """
+
+    def __init__(self, module: nn.Module, correct: Correct) -> None:
+        self._module, self._correct, self._name = module, correct, ""
+
+    def start(self) -> None:
+        config: Any = self._module.config
+        self._name = config._attn_implementation
+        _EDITED[self._module] = self._correct
+        _wrap(self._name)
+
+    def stop(self) -> None:
+        """May be called any number of times."""
+        if self._name:
+            _EDITED.pop(self._module, None)
+            _unwrap(self._name)
+            self._name = ""
+
+
 def _wrap(name: str) -> None:
     _WRAPPED[name] = _WRAPPED.get(name, 0) + 1
     if _WRAPPED[name] > 1:
@@ -124,7 +154,12 @@ def _wrap(name: str) -> None:
         if module in _ENOUGH:
             raise _Enough
         function = previous if previous is not None else _eager_of(module)
-        return function(module, query, key, value, *args, **kwargs)
+        result = function(module, query, key, value, *args, **kwargs)
+        if module in _EDITED:
+            mask = args[0] if args else kwargs.get("attention_mask")
+            [call] = _calls(module, query, key, mask, kwargs)
+            result = (_EDITED[module](call, value.detach(), result[0]), *result[1:])
+        return result
 
     tapped.previous, tapped.had_override = previous, had_override  # type: ignore[attr-defined]
     ALL_ATTENTION_FUNCTIONS[name] = tapped
@@ -165,7 +200,7 @@ def _calls(module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: dic
         mask = None
     borders = kwargs.get("cu_seq_lens_q")
     if borders is None:
-        return [AttentionCall(query.detach(), key.detach(), scaling, mask, causal)]
+        return [AttentionCall(query.detach(), key.detach(), scaling, mask, causal, kwargs.get("softcap"))]
     # Flash attention takes all images or windows in one call; the other kernels get a call for each.
     lengths = (borders[1:] - borders[:-1]).tolist()
     pieces = zip(query.detach().split(lengths, dim=2), key.detach().split(lengths, dim=2), strict=True)

@@ -15,7 +15,7 @@ from vlmprune.runtime import deepstack
 from vlmprune.runtime.cache import state_of
 from vlmprune.runtime.flow import Prompt
 from vlmprune.runtime.forward import Forward
-from vlmprune.runtime.select import decoder_stages, vision_stages
+from vlmprune.runtime.select import decoder_stages, fused_layers, vision_stages
 
 if TYPE_CHECKING:
     from vlmprune.runtime.text_tower import TextTower
@@ -36,6 +36,7 @@ class TextHooks:
         self.adapter, self.recipe, self.positions, self.seed = adapter, recipe, positions, seed
         self.before_llm = vision_stages(adapter, recipe)
         self.at_layer = decoder_stages(adapter, recipe)
+        self.fused = fused_layers(adapter, self.at_layer)
         self.read_prompt: Callable[[], Prompt | None] | None = None
         self.vision_seconds = 0.0
         self.prompt_mask: Tensor | None = None

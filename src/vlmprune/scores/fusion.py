@@ -1,0 +1,139 @@
+"""Prune-Aware Fusion as an exact correction of what an attention kernel returned.
+
+With the row's log-sum-exp, exp(A - lse) is what softmax gave each key, so raising some logits from A to A' changes a
+row's output o to (o + sum_j (e^(A'_j - lse) - e^(A_j - lse)) v_j) / (1 + sum_j (e^(A'_j - lse) - e^(A_j - lse))), and
+only the logits of rows x candidates are formed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlmprune.core.fusion import Fusion
+from vlmprune.scores.chunked import CHUNK_ELEMENTS
+
+COLLAPSED = 1e-3  # a denominator that fell below this share of the old one has lost too many digits
+
+
+@dataclass
+class Rows:
+    """The attention of some queries of one sample.
+
+    Attributes:
+        query: [H, R, d], after rotary embedding.
+        key: [Hkv, S, d]; H is a multiple of Hkv.
+        value: [Hkv, S, dv].
+        scaling: factor on the logits.
+        visible: [R, S], True where the query sees the key.
+        softcap: c of logits capped as c tanh(A / c), or None.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+    visible: Tensor
+    softcap: float | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64 if self.query.dtype == torch.float64 else torch.float32
+
+    def part(self, rows: slice | Tensor) -> Rows:
+        return Rows(self.query[:, rows], self.key, self.value, self.scaling, self.visible[rows], self.softcap)
+
+    def among(self, keys: Tensor) -> Rows:
+        """The same queries, of these keys alone."""
+        key, value = self.key[:, keys], self.value[:, keys]
+        return Rows(self.query, key, value, self.scaling, self.visible[:, keys], self.softcap)
+
+    def step(self) -> int:
+        """Queries at a time."""
+        return max(1, CHUNK_ELEMENTS // max(1, self.query.shape[0] * self.key.shape[1]))
+
+    def logits(self) -> Tensor:
+        """[Hkv, H / Hkv, R, S] as softmax sees them; heads that share a key stay grouped."""
+        grouped = self.query.to(self.dtype).unflatten(0, (self.key.shape[0], -1)) * self.scaling
+        logits = grouped @ self.key.to(self.dtype).transpose(-1, -2).unsqueeze(1)
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits.masked_fill(~self.visible, float("-inf"))
+
+    def sum(self, weights: Tensor) -> Tensor:
+        """Values weighted so: [Hkv, H / Hkv, R, dv]."""
+        return weights @ self.value.to(self.dtype).unsqueeze(1)
+
+    def log_sum_exp(self) -> Tensor:
+        """[Hkv, H / Hkv, R], at most `CHUNK_ELEMENTS` logits at a time (never less than one row)."""
+        step = self.step()
+        pieces = range(0, self.query.shape[1], step)
+        return torch.cat([self.part(slice(i, i + step)).logits().logsumexp(-1) for i in pieces], dim=-1)
+
+
+def fused_attention(
+    output: Tensor, rows: Rows, groups: list[Tensor], fusion: Fusion, lse: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What attention returns once the logits at some keys are raised.
+
+    Args:
+        output: [R, H, dv] what it returned without.
+        groups: the candidates of each image as columns of `rows.key`; the largest logits are taken in each.
+        lse: [H, R] log-sum-exp of the logits where the kernel gives it; else it is computed here, in chunks.
+
+    Returns:
+        [R, H, dv] of the type of `output`, and [R, H] True where anything was raised.
+    """
+    columns = torch.cat(groups)
+    heads = (rows.key.shape[0], -1)
+    whole = rows.log_sum_exp() if lse is None else lse.to(rows.dtype).unflatten(0, heads)
+    few = rows.among(columns)
+    step, fused, raised = few.step(), output.clone(), []
+    for i in range(0, len(output), step):
+        piece = slice(i, i + step)
+        part, total = few.part(piece), whole[..., piece, None]
+        logits = part.logits()
+        chosen = _chosen(logits, total, [len(group) for group in groups], fusion)
+        edited = logits + fusion.strength * logits
+        shift = torch.maximum(total, edited.masked_fill(~chosen, float("-inf")).amax(-1, keepdim=True))
+        change = torch.where(chosen, torch.exp(edited - shift) - torch.exp(logits - shift), 0)
+        before = torch.exp(total - shift)
+        after = before + change.sum(-1, keepdim=True)
+        old = output[piece].to(rows.dtype).transpose(0, 1).unflatten(0, heads)
+        new = (before * old + part.sum(change)) / after
+        if bool((lost := after < COLLAPSED * before).any()):
+            # Lowered logits held nearly all of these rows: what is left of the difference is rounding.
+            which = lost.flatten(0, 1).any(0).squeeze(-1).nonzero().squeeze(1)
+            exact = _dense(rows.part(which + i), columns, edited[:, :, which], chosen[:, :, which])
+            new[:, :, which] = torch.where(lost[:, :, which], exact, new[:, :, which])
+        fused[piece] = new.flatten(0, 1).transpose(0, 1).to(output.dtype)
+        raised.append(chosen.any(-1).flatten(0, 1).T)
+    return fused, torch.cat(raised)
+
+
+def _chosen(logits: Tensor, lse: Tensor, sizes: list[int], fusion: Fusion) -> Tensor:
+    """Which logits of the candidates [..., F] are raised; `sizes` of the images' groups."""
+    if fusion.threshold_over == "candidates":
+        lse = logits.logsumexp(-1, keepdim=True)
+    chosen = torch.exp(logits - lse) > fusion.threshold  # NaN where a query sees no candidate: False
+    if fusion.positive_only:
+        chosen &= logits > 0
+    largest = torch.zeros_like(chosen)
+    for among, mark in zip(logits.split(sizes, -1), largest.split(sizes, -1), strict=True):
+        count = math.ceil(fusion.top_share * among.shape[-1] - 1e-9)
+        mark.scatter_(-1, among.topk(count, -1).indices, True)
+    return chosen & largest
+
+
+def _dense(rows: Rows, columns: Tensor, edited: Tensor, chosen: Tensor) -> Tensor:
+    """[Hkv, H / Hkv, R, dv] of few rows by all of their logits."""
+    step, outputs = rows.step(), []
+    for i in range(0, rows.query.shape[1], step):
+        part, piece = rows.part(slice(i, i + step)), slice(i, i + step)
+        logits = part.logits()
+        logits[..., columns] = torch.where(chosen[:, :, piece], edited[:, :, piece], logits[..., columns])
+        outputs.append(part.sum(torch.softmax(logits, dim=-1)))
+    return torch.cat(outputs, dim=2)
