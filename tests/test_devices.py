@@ -306,6 +306,7 @@ def apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).detach().square().mean().sqrt())
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "internvl", "paligemma"])
 def test_int8_models(family: str) -> None:
     """Dynamically quantised linears: the same bits at keep=1, and pruned runs as near to float as unpruned ones.
