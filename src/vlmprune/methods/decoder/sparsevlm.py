@@ -1,0 +1,136 @@
+"""SparseVLM: what the words that match the image look at; some of the rest are merged and go along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vlmprune.core.budget import Keep
+from vlmprune.core.selectors import ascending, top_k
+from vlmprune.core.signals import EnteredEmbeddings, HiddenStates, Need, PromptText, RotaryGain, TextQueryAttention
+from vlmprune.core.view import ImageView, Merged, ModelInfo, Selection
+from vlmprune.methods.checks import one_of, positive
+from vlmprune.methods.cluster import cluster_merge
+from vlmprune.methods.decoder.staged import Staged, interpolate, share_of
+
+V1, V15, PLUS = "1.0", "1.5", "+"
+# Tokens that each act keeps by the budget, both of 576; for version 1.0 scale and bias.
+COUNTS: dict[str, dict[int, tuple[float, ...]]] = {
+    V15: {64: (66, 30, 17), 96: (238, 48, 26), 128: (303, 110, 36), 192: (300, 200, 110)},
+    PLUS: {64: (66, 34, 20), 96: (246, 54, 28), 128: (238, 108, 60), 192: (300, 200, 118)},
+    V1: {64: (0.8, 0), 128: (9, 6), 192: (13.5, 0)},
+}
+HEADS = 14  # that decide in version "+"
+
+
+@dataclass
+class SparseVLM(Staged):
+    """Attention from the text tokens that match the image (raters); the best of the dropped ones are recycled.
+
+    Paper: SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference (ICML 2025,
+    arXiv 2410.04417).
+
+    Formula: V [N, D], T [M, D] = embeddings with which the image and the text after it entered the LLM. Raters: text
+    tokens whose mean over the image of softmax_text(V T^t) exceeds the mean. Relation [n] = mean over raters and heads
+    of their softmax rows at layer K-1, columns of the image. The top k tokens stay; of the d others the top
+    r = int(0.3 d) + 1 are clustered (DPC-kNN) into c = int(r / 10) + 1 means of their hidden states, which follow the
+    kept ones and are tokens of the image from then on.
+
+    Defaults: version 1.5 acts before layers 3, 7 and 16 of 32 and keeps 300, 200 and 110 of 576 tokens, and c more, for
+    a budget of 192; 303, 110 and 36 for 128; 66, 30 and 17 for 64. Budgets between these are interpolated, counts and
+    layers scale with the image and the depth (ours). The budget is the average that leaves a layer; 14 to 18 more
+    enter one (`session.last.entering`). Positions: re-numbered on LLaVA, kept elsewhere and in version "+".
+
+    Args:
+        layers: decoder layers (0-based) before which it acts, at most three (version 1.0: any number).
+        version: "1.5"; "1.0", where k = int(a rank + b) with the rank of the raters' rows (a, b = 13.5, 0 for a budget of
+            192; 9, 6 for 128; 0.8, 0 for 64), a fourth time before layer 20; or "+" (the code's 2.0), where attention
+            is divided by `RotaryGain`, the 14 heads that then look at the image most decide, and nothing is recycled.
+        gravity_eps: in version "+", gains below it count as it. 0 leaves them: far from the image they come close to
+            zero and turn negative, and with them the order of its tokens.
+
+    Differences from the authors' code:
+        - Where as many tokens arrive as shall stay, all stay; theirs drops one. A single text token is a rater, and
+          version "+" works with fewer than 14 heads; theirs fails.
+        - Equally dense tokens are told apart by their order; theirs by noise, which float16 cannot hold.
+        - Only rows of text tokens are computed, at these layers; theirs makes full attention maps at all layers.
+    """
+
+    name: ClassVar[str] = "sparsevlm"
+    summary: ClassVar[str] = "at several layers, attention from text that matches the image; recycles the rest"
+
+    version: str = V15
+    gravity_eps: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.version = str(self.version)  # a recipe reads 1.5 as a number
+        one_of(self, "version", V15, V1, PLUS)
+        positive(self, "gravity_eps", or_zero=True)
+
+    @property
+    def exact(self) -> bool:
+        return self.version == PLUS  # the others add recycled tokens to the budget
+
+    def positions(self, info: ModelInfo) -> str:
+        return "compact" if info.llava and self.version != PLUS else "original"
+
+    def needs(self, info: ModelInfo) -> dict[str, Need]:
+        words: dict[str, Need] = {"image": EnteredEmbeddings(), "text": PromptText(after_image=True)}
+        if self.version == PLUS:
+            return {**words, "attention": TextQueryAttention(heads="all"), "gain": RotaryGain()}
+        return {**words, "attention": TextQueryAttention(), "states": HiddenStates()}
+
+    def usual_layers(self, info: ModelInfo) -> tuple[tuple[int, ...], int]:
+        return ((3, 7, 16, 20) if self.version == V1 else (3, 7, 16)), 32
+
+    def shares(self, share: float, layers: Sequence[int], info: ModelInfo) -> Sequence[float]:
+        if self.version == V1:
+            return [share] * len(layers)
+        return [k / 576 for k in interpolate(COUNTS[self.version], share, of=576)]
+
+    def budget(self, keep: Keep, n: int, total: int) -> int:
+        if self.version == V1:  # the rank tells
+            return n if share_of(keep, total) == 1 else max(1, n - 1)
+        return super().budget(keep, n, total)
+
+    def select(self, view: ImageView) -> Selection:
+        raters = self.raters(view)
+        relation = self.relation(view, raters)
+        keep = self.by_rank(view, view["attention"][raters]) if self.version == V1 else view.keep
+        kept = ascending(top_k(relation, keep))
+        if self.version == PLUS or keep == view.n:
+            return kept
+        others = torch.isin(torch.arange(view.n, device=kept.device), kept, invert=True).nonzero().squeeze(1)
+        recycled = others[top_k(relation[others], int(0.3 * len(others)) + 1)]
+        states = view["states"].visual
+        clusters = cluster_merge(states[recycled], len(recycled) // 10 + 1)
+        anchors = torch.cat([kept, recycled[clusters.centres]])
+        unchanged = torch.arange(len(anchors), device=kept.device) < len(kept)
+        return Merged(torch.cat([states[kept], clusters.merged]), anchors, unchanged=unchanged)
+
+    def raters(self, view: ImageView) -> Tensor:
+        """[M] which text tokens rate."""
+        match = (view["image"].float() @ view["text"].float().T).softmax(1).mean(0)
+        chosen = match > match.mean()
+        return chosen if bool(chosen.any()) else torch.ones_like(chosen)
+
+    def relation(self, view: ImageView, raters: Tensor) -> Tensor:
+        """[n] what the raters attend to; zeros without text."""
+        if self.version != PLUS:
+            return view["attention"].float()[raters].mean(0).nan_to_num()
+        gain = view["gain"][raters]
+        gain = gain.clamp(min=self.gravity_eps) if self.gravity_eps else gain
+        weighed = view["attention"].float()[:, raters] / gain
+        return weighed[top_k(weighed.sum((1, 2)), HEADS)].mean((0, 1)).nan_to_num()
+
+    def by_rank(self, view: ImageView, rows: Tensor) -> int:
+        """k of version 1.0, all where the rows [R, n] have full rank."""
+        assert self.act is not None
+        scale, bias = interpolate(COUNTS[V1], share_of(self.act.keep, view.total), of=576, whole=(40.5, 0.0))
+        rank = int(torch.linalg.matrix_rank(rows.float()))
+        return view.n if rank == view.n else max(1, min(int(rank * scale + bias), view.n - 1))

@@ -1,0 +1,125 @@
+"""What methods share that act before several decoder layers and keep fewer tokens each time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from vlmprune.core.budget import Keep
+from vlmprune.core.errors import UserError
+from vlmprune.core.method import Method, check_layer, layer_within
+from vlmprune.core.view import ModelInfo
+
+
+@dataclass(frozen=True)
+class Act:
+    """One act of a method: which one it is (0, 1, ...), before which of the `layers` of its model, and the budget."""
+
+    number: int
+    layers: tuple[int, ...]
+    info: ModelInfo
+    keep: Keep
+
+    @property
+    def layer(self) -> int:
+        return self.layers[self.number]
+
+
+@dataclass
+class Staged(Method):
+    """Base of these methods: a copy of the method makes each act.
+
+    A subclass says before which layers its authors act (`usual_layers`), what share of the tokens is left after each
+    act (`shares`), and how an act selects.
+
+    Args:
+        layers: decoder layers (0-based) before which it acts, by default the authors' at the same depth.
+    """
+
+    stage: ClassVar[str] = "decoder"
+    looks_ahead: ClassVar[bool] = False  # reads layer K instead of layer K-1
+    act: ClassVar[Act | None] = None
+
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.layers is None:
+            return
+        self.layers = tuple(self.layers)
+        for layer in self.layers:
+            check_layer(self.name, layer)
+        if not self.layers or list(self.layers) != sorted(set(self.layers)):
+            raise UserError(f"{self.name}: layers={self.layers} must be numbers in increasing order.")
+
+    def usual_layers(self, info: ModelInfo) -> tuple[tuple[int, ...], int]:
+        """The authors' layers, and how many layers their model has."""
+        raise NotImplementedError
+
+    def shares(self, share: float, layers: Sequence[int], info: ModelInfo) -> Sequence[float]:
+        """Share of the tokens that is left after each act, where the budget is `share`."""
+        raise NotImplementedError
+
+    def schedule(self, info: ModelInfo) -> tuple[int, ...]:
+        """The layers before which it acts on this model."""
+        if self.layers is not None:
+            return tuple(layer_within(self.name, layer, info) for layer in self.layers)
+        return spread(*self.usual_layers(info), info, self.looks_ahead)
+
+    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[Method]:
+        layers, made = self.schedule(info), []
+        if isinstance(keep, float) and len(self.shares(keep, layers, info)) < len(layers):
+            raise UserError(f"{self.name} has no schedule for as many as {len(layers)} layers.")
+        for number in range(len(layers)):
+            made.append(copy.copy(self))
+            made[-1].__dict__["act"] = Act(number, layers, info, keep)
+        return made
+
+    def decoder_layer(self, info: ModelInfo) -> int:
+        return self.schedule(info)[0] if self.act is None else self.act.layer
+
+    def budget(self, keep: Keep, n: int, total: int) -> int:
+        assert self.act is not None
+        share = share_of(keep, total)
+        left = self.shares(share, self.act.layers, self.act.info)[self.act.number]
+        return min(n, max(self.least, int(total * left + 1e-6)))  # 0.3 of 10 tokens are 3, not 2.9999
+
+
+def share_of(keep: Keep, total: int) -> float:
+    """A budget of an image of `total` tokens as a share."""
+    return keep if isinstance(keep, float) else min(1.0, keep / max(1, total))
+
+
+def spread(layers: Sequence[int], depth: int, info: ModelInfo, ahead: bool = False) -> tuple[int, ...]:
+    """Layers of a model with `depth` layers at the same share of this model's depth.
+
+    The nearest before which it can act: layer K-1 (`ahead`: layer K itself) has an attention map, and none is taken
+    twice. Where the model is not deep enough for all, the last ones are left out.
+    """
+    readable = range(info.decoder_layers) if info.attention_layers is None else info.attention_layers
+    places = [layer for layer in range(1, info.decoder_layers) if (layer if ahead else layer - 1) in readable]
+    chosen: list[int] = []
+    for layer in layers:
+        exact = layer * info.decoder_layers / depth
+        free = [place for place in places if not chosen or place > chosen[-1]]
+        if free:
+            chosen.append(min(free, key=lambda place: (abs(place - exact), place)))
+    return tuple(chosen)
+
+
+def interpolate(
+    table: Mapping[int, tuple[float, ...]], share: float, of: int, whole: tuple[float, ...] | None = None
+) -> tuple[float, ...]:
+    """The row of a budget, by straight lines between the rows of `table`, which is keyed by tokens of `of`.
+
+    They start from zeros at 0 tokens and end with `whole`, by default all `of` tokens, at `of`. A share within half a
+    token of LLaVA-1.5's 576 of a key means the key.
+    """
+    near = min(table, key=lambda key: abs(key - share * of))
+    tokens = near if abs(near / of - share) < 0.5 / 576 else share * of
+    width = len(table[near])
+    rows = {0: (0.0,) * width, **table, of: whole or (float(of),) * width}
+    below, above = max(key for key in rows if key <= tokens), min(key for key in rows if key >= tokens)
+    part = 0.0 if above == below else (tokens - below) / (above - below)
+    return tuple(low + part * (high - low) for low, high in zip(rows[below], rows[above], strict=True))

@@ -1,0 +1,85 @@
+"""VTW: from some layer on the image is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vlmprune.core.budget import Keep
+from vlmprune.core.errors import UserError
+from vlmprune.core.method import Method, check_layer, layer_within
+from vlmprune.core.view import ImageView, ModelInfo
+
+
+@dataclass
+class VTW(Method):
+    """Visual tokens withdrawal: all of the image's tokens are dropped before decoder layer K, and none before that.
+
+    Paper: Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid Inference (AAAI 2025,
+    arXiv 2405.05803).
+
+    Formula: layers 0..K-1 see every token, layers K.. the text alone. The search for K compares P, softmax of the last
+    prompt token's logits, with Q_l, the same with the withdrawal before layer l: K = the first l with
+    mean over samples of sum Q_l (ln Q_l - ln P) <= eta (`vlmprune.withdrawal.find_layer`).
+
+    Defaults: `keep` is the share of layers that see the image, which is also the average share of tokens that enter a
+    layer: K = round(keep * depth), at least 1. `vtw@16` names K and takes no budget: 15 or 16 of 32 layers on
+    LLaVA-1.5-7B, 20 of 40 on 13B. Positions are kept: text stays where it was.
+
+    Args:
+        layer: K, the decoder layer (0-based) before which it acts, instead of a budget.
+
+    Differences from the authors' code:
+        - The image is found in the prompt; theirs are columns 35 to 610. Several images and padding work.
+        - The mode that drops random tokens, which may be text, is not offered.
+        - Where no layer qualifies, the search gives the depth and warns; theirs raises IndexError.
+    """
+
+    name: ClassVar[str] = "vtw"
+    stage: ClassVar[str] = "decoder"
+    summary: ClassVar[str] = "all of the image is dropped before decoder layer K"
+    least: ClassVar[int] = 0
+
+    layer: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.layer is not None:
+            check_layer(self.name, self.layer)
+
+    @property
+    def budgeted(self) -> bool:
+        return self.layer is None
+
+    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[Method]:
+        if self.layer is not None:
+            return (self,)
+        if not isinstance(keep, float):
+            raise UserError(f"vtw drops all tokens of an image: keep={keep} is no share of layers, as 0.5 would be.")
+        layer = max(1, round(keep * info.decoder_layers))
+        return () if layer >= info.decoder_layers else (replace(self, layer=layer),)
+
+    def decoder_layer(self, info: ModelInfo) -> int | None:
+        """None where the budget tells."""
+        return None if self.layer is None else layer_within(self.name, self.layer, info)
+
+    def budget(self, keep: Keep, n: int, total: int) -> int:
+        return 0
+
+    def select(self, view: ImageView) -> Tensor:
+        return torch.empty(0, dtype=torch.long, device=view.slots.device)
+
+
+def divergence(full: Tensor, withdrawn: Tensor) -> Tensor:
+    """KL(Q || P) of each layer, mean over samples: [layers], for logits P [n, V] and Q [n, layers, V]."""
+    p, q = full.float().log_softmax(-1)[:, None], withdrawn.float().log_softmax(-1)
+    return (q.exp() * (q - p)).sum(-1).mean(0)
+
+
+def first_within(divergences: Tensor, eta: float, first: int) -> int | None:
+    """The first of layers `first`, `first` + 1, ... whose divergence is at most `eta`; None where there is none."""
+    within = (divergences <= eta).nonzero().flatten().tolist()
+    return first + within[0] if within else None
