@@ -1,0 +1,125 @@
+"""MustDrop: image tokens that the text as a whole and every word of it ignore, and a cache without them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vlmprune.core.budget import Keep
+from vlmprune.core.errors import UserError
+from vlmprune.core.selectors import ascending, top_k
+from vlmprune.core.signals import ClsAttention, Depth, Need, TextQueryAttention
+from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.methods.checks import positive, share, true_or_false
+from vlmprune.methods.decoder.staged import Staged
+
+
+@dataclass
+class MustDrop(Staged):
+    """At several layers a dual attention filter, past which the encoder's key tokens always come; then a cache cut.
+
+    Paper: Multi-Stage Vision Token Dropping: Towards Efficient Multimodal Large Language Model (arXiv 2411.10803): its
+    stages "prefill" and "decode". Its "vision" stage merges windows of patches inside the encoder, after the first
+    layer, and is not part of this; the rule itself is `SpatialMerge`, for tokens that have left the encoder.
+
+    Formula: A [T, n] = mean over heads of the rows of the T text tokens after the image at decoder layer K-1;
+    g = sum over rows. Token j goes if g_j < global_threshold * sum(g) and max over rows of A_j < individual_threshold,
+    unless it is a key token: one of the ceil(key_share * n) that the CLS token of the last encoder layer attends to
+    most. After the prefill the caches of layers K_1 - 1 up to the last K hold what the last act left, and no more.
+
+    Defaults: before layers 3, 7, 11, 15 of 32, at the same depth of another model. Without thresholds (ours) each image
+    gets the one threshold, of both kinds, that keeps its budget: of the tokens that are not key tokens those with the
+    largest max(g_j / sum(g), max A_j). The same share q goes on at every act, so that `keep` is the average over
+    layers, a layer counting what it passes on, as the authors count. Positions: re-numbered on LLaVA, kept elsewhere.
+
+    Args:
+        layers: decoder layers (0-based) before which it acts.
+        global_threshold, individual_threshold: with them there is no budget, for the image tells how much is kept. The
+            authors' for 192, 128 and 64 tokens of LLaVA-1.5: 0.001 and 0.001, 0.0012 and 0.001, 0.011 and 0.01
+            (TextVQA); 0.005 and 0.001 for 64 (VizWiz). They tune them for each task.
+        key_share: of the tokens, 0 for no key tokens.
+        kv_prune: whether the caches are cut, where they are neither windows nor quantised. Without a cache there is
+            none to cut: then what is written sees what the prompt saw.
+
+    Differences from the authors' code:
+        - Towers without a CLS token take the received attention for key tokens (ours).
+        - New tokens count on from the prompt's last id in every layer; theirs take the length of that layer's cache, so
+          that in cut layers they stand nearer to the text than it was read.
+        - Any batch and number of images; a single key token is no error; only the text's rows are computed.
+    """
+
+    name: ClassVar[str] = "mustdrop"
+    summary: ClassVar[str] = "at several layers, what all text together or one word attends to; cuts the cache"
+
+    global_threshold: float | None = None
+    individual_threshold: float | None = None
+    key_share: float = 0.08
+    kv_prune: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.global_threshold is None) != (self.individual_threshold is None):
+            raise UserError("mustdrop: give both global_threshold and individual_threshold, or neither.")
+        if not self.budgeted:
+            positive(self, "global_threshold", or_zero=True)
+            positive(self, "individual_threshold", or_zero=True)
+        share(self, "key_share")
+        true_or_false(self, "kv_prune")
+
+    @property
+    def budgeted(self) -> bool:
+        return self.global_threshold is None
+
+    @property
+    def exact(self) -> bool:
+        return self.budgeted
+
+    @property
+    def trims_cache(self) -> bool:
+        return self.kv_prune
+
+    def positions(self, info: ModelInfo) -> str:
+        return "compact" if info.llava else "original"
+
+    def needs(self, info: ModelInfo) -> dict[str, Need]:
+        keys: dict[str, Need] = {"cls": ClsAttention(Depth(24, 24))} if self.key_share else {}
+        return {**keys, "text": TextQueryAttention()}
+
+    def usual_layers(self, info: ModelInfo) -> tuple[tuple[int, ...], int]:
+        return (3, 7, 11, 15), 32
+
+    def shares(self, share: float, layers: Sequence[int], info: ModelInfo) -> list[float]:
+        ends = [*(layer - 1 for layer in layers), info.decoder_layers]
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            q = (low + high) / 2
+            passed = ends[0] + sum(q ** (i + 1) * (ends[i + 1] - ends[i]) for i in range(len(layers)))
+            low, high = (q, high) if passed < share * info.decoder_layers else (low, q)
+        return [high ** (i + 1) for i in range(len(layers))]
+
+    def budget(self, keep: Keep, n: int, total: int) -> int:
+        return super().budget(keep, n, total) if self.budgeted else max(1, n - 1)
+
+    def select(self, view: ImageView) -> Tensor:
+        rows = view["text"] if len(view["text"]) else torch.zeros_like(view["text"].sum(0))[None]
+        together, single, key = rows.sum(0), rows.amax(0), self.key_tokens(view)
+        if self.global_threshold is not None and self.individual_threshold is not None:
+            ignored = (together < self.global_threshold * together.sum()) & (single < self.individual_threshold)
+            return (~ignored | key).nonzero().squeeze(1)
+        order = top_k(torch.maximum(together / together.sum().clamp(min=1e-12), single), view.n)
+        return ascending(torch.cat([order[key[order]], order[~key[order]]])[: view.keep])
+
+    def key_tokens(self, view: ImageView) -> Tensor:
+        """[n] which tokens the filter may not drop: chosen at the first act, of all that are there."""
+        if not self.key_share:
+            return torch.zeros_like(view.slots, dtype=torch.bool)
+        frame = int(view.frames[0]) if self.per == "frame" else None
+        keys = view.memory.setdefault("keys", {})
+        if frame not in keys:
+            keys[frame] = view.slots[top_k(view["cls"], math.ceil(self.key_share * view.n))]
+        return torch.isin(view.slots, keys[frame])
