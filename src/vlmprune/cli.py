@@ -124,9 +124,9 @@ def report(folder: Annotated[Path, typer.Argument(help="A result folder of vlmpr
 
 
 @app.command("list")
-def list_(what: Annotated[str, typer.Argument(help="methods, models or tasks")]) -> None:
-    """Name what there is: methods, embedded models and families (by their model type), tasks."""
-    listings = {"methods": _list_methods, "models": _list_models, "tasks": _list_tasks}
+def list_(what: Annotated[str, typer.Argument(help="methods, presets, models or tasks")]) -> None:
+    """Name what there is: methods, presets, embedded models and families (by their model type), tasks."""
+    listings = {"methods": _list_methods, "presets": _list_presets, "models": _list_models, "tasks": _list_tasks}
     if what not in listings:
         raise UserError(f"{what!r} cannot be listed: choose {', '.join(listings)}.")
     rows = listings[what]()
@@ -157,6 +157,12 @@ def doctor(
 
 def _list_methods() -> list[tuple[str, str, str]]:
     return [(name, vlmprune.METHODS[name].stage, vlmprune.METHODS[name].summary) for name in vlmprune.METHODS]
+
+
+def _list_presets() -> list[tuple[str, str, str]]:
+    from vlmprune.core.presets import PRESETS
+
+    return [(name, preset.recipe, preset.source) for name, preset in PRESETS.items()]
 
 
 def _list_models() -> list[tuple[str, str, str]]:

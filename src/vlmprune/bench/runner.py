@@ -28,7 +28,7 @@ from vlmprune.bench.tasks import TASKS, Sample, Task, canvas_for, digest, get_ta
 from vlmprune.core.budget import Keep, check_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import POSITIONS, PixelMethod
-from vlmprune.core.recipe import Recipe, format_method, recipe
+from vlmprune.core.recipe import Recipe, format_method, lacks_budget, recipe
 from vlmprune.report import write_examples
 
 ALL = "all"
@@ -115,7 +115,7 @@ class Variant:
 
 def variants_of(text: str, keeps: Sequence[Keep]) -> list[Variant]:
     """A method at every budget, or a recipe that carries its own."""
-    if ">" not in text and ":" not in text:
+    if lacks_budget(text):
         return [_variant(recipe(text, keep=keep)) for keep in keeps]
     return [_variant(recipe(text))]
 

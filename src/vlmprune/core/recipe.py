@@ -15,7 +15,8 @@ from typing import Any
 from vlmprune.core.budget import Keep, check_keep, parse_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import POOLS, Method, PixelMethod
-from vlmprune.core.registry import METHODS
+from vlmprune.core.presets import PRESETS, written_out
+from vlmprune.core.registry import METHODS, unknown
 from vlmprune.core.view import ModelInfo
 
 _STAGE = re.compile(
@@ -77,7 +78,7 @@ def recipe(spec: str | Method | Recipe | Stage, keep: Keep | None = None, **opti
     """A recipe from a name, a recipe string, a method object, or a recipe.
 
     Args:
-        spec: what to run. A string may be a chain with budgets of its own.
+        spec: what to run. A string may be a chain with budgets of its own, or the name of a preset.
         keep: the budget, for a single stage that has none in `spec`.
         options: hyperparameters of the method, for a single stage given by name.
 
@@ -94,6 +95,7 @@ def recipe(spec: str | Method | Recipe | Stage, keep: Keep | None = None, **opti
         return Recipe((Stage(spec, _the_keep(spec, None, keep)),))
     if not isinstance(spec, str):
         raise UserError(f"{spec!r} is not a method: give a name, a recipe string, a method object or a recipe.")
+    spec = written_out(spec)
     parts = spec.split(">")
     if len(parts) > 1 and options:
         raise UserError(
@@ -104,6 +106,15 @@ def recipe(spec: str | Method | Recipe | Stage, keep: Keep | None = None, **opti
             f"A chain carries its own budgets: write one for each stage of {spec!r} instead of keep={keep}."
         )
     return Recipe(tuple(_parse_stage(part, spec, keep, options) for part in parts))
+
+
+def lacks_budget(text: str) -> bool:
+    """Whether a recipe string is a single method that has yet to be given its budget."""
+    text = written_out(text)
+    if ">" in text:
+        return False
+    method, written = _parse_method(text, text, {})
+    return written is None and method.budgeted
 
 
 def _parse_stage(part: str, whole: str, keep: Keep | None, options: dict[str, Any]) -> Stage:
@@ -122,6 +133,8 @@ def _parse_method(part: str, whole: str, options: dict[str, Any]) -> tuple[Metho
     written = parse_keep(match["keep"].strip()) if match["keep"] is not None else None
     items = _items(match["options"] or "", whole)
     settings: dict[str, Any] = {}
+    if name not in METHODS:
+        raise unknown(name, METHODS, PRESETS)
     wraps = METHODS[name].wraps
     if wraps and items and not _OPTION.match(items[0]):
         settings[wraps], inside = _parse_method(items.pop(0), whole, {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -48,9 +48,7 @@ class Registry(Mapping[str, type[Method]]):
 
     def __getitem__(self, name: str) -> type[Method]:
         if name not in self._targets:
-            close = difflib.get_close_matches(name, self._targets, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(sorted(self._targets))}."
-            raise UnknownMethod(f"There is no method {name!r}: {hint}")
+            raise unknown(name, self)
         return _load(self._targets[name])
 
     def __contains__(self, name: object) -> bool:
@@ -67,6 +65,13 @@ class UnknownMethod(UserError, KeyError):
     """A name that no method has. A KeyError too, as a Mapping promises; its text is the sentence, unquoted."""
 
     __str__ = UserError.__str__
+
+
+def unknown(name: str, methods: Iterable[str], presets: Iterable[str] = ()) -> UnknownMethod:
+    """The error for a name that neither has, with the one that is closest."""
+    close = difflib.get_close_matches(name, [*methods, *presets], n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(sorted(methods))}."
+    return UnknownMethod(f"There is no method {name!r}: {hint}")
 
 
 def _load(target: str) -> type[Method]:
