@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from vlmprune.core.budget import Keep
 from vlmprune.core.method import Method
 from vlmprune.core.selectors import top_k
 from vlmprune.core.signals import ClsAttention, EncoderKeys, Need, TowerFeatures
@@ -34,7 +35,7 @@ class PruMerge(Method):
     attention received from all tokens, ours. Where the projector merges patches, x are the projected tokens.
 
     Args:
-        adaptive: as many tokens as a has outliers above Q3 + 1.5 (Q3 - Q1), whatever the budget.
+        adaptive: as many tokens as a has outliers above Q3 + 1.5 (Q3 - Q1); it takes no budget then.
         compat: "official" keeps only the last token where there is no outlier.
 
     Differences from the authors' code:
@@ -58,6 +59,13 @@ class PruMerge(Method):
     @property
     def exact(self) -> bool:
         return not self.adaptive and self.compat != OFFICIAL
+
+    @property
+    def budgeted(self) -> bool:
+        return not self.adaptive
+
+    def budget(self, keep: Keep, n: int, total: int) -> int:
+        return max(1, n - 1) if self.adaptive else super().budget(keep, n, total)
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {

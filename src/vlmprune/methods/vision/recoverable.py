@@ -41,7 +41,7 @@ class Recoverable(PruMerge):
     with the LLM's embeddings of the instruction's tokens.
 
     Args:
-        adaptive: as many tokens as the counts say, whatever the budget.
+        adaptive: as many tokens as the counts say; it takes no budget then.
         relevance_sign: 1, or -1 for features that point away from the text, as CLIP's patches do.
         compat: "official" compares keys of other tokens (of the image's first ones), and counts centres by W * out / R.
 

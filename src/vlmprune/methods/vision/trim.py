@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vlmprune.core.budget import Keep
 from vlmprune.core.method import Method
 from vlmprune.core.selectors import ascending, top_k
 from vlmprune.core.signals import Alignment, Need, TowerFeatures
@@ -32,7 +33,8 @@ class Trim(Method):
     mean cosine of the projected features with the LLM's embeddings of the instruction's tokens.
 
     Args:
-        adaptive: as many tokens as softmax(s) has outliers above Q3 + 1.5 (Q3 - Q1), and the mean, whatever the budget.
+        adaptive: as many tokens as softmax(s) has outliers above Q3 + 1.5 (Q3 - Q1), and the mean; it takes no budget
+            then.
         metric: "dot", as in the authors' code, or "cosine", as in the paper; by default "dot" with CLIP's text tower.
         relevance_sign: 1 or -1; by default the authors' -1 with CLIP's text tower, and 1 without.
         compat: "official" keeps int(n * (count / n)) tokens, which rounding makes one less for some n.
@@ -62,6 +64,13 @@ class Trim(Method):
     @property
     def exact(self) -> bool:
         return not self.adaptive and self.compat != OFFICIAL
+
+    @property
+    def budgeted(self) -> bool:
+        return not self.adaptive
+
+    def budget(self, keep: Keep, n: int, total: int) -> int:
+        return max(1, n - 1) if self.adaptive else super().budget(keep, n, total)
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"rows": TowerFeatures(), "aligned": Alignment(truncate=True)}
