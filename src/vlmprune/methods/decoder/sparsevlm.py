@@ -12,9 +12,9 @@ from torch import Tensor
 from vlmprune.core.budget import Keep
 from vlmprune.core.selectors import ascending, top_k
 from vlmprune.core.signals import EnteredEmbeddings, HiddenStates, Need, PromptText, RotaryGain, TextQueryAttention
-from vlmprune.core.view import ImageView, Merged, ModelInfo, Selection
+from vlmprune.core.view import ImageView, ModelInfo, Selection
 from vlmprune.methods.checks import one_of, positive
-from vlmprune.methods.cluster import cluster_merge
+from vlmprune.methods.cluster import recycle
 from vlmprune.methods.decoder.staged import Staged, interpolate, share_of
 
 V1, V15, PLUS = "1.0", "1.5", "+"
@@ -47,9 +47,10 @@ class SparseVLM(Staged):
 
     Args:
         layers: decoder layers (0-based) before which it acts, at most three (version 1.0: any number).
-        version: "1.5"; "1.0", where k = int(a rank + b) with the rank of the raters' rows (a, b = 13.5, 0 for a budget of
-            192; 9, 6 for 128; 0.8, 0 for 64), a fourth time before layer 20; or "+" (the code's 2.0), where attention
-            is divided by `RotaryGain`, the 14 heads that then look at the image most decide, and nothing is recycled.
+        version: "1.5"; "1.0", where k = int(a rank + b) with the rank of the raters' rows (a, b = 13.5, 0 for a budget
+            of 192; 9, 6 for 128; 0.8, 0 for 64), a fourth time before layer 20; or "+" (the code's 2.0), where
+            attention is divided by `RotaryGain`, the 14 heads that then look at the image most decide, and nothing is
+            recycled.
         gravity_eps: in version "+", gains below it count as it. 0 leaves them: far from the image they come close to
             zero and turn negative, and with them the order of its tokens.
 
@@ -105,13 +106,7 @@ class SparseVLM(Staged):
         kept = ascending(top_k(relation, keep))
         if self.version == PLUS or keep == view.n:
             return kept
-        others = torch.isin(torch.arange(view.n, device=kept.device), kept, invert=True).nonzero().squeeze(1)
-        recycled = others[top_k(relation[others], int(0.3 * len(others)) + 1)]
-        states = view["states"].visual
-        clusters = cluster_merge(states[recycled], len(recycled) // 10 + 1)
-        anchors = torch.cat([kept, recycled[clusters.centres]])
-        unchanged = torch.arange(len(anchors), device=kept.device) < len(kept)
-        return Merged(torch.cat([states[kept], clusters.merged]), anchors, unchanged=unchanged)
+        return recycle(view["states"].visual, kept, relation)
 
     def raters(self, view: ImageView) -> Tensor:
         """[M] which text tokens rate."""

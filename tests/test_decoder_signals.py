@@ -1,0 +1,240 @@
+"""What methods inside the LLM read equals what eager attention, and hooks on an unpruned model, show."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from test_equivalence import RAGGED, Samples, built, inputs_of
+from test_scores import InnerSpy
+from tiny import FAMILIES, image_numbers
+from torch import Tensor
+
+import vlmprune
+from vlmprune.core.recipe import Recipe, Stage
+from vlmprune.core.signals import (
+    EnteredEmbeddings,
+    HiddenStates,
+    LastQueryAttention,
+    LayerInput,
+    MlpInput,
+    Need,
+    PromptText,
+    RotaryGain,
+    TextQueryAttention,
+    TextSelfAttention,
+    VisualQueryAttention,
+)
+from vlmprune.core.view import ImageView
+from vlmprune.models import adapter_for
+
+EXACT = 1e-5
+HIDDEN = 1e-4
+SIX = ["llava", "qwen2_5_vl", "qwen3_vl", "internvl", "gemma3", "qwen3_5"]
+NEW_IMAGES = ["llava", "internvl", "gemma3"]  # families that take a new image behind a cache
+NEEDS: dict[str, Need] = {
+    "last": LastQueryAttention(),
+    "text": TextQueryAttention(),
+    "text max": TextQueryAttention(heads="max"),
+    "text all": TextQueryAttention(heads="all"),
+    "visual": VisualQueryAttention(),
+    "visual max": VisualQueryAttention(heads="max"),
+    "among text": TextSelfAttention(),
+    "hidden": HiddenStates(),
+    "input": LayerInput(),
+    "mlp": MlpInput(),
+    "entered": EnteredEmbeddings(),
+    "words": PromptText(after_image=True),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+
+
+@contextmanager
+def watched(family: str, layer: int) -> Iterator[dict[str, Tensor]]:
+    """What passes through a decoder layer of the eager model: its input, attention maps, what its MLP
+    and the next layer read."""
+    adapter, seen = adapter_for(built(family, "eager")), {}
+    module: Any = adapter.decoder_layers[layer]
+    following = adapter.decoder_layers[layer + 1 : layer + 2]
+
+    def note_input(name: str) -> Any:
+        def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen[name] = args[0] if args else kwargs["hidden_states"]
+
+        return note
+
+    def note_text(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen["embeds"] = kwargs["inputs_embeds"]
+
+    handles = [
+        module.register_forward_pre_hook(note_input("input"), with_kwargs=True),
+        # what the next layer gets: deepstack adds to the output in between
+        *(after.register_forward_pre_hook(note_input("next"), with_kwargs=True) for after in following),
+        module.mlp.register_forward_pre_hook(lambda _, args: seen.__setitem__("mlp", args[0])),
+        adapter.text_model.register_forward_pre_hook(note_text, with_kwargs=True),
+    ]
+    if adapter.layer_kind(layer) != "linear_attention":
+        attention = adapter.decoder_attention(layer)
+        handles.append(attention.register_forward_hook(lambda _, args, out: seen.__setitem__("maps", out[1])))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def shown(family: str, layer: int, needs: dict[str, Need]) -> list[dict[str, Any]]:
+    """Signals of each image of a ragged batch, in order."""
+    spy = InnerSpy(layer, needs)
+    with vlmprune.prune(built(family), Recipe((Stage(spy, 0.5),))):
+        built(family)(**inputs_of(family, RAGGED))
+    return spy.seen
+
+
+def columns(family: str, samples: Samples = RAGGED) -> list[tuple[int, Tensor, Tensor]]:
+    """(row, columns of the image, columns of the text after it) of each image of a batch."""
+    inputs, numbers = inputs_of(family, samples), image_numbers(FAMILIES[family], samples)
+    found = []
+    for row, images in enumerate(samples):
+        text = (numbers[row] < 0) & (inputs["attention_mask"][row] == 1)
+        for image in range(len(images)):
+            own = (numbers[row] == image).nonzero().squeeze(1)
+            after = text.nonzero().squeeze(1)
+            found.append((row, own, after[after > own[-1]]))
+    return found
+
+
+def close(got: Tensor, wanted: Tensor, tolerance: float = EXACT) -> None:
+    assert got.shape == wanted.shape
+    assert float((got - wanted).abs().max()) < tolerance
+
+
+@pytest.mark.parametrize("family", SIX)
+def test_signals_equal_eager_attentions_and_hooks(family: str) -> None:
+    layer = 2
+    with watched(family, layer - 1) as eager:
+        built(family, "eager")(**inputs_of(family, RAGGED))
+    for seen, (row, image, text) in zip(shown(family, layer, NEEDS), columns(family), strict=True):
+        maps = eager["maps"][row]
+        close(seen["last"], maps.mean(0)[-1, image])
+        close(seen["text"], maps.mean(0)[text][:, image])
+        close(seen["text max"], maps.amax(0)[text][:, image])
+        close(seen["text all"], maps[:, text][..., image])
+        close(seen["visual"], maps.mean(0)[image][:, image].mean(0))
+        close(seen["visual max"], maps.amax(0)[image][:, image].mean(0))
+        close(seen["among text"], maps[:, text][..., text])
+        close(seen["hidden"].visual, eager["next"][row, image], HIDDEN)
+        close(seen["hidden"].text, eager["next"][row, text], HIDDEN)
+        close(seen["input"], eager["input"][row, image], HIDDEN)
+        close(seen["mlp"], eager["mlp"][row, image], HIDDEN)
+        close(seen["entered"], eager["embeds"][row, image])
+        close(seen["words"], eager["embeds"][row, text])
+
+
+@pytest.mark.parametrize("layer", [2, 3])  # Gemma 3's sliding layer and its full one
+@pytest.mark.parametrize("family", SIX)
+def test_looking_ahead_shows_what_the_next_layer_does(family: str, layer: int) -> None:
+    needs = {"ahead": LastQueryAttention(ahead=True)}
+    if family == "qwen3_5" and layer == 2:
+        with pytest.raises(vlmprune.UserError, match="linear attention"):
+            shown(family, layer, needs)
+        return
+    with watched(family, layer) as eager:
+        built(family, "eager")(**inputs_of(family, RAGGED))
+    for seen, (row, image, _) in zip(shown(family, layer, needs), columns(family), strict=True):
+        close(seen["ahead"], eager["maps"][row].mean(0)[-1, image])
+
+
+class Onlooker(InnerSpy):
+    """Drops all but the first tokens in its first prompt, and none later."""
+
+    exact = False
+
+    def __init__(self, layer: int, needs: dict[str, Need], images: int) -> None:
+        super().__init__(layer, needs)
+        self.images = images
+
+    def budget(self, keep: Any, n: int, total: int) -> int:
+        return n - 1
+
+    def select(self, view: ImageView) -> Tensor:
+        super().select(view)
+        return torch.arange(3 if len(self.seen) <= self.images else view.n)
+
+
+@pytest.mark.parametrize("layer", [2, 3])
+@pytest.mark.parametrize("family", NEW_IMAGES)
+def test_signals_behind_a_pruned_cache(family: str, layer: int) -> None:
+    """A new image in the second turn: what is read equals what the eager layers then really do."""
+    model, first, more = built(family, "eager"), inputs_of(family, [[0], [4]]), inputs_of(family, [[1], [5]], seed=50)
+    needs: dict[str, Need] = {"ahead": LastQueryAttention(ahead=True), "text": TextQueryAttention(heads="all")}
+    spy = Onlooker(layer, needs, images=2)
+    with vlmprune.prune(model, Recipe((Stage(spy, 0.5),))):
+        cache = model(**first, use_cache=True).past_key_values
+        both = torch.cat([first["attention_mask"], more["attention_mask"]], dim=1)
+        with watched(family, layer) as ahead, watched(family, layer - 1) as before:
+            model(**{**more, "attention_mask": both}, past_key_values=cache)
+    assert cache.layers[layer].keys.shape[2] < cache.layers[layer - 1].keys.shape[2] or family == "gemma3"
+    for seen, (row, image, text) in zip(spy.seen[2:], columns(family, [[1], [5]]), strict=True):
+        maps = ahead["maps"][row]
+        start = maps.shape[-1] - maps.shape[-2]
+        close(seen["ahead"], maps.mean(0)[-1, start + image])
+        maps = before["maps"][row]
+        start = maps.shape[-1] - maps.shape[-2]
+        close(seen["text"], maps[:, text][..., start + image])
+
+
+@pytest.mark.parametrize("family", ["llava", "internvl"])
+def test_rotary_gain_is_a_sum_of_cosines_of_the_distance(family: str) -> None:
+    inputs, width = inputs_of(family, RAGGED), 8
+    theta = 10000.0 ** (-torch.arange(width // 2) * 2 / width)
+    for seen, (row, image, text) in zip(shown(family, 2, {"gain": RotaryGain()}), columns(family), strict=True):
+        at = inputs["attention_mask"][row].cumsum(0) - 1
+        angles = (at[text][:, None] - at[image])[..., None] * theta
+        close(seen["gain"], 2 * width**-0.5 * angles.cos().sum(-1))
+
+
+@pytest.mark.parametrize("family", SIX)
+def test_rotary_gain_equals_the_layers_own_rotation_of_ones(family: str) -> None:
+    """The model's own function turns a query and a key of ones, with the ids that its rotary embedding was given."""
+    model, layer = built(family, "eager"), 1
+    attention = adapter_for(model).decoder_attention(layer)
+    calls: dict[str, Any] = {}
+
+    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls["rotary"] = kwargs["position_embeddings"]
+
+    handle = attention.register_forward_pre_hook(note, with_kwargs=True)
+    model(**inputs_of(family, RAGGED))
+    handle.remove()
+    rotate: Any = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # type: ignore[attr-defined]
+    cos, sin = (turn.expand(len(RAGGED), -1, -1) for turn in calls["rotary"])
+    ones = torch.ones(len(RAGGED), 1, cos.shape[1], attention.head_dim)
+    query, key = rotate(ones, ones, cos, sin)
+    for seen, (row, image, text) in zip(shown(family, 2, {"gain": RotaryGain()}), columns(family), strict=True):
+        close(seen["gain"], attention.scaling * query[row, 0, text] @ key[row, 0, image].T)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_what_entered_is_known_whatever_was_dropped_or_merged_since(family: str) -> None:
+    inputs, entered = inputs_of(family, RAGGED), {"entered": EnteredEmbeddings()}
+    whole = [seen["entered"] for seen in shown(family, 1, entered)]
+    early, late = InnerSpy(1, {}), InnerSpy(3, entered)
+    with vlmprune.prune(built(family), Recipe((Stage(early, 0.5), Stage(late, 0.5)))):
+        built(family)(**inputs)
+    assert all(torch.equal(seen["entered"], tokens) for seen, tokens in zip(late.seen, whole, strict=True))
+    late = InnerSpy(2, entered)
+    stages = (*vlmprune.recipe("visionzip:9").stages, Stage(late, 0.5))
+    with vlmprune.prune(built(family), Recipe(stages)):
+        built(family)(**inputs)
+    assert [len(seen["entered"]) for seen in late.seen] == [9, 9, 9]
