@@ -12,7 +12,7 @@ from torch import Tensor
 from golden_runners.case import LLAVA, Case, Failed, Runner, positions, sequence, view
 from vlmprune.core.method import Method
 from vlmprune.core.view import Merged, Selection, Tokens
-from vlmprune.methods.cluster import cluster_merge
+from vlmprune.methods.cluster import cluster_merge, recycle
 from vlmprune.methods.decoder import sparsevlm
 from vlmprune.methods.decoder.adaptinfer import AdaptInfer
 from vlmprune.methods.decoder.pyramiddrop import PyramidDrop
@@ -145,7 +145,7 @@ def _sparse_forward(case: Case) -> None:
             signals = {**words, "attention": rows if method.exact else rows[0], "states": states}
             signals["gain"] = _gain(case, at[before + n :], at[before : before + n])
             noise = case.input(f"noise_{stage}") if f"noise_{stage}" in case else None
-            with mock.patch.object(sparsevlm, "cluster_merge", partial(cluster_merge, noise=noise)):
+            with mock.patch.object(sparsevlm, "recycle", partial(recycle, noise=noise)):
                 chosen = method.select(view(n, min(case["keep_lists"][stage], n - 1), signals))
             made, columns = _after(hidden, chosen, before, n, after)
             case.expect(f"after_{layer}", made, TOLERANCE)

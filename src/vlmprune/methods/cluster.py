@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vlmprune.core.selectors import top_k
+from vlmprune.core.view import Merged
 
 
 class Clusters(NamedTuple):
@@ -55,3 +56,20 @@ def cluster_merge(tokens: Tensor, count: int, noise: Tensor | None = None) -> Cl
     members[centres] = torch.arange(count, device=tokens.device)
     belongs = (members[None] == torch.arange(count, device=tokens.device)[:, None]).float()
     return Clusters(belongs @ tokens / belongs.sum(1, keepdim=True), centres, members)
+
+
+def recycle(states: Tensor, kept: Tensor, relation: Tensor, noise: Tensor | None = None) -> Merged:
+    """Kept tokens, and behind them clusters of the best of the others (SparseVLM's token recycling).
+
+    Of d others the m = int(0.3 d) + 1 with the highest relation are clustered around m // 10 + 1 of them.
+
+    Args:
+        states: [n, D] hidden states; kept: [k] tokens in order, k < n; relation: [n].
+        noise: see `cluster_merge`.
+    """
+    others = torch.isin(torch.arange(len(states), device=kept.device), kept, invert=True).nonzero().squeeze(1)
+    best = others[top_k(relation[others], int(0.3 * len(others)) + 1)]
+    clusters = cluster_merge(states[best], len(best) // 10 + 1, noise)
+    anchors = torch.cat([kept, best[clusters.centres]])
+    unchanged = torch.arange(len(anchors), device=kept.device) < len(kept)
+    return Merged(torch.cat([states[kept], clusters.merged]), anchors, unchanged=unchanged)

@@ -1,0 +1,141 @@
+"""AutoPrune: how fast tokens go, layer by layer, is told by how much text and image have to say to each other."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from vlmprune.core.budget import Keep, resolve_keep
+from vlmprune.core.errors import UserError
+from vlmprune.core.method import Method
+from vlmprune.core.selectors import ascending, top_k
+from vlmprune.core.signals import USED, ClsAttention, HiddenStates, LastQueryAttention, Need, TextQueryAttention
+from vlmprune.core.view import ImageView, ModelInfo, Selection
+from vlmprune.methods.checks import one_of, positive, true_or_false
+from vlmprune.methods.cluster import recycle
+from vlmprune.methods.decoder.autoprune_curve import keep_shares, mutual_information
+
+
+@dataclass
+class AutoPrune(Method):
+    """Tokens go after every layer along a logistic curve, whose steepness mutual information sets for each prompt.
+
+    Paper: Each Complexity Deserves a Pruning Policy (NeurIPS 2025); `flash` is in section C of its supplement.
+
+    Formula: A_l [H, T, n] = rows of the T text tokens after the image at layer l, r_l [n] their mean over heads and
+    rows, I_l = sum over heads of the bits that text tells of image tokens under A_l (`mutual_information`).
+    After layer 0: score = lam * I_0 / T * r_0 + CLS attention of the encoder's used layer; the top V = min(2.5 *
+    target, N) stay. After layer l = 1, 2, ...: the top ceil((V - 1) q_l) by r_l stay, q = `keep_shares` with the
+    steepness max(0, k0 - gamma * I_1), and behind them some of the others as clusters (`recycle`).
+
+    Defaults: `keep` is the target: tokens that a layer passes on, on average, layer 0 counted as V; counts vary with
+    the prompt. Towers without a CLS token give the received attention, made to sum to 1 (ours). Positions: re-numbered
+    on LLaVA; elsewhere kept, a cluster standing at its centre.
+
+    Args:
+        flash: r_l is the row of the last prompt token alone, all that is read after layer 1. A reconstruction: the
+            supplement says no more, and there is no code.
+        mi_rows: with `flash` (ours): "text" computes I of layers 0 and 1 as above; "none" takes both as 0.
+        mi_reduce: "sum" over heads as above, or "mean": 32 times the mean, for other numbers of heads (ours).
+        x0: layer where the curve falls fastest; by default 14.9, of 32 layers where there are fewer (ours).
+        k0, gamma, lam: as above.
+
+    Differences from the authors' code:
+        - The cut after the last layer, which saves nothing, is left out.
+        - Any number of images, each with its own budget and curve. Only rows of text tokens are computed.
+        - Equally dense tokens are told apart by their order instead of by noise.
+    """
+
+    name: ClassVar[str] = "autoprune"
+    stage: ClassVar[str] = "decoder"
+    summary: ClassVar[str] = "after every layer, along a curve set by mutual information of text and image"
+    after: ClassVar[int | None] = None  # the layer after which an act stands
+
+    flash: bool = False
+    mi_rows: str = "text"
+    mi_reduce: str = "sum"
+    x0: float | None = None
+    k0: float = 0.4
+    gamma: float = 0.2
+    lam: float = 0.3
+
+    def __post_init__(self) -> None:
+        true_or_false(self, "flash")
+        one_of(self, "mi_rows", "text", "none")
+        one_of(self, "mi_reduce", "sum", "mean")
+        for option in ("k0", "gamma", "lam", *(() if self.x0 is None else ("x0",))):
+            positive(self, option, or_zero=True)
+        one_of(self, "per", None, "image")  # the curve is of the whole image
+
+    @property
+    def exact(self) -> bool:
+        return False
+
+    def positions(self, info: ModelInfo) -> str:
+        return "compact" if info.llava else "original"
+
+    def decoder_layer(self, info: ModelInfo) -> int:
+        return (self.after or 0) + 1
+
+    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[Method]:
+        if info.attention_layers is not None:
+            have = ", ".join(map(str, info.attention_layers))
+            raise UserError(f"autoprune reads attention at every decoder layer; in this model only {have} have any.")
+        acts = [copy.copy(self) for _ in range(info.decoder_layers - 1)]
+        for layer, act in enumerate(acts):
+            act.__dict__["after"] = layer
+        return acts
+
+    def needs(self, info: ModelInfo) -> dict[str, Need]:
+        informed = self.after in (0, 1) and (not self.flash or self.mi_rows == "text")
+        needs: dict[str, Need] = {"cls": ClsAttention(USED)} if self.after == 0 else {"states": HiddenStates()}
+        if self.flash:
+            needs["last"] = LastQueryAttention()
+        if informed or not self.flash:
+            needs["text"] = TextQueryAttention(heads="all" if informed else "mean")
+        return needs
+
+    def budget(self, keep: Keep, n: int, total: int) -> int:
+        target = resolve_keep(keep, total)
+        if target == total or n == 1:
+            return n
+        # the act after layer 1 is told the target so; later ones go by its curve
+        return min(n, int(2.5 * target)) if self.after == 0 else min(n - 1, target)
+
+    def select(self, view: ImageView) -> Selection:
+        if self.after == 0:
+            return ascending(top_k(self.first_score(view), view.keep))
+        relation = self.relation(view)
+        kept = ascending(top_k(relation, self.count(view)))
+        return kept if len(kept) == view.n else recycle(view["states"].visual, kept, relation)
+
+    def relation(self, view: ImageView) -> Tensor:
+        """r [n]; zeros without text."""
+        return view["last"] if self.flash else view["text"].flatten(0, -2).mean(0).nan_to_num()
+
+    def first_score(self, view: ImageView) -> Tensor:
+        """[n] after layer 0."""
+        cls = view["cls"] if view.info.has_cls else view["cls"] / view["cls"].sum().clamp(min=1e-12)
+        texts = view["text"].shape[-2] if "text" in view.signals else 1
+        return self.lam * self.information(view) / max(1, texts) * self.relation(view) + cls
+
+    def information(self, view: ImageView) -> float:
+        """I of this layer."""
+        if self.flash and self.mi_rows == "none":
+            return 0.0
+        heads = mutual_information(view["text"])
+        return float(heads.sum() if self.mi_reduce == "sum" else 32 * heads.mean())
+
+    def count(self, view: ImageView) -> int:
+        """Tokens kept by their score after layer 1 and on."""
+        assert self.after is not None
+        if self.after == 1:
+            steepness, depth = max(self.k0 - self.gamma * self.information(view), 0.0), view.info.decoder_layers
+            shares = keep_shares(steepness, view.keep, view.n, view.total, depth, self.x0)
+            view.memory["counts"] = [math.ceil((view.n - 1) * share) for share in shares]
+        return max(1, min(view.memory["counts"][self.after - 1], view.n))
