@@ -10,7 +10,6 @@ that the source names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from vlmprune.core.budget import Keep
@@ -28,14 +27,17 @@ class Preset(NamedTuple):
     source: str
 
 
-def points(recipe: str, keeps: tuple[Keep, ...], source: str, name: str = "") -> Iterator[tuple[str, Preset]]:
-    """A preset `name-keep` for each budget; the name is the recipe's own if it is nothing but a name."""
-    for keep in keeps:
-        yield f"{name or recipe}-{keep}", Preset(f"{recipe}:{keep}", source)
+Named = list[tuple[str, Preset]]
 
 
-def one(name: str, recipe: str, source: str) -> Iterator[tuple[str, Preset]]:
-    yield name, Preset(recipe, source)
+def points(recipe: str, keeps: tuple[Keep, ...], source: str, name: str = "") -> Named:
+    """A preset `name-keep` for each budget; without a name, the recipe is one."""
+    return [(f"{name or recipe}-{keep}", Preset(f"{recipe}:{keep}", source)) for keep in keeps]
+
+
+def one(name: str, recipe: str, source: str) -> Named:
+    """A preset by its name."""
+    return [(name, Preset(recipe, source))]
 
 
 LLAVA, NEXT, QWEN = (192, 128, 64), (640, 320, 160), (0.334, 0.223, 0.112)
@@ -86,11 +88,11 @@ INSIDE_THE_LLM = (
     ),
 )
 
-COMBINED = (
+COMBINED = [
     points(f"{before}:0.333 > {inside}@2", (0.333,), f"{UNIPRUNE.format(5)}, InternVL3-8B", f"{before}+{inside}")
     for before in ("random", "divprune", "gprune")
     for inside in ("random", "fastv")
-)
+]
 
 PRESETS: dict[str, Preset] = {
     name: preset for group in (*BEFORE_THE_LLM, *INSIDE_THE_LLM, *COMBINED) for name, preset in group
