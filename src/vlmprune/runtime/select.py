@@ -162,7 +162,7 @@ def choose(stage: Stage, view: ImageView) -> Selection:
         elif keep > 0:  # a method that merges makes the tokens of a frame it keeps whole too
             found.append((tokens, _checked(stage, _part(stage.method, view, tokens, keep, frame))))
             merges = isinstance(found[-1][1], Merged)
-    return _together(sorted(found, key=lambda part: int(part[0][0])))
+    return _together(sorted(found, key=lambda part: int(part[0][0]))) if found else shown[:0]
 
 
 def fusion_candidates(stage: Stage, view: ImageView) -> Tensor:
