@@ -1,0 +1,107 @@
+"""Prune-Aware Fusion around any method that chooses before the LLM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vlmprune.core.budget import Keep
+from vlmprune.core.errors import UserError
+from vlmprune.core.method import Method, PixelMethod, check_layer, layer_within
+from vlmprune.core.signals import Need
+from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.methods.checks import share
+from vlmprune.methods.hybrid.fusing import Fusing
+from vlmprune.methods.vision.divprune import DivPrune
+
+
+@dataclass
+class Fuse(Fusing):
+    """What another method chooses before the LLM, cut inside it: until then attention is drawn to the next best.
+
+    Paper: Hi-Lo Prune (CVPR 2026), whose authors put their Prune-Aware Fusion around DivPrune and CDPruner. A
+    reconstruction, as `hilo` is; see there for the edit of attention.
+
+    Formula: R = what the selector keeps under the budget, written with it: `fuse(divprune:0.1)@2`. Candidates F = what
+    it would keep besides if it could keep share * n more. All tokens run through layers 0..L-1, F is fused in the last
+    two of them, and before layer L all but R and the text go.
+
+    Defaults: L = 2 and the options of fusion as in `hilo`; share 0.3.
+
+    Args:
+        selector: a method that acts before the LLM and only drops tokens, by default DivPrune.
+        layer: L, the decoder layer (0-based) before which it cuts.
+        share: |F| / n.
+        lambda_: strength of fusion; 0 for none.
+        tau: share of a query's attention from which on a candidate is raised.
+        top_share: share of the candidates that may be raised for one query.
+        threshold_over: "row" or "candidates": what tau is a share of.
+        positive_only: raise no negative logits, which the formula lowers.
+        per: the selector's.
+
+    Ours, where the sources say nothing:
+        - F is asked of the selector by a second selection with the larger budget: its next tokens where it ranks all
+          (DivPrune, top-k scores); where a larger budget changes what it keeps, those of the larger selection that
+          are not kept.
+        - Positions are kept, as in `hilo`, whatever the selector does with them before the LLM.
+    """
+
+    name: ClassVar[str] = "fuse"
+    summary: ClassVar[str] = "another method's choice cut inside the LLM, with attention to what will be lost before"
+    wraps: ClassVar[str | None] = "selector"
+
+    selector: Method = field(default_factory=DivPrune)
+    layer: int = 2
+    share: float = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_layer(self.name, self.layer)
+        share(self, "share")
+        if not isinstance(self.selector, Method):
+            raise UserError(f"{self.name}: selector={self.selector!r} must be a method, as in fuse(divprune:0.1)@2.")
+        if isinstance(self.selector, PixelMethod):
+            raise UserError(f"{self.name} takes a method that chooses tokens: {self.selector.name} resizes the image.")
+
+    @property
+    def exact(self) -> bool:
+        return self.selector.exact
+
+    @property
+    def budgeted(self) -> bool:
+        return self.selector.budgeted
+
+    def needs(self, info: ModelInfo) -> dict[str, Need]:
+        return self.selector.needs(info)
+
+    def pool(self, info: ModelInfo) -> str:
+        return self.selector.per or self.selector.pool(info)
+
+    def sees_every_slot(self, info: ModelInfo) -> bool:
+        return self.selector.sees_every_slot(info)
+
+    def decoder_layer(self, info: ModelInfo) -> int:
+        if self.selector.decoder_layer(info) is not None:
+            raise UserError(
+                f"{self.name} takes a method that acts before the LLM: {self.selector.name} acts inside it."
+            )
+        return layer_within(self.name, self.layer, info)
+
+    def budget(self, keep: Keep, n: int, total: int) -> int:
+        return self.selector.budget(keep, n, total)
+
+    def plan(self, view: ImageView) -> tuple[Tensor, Tensor]:
+        kept = self._chosen(view)
+        more = min(view.n, view.keep + round(self.share * view.n))
+        everything = torch.arange(view.n, device=view.slots.device)
+        wider = everything if more == view.n else self._chosen(replace(view, keep=more))
+        return kept, wider[~torch.isin(wider, kept)]
+
+    def _chosen(self, view: ImageView) -> Tensor:
+        chosen = self.selector.select(view)
+        if not isinstance(chosen, Tensor):
+            raise UserError(f"{self.name} takes a method that only drops tokens: {self.selector.name} makes new ones.")
+        return chosen.to(view.slots.device)

@@ -1,0 +1,160 @@
+"""Hi-Lo Prune: from coarse (pixels) to fine (semantics), and a look at what will be lost before it is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vlmprune.core.budget import Keep, resolve_keep
+from vlmprune.core.errors import UserError
+from vlmprune.core.fusion import Fusion
+from vlmprune.core.method import Method, check_layer, layer_within
+from vlmprune.core.selectors import ascending
+from vlmprune.core.signals import Features, Need, Pixels
+from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.methods.checks import one_of, positive, share
+from vlmprune.methods.diversity import most_diverse
+from vlmprune.methods.hybrid.fusing import Fusing
+
+RAW, NORMALIZED = "raw", "normalized"
+FUSED_CUTS = 2
+SHARES = {"qwen2_vl": 0.6}  # and 0.9 on LLaVA, 0.3 elsewhere
+
+
+@dataclass
+class HiLo(Fusing):
+    """Diverse in pixels first, diverse in semantics among those; what only the pixels chose is fused before the cut.
+
+    Paper: Hi-Lo Prune: Look at What You'll Lose before Pruning with Hierarchical Token Selection (CVPR 2026). A
+    reconstruction: no code is public, and the main text was not at hand, only the abstract, the supplement and two
+    public reading notes that agree with each other.
+
+    Formula: P [n, pixels] the pixels a token covers, V [n, D] projected features, K = keep * n. Coarse: C, the first
+    max(K, share * n) of the greedy max-min order by cosine distance of P. Fine: R, the first K of the same order of V
+    within C. Candidates F = C without R. All tokens run through layers 0..L-1; in layers L-2 and L-1 of the prefill the
+    logits of every query outside F at keys in F become A + lambda A where softmax(A) > tau and A is among the
+    ceil(top_share * |F|) largest over F; before layer L all but R and the text go. Time O(n^2 D + n K).
+
+    Defaults: L = 2, lambda 0.3, top_share 0.1, share and tau by family, as the supplement has them: share 0.6 on
+    Qwen2-VL, 0.3 on Qwen2.5-VL and Qwen3-VL, 0.9 on LLaVA; tau 0.1 on Qwen2-VL and Qwen2.5-VL, 0.05 on Qwen3-VL and
+    LLaVA. `hilo@4,8,16:0.2` is its schedule of several cuts, [0.8, 0.4, 0.2] of the tokens that reach the first.
+
+    Args:
+        layers: decoder layers (0-based) before which it cuts. Each cut leaves `ratio` times what the next one leaves,
+            at most everything, and the last one the budget.
+        share: |C| / n, by default the paper's for this family and 0.3 on families without one.
+        alpha: |C| / K instead.
+        coarse_pixels: "raw": in [0, 1]; "normalized": as the encoder gets them.
+        ratio: of the tokens left by one cut and by the next.
+        lambda_: strength of fusion; 0 for none.
+        tau: share of a query's attention from which on a candidate is raised.
+        top_share: share of the candidates that may be raised for one query.
+        threshold_over: "row" or "candidates": what tau is a share of.
+        positive_only: raise no negative logits, which the formula lowers.
+
+    Ours, where the sources say nothing or leave two readings:
+        - The supplement's 60, 30 and 90 % "of candidate tokens" are |C| / n: alpha's tested range of 2 to 9 is 20 to
+          90 % of n where 10 % are kept.
+        - P is the encoder's input with the processor's normalisation undone, all patches of a slot side by side, both
+          frames of a temporal patch; normalised grey is near zero, and its cosine says nothing.
+        - The greedy order is DivPrune's: first the token whose nearest other is farthest, then the lowest index on
+          ties; a zero vector is given a length.
+        - A is what softmax sees: scaled, rotated, masked; negative ones are edited like the others.
+        - tau is held against softmax over the whole row; the largest logits are counted over the image's candidates,
+          at each head by itself; every query outside F is edited, of the prompt alone.
+        - In bfloat16 and float16 the edit is computed in float32; a row whose denominator all but vanishes is computed
+          anew from all of its logits.
+        - Nothing is fused in decoding. Positions are kept.
+        - Several cuts are nested: the fine order of the first gives each later one its tokens, F is what a cut removes
+          of C, and fusion runs before the first two ("the first two pruned layers"). A layer before two cuts is fused
+          for the first of them.
+        - Frames of a video and tiles select by themselves, each its share of the budget.
+        - Where one of the two layers has no attention map (Qwen3.5), the other is fused alone; where both have none,
+          the method refuses.
+    """
+
+    name: ClassVar[str] = "hilo"
+    summary: ClassVar[str] = "diverse pixels, then diverse features, and attention to what will be lost before the cut"
+    cut: ClassVar[int] = 0  # which of its cuts an act is
+
+    layers: tuple[int, ...] = (2,)
+    share: float | None = None
+    alpha: float | None = None
+    coarse_pixels: str = RAW
+    ratio: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.layers = tuple(self.layers)
+        for layer in self.layers:
+            check_layer(self.name, layer)
+        if not self.layers or list(self.layers) != sorted(set(self.layers)):
+            raise UserError(f"{self.name}: layers={self.layers} must be numbers in increasing order.")
+        if self.share is not None:
+            share(self, "share")
+        if self.alpha is not None:
+            positive(self, "alpha")
+            if self.share is not None:
+                raise UserError(f"{self.name}: share and alpha both say how many tokens are coarsely chosen: give one.")
+        one_of(self, "coarse_pixels", RAW, NORMALIZED)
+        positive(self, "ratio")
+        if self.ratio < 1:
+            raise UserError(f"{self.name}: ratio={self.ratio!r} must be at least 1: no cut brings tokens back.")
+
+    def needs(self, info: ModelInfo) -> dict[str, Need]:
+        return {"pixels": Pixels(normalized=self.coarse_pixels == NORMALIZED), "features": Features()}
+
+    def pool(self, info: ModelInfo) -> str:
+        return "frame"
+
+    def decoder_layer(self, info: ModelInfo) -> int:
+        return layer_within(self.name, self.layers[self.cut], info)
+
+    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[Method]:
+        cuts = [copy.copy(self) for _ in self.layers]
+        for number, cut in enumerate(cuts):
+            cut.__dict__["cut"] = number
+        return cuts
+
+    def budget(self, keep: Keep, n: int, total: int) -> int:
+        factor = self.ratio ** (len(self.layers) - 1 - self.cut)
+        if isinstance(keep, int):
+            return min(n, round(keep * factor))
+        return min(n, resolve_keep(min(1.0, keep * factor), total))
+
+    def fusion(self, info: ModelInfo) -> Fusion | None:
+        return super().fusion(info) if self.cut < FUSED_CUTS else None
+
+    def plan(self, view: ImageView) -> tuple[Tensor, Tensor]:
+        """R in the order of the fine stage, and F."""
+        if "ranks" not in view.memory:
+            view.memory["ranks"] = torch.full((view.total,), -1, device=view.slots.device)
+        ranks = view.memory["ranks"]  # of each slot that an earlier cut left, in its order
+        known = ranks[view.slots]
+        if self.cut and bool((known >= 0).all()):
+            order = torch.argsort(known)
+            return order[: view.keep], order[view.keep :]
+        coarse = self.coarse(view)
+        order = most_diverse(view["features"][coarse], view.keep)
+        given_up = torch.ones_like(coarse, dtype=torch.bool)
+        given_up[order] = False
+        ranks[view.slots[coarse[order]]] = torch.arange(view.keep, device=ranks.device)
+        return coarse[order], coarse[given_up]
+
+    def coarse(self, view: ImageView) -> Tensor:
+        """C in increasing order, at least as many as are kept."""
+        wanted = self.alpha * view.keep if self.alpha is not None else self._share(view.info) * view.n
+        count = min(view.n, max(view.keep, round(wanted)))
+        if count == view.n:
+            return torch.arange(view.n, device=view.slots.device)
+        return ascending(most_diverse(view["pixels"], count))
+
+    def _share(self, info: ModelInfo) -> float:
+        if self.share is not None:
+            return self.share
+        return 0.9 if info.llava else SHARES.get(info.family, 0.3)
