@@ -44,7 +44,6 @@ UNDER_FLASH = (
 )  # fmt: skip
 UNDER_FLEX = ("llava", "llava_next", "qwen3_vl_moe", "internvl", "smolvlm", "gemma3", "paligemma2")
 
-pending = pytest.mark.xfail(strict=True, reason="padding is not yet read where a model makes block masks itself")
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")
 specs = pytest.mark.parametrize("name", SPECS)
 samples = pytest.mark.parametrize("batch", SAMPLES)
@@ -329,14 +328,8 @@ def test_flex_keeping_everything_is_bit_identical(family: str, batch: str) -> No
 
 
 @pytest.mark.usefixtures("flex")
-@pytest.mark.parametrize(
-    ("batch", "family"),
-    [
-        pytest.param(batch, family, marks=[pending] if (batch, family) == ("ragged", "gemma3") else [])
-        for batch in SAMPLES
-        for family in UNDER_FLEX
-    ],
-)
+@pytest.mark.parametrize("family", UNDER_FLEX)
+@samples
 @specs
 def test_flex_equals_sdpa(family: str, batch: str, name: str) -> None:
     """Two-way images and sliding windows included, as block masks can say both."""
@@ -378,7 +371,6 @@ def test_flex_masks_are_block_masks_of_the_shortened_length() -> None:
     assert sizes[0][0] < inputs["input_ids"].shape[1]
 
 
-@pending
 @pytest.mark.usefixtures("flex")
 def test_flex_with_a_second_turn_of_text() -> None:
     """The model hands its text model a block mask, from which padding cannot be read."""

@@ -29,7 +29,6 @@ from vlmprune.models import adapter_for
 from vlmprune.runtime import decoder_signals, vision
 
 BOTH = "divprune:0.7 > random@1:0.6 > fastv@2:0.5"
-pending = pytest.mark.xfail(strict=True, reason="the runtime does not yet follow a model that accelerate has spread")
 
 
 # ---------------------------------------------------------------------- half precision
@@ -132,7 +131,6 @@ def offloaded(family: str, how: str, folder: Path) -> Any:
     return accelerate.dispatch_model(model, plan, main_device="cpu", offload_dir=folder, force_hooks=True)
 
 
-@pending
 @pytest.mark.parametrize("how", ["cpu", "disk"])
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl", "qwen3_5", "gemma3"])
 def test_offloaded_models_give_the_same_bits(family: str, how: str, tmp_path: Path) -> None:
@@ -269,7 +267,6 @@ def spread(family: str, tower: torch.device, layers: tuple[torch.device, ...], r
     return model
 
 
-@pending
 @pytest.mark.parametrize(
     "devices",
     [

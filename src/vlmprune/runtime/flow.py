@@ -19,6 +19,9 @@ class PromptImage:
     tokens: ImageTokens
     columns: Tensor
 
+    def to(self, device: torch.device) -> PromptImage:
+        return PromptImage(self.tokens.to(device), self.columns.to(device))
+
     def lenders(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """For new tokens with these slots: the column that lends each its position, and where its stretch begins.
 

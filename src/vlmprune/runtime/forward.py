@@ -39,6 +39,8 @@ class Forward:
         self.embeds: Tensor = kwargs["inputs_embeds"]
         self.batch, self.length = self.embeds.shape[:2]
         self.device = self.embeds.device
+        if prompt is not None:  # the tower, or the ids, may be on another one
+            prompt.rows = [[image.to(self.device) for image in images] for images in prompt.rows]
         self.first = self.adapter.attention_layers[0]
         self.past_places = 0 if self.cache is None else int(self.cache.get_seq_length())
         self.changed = False
@@ -66,10 +68,11 @@ class Forward:
         past = physical_length(self.cache, self.first)
         if isinstance(mask, dict):
             mask = mask.get("full_attention", next(iter(mask.values())))
-        if isinstance(mask, Tensor) and mask.ndim == 4:
+        if prompt_mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+            mask = prompt_mask  # instead of a 4-D mask, or of flex attention's block mask
+        elif isinstance(mask, Tensor) and mask.ndim == 4:
             row = mask[:, 0, -1, : past + self.length]  # the last query sees exactly the real tokens
-            seen = (row if row.dtype == torch.bool else row == 0).expand(self.batch, -1)
-            mask = seen if prompt_mask is None else prompt_mask
+            mask = (row if row.dtype == torch.bool else row == 0).expand(self.batch, -1)
         if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= self.length:
             mask = mask.to(self.device, torch.bool).expand(self.batch, -1)
         else:
@@ -82,7 +85,7 @@ class Forward:
         """Position ids as the model counts them, before any policy: [B, S] or [axes, B, S]."""
         if positions is None:
             positions = torch.arange(self.past_places, self.past_places + self.length, device=self.device)[None]
-        self.positions = positions.expand(*positions.shape[:-2], self.batch, self.length)
+        self.positions = positions.to(self.device).expand(*positions.shape[:-2], self.batch, self.length)
         self.text_row = positions.ndim == 3 and positions.shape[0] == 4
 
     def _whole_layout(self) -> Layout:

@@ -140,7 +140,7 @@ def _apply(adapter: Adapter, stage: Stage, view: ImageView, now: Picked, image: 
     features = adapter.project(chosen.features) if chosen.space == "tower" else chosen.features
     anchors = chosen.anchors.to(now.slots.device)
     slots = torch.where(anchors >= 0, now.slots[anchors.clamp(min=0)], -1)
-    return Picked(torch.full_like(slots, -1), slots, features.to(image.features.dtype))
+    return Picked(torch.full_like(slots, -1), slots, features.to(image.features))
 
 
 def choose(stage: Stage, view: ImageView) -> Selection:

@@ -195,9 +195,9 @@ class Session:
             masks = self._placeholders(ids, kwargs.get("inputs_embeds"))
             blocks = self.adapter.blocks(kwargs)
             self._text.read_prompt = functools.partial(self._prompt, ids, masks, encoded, tail, blocks)
-            mask = kwargs.get("attention_mask")
-            if isinstance(mask, Tensor) and mask.ndim == 2:  # the model may hand the text model a 4-D one
-                self._text.prompt_mask = mask
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 2:  # the model may hand the text model another one
+            self._text.prompt_mask = mask
 
     def _placeholders(self, ids: Tensor | None, embeds: Tensor | None) -> dict[str, Tensor]:
         """[B, S] where the visual slots are, by modality."""
@@ -282,8 +282,7 @@ class EncodedInputs:
             light = {name: value for name, value in output.items() if name not in ("hidden_states", "attentions")}
             pooled = output.pooler_output
             light["pooler_output"] = pooled if isinstance(pooled, Tensor) else list(pooled)
-            copies[modality] = type(output)(**light)
-            copies[modality].vlmprune_record = output.vlmprune_record
+            copies[modality] = type(output)(light)  # from a mapping, as the record is no field of the class
         return {**self._inputs, "mm_encoder_outputs": copies}
 
 

@@ -10,7 +10,7 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -70,6 +70,20 @@ class ImageTokens:
     def cells(self, slots: Tensor) -> Tensor:
         """The cells of these slots, -1 for slot -1."""
         return self.places.cells[slots.clamp(min=0)].masked_fill(slots < 0, -1)
+
+    def to(self, device: torch.device) -> ImageTokens:
+        """The same tokens on another device: the text model's, when a model is spread over several."""
+        if self.features.device == device:
+            return self
+        places = replace(self.places, cells=self.places.cells.to(device))
+        signals = {key: _moved(value, device) for key, value in self.signals.items()}
+        return ImageTokens(self.features.to(device), self.slots.to(device), places, signals)
+
+
+def _moved(signal: Any, device: torch.device) -> Any:
+    if not isinstance(signal, TowerRows):
+        return signal.to(device)
+    return TowerRows(signal.rows.to(device), None if signal.cls is None else signal.cls.to(device))
 
 
 def joined(pieces: Sequence[ImageTokens]) -> ImageTokens:
@@ -222,7 +236,7 @@ class VisionWrapper:
         if whole is not None:
             _spread(record, whole, output)
         record.seconds = time.perf_counter() - start
-        output.vlmprune_record = record
+        output["vlmprune_record"] = record  # a key, not only an attribute: accelerate rebuilds outputs key by key
         self.seen(self.modality, record)
         return output
 
