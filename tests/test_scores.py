@@ -229,3 +229,14 @@ def test_scoring_runs_no_layer_twice_and_leaves_sdpa_on(family: str) -> None:
     lengths = [layer.get_seq_length() for layer in out.past_key_values.layers]
     assert lengths[0] == lengths[1] > lengths[2] == lengths[3]
     assert session.last.seconds > 0
+
+
+def test_capped_logits() -> None:
+    """Gemma 2 caps its logits before the softmax."""
+    query, key = tensors(4, 2, 9, 20)
+    cap, mask = 0.7, torch.ones(9, 20, dtype=torch.bool).tril(11).expand(2, -1, -1)
+    logits = cap * torch.tanh(query @ key.repeat_interleave(2, dim=1).mT * 0.3 / cap)
+    expected = logits.masked_fill(~mask[:, None], float("-inf")).softmax(-1).mean(1)
+    rows = attention_rows(query, key, 0.3, mask, softcap=cap)
+    assert float((rows - expected).abs().max()) < EXACT
+    assert float((rows - attention_rows(query, key, 0.3, mask)).abs().max()) > 100 * EXACT

@@ -8,10 +8,12 @@ from torch import Tensor
 CHUNK_ELEMENTS = 1 << 20  # 4 MiB of float32 logits at a time
 
 
-def _softmax(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
+def _softmax(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, softcap: float | None = None) -> Tensor:
     """[B, Hkv, G, R, S] float32: heads that share a key stay grouped, so keys are never repeated."""
     grouped = query.float().unflatten(1, (key.shape[1], -1))
     logits = (grouped * scaling) @ key.float().transpose(-1, -2).unsqueeze(2)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
     if mask is not None:
         logits = logits.masked_fill(~mask[:, None, None], float("-inf"))
     return torch.softmax(logits, dim=-1)
@@ -23,7 +25,12 @@ def _chunks(query: Tensor, key: Tensor) -> int:
 
 
 def attention_rows(
-    query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None, heads: str = "mean"
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    mask: Tensor | None = None,
+    heads: str = "mean",
+    softcap: float | None = None,
 ) -> Tensor:
     """Post-softmax rows of chosen queries.
 
@@ -33,17 +40,16 @@ def attention_rows(
         scaling: factor on the logits.
         mask: [B, R, S], True where the query sees the key; every query must see one.
         heads: "mean" or "max" over them, or "all".
+        softcap: c of logits that are capped as c tanh(logit / c) (Gemma 2).
 
     Returns:
         [B, R, S] float32, or [B, H, R, S] for all heads.
     """
     step = _chunks(query, key)
-    rows = [
-        _over_heads(
-            _softmax(query[:, :, i : i + step], key, scaling, None if mask is None else mask[:, i : i + step]), heads
-        )
-        for i in range(0, query.shape[2], step)
-    ]
+    rows = []
+    for i in range(0, query.shape[2], step):
+        seen = None if mask is None else mask[:, i : i + step]
+        rows.append(_over_heads(_softmax(query[:, :, i : i + step], key, scaling, seen, softcap), heads))
     return torch.cat(rows, dim=-2)
 
 
