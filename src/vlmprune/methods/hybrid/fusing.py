@@ -18,7 +18,7 @@ ROW, CANDIDATES = "row", "candidates"
 HIGHER_TAU = ("qwen2_vl", "qwen2_5_vl")  # 0.1 there, 0.05 on Qwen3-VL and LLaVA
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Fusing(Method):
     """Base of these methods. A subclass says where it acts, and in `plan` what is kept and what is fused first.
 
