@@ -65,7 +65,10 @@ class Staged(Method):
         """The layers before which it acts on this model."""
         if self.layers is not None:
             return tuple(layer_within(self.name, layer, info) for layer in self.layers)
-        return spread(*self.usual_layers(info), info, self.looks_ahead)
+        layers = spread(*self.usual_layers(info), info, self.looks_ahead)
+        if not layers:
+            raise UserError(f"{self.name}: this model has no decoder layer whose attention it could read and cut behind.")
+        return layers
 
     def acts(self, info: ModelInfo, keep: Keep) -> Sequence[Method]:
         layers, made = self.schedule(info), []
