@@ -26,7 +26,7 @@ class Dart(DecoderMethod):
     Formula: k [n + T, C], h [n + T, D] = rotated keys (KV heads side by side) and final-normed output of decoder layer
     K-1. Pivots: the tokens with the largest |k|_1, p of the image's n and q of the T after it. Kept: the image pivots,
     then for each of the p + q pivots the ceil((keep - p) / (p + q)) free image tokens with the smallest cosine between
-    their h and the pivot's; the last pivot gets what is left of the budget.
+    their h and the pivot's; the last pivot gets what is left of the budget. Time O((p + q) n D), memory O(n D).
 
     Defaults: K = 2, p = q = 4 on every family (UniPruneBench: 10 and 5). Positions are kept.
 

@@ -20,6 +20,7 @@ class FastV(Scorer, DecoderMethod):
 
     Formula: score [n] = mean over heads of the softmax row of the last prompt token at decoder layer K-1, columns of
     the image; the top `keep` go on from layer K, in image order, at the positions they had.
+    Time O(n log n), memory O(n).
 
     Defaults: K = 2 on every family; the authors keep 50, 25 or 12.5 % of LLaVA-1.5's tokens.
 

@@ -28,6 +28,7 @@ class GridPrune(Method):
     k_j = round(keep P_j) with sum keep. In each zone the top k_j of (1 - alpha) (r + 1) / 2 + alpha a stay.
     Without a text tower v are the projected features and r_i is the mean of the cosines to the LLM's embeddings of the
     instruction's tokens; without text r is 0 and zones of equal size get equal budgets.
+    Time O(n (M C + log n)), memory O(n M), M rows of text.
 
     Defaults: 4 x 4 zones a frame or tile, alpha 0.5, temperature 1. LLaVA counts positions anew, Qwen2.5-VL keeps them.
 

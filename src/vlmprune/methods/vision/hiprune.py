@@ -25,7 +25,7 @@ class HiPrune(Method):
     Formula: m, d [n] = attention each token receives at the object layer and at the layer that is projected.
     A = top round(keep * alpha / 5) of m; AB = A with the left, right, upper and lower neighbour of each on the slot
     grid (index arithmetic: a row's end neighbours the next row's start, beyond the image counts as its first or last
-    cell); R = top (keep - |AB|) of d outside AB; kept = AB and R.
+    cell); R = top (keep - |AB|) of d outside AB; kept = AB and R. Time O(n log n), memory O(n).
 
     Defaults: alpha 0.1. Object layer: the 9th of 24 (CLIP), layer 8 counted from 0; the 16th of 32 (Qwen2.5-VL), layer
     15; at the same share of the depth on other towers. LLaVA counts positions anew, Qwen2.5-VL keeps them. Tiles of

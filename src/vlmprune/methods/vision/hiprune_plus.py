@@ -24,7 +24,7 @@ class HiPrunePlus(HiPrune):
     Formula: AB (anchors with their neighbours) and R (registers) as in HiPrune; x [n, C] and t [T, C] tokens and text
     in CLIP's common space, where a text tower is given, else the projected features and the LLM's embeddings of the
     instruction. r_i = cos(x_i, mean of t) [n], 0 without text; B = the top round(keep * beta) of r outside AB and R,
-    for which the weakest of R give way; kept = AB, R and B.
+    for which the weakest of R give way; kept = AB, R and B. Time O(n (C + log n)), memory O(n C).
 
     Defaults: beta 0.1, all models; CLIP's text tower on LLaVA, the LLM's embeddings on Qwen; otherwise as HiPrune.
 

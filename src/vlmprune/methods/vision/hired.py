@@ -28,6 +28,7 @@ class HiRED(Method):
     The tile with the whole image (N tokens) gets b_0 = int(keep * alpha). Its top int(N * (1 - alpha)) tokens by e are
     hot; tile i gets b_i = (keep - b_0) * h_i / sum(h), h_i being the number of hot tokens where tile i lies in the
     image. Kept: the top b_i of s in each tile, in order of position. An image in one piece: the top `keep` of s.
+    Time O(n log n), memory O(n).
 
     Defaults: alpha 0.5, keep 0.2 of the tokens, all models; CLIP's layers 0 and 22; positions counted anew on LLaVA.
     InternVL, SmolVLM (ours): the model is not told how tiles lie, so those beside the whole image share evenly. Videos

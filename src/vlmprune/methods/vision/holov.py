@@ -30,6 +30,7 @@ class HoloV(Method):
     [m, m] with a zero diagonal, v_i = sum_j (S_ij - mean_i)^2 / (m - 1), mean_i = sum_j S_ij / (m - 1). Score of a
     token: 1000 a_i + alpha v'_i, where v' is v scaled to the mean of 1000 a. A crop weighs the mean of its scores: it
     gets floor(weight * keep), what is left goes round by weight to crops with room, and its best tokens stay.
+    Time O(n m D), memory m^2 numbers.
 
     Defaults: alpha 0.09, 16 crops (4 x 4) a frame or tile, 64 tokens on LLaVA-1.5, positions counted anew. Qwen2.5-VL:
     int(16/9 * n / keep) crops, positions kept. The attention is that of the layer which is projected; on a tower

@@ -25,7 +25,7 @@ class Pool(Method):
     strip i covers rows floor(i R / g) to ceil((i + 1) R / g), so that strips overlap by a row where g does not divide
     R. The budget is spread evenly over the strips, k_i tokens each, and columns are cut as rows are. A token is the
     mean of its rectangle and takes the position of its middle. With keep = g x h this is adaptive average pooling to
-    g x h; at any other budget some strips have one token more, so that the budget is exact.
+    g x h; at any other budget some strips have one token more, so that the budget is exact. Time O(n D), memory O(n D).
 
     Defaults: each frame or tile by itself. Positions count anew, on Qwen they are those of the rectangles' middles.
 

@@ -29,6 +29,7 @@ class PruMerge(Method):
     a [n] = softmax(q_0 k^T / sqrt(C)) without the CLS key. Kept: the top (keep - 1) of a. Near(i) = the 32 tokens, kept
     or not, with the highest cos(k_i, k_j). x [n, C] = the tower's features; out: y_i = x_i + sum over Near(i) of
     a_j x_j for each kept i, by falling a; then one token, the sum of a_j x_j over all that were not kept.
+    Time O(keep n C), memory O(keep n).
 
     Defaults: a budget; the paper counts outliers (`adaptive`), about 32 of 576. Each tile by itself; positions counted
     anew on LLaVA, and elsewhere kept, with the tokens in order of position. Without a CLS token (SigLIP, Qwen) a is the

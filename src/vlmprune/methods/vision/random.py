@@ -19,6 +19,7 @@ class Random(Scorer):
     Paper: the Random-Pre and Random-Intra baselines of UniPruneBench (arXiv 2511.02650).
 
     Formula: p = a permutation of 0..n-1 from a CPU generator; score[p[i]] = -i, shape [n].
+    Time O(n log n), memory O(n).
 
     Defaults: before the LLM on every family; `random@2` acts before decoder layer 2, as Random-Intra does. Repeat it
     over at least three seeds and report the spread.

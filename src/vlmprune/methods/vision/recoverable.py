@@ -33,7 +33,7 @@ class Recoverable(PruMerge):
     n_a tokens; with t of these set to min t, the top (n - n_a) out_20(t) / n others of t. Of the R left, the top
     out_10(a) of a are centres, y_i = x_i + the sum of a_j x_j over the 32 of R with the highest cos(k_i, k_j) + 50 t_j.
     Out: main by position, centres by falling a, and one token, the sum of a_j x_j over all other j. Without a centre
-    the main tokens alone.
+    the main tokens alone. Time O(keep n W), memory O(keep n).
 
     Defaults: a budget, shared out in proportion to those counts; the paper's own are `adaptive`, about a tenth of 576.
     Each tile by itself; positions counted anew on LLaVA, and elsewhere kept, with the tokens in order of position.

@@ -68,7 +68,7 @@ class ToMe(Method):
     of A is paired with the one of B with the highest cosine; the r most similar pairs become the mean of both, weighted
     by how many tokens each stands for. Steps follow each other, r = min(tokens - keep, tokens // 2), on the tokens in
     the order they come out: A's that are left, by falling similarity, then B. 576 to 64 takes r = 288, 144, 72, 8.
-    A merged token stands where its first member stood.
+    A merged token stands where its first member stood. Time O(n^2 D), memory n^2 / 4 numbers.
 
     Defaults: all frames or tiles of an image together. LLaVA counts positions anew, Qwen2.5-VL keeps the anchors'.
 

@@ -26,7 +26,7 @@ class Trim(Method):
 
     Formula: v [n, C] = rows of the tower through CLIP's last LayerNorm and visual projection, t [C] = CLIP's embedding
     of the question, cut at 77 tokens. s [n] = -v t. Kept: the top (keep - 1) of s in order of position; then one token,
-    the mean of the tower's features x of all others.
+    the mean of the tower's features x of all others. Time O(n (C + log n)), memory O(n C).
 
     Defaults: a budget; the paper counts outliers (`adaptive`), about a fifth of 576. Each tile by itself, positions
     counted anew on LLaVA; elsewhere kept, with the tokens in order of position. Without a text tower, ours: s is the

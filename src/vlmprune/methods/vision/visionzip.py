@@ -42,6 +42,7 @@ class VisionZip(Method):
     Of the M rows left, every (M // C)-th is a target; every other joins the target with the most similar key (cosine of
     keys averaged over heads). A contextual token is its target plus the mean of its members. Order: CLS, dominant by
     position, contextual. Without a CLS token: D by received attention, all in order of position.
+    Time O(n C d), memory O(n C), d the width of a key.
 
     Defaults: D + C = 162 + 30, 108 + 20 or 54 + 10 on LLaVA-1.5, which is 10 contextual in 64; positions counted anew.
     Qwen2.5-VL (ports): the tokens to merge are the projected ones, kept positions are those of D and of the targets.
