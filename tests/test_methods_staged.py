@@ -231,7 +231,7 @@ def test_counts_fall_from_act_to_act_and_rise_with_the_budget(name: str, keep: f
     kept = counts(method, keep, total)
     assert kept == sorted(kept, reverse=True) and all(method.least <= k <= total for k in kept)
     assert counts(method, 1.0, total) == [total] * 3
-    if name != "1.5":  # the paper's first count for 128 is above that for 192
+    if name in ("adaptinfer", "pyramiddrop"):  # SparseVLM's lists do not all rise: 303 for 128, then 300 for 192
         assert all(a <= b for a, b in zip(kept, counts(method, min(1.0, keep * 1.3), total), strict=True))
 
 

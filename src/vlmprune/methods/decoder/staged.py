@@ -67,7 +67,9 @@ class Staged(Method):
             return tuple(layer_within(self.name, layer, info) for layer in self.layers)
         layers = spread(*self.usual_layers(info), info, self.looks_ahead)
         if not layers:
-            raise UserError(f"{self.name}: this model has no decoder layer whose attention it could read and cut behind.")
+            raise UserError(
+                f"{self.name}: this model has no decoder layer whose attention it could read and cut behind."
+            )
         return layers
 
     def acts(self, info: ModelInfo, keep: Keep) -> Sequence[Method]:
