@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pytest
@@ -106,7 +106,7 @@ def test_the_correction_is_exact(seed, keys, scale, softcap, fusion, dtype) -> N
     order = torch.randperm(keys, generator=torch.Generator().manual_seed(seed))
     groups = [order[: keys // 3].sort().values, order[keys // 3 : keys // 2].sort().values]
     plain = dense(rows, groups, NOTHING)
-    fused, raised = fused_attention(plain.to(dtype), rows, groups, fusion)
+    fused, raised = fused_attention(plain.to(dtype), rows, groups, **asdict(fusion))
     expected = dense(rows, groups, fusion)
     assert largest(fused.double(), expected) <= (1e-10 if dtype == torch.float64 else 1e-5)
     changed = (expected - plain).abs().amax(-1) > 1e-4
@@ -118,11 +118,11 @@ def test_a_given_log_sum_exp_is_used_and_chunks_change_nothing(lse: bool, monkey
     rows, fusion = drawn(1, 20, torch.float64, 2.0), Fusion(0.3, 0.05, 0.5)
     groups = [torch.arange(3, 9)]
     plain, total = dense(rows, groups, NOTHING), rows.log_sum_exp().flatten(0, 1)
-    whole, _ = fused_attention(plain, rows, groups, fusion)
+    whole, _ = fused_attention(plain, rows, groups, **asdict(fusion))
     monkeypatch.setattr("vlmprune.scores.fusion.CHUNK_ELEMENTS", 30)
     if lse:
         monkeypatch.setattr(Rows, "log_sum_exp", None)
-    again, _ = fused_attention(plain, rows, groups, fusion, total if lse else None)
+    again, _ = fused_attention(plain, rows, groups, total if lse else None, **asdict(fusion))
     assert largest(whole, again) < 1e-12
 
 
@@ -133,7 +133,7 @@ def test_a_row_whose_lowered_logits_held_all_of_it(factor: float) -> None:
     keys[0, 0] = 12 * factor  # what the row goes over to, once the others are lowered
     rows = Rows(torch.ones(1, 1, 1), keys, torch.randn(1, 4, 3), 1.0, torch.ones(1, 4, dtype=torch.bool))
     groups, fusion = [torch.arange(1, 4)], Fusion(20.0, 0.05, 1.0)
-    fused, raised = fused_attention(dense(rows, groups, NOTHING).float(), rows, groups, fusion)
+    fused, raised = fused_attention(dense(rows, groups, NOTHING).float(), rows, groups, **asdict(fusion))
     assert bool(raised.all())
     assert largest(fused.double(), dense(rows, groups, fusion)) < 1e-5
 
@@ -141,7 +141,7 @@ def test_a_row_whose_lowered_logits_held_all_of_it(factor: float) -> None:
 def test_large_logits_do_not_overflow() -> None:
     rows = drawn(3, 12, torch.float32, 300.0)
     groups, fusion = [torch.arange(2, 8)], Fusion(1.0, 0.05, 1.0)
-    fused, _ = fused_attention(dense(rows, groups, NOTHING).float(), rows, groups, fusion)
+    fused, _ = fused_attention(dense(rows, groups, NOTHING).float(), rows, groups, **asdict(fusion))
     assert bool(fused.isfinite().all())
 
 
@@ -149,7 +149,7 @@ def test_large_logits_do_not_overflow() -> None:
 def test_where_nothing_is_raised_the_output_is_the_same_to_the_bit(fusion: Fusion) -> None:
     rows = drawn(2, 16, torch.float32, 1.0)
     plain = dense(rows, [], NOTHING).float()
-    fused, _ = fused_attention(plain, rows, [torch.arange(4, 9)], fusion)
+    fused, _ = fused_attention(plain, rows, [torch.arange(4, 9)], **asdict(fusion))
     assert torch.equal(fused, plain)
 
 

@@ -186,7 +186,8 @@ def test_the_wrapper_is_as_its_selector() -> None:
         ("fuse(selector=hiprune):0.2", Fuse(HiPrune()), 0.2),
         ("fuse(divprune)@2:0.2", Fuse(), 0.2),
         ("fuse:0.2", Fuse(), 0.2),
-        ("hilo@2:0.1", HiLo(), 0.1),
+        ("hilo@2:0.1", HiLo(layers=(2,)), 0.1),
+        ("hilo:0.1", HiLo(), 0.1),
         ("hilo(share=0.6, alpha=None)@4,8,16:0.2", HiLo(layers=(4, 8, 16), share=0.6), 0.2),
     ],
 )

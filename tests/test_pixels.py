@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import FAMILIES, prompt
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.signals import Need, Pixels
 from vlmprune.core.view import ImageView, ModelInfo
 from vlmprune.models import adapter_for
+from vlmprune.models.base import CLIP
 from vlmprune.models.generic import GenericAdapter
 
 PATCH = 4 * 4 * 3
@@ -79,6 +82,21 @@ def test_a_slot_is_shown_with_the_pixels_of_its_patches_and_no_others(family: st
             channels = set(((own[:, None] * std + mean).flatten() * 1e4).round().long().tolist())
             if not resized:
                 assert {int(value) for value in (pixels * 1e4).round().long().unique()} == channels
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_the_normalisation_is_that_of_the_processor_beside_the_weights(name: str) -> None:
+    """The embedded models have another than their families are published with."""
+    model, processor = vlmprune.load_embedded(name)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8))
+    pixels = processor.image_processor(images=image, return_tensors="pt")
+    normalized = torch.cat(adapter_for(model).pixel_rows("image", dict(pixels), normalized=True)).flatten()
+    raw = torch.cat(adapter_for(model).pixel_rows("image", dict(pixels), normalized=False)).flatten()
+    assert torch.allclose(raw, 0.5 * normalized + 0.5, atol=1e-6)
+    assert torch.allclose(raw.sort().values[[0, -1]], torch.tensor([0.0, 1.0]), atol=0.02)
+    model.config._name_or_path = ""
+    assert adapter_for(model).own_normalisation == adapter_for(model).normalisation == CLIP
 
 
 def test_a_family_whose_patches_are_unknown_is_refused_in_words() -> None:

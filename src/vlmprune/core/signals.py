@@ -140,9 +140,9 @@ class Alignment(EncoderNeed):
 class Pixels(EncoderNeed):
     """The encoder's input at all patches that a token covers, side by side. Shape [n, P].
 
-    In [0, 1], the normalisation that the family's processor is published with undone, or with `normalized` as the
-    encoder gets it. Where the model resizes the patches' features into slots (a shrunk canvas, pooled video), so are
-    these.
+    In [0, 1], the processor's normalisation undone (that of the processor beside the model's weights, or else the one
+    the family is published with), or with `normalized` as the encoder gets it. Where the model resizes the patches'
+    features into slots (a shrunk canvas, pooled video), so are these.
     """
 
     normalized: bool = False

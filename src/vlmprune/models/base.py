@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.image_processing_base import ImageProcessingMixin
 
 from vlmprune.core.errors import UserError
 from vlmprune.core.view import Grid, ModelInfo, TowerRows, Whole
@@ -68,7 +70,7 @@ class Adapter:
         family: the config's model_type, for methods' defaults and for people.
         feature_functions: the function of `model.model` that encodes each modality.
         pixels: the argument of that function that holds the pixels.
-        normalisation: of the processor that the family is published with; no config of a model says it.
+        normalisation: of the processor that the family is published with.
     """
 
     family: str
@@ -202,8 +204,22 @@ class Adapter:
     def raw(self, pixels: Tensor, axis: int) -> Tensor:
         """Pixels with the processor's normalisation undone; `axis` (from the end) holds the channels."""
         shape = (-1, *[1] * (-axis - 1))
-        mean, std = (torch.tensor(values, device=pixels.device).view(shape) for values in self.normalisation)
+        mean, std = (torch.tensor(values, device=pixels.device).view(shape) for values in self.own_normalisation)
         return pixels * std + mean
+
+    @cached_property
+    def own_normalisation(self) -> Normalisation:
+        """What the processor beside this model's weights does, without asking the network; else the family's."""
+        try:
+            place = self.config._name_or_path
+            found, _ = ImageProcessingMixin.get_image_processor_dict(place, local_files_only=True)
+        except OSError:  # a model made in memory, or a folder without a processor
+            return self.normalisation
+        if found.get("do_normalize") is False:
+            return Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        if not found.get("image_mean") or not found.get("image_std"):  # its class knows them
+            return self.normalisation
+        return Normalisation(tuple(found["image_mean"]), tuple(found["image_std"]))
 
     def images(self, ids: Tensor | None, columns: Sequence[Tensor]) -> list[int]:
         """How many successive pieces make an image: for most families a piece is one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -93,14 +94,8 @@ class FusedLayer:
         queries, visible = queries[some], visible[some]
         if not len(queries):
             return
-        rows = Rows(
-            call.query[row][:, queries],
-            call.key[row, :, :end],
-            value[row, :, :end],
-            call.scaling,
-            visible,
-            call.softcap,
-        )
-        output[row, queries], raised = fused_attention(output[row, queries], rows, columns, self.fusion)
+        query, key, value = call.query[row][:, queries], call.key[row, :, :end], value[row, :, :end]
+        rows = Rows(query, key, value, call.scaling, visible, call.softcap)
+        output[row, queries], raised = fused_attention(output[row, queries], rows, columns, **asdict(self.fusion))
         seen, before = self._counts
         self._counts = seen + raised.numel(), before + int(raised.sum())

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlmprune.core.fusion import Fusion
 from vlmprune.scores.chunked import CHUNK_ELEMENTS
 
 COLLAPSED = 1e-3  # a denominator that fell below this share of the old one has lost too many digits
@@ -75,14 +74,27 @@ class Rows:
 
 
 def fused_attention(
-    output: Tensor, rows: Rows, groups: list[Tensor], fusion: Fusion, lse: Tensor | None = None
+    output: Tensor,
+    rows: Rows,
+    groups: list[Tensor],
+    lse: Tensor | None = None,
+    *,
+    strength: float,
+    threshold: float,
+    top_share: float,
+    threshold_over: str = "row",
+    positive_only: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """What attention returns once the logits at some keys are raised.
+    """What attention returns once the logits at some keys are raised, each by `strength` times itself.
 
     Args:
         output: [R, H, dv] what it returned without.
-        groups: the candidates of each image as columns of `rows.key`; the largest logits are taken in each.
+        groups: the candidates of each image as columns of `rows.key`.
         lse: [H, R] log-sum-exp of the logits where the kernel gives it; else it is computed here, in chunks.
+        threshold: what a candidate must hold of a row's attention, more than that, to be raised.
+        top_share: of the candidates of an image; the logit must be among so many largest.
+        threshold_over: "row", or "candidates" for what it holds of the attention to candidates.
+        positive_only: leave negative logits alone.
 
     Returns:
         [R, H, dv] of the type of `output`, and [R, H] True where anything was raised.
@@ -96,8 +108,12 @@ def fused_attention(
         piece = slice(i, i + step)
         part, total = few.part(piece), whole[..., piece, None]
         logits = part.logits()
-        chosen = _chosen(logits, total, [len(group) for group in groups], fusion)
-        edited = logits + fusion.strength * logits
+        over = total if threshold_over == "row" else logits.logsumexp(-1, keepdim=True)
+        chosen = torch.exp(logits - over) > threshold  # NaN where a query sees no candidate: False
+        chosen &= _largest(logits, [len(group) for group in groups], top_share)
+        if positive_only:
+            chosen &= logits > 0
+        edited = logits + strength * logits
         shift = torch.maximum(total, edited.masked_fill(~chosen, float("-inf")).amax(-1, keepdim=True))
         change = torch.where(chosen, torch.exp(edited - shift) - torch.exp(logits - shift), 0)
         before = torch.exp(total - shift)
@@ -114,18 +130,13 @@ def fused_attention(
     return fused, torch.cat(raised)
 
 
-def _chosen(logits: Tensor, lse: Tensor, sizes: list[int], fusion: Fusion) -> Tensor:
-    """Which logits of the candidates [..., F] are raised; `sizes` of the images' groups."""
-    if fusion.threshold_over == "candidates":
-        lse = logits.logsumexp(-1, keepdim=True)
-    chosen = torch.exp(logits - lse) > fusion.threshold  # NaN where a query sees no candidate: False
-    if fusion.positive_only:
-        chosen &= logits > 0
-    largest = torch.zeros_like(chosen)
+def _largest(logits: Tensor, sizes: list[int], part: float) -> Tensor:
+    """Which logits [..., F] are among the largest of their group, a `part` of it rounded up."""
+    largest = torch.zeros_like(logits, dtype=torch.bool)
     for among, mark in zip(logits.split(sizes, -1), largest.split(sizes, -1), strict=True):
-        count = math.ceil(fusion.top_share * among.shape[-1] - 1e-9)
+        count = math.ceil(part * among.shape[-1] - 1e-9)  # 0.1 of 70 are 7, not 7.0000001
         mark.scatter_(-1, among.topk(count, -1).indices, True)
-    return chosen & largest
+    return largest
 
 
 def _dense(rows: Rows, columns: Tensor, edited: Tensor, chosen: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,11 +12,11 @@ from torch import Tensor
 from vlmprune.core.budget import Keep, resolve_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.fusion import Fusion
-from vlmprune.core.method import Method, check_layer, layer_within
 from vlmprune.core.selectors import ascending
 from vlmprune.core.signals import Features, Need, Pixels
 from vlmprune.core.view import ImageView, ModelInfo
 from vlmprune.methods.checks import one_of, positive, share
+from vlmprune.methods.decoder.staged import Staged, share_of
 from vlmprune.methods.diversity import most_diverse
 from vlmprune.methods.hybrid.fusing import Fusing
 
@@ -27,12 +26,11 @@ SHARES = {"qwen2_vl": 0.6}  # and 0.9 on LLaVA, 0.3 elsewhere
 
 
 @dataclass
-class HiLo(Fusing):
+class HiLo(Fusing, Staged):
     """Diverse in pixels first, diverse in semantics among those; what only the pixels chose is fused before the cut.
 
     Paper: Hi-Lo Prune: Look at What You'll Lose before Pruning with Hierarchical Token Selection (CVPR 2026). A
-    reconstruction: no code is public, and the main text was not at hand, only the abstract, the supplement and two
-    public reading notes that agree with each other.
+    reconstruction from abstract, supplement and public reading notes: no code is public.
 
     Formula: P [n, pixels] the pixels a token covers, V [n, D] projected features, K = keep * n. Coarse: C, the first
     max(K, share * n) of the greedy max-min order by cosine distance of P. Fine: R, the first K of the same order of V
@@ -45,8 +43,7 @@ class HiLo(Fusing):
     LLaVA. `hilo@4,8,16:0.2` is its schedule of several cuts, [0.8, 0.4, 0.2] of the tokens that reach the first.
 
     Args:
-        layers: decoder layers (0-based) before which it cuts. Each cut leaves `ratio` times what the next one leaves,
-            at most everything, and the last one the budget.
+        layers: decoder layers (0-based) before which it cuts; each cut leaves `ratio` times what the next one does.
         share: |C| / n, by default the paper's for this family and 0.3 on families without one.
         alpha: |C| / K instead.
         coarse_pixels: "raw": in [0, 1]; "normalized": as the encoder gets them.
@@ -62,49 +59,39 @@ class HiLo(Fusing):
           90 % of n where 10 % are kept.
         - P is the encoder's input with the processor's normalisation undone, all patches of a slot side by side, both
           frames of a temporal patch; normalised grey is near zero, and its cosine says nothing.
-        - The greedy order is DivPrune's: first the token whose nearest other is farthest, then the lowest index on
-          ties; a zero vector is given a length.
+        - The greedy order is DivPrune's: its first pick, ties to the lower index, zero vectors given a length.
         - A is what softmax sees: scaled, rotated, masked; negative ones are edited like the others.
         - tau is held against softmax over the whole row; the largest logits are counted over the image's candidates,
           at each head by itself; every query outside F is edited, of the prompt alone.
-        - In bfloat16 and float16 the edit is computed in float32; a row whose denominator all but vanishes is computed
-          anew from all of its logits.
+        - The edit is computed in float32; a row whose denominator all but vanishes, anew from all of its logits.
         - Nothing is fused in decoding. Positions are kept.
         - Several cuts are nested: the fine order of the first gives each later one its tokens, F is what a cut removes
-          of C, and fusion runs before the first two ("the first two pruned layers"). A layer before two cuts is fused
-          for the first of them.
+          of C, fusion runs before the first two ("the first two pruned layers"), in a layer for the next cut alone.
         - Frames of a video and tiles select by themselves, each its share of the budget.
-        - Where one of the two layers has no attention map (Qwen3.5), the other is fused alone; where both have none,
-          the method refuses.
+        - Of layers L-2 and L-1 those are fused that have an attention map (Qwen3.5: not all), at least one.
     """
 
     name: ClassVar[str] = "hilo"
     summary: ClassVar[str] = "diverse pixels, then diverse features, and attention to what will be lost before the cut"
-    cut: ClassVar[int] = 0  # which of its cuts an act is
 
-    layers: tuple[int, ...] = (2,)
     share: float | None = None
     alpha: float | None = None
     coarse_pixels: str = RAW
     ratio: float = 2.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.layers = tuple(self.layers)
-        for layer in self.layers:
-            check_layer(self.name, layer)
-        if not self.layers or list(self.layers) != sorted(set(self.layers)):
-            raise UserError(f"{self.name}: layers={self.layers} must be numbers in increasing order.")
+        Fusing.__post_init__(self)
+        Staged.__post_init__(self)
+        if self.share is not None and self.alpha is not None:
+            raise UserError(f"{self.name}: share and alpha both say how many tokens are coarsely chosen: give one.")
         if self.share is not None:
             share(self, "share")
         if self.alpha is not None:
             positive(self, "alpha")
-            if self.share is not None:
-                raise UserError(f"{self.name}: share and alpha both say how many tokens are coarsely chosen: give one.")
         one_of(self, "coarse_pixels", RAW, NORMALIZED)
         positive(self, "ratio")
         if self.ratio < 1:
-            raise UserError(f"{self.name}: ratio={self.ratio!r} must be at least 1: no cut brings tokens back.")
+            raise UserError(f"{self.name}: ratio={self.ratio!r} must be at least 1, for no cut brings tokens back.")
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"pixels": Pixels(normalized=self.coarse_pixels == NORMALIZED), "features": Features()}
@@ -112,23 +99,20 @@ class HiLo(Fusing):
     def pool(self, info: ModelInfo) -> str:
         return "frame"
 
-    def decoder_layer(self, info: ModelInfo) -> int:
-        return layer_within(self.name, self.layers[self.cut], info)
+    def usual_layers(self, info: ModelInfo) -> tuple[tuple[int, ...], int]:
+        return (2,), info.decoder_layers  # whatever the depth
 
-    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[Method]:
-        cuts = [copy.copy(self) for _ in self.layers]
-        for number, cut in enumerate(cuts):
-            cut.__dict__["cut"] = number
-        return cuts
+    def shares(self, share: float, layers: Sequence[int], info: ModelInfo) -> Sequence[float]:
+        return [min(1.0, share * self.ratio ** (len(layers) - 1 - number)) for number in range(len(layers))]
 
     def budget(self, keep: Keep, n: int, total: int) -> int:
-        factor = self.ratio ** (len(self.layers) - 1 - self.cut)
-        if isinstance(keep, int):
-            return min(n, round(keep * factor))
-        return min(n, resolve_keep(min(1.0, keep * factor), total))
+        """As DivPrune rounds."""
+        assert self.act is not None
+        left = self.shares(share_of(keep, total), self.act.layers, self.act.info)[self.act.number]
+        return min(n, resolve_keep(left, total))
 
     def fusion(self, info: ModelInfo) -> Fusion | None:
-        return super().fusion(info) if self.cut < FUSED_CUTS else None
+        return super().fusion(info) if self.act is None or self.act.number < FUSED_CUTS else None
 
     def plan(self, view: ImageView) -> tuple[Tensor, Tensor]:
         """R in the order of the fine stage, and F."""
@@ -136,7 +120,7 @@ class HiLo(Fusing):
             view.memory["ranks"] = torch.full((view.total,), -1, device=view.slots.device)
         ranks = view.memory["ranks"]  # of each slot that an earlier cut left, in its order
         known = ranks[view.slots]
-        if self.cut and bool((known >= 0).all()):
+        if self.act and self.act.number and bool((known >= 0).all()):
             order = torch.argsort(known)
             return order[: view.keep], order[view.keep :]
         coarse = self.coarse(view)
@@ -148,13 +132,9 @@ class HiLo(Fusing):
 
     def coarse(self, view: ImageView) -> Tensor:
         """C in increasing order, at least as many as are kept."""
-        wanted = self.alpha * view.keep if self.alpha is not None else self._share(view.info) * view.n
+        usual = 0.9 if view.info.llava else SHARES.get(view.info.family, 0.3)
+        part = usual if self.share is None else self.share
+        wanted = part * view.n if self.alpha is None else self.alpha * view.keep
         count = min(view.n, max(view.keep, round(wanted)))
-        if count == view.n:
-            return torch.arange(view.n, device=view.slots.device)
-        return ascending(most_diverse(view["pixels"], count))
-
-    def _share(self, info: ModelInfo) -> float:
-        if self.share is not None:
-            return self.share
-        return 0.9 if info.llava else SHARES.get(info.family, 0.3)
+        whole = torch.arange(view.n, device=view.slots.device)
+        return whole if count == view.n else ascending(most_diverse(view["pixels"], count))
