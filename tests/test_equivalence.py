@@ -106,7 +106,7 @@ def oracle(
     rows = []
     for row in range(len(samples)):
         single, start = alone(family, samples, row), int((inputs["attention_mask"][row] == 0).sum())
-        own = RunReport(stages=[(layer, [kept[row]]) for layer, kept in report.stages])
+        own = RunReport(stages=[(layer, [kept[row]]) for layer, kept in report.stages], trimmed=report.trimmed)
         rows.append(cutting_oracle(model, single, tokens[row : row + 1], own, policies, numbers[row : row + 1, start:]))
     return torch.cat(rows)
 

@@ -80,7 +80,7 @@ def fitprune(
     if not isinstance(keep, float) or not 0 < keep < 1:
         raise UserError(f"keep={keep!r} is no share to fit to: give a number between 0 and 1.")
     prompts = list(batches)
-    whole = _Log(depth=0)
+    whole = _Log()
     _run(model, prompts, _Trial(log=whole))
     if not whole.totals:
         raise UserError("There is no image with more than one token in these prompts to fit a recipe to.")
@@ -106,7 +106,7 @@ def fitprune(
     reached = sum(best) / len(best)
     if reached > keep:
         raise UserError(f"No recipe for this model keeps {keep}: deleting all but one token keeps {reached:.3f}.")
-    return Fit(best, reached, high, len(next(iter(whole.totals.values()))))
+    return Fit(best, reached, high, len(whole.totals))
 
 
 def _run(model: nn.Module, prompts: Sequence[Mapping[str, Any]], method: Method) -> None:
@@ -117,27 +117,27 @@ def _run(model: nn.Module, prompts: Sequence[Mapping[str, Any]], method: Method)
 
 @dataclass
 class _Log:
-    """What a run over all prompts noted.
+    """What a run over all prompts noted of each image, in the order they are met, by decoder layer.
 
     Attributes:
         depth: decoder layers of the model.
-        totals: by layer, for each image in the order they are met, what its tokens get of either kind unpruned.
+        totals: what its tokens get of either kind of attention in the unpruned model.
         alpha: None in the run that notes them.
-        left: by layer, for each image, the share of its tokens that goes on from there.
+        left: the share of its tokens that enters a layer.
     """
 
-    depth: int
-    totals: dict[int, list[tuple[float, float]]] = field(default_factory=dict)
+    depth: int = 0
+    totals: list[dict[int, tuple[float, float]]] = field(default_factory=list)
     alpha: float | None = None
-    left: dict[int, list[float]] = field(default_factory=dict)
+    left: list[dict[int, float]] = field(default_factory=list)
 
     def shares(self, keep: float) -> tuple[float, ...]:
         """The mean share that enters each layer, without the deletions that are not needed any more."""
-        shares = [1.0]
+        shares, now = [1.0], [1.0] * len(self.left)
         for layer in range(1, self.depth):
-            there = shares[-1] if layer not in self.left else sum(self.left[layer]) / len(self.left[layer])
             met = sum(shares) + shares[-1] * (self.depth - layer) <= keep * self.depth
-            shares.append(shares[-1] if met else there)
+            now = now if met else [left.get(layer, before) for left, before in zip(self.left, now, strict=True)]
+            shares.append(sum(now) / len(now))
         return tuple(shares)
 
 
@@ -145,7 +145,7 @@ class _Log:
 class _Trial(FitPrune):
     """One run: before each layer every image deletes what it may."""
 
-    log: Any = None
+    log: _Log = field(default_factory=_Log)
     layer: int = 1
 
     def decoder_layer(self, info: ModelInfo) -> int:
@@ -161,18 +161,21 @@ class _Trial(FitPrune):
         return False
 
     def budget(self, keep: Keep, n: int, total: int) -> int:
-        return n - 1
+        return max(1, n - 1)
 
     def select(self, view: ImageView) -> Tensor:
-        cross, own = view["text"].sum(0), view["visual"]
-        log, everything = self.log, torch.arange(view.n, device=own.device)
+        cross, own, log = view["text"].sum(0), view["visual"], self.log
+        noted: list[dict[int, Any]] = log.totals if log.alpha is None else log.left
+        if "number" not in view.memory:
+            view.memory["number"] = len(noted)
+            noted.append({})
+        number, everything = view.memory["number"], torch.arange(view.n, device=own.device)
         if log.alpha is None:
-            log.totals.setdefault(self.layer, []).append((float(cross.sum()), float(own.sum())))
+            noted[number][self.layer] = float(cross.sum()), float(own.sum())
             return everything
-        left = log.left.setdefault(self.layer, [])
-        _, _, gone = expendable(cross, own, log.totals[self.layer][len(left)], log.alpha)
+        _, _, gone = expendable(cross, own, log.totals[number][self.layer], log.alpha)
         kept = torch.isin(everything, gone, invert=True).nonzero().squeeze(1)
         if not len(kept):
             kept = self.score(view).argmax(keepdim=True)
-        left.append(len(kept) / view.total)
+        noted[number][self.layer] = len(kept) / view.total
         return kept

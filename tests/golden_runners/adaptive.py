@@ -63,7 +63,8 @@ def _filters(case: Case) -> None:
         "pruning_layers", [layer - 1 for layer in method.schedule(replace(LLAVA, decoder_layers=depth))]
     )
     memory: dict[str, Any] = {"keys": {None: keys}}
-    slots, columns = torch.arange(n), {}
+    slots = torch.arange(n)
+    columns: dict[int, Tensor] = {}
     entering: list[int] = []
     for layer in range(depth):
         entering.append(before + len(slots) + after)
