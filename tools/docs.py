@@ -11,32 +11,28 @@ A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`; N
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import vlmprune
 from vlmprune.bench.store import load_results
 from vlmprune.bench.tasks import TASKS
-from vlmprune.core.method import Method
-from vlmprune.core.registry import BUILT_IN
-from vlmprune.core.view import ModelInfo
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT / "tools") not in sys.path:
-    sys.path.append(str(ROOT / "tools"))  # for docs_models
+    sys.path.append(str(ROOT / "tools"))
+
+from docs_text import plain, table  # noqa: E402
+
 IMAGES = ROOT / "docs" / "images"
 RESULTS = ROOT / "docs" / "results.md"
 EXAMPLE = ROOT / "examples" / "residual" / "vlmprune_residual.py"
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-# What a method is told of a model, for the two families (layers as in LLaVA-1.5-7B and Qwen2.5-VL-7B).
-INFOS = (ModelInfo("llava", 24, 32, True), ModelInfo("qwen2_5_vl", 32, 28, False))
 
 # How the two pictures of `vlmprune run` are made: file, picture asked about, arguments.
 PHOTO = "src/vlmprune/assets/photos/held_out/coffee.jpg"
@@ -81,88 +77,6 @@ def refresh(write: bool) -> list[Path]:
     return changed
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def plain(text: str) -> str:
-    """Text on one line, with what Markdown would take for markup made literal outside of code spans."""
-    parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
-    return "".join(part if part.startswith("`") else re.sub(r"([*_<\\])", r"\\\1", part) for part in parts)
-
-
-# ---------------------------------------------------------------- methods
-
-
-def methods_short() -> str:
-    rows = ([f"`{name}`", cls.stage, cls.summary, paper_link(cls)] for name, cls in built_in())
-    return table(("name", "acts on", "keeps", "paper"), rows)
-
-
-def methods_overview() -> str:
-    rows = []
-    for name, cls in built_in():
-        method = cls()
-        policies = [method.positions(info) for info in INFOS]
-        rows.append([f"[`{name}`](#{name})", cls.stage, signals(method), *policies, paper_link(cls)])
-    return table(("name", "acts on", "reads", *(f"positions, {info.family}" for info in INFOS), "paper"), rows)
-
-
-def methods_in_full() -> str:
-    return "\n\n".join(in_full(name, cls) for name, cls in built_in())
-
-
-def built_in() -> list[tuple[str, type[Method]]]:
-    return [(name, vlmprune.METHODS[name]) for name in BUILT_IN]
-
-
-def signals(method: Method) -> str:
-    """The signals it declares on either family."""
-    needs = [type(need).__name__ for info in INFOS for need in method.needs(info).values()]
-    return ", ".join(f"`{name}`" for name in dict.fromkeys(needs)) or "nothing"
-
-
-def in_full(name: str, cls: type[Method]) -> str:
-    """A method's section: its docstring, with the options and their defaults as a table."""
-    head, *paragraphs = inspect.cleandoc(cls.__doc__ or "").split("\n\n")
-    parts = [f"### {name}", plain(head)]
-    for paragraph in paragraphs:
-        title, _, body = paragraph.partition(":")
-        if title == "Formula":
-            parts.append("```text\n" + inspect.cleandoc(body) + "\n```")
-        elif title == "Args":
-            parts.append(options(cls, paragraph))
-        elif title.startswith("Differences"):
-            items = re.split(r"\n\s*- ", body)
-            parts.append(f"{title}:\n\n" + "\n".join(f"- {plain(item)}" for item in items if item.strip()))
-        elif title == "Paper":
-            parts.append(f"Paper: {linked(plain(body))}")
-        else:
-            parts.append(plain(paragraph))
-    return "\n\n".join(parts)
-
-
-def options(cls: type[Method], paragraph: str) -> str:
-    """The `Args` of a docstring as a table."""
-    known = {field.name: field for field in fields(cls)}
-    rows = []
-    for entry in re.split(r"\n    (?=\w+: )", paragraph)[1:]:
-        name, _, text = entry.partition(": ")
-        default = "" if known[name].default is MISSING else f"`{known[name].default!r}`"
-        rows.append([f"`{name}`", default, plain(text)])
-    return table(("option", "default", "meaning"), rows)
-
-
-def linked(text: str) -> str:
-    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
-
-
-def paper_link(cls: type[Method]) -> str:
-    found = re.search(r"arXiv \d{4}\.\d{5}", cls.__doc__ or "")
-    return linked(found[0]) if found else "none"
-
-
 # ---------------------------------------------------------------- the command line and the tasks
 
 
@@ -199,16 +113,14 @@ def tasks() -> str:
     return table(("task", "ability", "questions", "metric", "chance, %"), rows)
 
 
-# ---------------------------------------------------------------- families
+# ---------------------------------------------------------------- methods and families
 
 
-def family_block(function: str, *arguments: Any) -> Callable[[], str]:
-    """A table of docs_models.py; its imports, the tests among them, wait until a page asks for it."""
+def made_by(module: str, function: str, *arguments: Any) -> Callable[[], str]:
+    """What a function of docs_methods.py or docs_models.py makes; these import the tests when a page asks for it."""
 
     def block() -> str:
-        import docs_models
-
-        return getattr(docs_models, function)(*arguments)
+        return getattr(import_module(module), function)(*arguments)
 
     return block
 
@@ -347,20 +259,24 @@ def speed() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "kept-picture": picture("llava-kept.png", "What eight methods keep of one scene, and what the model then answers"),
     "accuracy-picture": picture("llava-accuracy.svg", "Accuracy against visual tokens kept, a plot for each ability"),
-    "methods-short": methods_short,
-    "methods-overview": methods_overview,
-    "methods-in-full": methods_in_full,
+    "methods-short": made_by("docs_methods", "short"),
+    "methods-overview": made_by("docs_methods", "overview"),
+    "methods-defaults": made_by("docs_methods", "defaults"),
+    "methods-in-full": made_by("docs_methods", "in_full"),
+    "methods-absent": made_by("docs_methods", "absent"),
+    "signals": made_by("docs_methods", "costs"),
+    "presets": made_by("docs_methods", "presets"),
     "command-line": command_line,
     "tasks": tasks,
-    "families-short": family_block("families_short", table),
-    "families": family_block("families", table),
-    "anatomy": family_block("anatomy", table),
-    "works-methods": family_block("proofs", "methods", table),
-    "works-slots": family_block("proofs", "slots", table),
-    "works-modes": family_block("proofs", "modes", table),
-    "works-backends": family_block("proofs", "backends", table),
-    "works-generic": family_block("generic", table),
-    "gemma3": family_block("whole_family", "gemma3"),
+    "families-short": made_by("docs_models", "families_short"),
+    "families": made_by("docs_models", "families"),
+    "anatomy": made_by("docs_models", "anatomy"),
+    "works-methods": made_by("docs_models", "proofs", "methods"),
+    "works-slots": made_by("docs_models", "proofs", "slots"),
+    "works-modes": made_by("docs_models", "proofs", "modes"),
+    "works-backends": made_by("docs_models", "proofs", "backends"),
+    "works-generic": made_by("docs_models", "generic"),
+    "gemma3": made_by("docs_models", "whole_family", "gemma3"),
     "example": example,
     "results": results_summary,
     "run-commands": run_commands,

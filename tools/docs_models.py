@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from docs_claims import CLAIMS, FAILING, GENERIC, INAPPLICABLE, READ, REASONS, REFUSED, UNTESTED, Claim
+from docs_text import table
 
 from vlmprune.models import FAMILIES, adapter_for, summary
 from vlmprune.models.base import Adapter
@@ -25,7 +27,6 @@ TESTS = ROOT / "tests"
 if str(TESTS) not in sys.path:
     sys.path.append(str(TESTS))
 
-Table = Callable[[Sequence[str], list[list[str]]], str]
 MODALITIES = {"": "images", "video": "videos", "mixed": "both in a batch"}  # by the end of a key of tests/tiny.py
 LAYERS = {"full_attention": "full", "sliding_attention": "sliding", "linear_attention": "recurrent"}
 SKIPPED = {"skip", "skipif", "xfail"}
@@ -67,12 +68,15 @@ def runs_on(test: str, recipe: str) -> set[str]:
 
 
 def runs(test: str) -> list[tuple[dict[str, Any], bool]]:
-    """The parameters of a test, mark by mark, and whether it always runs with them and is to pass."""
+    """The parameters of each run of a test, and whether it always runs with them and is to pass."""
     module, _, function = test.partition(".")
     marks = getattr(import_module(module), function).pytestmark
     sound = not SKIPPED & {mark.name for mark in marks}
-    rows = (row for mark in marks if mark.name == "parametrize" for row in parameters(mark))
-    return [(values, sound and alone) for values, alone in rows]
+    choices = product(*(list(parameters(mark)) for mark in marks if mark.name == "parametrize"))
+    return [
+        ({name: value for values, _ in chosen for name, value in values.items()}, sound and all(ok for _, ok in chosen))
+        for chosen in choices
+    ]
 
 
 def parameters(mark: Any) -> Iterator[tuple[dict[str, Any], bool]]:
@@ -91,7 +95,7 @@ def reason(claim: Claim, key: str) -> tuple[str, str]:
     return claim.title, max(fits, key=len)
 
 
-def proofs(name: str, table: Table) -> str:
+def proofs(name: str) -> str:
     """A table of what works on each tiny model, then what each column says and which tests prove it."""
     claims, notes, used = CLAIMS[name], list[str](), set[tuple[str, str]]()
     done = {claim.title: covered(claim) for claim in claims}
@@ -132,7 +136,7 @@ def proof(claim: Claim) -> list[str]:
     return [claim.title, claim.meaning, shown + (f" with `{claim.recipe}`" if claim.recipe else "")]
 
 
-def generic(table: Table) -> str:
+def generic() -> str:
     """The families without an adapter that the tests run with the generic one."""
     read, refused, *tested = (
         {row["name"]: None for row, sound in runs(test) if "name" in row and sound}
@@ -152,12 +156,12 @@ def generic(table: Table) -> str:
 # ---------------------------------------------------------------- what the adapters say
 
 
-def families_short(table: Table) -> str:
+def families_short() -> str:
     """Each model type with its adapter's own line."""
     return table(["model_type", "what is particular"], [[f"`{name}`", summary(to)] for name, to in FAMILIES.items()])
 
 
-def families(table: Table) -> str:
+def families() -> str:
     """The same, with what it is tested with and where the adapter is."""
     tested: dict[str, list[str]] = {}
     for keys in variants().values():
@@ -171,7 +175,7 @@ def families(table: Table) -> str:
     return table(["model_type", "what is particular", "tested with", "adapter"], rows)
 
 
-def anatomy(table: Table) -> str:
+def anatomy() -> str:
     """What the adapters of the tiny models say of encoders, slots and decoder layers."""
     head = ["tiny model", "a slot shows", "parts", "CLS", "windows", "rows", "positions", "decoder layers", "oracle"]
     rows = []

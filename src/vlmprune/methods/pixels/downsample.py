@@ -22,7 +22,7 @@ class Downsample(PixelMethod):
     max(r/r*, r*/r) max(c/c*, c*/c) is taken: stretching and lost cells count alike. Ties: more cells, then more
     columns. 14 x 14 with keep 65 gives 8 x 8. Never more rows or columns than there were. For a video `keep` is divided
     by the number of frames, which stay, and a frame has at least one cell.
-    Time O(1); the smaller picture makes the encoder cheaper.
+    Time O(1) beside the resizing. The encoder gets cheaper too.
 
     Defaults: none a family; positions are those of a smaller image.
     """

@@ -1,0 +1,407 @@
+"""The tables of docs/methods.md: what the classes and their docstrings say, and what the tests prove of each method.
+
+How true a method is to its authors' code is not written down anywhere: the golden cases in tests/ are run, and a method
+has those in which it took part. On which families it works is read off the parameters of the tests.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, Field, dataclass, fields
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from docs_text import plain, table
+
+from vlmprune.core.method import Method, PixelMethod
+from vlmprune.core.presets import PRESETS
+from vlmprune.core.recipe import format_method, recipe
+from vlmprune.core.registry import BUILT_IN, METHODS
+from vlmprune.core.signals import USED, ClsAttention, DecoderNeed, Depth, EnteredEmbeddings, Need
+from vlmprune.core.view import ModelInfo
+from vlmprune.methods.absent import NOT_IMPLEMENTED
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = ROOT / "tests"
+METHODS_FOLDER = ROOT / "src" / "vlmprune" / "methods"
+for folder in (TESTS, ROOT / "tools"):
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+ON_MODELS = "test_methods_on_models.test_every_method_on_every_family"
+RESIZING = ("test_equivalence.test_cached_equals_uncached", "test_equivalence.test_batch_equals_alone")
+PORTS = {"ModelTC/LightCompress", "TianfanPeng/VLMUniPruneBench"}  # of other people's methods
+STEP = {"tome": "one step, which is all that both have in common"}  # folder of goldens: what of the method they pin
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of the two models on which the page says what a method does by default."""
+
+    name: str
+    info: ModelInfo
+    used: int  # the encoder layer whose output is projected
+    full_layers: tuple[int, ...] | None = None
+
+
+MODELS = (
+    Model("LLaVA-1.5", ModelInfo("llava", 24, 32, True), 22),
+    Model("Qwen2.5-VL", ModelInfo("qwen2_5_vl", 32, 28, False), 31, (7, 15, 23, 31)),
+)
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A signal in words, and what the runtime spends on it."""
+
+    words: str
+    cost: str
+
+
+FREE = "nothing: it is there"
+SIGNALS = {
+    "Features": Signal("projected features", FREE),
+    "PromptText": Signal("embeddings of the text", FREE),
+    "TowerFeatures": Signal("rows before the projector", FREE),
+    "ReceivedAttention": Signal("attention received", "the layer's attention once more, O(H N^2 d), in chunks of rows"),
+    "ClsAttention": Signal("attention of the CLS token", "a row a head, O(H N d); without a CLS token as above"),
+    "EncoderKeys": Signal("encoder keys", "a mean over heads, O(H N d)"),
+    "Alignment": Signal(
+        "tokens and instruction in one space", "with CLIP's text tower that tower, and two projections; else nothing"
+    ),
+    "Pixels": Signal("pixels", "a copy of the picture"),
+    "LastQueryAttention": Signal("attention of the last prompt token", "a row a head, O(H L d)"),
+    "TextQueryAttention": Signal("attention of the text", "T rows a head, O(H T L d)"),
+    "VisualQueryAttention": Signal("attention of the image's own tokens", "n rows a head, O(H n L d)"),
+    "TextSelfAttention": Signal("attention within the text", "nothing more where the text's attention is read"),
+    "DecoderKeys": Signal("LLM keys", "one projection, O(L D C)"),
+    "DecoderStates": Signal("hidden states behind the final norm", "that norm, O((n + T) D)"),
+    "HiddenStates": Signal("hidden states", FREE),
+    "LayerInput": Signal("hidden states that entered the layer", FREE),
+    "MlpInput": Signal("what the MLP read", FREE),
+    "EnteredEmbeddings": Signal("embeddings with which the image entered", FREE),
+    "RotaryGain": Signal("what rotary embedding does to logits of ones", "O(T n d)"),
+}
+
+
+def methods() -> list[tuple[str, type[Method]]]:
+    return [(name, METHODS[name]) for name in BUILT_IN]
+
+
+# ---------------------------------------------------------------- tables
+
+
+def short() -> str:
+    rows = ([f"`{name}`", cls.stage, cls.summary, paper_link(cls)] for name, cls in methods())
+    return table(("name", "acts on", "keeps", "paper"), rows)
+
+
+def overview() -> str:
+    head = ("method", "acts on", "reads", "time", "families", "fidelity", "paper")
+    rows = []
+    for name, cls in methods():
+        link = f"[`{name}`](#{anchors()[name]})"
+        reads = list(dict.fromkeys(said(need) for model in MODELS for need in needs(cls(), model)))
+        cells = [", ".join(reads) or "nothing", cost(cls)[0], families(name), fidelity(name), paper_link(cls)]
+        rows.append([link, cls.stage, *cells])
+    return table(head, rows)
+
+
+def defaults() -> str:
+    """What is done with positions and with tiles or frames where the user does not say."""
+    head = ["method", *(f"{what}, {model.name}" for what in ("positions", "budget of") for model in MODELS)]
+    infos = [model.info for model in MODELS]
+    shared = {"image": "the image", "frame": "each tile or frame"}
+    rows = []
+    for name, cls in methods():
+        method = cls()
+        cells = [*map(method.positions, infos), *(shared[method.pool(info)] for info in infos)]
+        rows.append([f"[`{name}`](#{anchors()[name]})", *cells])
+    return table(head, rows)
+
+
+def costs() -> str:
+    """What the runtime spends on each signal."""
+    return table(("signal", "in words", "cost"), ([f"`{k}`", s.words, s.cost] for k, s in SIGNALS.items()))
+
+
+def absent() -> str:
+    return table(("method", "why not"), ([f"`{name}`", plain(why)] for name, why in NOT_IMPLEMENTED.items()))
+
+
+def presets() -> str:
+    rows = ([f"`{name}`", f"`{preset.recipe}`", plain(preset.source)] for name, preset in PRESETS.items())
+    return table(("preset", "recipe", "from"), rows)
+
+
+def in_full() -> str:
+    return "\n\n".join(section(name, cls) for name, cls in methods())
+
+
+def section(name: str, cls: type[Method]) -> str:
+    """A method's part of the page: its docstring, with the facts that follow from code and tests."""
+    head, *paragraphs = inspect.cleandoc(cls.__doc__ or "").split("\n\n")
+    parts = [f"### {name}", plain(head), facts(name, cls)]
+    arguments = False
+    for paragraph in paragraphs:
+        title, _, body = paragraph.partition(":")
+        if title == "Formula":
+            parts.append("```text\n" + inspect.cleandoc(body) + "\n```")
+        elif title == "Args":
+            parts.append(options(cls))
+            arguments = True
+        elif title == "Paper":
+            parts.append(f"Paper: {linked(plain(body))}")
+        elif re.search(r"^\s*- ", body, re.MULTILINE):
+            says, *items = re.split(r"\n\s*- ", body)
+            parts.append(f"{title}:{' ' * bool(says.strip())}{plain(says)}")
+            parts.append("\n".join(f"- {plain(item)}" for item in items))
+        else:
+            parts.append(plain(paragraph))
+    if not arguments and own_fields(cls):
+        raise ValueError(f"{name}: the docstring has no Args")
+    return "\n\n".join(part for part in parts if part)
+
+
+def facts(name: str, cls: type[Method]) -> str:
+    method = cls()
+    lines = [f"reads on {model.name}: {read(method, model)}" for model in MODELS]
+    lines.append("positions: " + each(method.positions))
+    shared = {"image": "all tokens of an image or video compete", "frame": "shared out over tiles or frames"}
+    lines.append("budget: " + each(lambda info: shared[method.pool(info)]))
+    time, memory = cost(cls)
+    lines += [f"cost: {time}{', memory ' * bool(memory)}{memory}", f"families: {families(name)}"]
+    lines.append(f"fidelity: {fidelity(name)}{goldens(name)}")
+    named = [preset for preset, (text, _) in PRESETS.items() if recipe(text).stages[0].method.name == name]
+    if named:
+        lines.append("presets: " + ", ".join(f"`{preset}`" for preset in named))
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def each(of: Callable[[ModelInfo], str]) -> str:
+    """What holds on both models, or on each."""
+    values = [of(model.info) for model in MODELS]
+    if len(set(values)) == 1:
+        return values[0]
+    return ", ".join(f"{value} on {model.name}" for value, model in zip(values, MODELS, strict=True))
+
+
+@cache
+def anchors() -> dict[str, str]:
+    """GitHub's anchor of each method's heading."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for name in BUILT_IN:
+        slug = re.sub(r"[^\w\- ]", "", name.lower()).replace(" ", "-")
+        found[name] = f"{slug}-{seen[slug]}" if seen[slug] else slug
+        seen[slug] += 1
+    return found
+
+
+# ---------------------------------------------------------------- what the docstring says
+
+
+def cost(cls: type[Method]) -> tuple[str, str]:
+    """Time and memory of selecting, from the sentence "Time O(...), memory ...": its own, or its base's."""
+    for owner in cls.__mro__:
+        text = " ".join((owner.__dict__.get("__doc__") or "").split())
+        found = re.search(r"Time (O\(.*?\)(?: [^,.]*)?)(?:, memory ([^.]*))?\.(?: |$)", text)
+        if found:
+            return found[1], found[2] or ""
+    raise ValueError(f'{cls.name}: the docstring does not say "Time O(...), memory ..."')
+
+
+def linked(text: str) -> str:
+    return re.sub(r"arXiv (\d{4}\.\d{5})(v\d)?", r"[arXiv \1\2](https://arxiv.org/abs/\1\2)", text)
+
+
+def paper_link(cls: type[Method]) -> str:
+    found = re.search(r"arXiv\s+\d{4}\.\d{5}(v\d)?", cls.__doc__ or "")
+    return linked(" ".join(found[0].split())) if found else "none"
+
+
+def own_fields(cls: type[Method]) -> list[Field[Any]]:
+    return [field for field in fields(cls) if field.name != "per"]
+
+
+def options(cls: type[Method]) -> str:
+    """Every option with its default and what the nearest docstring says of it."""
+    told: dict[str, str] = {}
+    for owner in cls.__mro__:
+        if owner is not Method:  # `per` has its own place on the page
+            for names, text in arguments(owner):
+                told |= {name: text for name in names if name not in told}
+    rows = []
+    for field in fields(cls):
+        if field.name in told:
+            rows.append([f"`{field.name}`", f"`{default(field)}`", plain(told.pop(field.name))])
+        elif field.name != "per":
+            raise ValueError(f"{cls.name}: no docstring tells of the option {field.name!r}")
+    if told:
+        raise ValueError(f"{cls.name} has no options {', '.join(told)}, of which a docstring tells")
+    return table(("option", "default", "meaning"), rows)
+
+
+def arguments(cls: type) -> Iterator[tuple[list[str], str]]:
+    """The names of each entry under `Args` of a docstring, and its text."""
+    for paragraph in inspect.cleandoc(cls.__dict__.get("__doc__") or "").split("\n\n"):
+        if paragraph.startswith("Args:"):
+            for entry in re.split(r"\n    (?=\w+(?:, \w+)*: )", paragraph)[1:]:
+                names, _, text = entry.partition(": ")
+                yield names.split(", "), text
+
+
+def default(field: Field[Any]) -> str:
+    value = field.default_factory() if field.default_factory is not MISSING else field.default
+    return format_method(value) if isinstance(value, Method) else repr(value)
+
+
+# ---------------------------------------------------------------- what it reads
+
+
+def needs(method: Method, model: Model) -> list[Need]:
+    """What it reads on a model, at all layers where it acts."""
+    return list(dict.fromkeys(need for act in acts(method, model) for need in act.needs(model.info).values()))
+
+
+def acts(method: Method, model: Model) -> Sequence[Method]:
+    return method.acts(model.info, 0.5)
+
+
+def said(need: Need) -> str:
+    return SIGNALS[type(need).__name__].words
+
+
+def read(method: Method, model: Model) -> str:
+    """The same in words, with the layers, counted from 0."""
+    layers: dict[tuple[str, str], set[int]] = {}
+    for act in acts(method, model):
+        for need in act.needs(model.info).values():
+            words, kind = said(need), "decoder" if isinstance(need, DecoderNeed) else "encoder"
+            if isinstance(need, ClsAttention) and not model.info.has_cls:
+                words = SIGNALS["ReceivedAttention"].words
+            found = layers.setdefault((words, kind), set())
+            if hasattr(need, "layer"):
+                found.add(encoder_layer(need.layer, model))
+            elif kind == "decoder" and not isinstance(need, EnteredEmbeddings):
+                cut = act.decoder_layer(model.info)
+                assert cut is not None
+                found.add(cut - (not getattr(need, "ahead", False)))
+    placed: dict[str, list[str]] = {}
+    for (words, kind), numbers in layers.items():
+        placed.setdefault(place(kind, sorted(numbers)), []).append(words)
+    return ", ".join(" and ".join(words) + where for where, words in placed.items()) or "nothing"
+
+
+def encoder_layer(layer: int | str | Depth, model: Model) -> int:
+    if layer == USED:
+        return model.used
+    if isinstance(layer, Depth):
+        return layer.index(model.info.encoder_layers, model.full_layers)
+    return int(layer) % model.info.encoder_layers
+
+
+def place(kind: str, layers: list[int]) -> str:
+    if not layers:
+        return ""
+    if len(layers) > 4:
+        return f" ({kind} layers {layers[0]} to {layers[-1]})"
+    *most, last = map(str, layers)
+    return f" ({kind} layer{'s' * bool(most)} {', '.join(most)}{' and ' * bool(most)}{last})"
+
+
+# ---------------------------------------------------------------- what the tests prove
+
+
+@cache
+def runs_of(name: str) -> frozenset[str]:
+    """The tiny models (keys of tests/tiny.py) on which a test runs the method and is to pass."""
+    runs = import_module("docs_models").runs
+
+    def of(test: str) -> set[str]:
+        return {row["family"] for row, sound in runs(test) if row.get("name") == name and sound}
+
+    resizes = issubclass(METHODS[name], PixelMethod)
+    return frozenset(set.intersection(*map(of, RESIZING)) if resizes else of(ON_MODELS))
+
+
+def families(name: str) -> str:
+    """The tiny models on which it is tested: all, all but some, or these."""
+    variants = import_module("docs_models").variants()
+    here = [model for model, keys in variants.items() if set(keys.values()) <= runs_of(name)]
+    missing = [model for model in variants if model not in here]
+    if not missing:
+        return "all"
+    return f"all but {', '.join(missing)}" if len(missing) < len(here) else ", ".join(here) or "untested"
+
+
+@cache
+def taken_part() -> dict[str, Counter[str]]:
+    """The shipped golden cases that pass, by method that took part and repository that was run."""
+    runners, case_module = import_module("golden_runners"), import_module("golden_runners.case")
+    taken: dict[str, Counter[str]] = {}
+    seen: set[str] = set()
+
+    def noticed(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(str(METHODS_FOLDER)):
+            method = frame.f_locals.get("self")
+            if isinstance(method, Method):
+                seen.add(method.name)
+
+    for path in case_module.find(TESTS / "goldens"):
+        case = case_module.Case(path)
+        runner = runners.runner_of(case)
+        if runner is None:
+            continue
+        seen.clear()
+        sys.setprofile(noticed)
+        try:
+            case_module.run(case, runner)
+        finally:
+            sys.setprofile(None)
+        for name in seen or {case.method}:
+            taken.setdefault(name, Counter())[repository(path)] += 1
+    return taken
+
+
+def repository(path: Path) -> str:
+    """What was run to make a golden case, as owner/name."""
+    source = json.loads(path.read_text(encoding="utf-8"))["source"]
+    text = source["repo"] if isinstance(source, dict) else source
+    return text.partition("@")[0].replace("+", "/")
+
+
+def fidelity(name: str) -> str:
+    """What proves that it is what its authors published."""
+    cls, cases = METHODS[name], taken_part().get(name)
+    text = " ".join((cls.__doc__ or "").split())
+    ours = re.search(r"(partly )?a reconstruction\b", text[: text.find("Args:")] + differences(text), re.IGNORECASE)
+    if cases and name in STEP:
+        return "golden-matched in part"
+    if cases:
+        port = set(cases) <= PORTS and "UniPruneBench" not in text.partition("Formula:")[0]
+        return "golden-matched" + " (third-party port)" * port
+    if ours:
+        return "partly a reconstruction" if ours[1] else "reconstruction"
+    return "our own" if "Paper: none" in text else "from the paper, unproven"
+
+
+def differences(text: str) -> str:
+    """The first sentence of what a docstring says of its differences."""
+    return text.partition("Differences from the authors' code:")[2].partition(" - ")[0]
+
+
+def goldens(name: str) -> str:
+    cases = taken_part().get(name)
+    if not cases:
+        return ""
+    shown = " and ".join(f"{count} of [{repo}](https://github.com/{repo})" for repo, count in sorted(cases.items()))
+    return f", cases {shown}" + (f": {STEP[name]}" if name in STEP else "")
