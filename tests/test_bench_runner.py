@@ -256,6 +256,18 @@ def test_flops_by_hand(folder: str) -> None:
     layer = 2 * 10 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48) + 4 * 32 * 10 * 11 / 2
     assert prefill_flops(shape, [10, 10]) == 2 * layer + 2 * 32 * shape.vocabulary
     assert papers_flops(32, 48, [10]) == 4 * 10 * 32**2 + 2 * 100 * 32 + 2 * 10 * 32 * 48
+    assert papers_flops(32, 48, [10], matrices=3) == 4 * 10 * 32**2 + 2 * 100 * 32 + 3 * 10 * 32 * 48
+
+
+@pytest.mark.parametrize(
+    ("kept", "layer", "share"), [(192, 2, 37.0), (128, 2, 26.7), (64, 2, 16.5), (0, 15, 46.9), (0, 16, 50.0)]
+)
+def test_the_papers_formulas_give_the_papers_shares(kept: int, layer: int, share: float) -> None:
+    """FastV and VTW on LLaVA-1.5-7B, visual tokens alone: the same shares with either count of the MLP."""
+    lengths = visual_per_layer(32, 576, [(layer, kept)])
+    for matrices in (2, 3):
+        ours, whole = (papers_flops(4096, 11008, counts, matrices) for counts in (lengths, [576] * 32))
+        assert abs(100 * ours / whole - share) < 0.15
     assert visual_per_layer(4, 49, [(0, 20), (2, 5)]) == [20, 20, 5, 5]
 
 

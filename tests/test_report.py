@@ -63,10 +63,10 @@ synth-ocr: accuracy, n = 4, chance 5.0.
 
 ### llava, keep 25.0 %
 
-| method | kept | entering | synth-ocr | abs | rel |
-| --- | ---: | ---: | ---: | ---: | ---: |
-| vanilla | 196.0 | 196.0 | 100.0 (100.0 %) [100.0, 100.0] | 100.0 | 100.0 % |
-| random | 49.0 | 49.0 | 75.0 (75.0 %) [25.0, 100.0] | 75.0 | 75.0 % |
+| method | kept | entering | FLOPs | 4nd²+2n²d+2ndm | +3ndm | synth-ocr | abs | rel |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| vanilla | 196.0 | 196.0 | – | – | – | 100.0 (100.0 %) [100.0, 100.0] | 100.0 | 100.0 % |
+| random | 49.0 | 49.0 | – | – | – | 75.0 (75.0 %) [25.0, 100.0] | 75.0 | 75.0 % |
 
 Difference to vanilla on the same questions, in points, with its 95 % interval:
 
@@ -84,9 +84,9 @@ def test_csv_to_the_letter(tmp_path: Path) -> None:
     )
     common = "synth-ocr,OCR,accuracy,5.000,1,4,4"
     assert lines[1:] == [
-        f"llava,vanilla,1.0,vanilla,{common},100.000,100.000,100.000,100.000,,,,0.000,196.000,196.000,196.000,,",
+        f"llava,vanilla,1.0,vanilla,{common},100.000,100.000,100.000,100.000,,,,0.000,196.000,196.000,196.000,,,,",
         f"llava,random,0.25,random:0.25,{common},75.000,25.000,100.000,75.000,-25.000,-75.000,0.000,0.000,"
-        "196.000,49.000,49.000,,",
+        "196.000,49.000,49.000,,,,",
     ]
 
 
@@ -332,7 +332,7 @@ def test_an_undefined_metric_is_a_dash(tmp_path: Path) -> None:
         said = [{**line, "answers": ["no"]} for line in lines]
         path.write_text("".join(json.dumps(line) + "\n" for line in said))
     build(tmp_path)
-    assert "| vanilla | 196.0 | 196.0 | – (–) [–, –] |" in (tmp_path / "report" / "summary.md").read_text()
+    assert "| vanilla | 196.0 | 196.0 | – | – | – | – (–) [–, –] |" in (tmp_path / "report" / "summary.md").read_text()
 
 
 def test_vanilla_alone(tmp_path: Path) -> None:

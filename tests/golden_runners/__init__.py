@@ -1,6 +1,6 @@
 """One runner a golden method: builds the library's views from a case's arrays and compares everything it expects."""
 
-from golden_runners import decoder, scored, spatial, texts, vision
+from golden_runners import decoder, scored, spatial, staged, texts, vision
 from golden_runners.case import Case, Failed, Runner
 
 RUNNERS: dict[str, Runner] = {
@@ -14,6 +14,7 @@ RUNNERS: dict[str, Runner] = {
     **scored.RUNNERS,
     **spatial.RUNNERS,
     **texts.RUNNERS,
+    **staged.RUNNERS,
 }
 
 

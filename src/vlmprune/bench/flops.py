@@ -13,8 +13,9 @@ that enter it):
 d, m: width and MLP width of the encoder, g = 3 for a gated MLP and 2 otherwise; D, M: of the decoder (gated);
 q, kv: heads times head width of queries and of keys. Norms, activations, embeddings and the softmax are left out.
 
-Papers count sum over l of 4 n_l D^2 + 2 n_l^2 D + 2 n_l D M: no encoder, no grouped-query attention, an MLP of two
-matrices, one operation a multiplication. That figure stands beside ours as `papers`.
+Papers count sum over l of 4 n_l D^2 + 2 n_l^2 D + 2 n_l D M (FastV and others) or + 3 n_l D M (SparseVLM, FitPrune,
+AutoPrune: a gated MLP): no encoder, no grouped-query attention, one operation a multiplication. These figures stand
+beside ours as `papers` and `papers_gated`.
 """
 
 from __future__ import annotations
@@ -26,15 +27,25 @@ from typing import Any, NamedTuple, Protocol
 
 from vlmprune.core.recipe import recipe
 from vlmprune.core.signals import (
+    Alignment,
     ClsAttention,
     DecoderKeys,
     DecoderStates,
     EncoderKeys,
+    EnteredEmbeddings,
     Features,
+    HiddenStates,
     LastQueryAttention,
+    LayerInput,
+    MlpInput,
+    Pixels,
+    PromptText,
     ReceivedAttention,
+    RotaryGain,
     TextQueryAttention,
+    TextSelfAttention,
     TowerFeatures,
+    VisualQueryAttention,
 )
 from vlmprune.core.view import ModelInfo
 
@@ -84,13 +95,14 @@ class Shape:
 
 
 class Flops(NamedTuple):
-    """Operations of a sample up to its first new token. `papers` is another count of the prefill, not a part."""
+    """Operations of a sample up to its first new token. The papers' are other counts of the prefill, not parts."""
 
     encoder: float
     projector: float
     prefill: float
     selection: float
     papers: float
+    papers_gated: float
 
     @property
     def total(self) -> float:
@@ -184,6 +196,7 @@ def _sample(shape: Shape, recipe_text: str, text: int, encoded: int, stages: Seq
         prefill=prefill_flops(shape, lengths),
         selection=_selection_flops(shape, recipe_text, text, encoded, visual),
         papers=papers_flops(shape.width, shape.mlp, lengths),
+        papers_gated=papers_flops(shape.width, shape.mlp, lengths, matrices=3),
     )
 
 
@@ -215,16 +228,16 @@ def prefill_flops(shape: Shape, lengths: Sequence[int]) -> float:
     return layers + 2.0 * d * shape.vocabulary
 
 
-def papers_flops(width: int, mlp: int, lengths: Sequence[int]) -> float:
-    """The count of FastV and its successors: sum of 4 n d^2 + 2 n^2 d + 2 n d m over the layers."""
-    return float(sum(4 * n * width**2 + 2 * n * n * width + 2 * n * width * mlp for n in lengths))
+def papers_flops(width: int, mlp: int, lengths: Sequence[int], matrices: int = 2) -> float:
+    """The papers' count: sum of 4 n d^2 + 2 n^2 d + 2 (or 3: `matrices` of the MLP) n d m over the layers."""
+    return float(sum(4 * n * width**2 + 2 * n * n * width + matrices * n * width * mlp for n in lengths))
 
 
 def _selection_flops(shape: Shape, recipe_text: str, text: int, encoded: int, visual: Sequence[int]) -> float:
     if recipe_text == _VANILLA:
         return 0.0
     total, present = 0.0, encoded
-    for stage in recipe(recipe_text).stages:
+    for stage in recipe(recipe_text).acts(shape.info):
         layer = stage.method.decoder_layer(shape.info)
         if layer is not None:
             present = visual[layer - 1] if layer else encoded
@@ -241,15 +254,25 @@ def _need_flops(shape: Shape, need: object, text: int, encoded: int, present: in
         return 2.0 * d * tokens**2
     if isinstance(need, ClsAttention):
         return 2.0 * d * tokens
+    row = 2.0 * shape.q_width * (text + present)
     if isinstance(need, LastQueryAttention):
-        return 2.0 * shape.q_width * (text + present)
-    if isinstance(need, TextQueryAttention):
-        return 2.0 * shape.q_width * (text + present) * text
+        projections = 2.0 * shape.width * (shape.q_width + 2 * shape.kv_width) * (text + present)
+        return row + (projections if need.ahead else 0.0)
+    if isinstance(need, TextQueryAttention | TextSelfAttention):
+        return row * text
+    if isinstance(need, VisualQueryAttention):
+        return row * present
+    if isinstance(need, PromptText | HiddenStates | RotaryGain | Pixels):
+        return 0.0  # what is compared is counted with the image's side of it
+    if isinstance(need, Alignment | EnteredEmbeddings):
+        return 2.0 * shape.width * text * present
     width = {
         Features: shape.width,
         TowerFeatures: d,
         EncoderKeys: d // shape.encoder_heads,
         DecoderKeys: shape.kv_width,
         DecoderStates: shape.width,
+        LayerInput: shape.width,
+        MlpInput: shape.width,
     }[type(need)]  # type: ignore[index]
     return 2.0 * width * present**2

@@ -35,6 +35,10 @@ BUILT_IN: dict[str, str] = {
     "vispruner": "vlmprune.methods.vision.vispruner:VisPruner",
     "fastv": "vlmprune.methods.decoder.fastv:FastV",
     "dart": "vlmprune.methods.decoder.dart:Dart",
+    "pyramiddrop": "vlmprune.methods.decoder.pyramiddrop:PyramidDrop",
+    "sparsevlm": "vlmprune.methods.decoder.sparsevlm:SparseVLM",
+    "adaptinfer": "vlmprune.methods.decoder.adaptinfer:AdaptInfer",
+    "vtw": "vlmprune.methods.decoder.vtw:VTW",
 }
 
 

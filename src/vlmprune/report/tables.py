@@ -88,10 +88,16 @@ def percent(value: float | None) -> str:
     return text if text == MISSING else f"{text} %"
 
 
-def flops_share(block: Block, row: Row) -> str:
-    """Operations as a share of vanilla's in the same block; a dash where the model's shape is not known."""
+def flops_share(block: Block, row: Row, count: str = "total") -> str:
+    """Operations as a share of vanilla's in the same block; a dash where the model's shape is not known.
+
+    Args:
+        count: a field of `Flops`: "total" by our formula, "papers" or "papers_gated" by the papers'.
+    """
     base = next((other.flops for other in block.rows if other.is_vanilla), None)
-    return MISSING if base is None or row.flops is None else percent(100 * row.flops.total / base.total)
+    if base is None or row.flops is None:
+        return MISSING
+    return percent(100 * getattr(row.flops, count) / getattr(base, count))
 
 
 def notes(tables: Sequence[Table]) -> list[str]:
@@ -115,7 +121,8 @@ _READING = """\
 A cell holds the task's primary metric in percent, its ratio to the same model's unpruned run, and the 95 % bootstrap
 interval. *abs* is the mean of the metrics and *rel* the mean of the ratios, over the same tasks. *kept* is the number
 of visual tokens left after the last cut; *entering* is the number that enters a layer of the language model, averaged
-over its layers."""
+over its layers. *FLOPs* are operations up to the first new token as a share of the unpruned model's, by our formula
+(encoder, projector, prefill, selection); *4nd²+2n²d+2ndm* and *+3ndm* are the papers' counts of the prefill alone."""
 
 
 def markdown(tables: Sequence[Table]) -> str:
@@ -164,7 +171,7 @@ def _tokens(row: Row) -> str:
 
 
 def _values(table: Table, block: Block) -> str:
-    head = ["method", "kept", "entering", *table.tasks, "abs", "rel"]
+    head = ["method", "kept", "entering", "FLOPs", "4nd²+2n²d+2ndm", "+3ndm", *table.tasks, "abs", "rel"]
     return _markdown_table(head, [_value_line(table, block, row) for row in block.rows])
 
 
@@ -174,6 +181,7 @@ def _value_line(table: Table, block: Block, row: Row) -> list[str]:
         row_name(block, row),
         number(row.tokens_kept),
         number(row.tokens_entering),
+        *(flops_share(block, row, count) for count in ("total", "papers", "papers_gated")),
         *cells,
         number(row.abs_mean),
         percent(row.rel_mean),
@@ -237,6 +245,8 @@ _COLUMNS: dict[str, Callable[[Table, Row, str, Cell], object]] = {
     "tokens_kept": lambda table, row, task, cell: _figure(row.tokens_kept),
     "tokens_entering": lambda table, row, task, cell: _figure(row.tokens_entering),
     "gflops": lambda table, row, task, cell: _figure(row.flops and row.flops.total / 1e9),
+    "gflops_papers": lambda table, row, task, cell: _figure(row.flops and row.flops.papers / 1e9),
+    "gflops_papers_gated": lambda table, row, task, cell: _figure(row.flops and row.flops.papers_gated / 1e9),
     "flags": lambda table, row, task, cell: flags(cell),
 }
 
