@@ -28,6 +28,9 @@ from vlmprune.core.method import PixelMethod
 
 KEEP = 0.3
 MERGING = {"pool", "prumerge", "prumerge+", "recoverable", "tome", "trim", "visionzip"}
+RECYCLING = {"sparsevlm", "autoprune"}  # inside the LLM; each has a step-by-step reference in its own tests
+# A budget of their own kind: a share for each act, an average over layers, a count that the image decides.
+SCHEDULED = {"pyramiddrop", "sparsevlm", "adaptinfer", "vtw", "autoprune", "fitprune", "mustdrop"}
 METHODS = [name for name in vlmprune.METHODS if not issubclass(vlmprune.METHODS[name], PixelMethod)]
 
 
@@ -52,10 +55,12 @@ def test_every_method_on_every_family(family: str, name: str) -> None:
     assert largest(one, logits[1]) < TOLERANCE
     for row, seeds in enumerate(RAGGED):
         slots = [FAMILIES[family].slots(seed) for seed in seeds]
-        assert report.tokens[row] == (sum(slots), sum(max(1, round(KEEP * n)) for n in slots))
         assert set(text[row].nonzero().squeeze(1).tolist()) <= set(report.columns[row].tolist())
-        if name not in MERGING:
+        assert report.tokens[row][0] == sum(slots) > report.tokens[row][1]
+        if name not in SCHEDULED:
+            assert report.tokens[row][1] == sum(max(1, round(KEEP * n)) for n in slots)
+        if name not in MERGING | SCHEDULED:
             assert [len(kept) for kept in report.kept[row]] == [max(1, round(KEEP * n)) for n in slots]
-    if name not in MERGING:
+    if name not in MERGING | RECYCLING:
         expected = oracle(family, RAGGED, inputs, tokens, report, policies(spec, family))
         assert largest(logits, expected) < TOLERANCE
