@@ -32,6 +32,7 @@ class AutoPrune(Method):
     After layer 0: score = lam * I_0 / T * r_0 + CLS attention of the encoder's used layer; the top V = min(2.5 *
     target, N) stay. After layer l = 1, 2, ...: the top ceil((V - 1) q_l) by r_l stay, q = `keep_shares` with the
     steepness max(0, k0 - gamma * I_1), and behind them some of the others as clusters (`recycle`).
+    Time O(H T n + n^2 D) an act, memory O(H T n + n^2).
 
     Defaults: `keep` is the target: tokens that a layer passes on, on average, layer 0 counted as V; counts vary with
     the prompt. Towers without a CLS token give the received attention, made to sum to 1 (ours). Positions: re-numbered

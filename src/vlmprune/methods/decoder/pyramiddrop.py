@@ -26,6 +26,7 @@ class PyramidDrop(Scorer, Staged):
     Formula: before layer K its own norm, projections and rotary embedding give the row of the last prompt token over
     all that has reached it; score [n] = mean over heads of the softmax, columns of the image. Act s = 1, 2, ... keeps
     the top int(N lambda^s) of the N tokens that reached the first act, in image order.
+    Time O(n log n) an act, memory O(n).
 
     Defaults: `keep` is lambda, 0.5 in the paper (as a number: what the first act keeps). It acts at the quarter points
     of the depth, before layers 8, 16 and 24 of 32. Positions: re-numbered on LLaVA, kept elsewhere, because M-RoPE

@@ -34,7 +34,7 @@ class TopV(DecoderMethod):
     mean, S_ij = 1 - exp(-|p_i - p_j|^2 / (2 width^2)), Z_i = distance to the frame's centre over the largest;
     C = F + near * S + central * Z. Transport P [n, n] from source i to target j: every target takes 1/n, by
     softmax_i(-C / eps). score_i = sum_j P_ij. Of `keep` tokens all but round(recover * keep) are the best; those are
-    spread evenly over the others in raster order. Time and memory O(n^2).
+    spread evenly over the others in raster order. Time O(n^2 D), memory O(n^2).
 
     Defaults: K = 3 (after layer 2's computation) on every family; positions are kept.
 

@@ -28,6 +28,7 @@ class Fuse(Fusing):
     Formula: R = what the selector keeps under the budget, written with it: `fuse(divprune:0.1)@2`. Candidates F = what
     it would keep besides if it could keep share * n more. All tokens run through layers 0..L-1, F is fused in the last
     two of them, and before layer L all but R and the text go.
+    Time O(H L |F| d) a fused layer and twice the selector's, memory O(n) and chunks of rows.
 
     Defaults: L = 2 and the options of fusion as in `hilo`; share 0.3.
 

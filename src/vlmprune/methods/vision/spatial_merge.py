@@ -26,7 +26,7 @@ class SpatialMerge(Method):
 
     Formula: rows [n, C] on a grid, cut into windows that do not overlap (what is left at the border stays). Likeness of
     a window: mean cosine of its ordered pairs, 72 for 3 x 3. The r most alike become the mean of their rows, most alike
-    first, and all other tokens follow in raster order: n - r (side^2 - 1) tokens.
+    first, and all other tokens follow in raster order: n - r (side^2 - 1) tokens. Time O(n C), memory O(n C).
 
     Defaults: side 3; r is the smallest that meets the budget. Positions: re-numbered on LLaVA, elsewhere a merged token
     stands in the middle of its window.
