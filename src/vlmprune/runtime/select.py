@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -150,6 +150,8 @@ def choose(stage: Stage, view: ImageView) -> Selection:
         Kept indices in increasing order, or merged tokens.
     """
     shown = _shown(stage.method, view)
+    if not (stage.method.budgeted or stage.method.exact):  # which of those that show a patch stay is its own business
+        view = replace(view, keep=max(1, len(shown) - 1))
     if len(shown) <= view.keep:  # everything that shows a patch stays, and the first of the others
         others = torch.ones(view.n, dtype=torch.bool, device=shown.device)
         others[shown] = False
