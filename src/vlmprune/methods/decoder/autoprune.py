@@ -43,8 +43,8 @@ class AutoPrune(Method):
             supplement says no more, and there is no code.
         mi_rows: with `flash` (ours): "text" computes I of layers 0 and 1 as above; "none" takes both as 0.
         mi_reduce: "sum" over heads as above, or "mean": 32 times the mean, for other numbers of heads (ours).
-        x0: layer where the curve falls fastest; by default 14.9, of 32 layers where there are fewer (ours).
-        k0, gamma, lam: as above.
+        x0: layer where the curve falls fastest; by default 14.9, of 32 layers where there are fewer (ours). k0, gamma,
+            lam: as above.
 
     Differences from the authors' code:
         - The cut after the last layer, which saves nothing, is left out.
@@ -85,8 +85,9 @@ class AutoPrune(Method):
 
     def acts(self, info: ModelInfo, keep: Keep) -> Sequence[Method]:
         if info.attention_layers is not None:
-            have = ", ".join(map(str, info.attention_layers))
-            raise UserError(f"autoprune reads attention at every decoder layer; in this model only {have} have any.")
+            raise UserError(
+                "autoprune reads attention at every decoder layer, and some layers of this model have none."
+            )
         acts = [copy.copy(self) for _ in range(info.decoder_layers - 1)]
         for layer, act in enumerate(acts):
             act.__dict__["after"] = layer
@@ -94,12 +95,10 @@ class AutoPrune(Method):
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         informed = self.after in (0, 1) and (not self.flash or self.mi_rows == "text")
-        needs: dict[str, Need] = {"cls": ClsAttention(USED)} if self.after == 0 else {"states": HiddenStates()}
-        if self.flash:
-            needs["last"] = LastQueryAttention()
+        needs: dict[str, Need] = {"last": LastQueryAttention()} if self.flash else {}
         if informed or not self.flash:
             needs["text"] = TextQueryAttention(heads="all" if informed else "mean")
-        return needs
+        return {**needs, **({"states": HiddenStates()} if self.after else {"cls": ClsAttention(USED)})}
 
     def budget(self, keep: Keep, n: int, total: int) -> int:
         target = resolve_keep(keep, total)
