@@ -233,7 +233,7 @@ def test_keys_find_objects_in_several_tiles_and_frames(family: str, slots: int) 
 
 
 @families
-@pytest.mark.parametrize("method", ["hiprune(alpha=0.0)", Attended()], ids=["received", "cls"])
+@pytest.mark.parametrize("method", ["hiprune(alpha=0.0, per=image)", Attended()], ids=["received", "cls"])
 def test_attention_finds_a_planted_object(family: str, method: Method | str) -> None:
     """What bright patches (and the bright CLS token) attend to: the bright patches."""
     check_objects(family, method, squares, with_patches_of_their_own(family), 4)
@@ -480,7 +480,7 @@ def test_methods_that_read_the_encoder_drop_slots_without_a_patch_first(family: 
     slots, inputs = FAMILIES[family].patches(seed), batch(FAMILIES[family], [[seed]])
     patched = [number for number, slot in enumerate(slots) if slot]
     blank = [number for number, slot in enumerate(slots) if not slot]
-    for method in (BrightKeys(), Attended(), "hiprune"):
+    for method in (BrightKeys(), Attended(), "hiprune(per=image)"):
         for more in range(-2, len(blank)):
             [[kept]] = kept_by(built(family), method, len(patched) + more, inputs)
             assert len(kept) == len(patched) + more

@@ -87,7 +87,7 @@ def test_a_written_budget_out_of_range_is_refused(text: str) -> None:
     ("spec", "given_beside", "words"),
     [
         ("hiprun:0.5", {}, ["'hiprun'", "did you mean 'hiprune'"]),
-        ("zzz:0.5", {}, ["'zzz'", "choose from", "divprune"]),
+        ("zzz:0.5", {}, ["'zzz'", "list methods"]),
         ("hiprune", {}, ["hiprune", "needs a budget"]),
         ("hiprune:0.5", {"keep": 0.5}, ["given twice"]),
         ("hiprune:0.5 > fastv@2:0.5", {"keep": 0.5}, ["budgets"]),

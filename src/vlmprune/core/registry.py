@@ -39,6 +39,8 @@ BUILT_IN: dict[str, str] = {
     "sparsevlm": "vlmprune.methods.decoder.sparsevlm:SparseVLM",
     "adaptinfer": "vlmprune.methods.decoder.adaptinfer:AdaptInfer",
     "vtw": "vlmprune.methods.decoder.vtw:VTW",
+    "hilo": "vlmprune.methods.hybrid.hilo:HiLo",
+    "fuse": "vlmprune.methods.hybrid.fuse:Fuse",
 }
 
 
@@ -74,7 +76,7 @@ class UnknownMethod(UserError, KeyError):
 def unknown(name: str, methods: Iterable[str], presets: Iterable[str] = ()) -> UnknownMethod:
     """The error for a name that neither has, with the one that is closest."""
     close = difflib.get_close_matches(name, [*methods, *presets], n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(sorted(methods))}."
+    hint = f"did you mean {close[0]!r}?" if close else "`vlmprune list methods` names all there are."
     return UnknownMethod(f"There is no method {name!r}: {hint}")
 
 
