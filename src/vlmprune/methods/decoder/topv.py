@@ -42,7 +42,8 @@ class TopV(DecoderMethod):
         layer: K, the decoder layer (0-based) before which it acts.
         feature: F: "l2" as above, or "cosine": 1 - cos(x_i, y_j).
         spatial: S: "gaussian" as above, or "plain": |p_i - p_j|.
-        near: weight of S. width: radius of the Gaussian, in diagonals.
+        near: weight of S.
+        width: radius of the Gaussian, in diagonals.
         central: weight of Z; small, since Z alone would crop the border.
         eps: of Sinkhorn's algorithm: the smaller, the nearer to choosing one source a target.
         score: "contribution" as above, with the mass of the sources free: with equal mass on both sides no source
