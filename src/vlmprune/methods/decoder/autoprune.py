@@ -43,7 +43,7 @@ class AutoPrune(Method):
             supplement says no more, and there is no code.
         mi_rows: with `flash` (ours): "text" computes I of layers 0 and 1 as above; "none" takes both as 0.
         mi_reduce: "sum" over heads as above, or "mean": 32 times the mean, for other numbers of heads (ours).
-        x0, k0, gamma, lam: of the curve, which falls fastest at layer x0: by default 14.9 of 32 (or a lower depth, ours).
+        x0, k0, gamma, lam: of the curve, steepest at x0: 14.9 by default, of 32 layers where there are fewer (ours).
 
     Differences from the authors' code:
         - The cut after the last layer, which saves nothing, is left out.
