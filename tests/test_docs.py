@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -26,8 +28,10 @@ from typer.main import get_command
 
 import vlmprune
 from vlmprune.cli import app, main
+from vlmprune.core import signals
 from vlmprune.core.errors import UserError
-from vlmprune.core.registry import BUILT_IN
+from vlmprune.core.registry import BUILT_IN, METHODS
+from vlmprune.methods.vision.hiprune import HiPrune
 from vlmprune.models import FAMILIES as SUPPORTED
 from vlmprune.models import adapter_for
 from vlmprune.models.base import Adapter
@@ -46,6 +50,7 @@ def script(path: str) -> Any:
 
 
 docs, runner = script("tools/docs.py"), script("tools/run.py")
+methods: Any = import_module("docs_methods")  # where docs.py put it
 Residual = script("examples/residual/vlmprune_residual.py").Residual
 PAGES = [page.relative_to(ROOT).as_posix() for page in docs.pages()]
 TOP = ("src", "tests", "docs", "tools", "examples", "training", "benchmarks", ".ci")
@@ -193,6 +198,63 @@ def test_everything_installed_is_pinned() -> None:
     asked = [*project["dependencies"], *(item for extra in project["optional-dependencies"].values() for item in extra)]
     names = {re.split(r"[\[<>=; ]", item)[0].lower() for item in asked}
     assert names - {"vlmprune"} <= pinned
+
+
+# ---------------------------------------------------------------- methods
+
+
+def test_a_method_is_golden_matched_where_golden_cases_ran_it() -> None:
+    taken = methods.taken_part()
+    for name in BUILT_IN:
+        assert methods.fidelity(name).startswith("golden-matched") == (name in taken), name
+        assert methods.section(name, METHODS[name]), name
+    assert taken["prumerge+"] == {"42Shawn/LLaVA-PruMerge": 2}
+    assert {name: methods.fidelity(name) for name in ("dart", "gridprune", "recoverable", "tome", "downsample")} == {
+        "dart": "golden-matched (third-party port)",
+        "gridprune": "reconstruction",
+        "recoverable": "partly a reconstruction",
+        "tome": "golden-matched in part",
+        "downsample": "our own",
+    }
+
+
+def test_a_method_has_the_families_on_which_it_is_tested() -> None:
+    assert methods.runs_of("hiprune") == set(FAMILIES)
+    assert methods.runs_of("downsample") == {*matrix.RESIZABLE, *matrix.EVERYTHING}
+    assert methods.families("downsample").startswith("all but llava_next, ")
+
+
+def test_signals_have_words_and_a_place_on_the_page() -> None:
+    public = {name for name, cls in vars(signals).items() if isinstance(cls, type) and issubclass(cls, signals.Need)}
+    concrete = {name for name in public if not name.startswith("_")} - {"Need", "EncoderNeed", "DecoderNeed"}
+    assert set(methods.SIGNALS) == concrete
+    assert all(f"`{name}(" in text("docs/adding-a-method.md") for name in concrete)
+
+
+def test_what_a_docstring_leaves_out_is_noticed() -> None:
+    class Silent(Residual):
+        """Nothing of options or cost."""
+
+    @dataclass
+    class Wordless(HiPrune):
+        """An option of which nobody tells."""
+
+        depth: int = 1
+
+    with pytest.raises(ValueError, match='residual: the docstring does not say "Time'):
+        methods.cost(Silent)
+    with pytest.raises(ValueError, match="no docstring tells of the option 'depth'"):
+        methods.options(Wordless)
+    assert methods.cost(HiPrune) == ("O(n log n)", "O(n)")
+    assert "| `alpha` | `0.1` | share of the budget" in methods.options(METHODS["hiprune++"])
+
+
+def test_layers_are_those_of_each_model() -> None:
+    llava, qwen = methods.MODELS
+    assert methods.read(METHODS["hiprune"](), llava) == "attention received (encoder layers 8 and 22)"
+    assert methods.read(METHODS["hiprune"](), qwen) == "attention received (encoder layers 15 and 31)"
+    assert methods.read(METHODS["fastv"](layer=3), qwen) == "attention of the last prompt token (decoder layer 2)"
+    assert methods.read(METHODS["pyramiddrop"](), llava).endswith("(decoder layers 8, 16 and 24)")
 
 
 # ---------------------------------------------------------------- the example

@@ -39,7 +39,7 @@ for folder in (TESTS, ROOT / "tools"):
 ON_MODELS = "test_methods_on_models.test_every_method_on_every_family"
 RESIZING = ("test_equivalence.test_cached_equals_uncached", "test_equivalence.test_batch_equals_alone")
 PORTS = {"ModelTC/LightCompress", "TianfanPeng/VLMUniPruneBench"}  # of other people's methods
-STEP = {"tome": "one step, which is all that both have in common"}  # folder of goldens: what of the method they pin
+STEP = {"tome": "of one step, which is all that both have in common"}  # folder of goldens: what of the method they pin
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,8 @@ def section(name: str, cls: type[Method]) -> str:
         elif title == "Args":
             parts.append(options(cls))
             arguments = True
+        elif title == "Raises":
+            continue
         elif title == "Paper":
             parts.append(f"Paper: {linked(plain(body))}")
         elif re.search(r"^\s*- ", body, re.MULTILINE):
@@ -403,5 +405,7 @@ def goldens(name: str) -> str:
     cases = taken_part().get(name)
     if not cases:
         return ""
-    shown = " and ".join(f"{count} of [{repo}](https://github.com/{repo})" for repo, count in sorted(cases.items()))
-    return f", cases {shown}" + (f": {STEP[name]}" if name in STEP else "")
+    shown = " and ".join(
+        f"{count} case{'s' * (count > 1)} of [{repo}](https://github.com/{repo})" for repo, count in cases.items()
+    )
+    return f": {shown}" + (f", {STEP[name]}" if name in STEP else "")
