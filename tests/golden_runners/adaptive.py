@@ -114,7 +114,7 @@ def auto(case: Case) -> None:
 def _schedules(case: Case) -> None:
     heads = mutual_information(case.input("attn"))
     nearly("mi_per_head", heads, case["mi_per_head"][: len(heads)], BITS / 50)  # one changed number shows
-    case.compared.add("attn")  # what it gives stands in the JSON file
+    case.compared_settings.add("mi_per_head")
     depth, first, tokens = case["n_layers"], case["v_after_layer0"], case["n_img"]
     for schedule in case["schedules"].values():
         steepness = max(case["k0"] - case["gamma"] * schedule["mi"], 0.0)

@@ -43,6 +43,7 @@ class Case:
             self.arrays = {name: arrays[name] for name in arrays.files}
         self.seen: set[str] = set()
         self.compared: set[str] = set()
+        self.compared_settings: set[str] = set()  # results that stand in the JSON file
         self.notes: list[str] = []
         self.function = meta.get("method", self.method)
         self.group = f"{self.method}/{self.function}" if self.method == "unibench_tiles" else self.method
@@ -110,7 +111,7 @@ class Case:
         left = sorted(set(self.arrays) - self.seen)
         if left:
             raise Failed(f"the runner does not look at {', '.join(left)}")
-        if not self.compared and "official_raises" not in self.settings:
+        if not (self.compared or self.compared_settings) and "official_raises" not in self.settings:
             raise Failed("the runner compared nothing")
 
 

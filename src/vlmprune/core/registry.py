@@ -39,6 +39,10 @@ BUILT_IN: dict[str, str] = {
     "sparsevlm": "vlmprune.methods.decoder.sparsevlm:SparseVLM",
     "adaptinfer": "vlmprune.methods.decoder.adaptinfer:AdaptInfer",
     "vtw": "vlmprune.methods.decoder.vtw:VTW",
+    "mustdrop": "vlmprune.methods.decoder.mustdrop:MustDrop",
+    "autoprune": "vlmprune.methods.decoder.autoprune:AutoPrune",
+    "fitprune": "vlmprune.methods.decoder.fitprune:FitPrune",
+    "topv": "vlmprune.methods.decoder.topv:TopV",
     "hilo": "vlmprune.methods.hybrid.hilo:HiLo",
     "fuse": "vlmprune.methods.hybrid.fuse:Fuse",
 }
