@@ -10,7 +10,7 @@ from vlmprune.bench.runner import Plan, variants_of
 from vlmprune.cli import main
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
-from vlmprune.core.presets import BEFORE_THE_LLM, COMBINED, INSIDE_THE_LLM, PRESETS
+from vlmprune.core.presets import BEFORE_THE_LLM, INSIDE_THE_LLM, PRESETS, UNIPRUNEBENCH
 from vlmprune.core.recipe import lacks_budget, recipe
 from vlmprune.core.view import Grid, ImageView, Merged, ModelInfo, TowerRows
 from vlmprune.methods.vision.hiprune import HiPrune
@@ -39,16 +39,19 @@ def test_a_preset_is_its_recipe(name: str) -> None:
 
 
 def test_names_are_the_presets_own() -> None:
-    groups = (*BEFORE_THE_LLM, *INSIDE_THE_LLM, *COMBINED)
+    groups = (*BEFORE_THE_LLM, *INSIDE_THE_LLM, *UNIPRUNEBENCH)
     assert len(PRESETS) == sum(len(group) for group in groups), "a name twice"
     assert not PRESETS.keys() & set(vlmprune.METHODS)
     assert all(preset.source.strip() for preset in PRESETS.values())
 
 
+OTHER_NUMBERS = ("fastv-average-", "mustdrop-textvqa-", "mustdrop-vizwiz-", "vtw-", "fuse-", "unibench-pool-")
+
+
 def test_a_number_in_a_name_is_the_budget() -> None:
     for name, preset in PRESETS.items():
         number = name.rpartition("-")[2]
-        if number[0].isdigit() and "average" not in name:
+        if number[0].isdigit() and not name.startswith(OTHER_NUMBERS):
             assert preset.recipe.endswith(f":{number}")
 
 
@@ -169,6 +172,46 @@ def test_hiprune_has_its_authors_anchors(keep: int, anchors: int) -> None:
     assert isinstance(method, HiPrune)
     near, registers = method.parts(view(method, keep, LLAVA))
     assert anchors < len(near) <= 5 * anchors and len(near) + len(registers) == keep
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [
+        ("sparsevlm-192", {3: 300, 7: 200, 16: 110}),
+        ("sparsevlm-64", {3: 66, 7: 30, 16: 17}),
+        ("sparsevlm+-128", {3: 238, 7: 108, 16: 60}),
+        ("adaptinfer-128", {2: 290, 11: 72, 21: 18}),
+        ("adaptinfer-32", {2: 40, 11: 12, 21: 0}),
+        ("pyramiddrop-0.5", {8: 288, 16: 144, 24: 72}),
+        ("pyramiddrop-192", {2: 322, 8: 180, 16: 100}),
+        ("pyramiddrop-64", {2: 110, 8: 21, 16: 4}),
+        ("unibench-pdrop-0.333", {6: 192, 12: 64, 18: 21}),
+    ],
+)
+def test_schedules_are_the_published_ones(name: str, schedule: dict[int, int]) -> None:
+    assert counts(name, LLAVA) == schedule
+
+
+@pytest.mark.parametrize("name", ["pyramiddrop", "fitprune"])
+@pytest.mark.parametrize("keep", [192, 128, 64])
+@pytest.mark.parametrize("info", [LLAVA, QWEN], ids=["32 layers", "28 layers"])
+def test_averages_are_of_the_models_own_depth(name: str, keep: int, info: ModelInfo) -> None:
+    entering, left = [576] * info.decoder_layers, counts(f"{name}-{keep}", info)
+    for layer, count in left.items():
+        entering[layer:] = [count] * (info.decoder_layers - layer)
+    assert sum(entering) / info.decoder_layers == pytest.approx(keep, abs=2)
+
+
+def counts(name: str, info: ModelInfo) -> dict[int, int]:
+    """Of 576 tokens, how many go on from each layer before which the preset acts."""
+    left, reached, found = 576, dict[int, int](), dict[int, int]()
+    for stage in recipe(name).acts(info):
+        total = reached.setdefault(stage.number, left)
+        left = min(left, stage.method.budget(stage.keep, left, total))
+        layer = stage.method.decoder_layer(info)
+        assert layer is not None
+        found[layer] = left
+    return found
 
 
 @pytest.mark.parametrize("mean", [192, 128, 64])

@@ -4,8 +4,9 @@ A whole number in a recipe is tokens an image, whatever the image is cut into. S
 of LLaVA-1.5, is 192 tokens on any model, and `visionzip-640` is 640 of the 2880 of LLaVA-NeXT, where each of five tiles
 gets 128 of them. Where authors give a share, as they do for images of any size, so does the preset. Options that
 authors give in tokens of one image or tile are shares here (VisionZip's 30 contextual tokens of 192 are the 10 of 64
-that it has by default), so that what is right for an image is right for tiles. Counts inside the LLM hold for the model
-that the source names.
+that it has by default), so that what is right for an image is right for tiles. Methods that act at several layers of
+the LLM find them by the model's depth; layers and averages that stand in a recipe hold for the model that the source
+names.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def one(name: str, recipe: str, source: str) -> Named:
 
 
 LLAVA, NEXT, QWEN = (192, 128, 64), (640, 320, 160), (0.334, 0.223, 0.112)
+SHARES = (0.333, 0.222, 0.111)
 HIPRUNE, UNIPRUNE, AUTOPRUNE = "HiPrune's table {}", "UniPruneBench's table {}", "AutoPrune's supplement, table {}"
 
 BEFORE_THE_LLM = (
@@ -82,20 +84,77 @@ BEFORE_THE_LLM = (
 INSIDE_THE_LLM = (
     points("fastv@2", (0.5, 0.25, 0.125), "FastV, LLaVA-1.5: K = 2, R = 50, 75 and 87.5 %", "fastv"),
     points("fastv@2", LLAVA, f"{UNIPRUNE.format(1)}, LLaVA-1.5: what is left from layer 2 on", "fastv"),
+    points("fastv@2", (640, 320), f"{HIPRUNE.format(3)}, LLaVA-NeXT", "fastv"),
     *(
         one(f"fastv-average-{mean}", f"fastv@2:{keep}", f"{mean} tokens a layer on average, 32 layers of LLaVA-1.5-7B")
         for mean, keep in ((192, 166), (128, 98), (64, 30))
     ),
+    points("dart@2", LLAVA, "DART's scripts, LLaVA-1.5, which come out 4 tokens higher", "dart"),
+    points("pyramiddrop", (0.5,), "PyramidDrop, LLaVA-1.5 and LLaVA-NeXT: 270 of 576 tokens a layer on average"),
+    points("pyramiddrop(average=True)", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5", "pyramiddrop"),
+    points("pyramiddrop(average=True)", (640, 320), f"{HIPRUNE.format(3)}, LLaVA-NeXT", "pyramiddrop"),
+    points("sparsevlm", (192, 128, 96, 64), "SparseVLM's code, version 1.5, LLaVA-1.5"),
+    points("sparsevlm", (640, 320), f"{HIPRUNE.format(3)}, LLaVA-NeXT"),
+    points("sparsevlm(version=1.0)", LLAVA, "SparseVLM's first version, LLaVA-1.5", "sparsevlm-1.0"),
+    points("sparsevlm(version=+)", (192, 128, 96, 64), "SparseVLM+, its code's version 2.0, LLaVA-1.5", "sparsevlm+"),
+    points("adaptinfer", (192,), "between AdaptInfer's 128 and all tokens (ours), LLaVA-1.5"),
+    points("adaptinfer", (128, 64, 48, 32), "AdaptInfer's code, LLaVA-1.5-7B"),
+    points("adaptinfer", (0.5, 0.3, 0.1), "AdaptInfer's code, Qwen2-VL-2B"),
+    points("autoprune", LLAVA, f"{AUTOPRUNE.format(3)}, LLaVA-1.5-7B"),
+    points("autoprune", (288, 144, 58), f"{AUTOPRUNE.format(4)}, LLaVA-1.5-13B"),
+    points("autoprune(flash=True)", LLAVA, f"{AUTOPRUNE.format(3)}, LLaVA-1.5-7B: AutoPrune-Flash", "autoprune-flash"),
+    points("fitprune", LLAVA, "interpolated (ours) from FitPrune's recipes for LLaVA-1.5-7B"),
+    points("mustdrop", LLAVA, f"{UNIPRUNE.format(1)}, LLaVA-1.5, by a threshold of each image's own (ours)"),
+    *(
+        one(
+            f"mustdrop-{name}",
+            f"mustdrop(global_threshold={whole}, individual_threshold={single})",
+            f"MustDrop's scripts, LLaVA-1.5, thresholds that leave {name.rpartition('-')[2]} on that task",
+        )
+        for name, whole, single in (
+            ("textvqa-192", 0.001, 0.001),
+            ("textvqa-128", 0.0012, 0.001),
+            ("textvqa-64", 0.011, 0.01),
+            ("vizwiz-64", 0.005, 0.001),
+        )
+    ),
+    one("vtw-7b", "vtw@16", "VTW's command line, LLaVA-1.5-7B"),
+    one("vtw-13b", "vtw@20", "VTW's command line, LLaVA-1.5-13B"),
+    points("topv@3", (0.437,), f"{AUTOPRUNE.format(2)}, LLaVA-1.5-7B: 49 % of FLOPs", "topv"),
+    points("hilo", (0.2, 0.1), "Hi-Lo Prune's supplement, one cut"),
+    points("hilo@4,8,16", (0.2, 0.1), "Hi-Lo Prune's supplement, three cuts", "hilo-staged"),
+    one("fuse-divprune-0.1", "fuse(divprune:0.1)@2", "Hi-Lo Prune: its fusion in front of another method"),
+    one("fuse-cdpruner-0.1", "fuse(cdpruner:0.1)@2", "Hi-Lo Prune: its fusion in front of another method"),
 )
 
-COMBINED = [
-    points(f"{before}:0.333 > {inside}@2", (0.333,), f"{UNIPRUNE.format(5)}, InternVL3-8B", f"{before}+{inside}")
-    for before in ("random", "divprune", "gprune")
-    for inside in ("random", "fastv")
-]
+# Two stages that keep a third each, and UniPruneBench's versions of methods at its layer K = 2. What its code does to
+# the order of tokens (by score instead of by place) and to tiles is not repeated.
+ONLY = "UniPruneBench's version, for reproduction only"
+UNIPRUNEBENCH = (
+    *(
+        points(f"{before}:0.333 > {inside}@2", (0.333,), f"{UNIPRUNE.format(5)}, InternVL3-8B", f"{before}+{inside}")
+        for before in ("random", "divprune", "gprune")
+        for inside in ("random", "fastv")
+    ),
+    points("random", SHARES, "UniPruneBench's Random-Pre", "unibench-random"),
+    points("random@2", SHARES, "UniPruneBench's Random-Intra", "unibench-random-inside"),
+    points("divprune", SHARES, "UniPruneBench's DivPrune", "unibench-divprune"),
+    points("gprune(compat=uniprune)", SHARES, ONLY, "unibench-gprune"),
+    points("fastv@2", SHARES, "UniPruneBench's FastV", "unibench-fastv"),
+    points("dart(image_pivots=10, text_pivots=5)@2", SHARES, ONLY, "unibench-dart"),
+    points("fitprune(compat=uniprune)", SHARES, f"{ONLY}: it keeps the least important tokens", "unibench-fitprune"),
+    *(
+        points(f"fastv@6:{keep} > fastv@12:{keep} > fastv@18", (keep,), f"{ONLY}: FastV in stages", "unibench-pdrop")
+        for keep in SHARES
+    ),
+    *(
+        one(f"unibench-pool-{tokens}", f"pool(compat=uniprune):{tokens / 256}", f"{ONLY}: {tokens} of a tile's 256")
+        for tokens in (25, 16, 4)
+    ),
+)
 
 PRESETS: dict[str, Preset] = {
-    name: preset for group in (*BEFORE_THE_LLM, *INSIDE_THE_LLM, *COMBINED) for name, preset in group
+    name: preset for group in (*BEFORE_THE_LLM, *INSIDE_THE_LLM, *UNIPRUNEBENCH) for name, preset in group
 }
 
 
