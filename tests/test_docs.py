@@ -51,7 +51,8 @@ def script(path: str) -> Any:
 
 docs, runner = script("tools/docs.py"), script("tools/run.py")
 methods: Any = import_module("docs_methods")  # where docs.py put it
-Residual = script("examples/residual/vlmprune_residual.py").Residual
+EXAMPLE = "vlmprune_residual.py"
+Residual = script(f"examples/residual/{EXAMPLE}").Residual
 PAGES = [page.relative_to(ROOT).as_posix() for page in docs.pages()]
 TOP = ("src", "tests", "docs", "tools", "examples", "training", "benchmarks", ".ci")
 CHECKED = re.compile(r"^(\S.*?)  # -> (.*)$", re.MULTILINE)
@@ -283,11 +284,28 @@ def test_the_example_is_found_by_its_entry_point(tmp_path: Path) -> None:
     points = project["entry-points"]["vlmprune.methods"]
     entries = "".join(f"{name} = {value}\n" for name, value in points.items())
     (info / "entry_points.txt").write_text("[vlmprune.methods]\n" + entries)
-    program = "import vlmprune; print('residual' in vlmprune.METHODS, vlmprune.recipe('residual(rank=2):0.3'))"
+    program = (
+        "import vlmprune; from vlmprune.cli import main\n"
+        "print(vlmprune.recipe('residual(rank=2):0.3'))\n"
+        "assert main(['list', 'methods']) == 0\n"
+        "asked = ['--model', 'llava', '--tasks', 'synth-ocr', '--limit', '2', '--methods', 'residual(rank=2)']\n"
+        "assert main(['bench', '--keep', '0.222', '--out', 'results', *asked]) == 0"
+    )
     path = os.pathsep.join([str(tmp_path), str(ROOT / "examples" / "residual")])
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "residual(rank=2):0.3"]
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    first, *lines = done.stdout.splitlines()
+    assert first == "residual(rank=2):0.3"
+    assert any(
+        re.fullmatch(r"residual +vision +tokens that the image's main directions do not explain", x) for x in lines
+    )
+    assert "| residual(rank=2) |" in (tmp_path / "results" / "report" / "summary.md").read_text()
+
+
+def test_the_example_is_short() -> None:
+    folder = ROOT / "examples" / "residual"
+    assert sum(len((folder / name).read_text().splitlines()) for name in ("pyproject.toml", EXAMPLE)) < 80
 
 
 # ---------------------------------------------------------------- families
