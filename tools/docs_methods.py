@@ -138,8 +138,18 @@ def absent() -> str:
 
 
 def presets() -> str:
-    rows = ([f"`{name}`", f"`{preset.recipe}`", plain(preset.source)] for name, preset in PRESETS.items())
-    return table(("preset", "recipe", "from"), rows)
+    """Those that differ in the budget alone in one row, with N for it."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, (text, source) in PRESETS.items():
+        budget = name.rpartition("-")[2]
+        shown = text.removesuffix(budget) + "N" if text.endswith(f":{budget}") else text
+        alike.setdefault((shown, source), []).append(name)
+    rows = []
+    for (shown, source), names in alike.items():
+        if len(names) == 1:
+            shown = PRESETS[names[0]].recipe
+        rows.append([", ".join(f"`{name}`" for name in names), f"`{shown}`", plain(source)])
+    return table(("presets", "recipe", "from"), rows)
 
 
 def in_full() -> str:

@@ -44,7 +44,7 @@ def run(
     image: Annotated[Path, typer.Argument(help="A picture.")],
     question: Annotated[str, typer.Option("--question", "-q", help="What to ask about it.")],
     model: Annotated[str, typer.Option(help=_MODEL)] = "llava",
-    method: Annotated[str | None, typer.Option(help="A method or a recipe; unpruned without it.")] = None,
+    method: Annotated[str | None, typer.Option(help="A method, recipe or preset; unpruned without it.")] = None,
     keep: Annotated[str | None, typer.Option(help="Share (0.222) or number (64) of visual tokens to keep.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Where to draw kept and dropped patches.")] = None,
     text_tower: Annotated[str | None, typer.Option(help="The CLIP model (folder or hub id) of its tower.")] = None,
@@ -64,7 +64,7 @@ def run(
 def bench(
     model: Annotated[list[str] | None, typer.Option(help="May be repeated; the embedded models without it.")] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Comma-separated; recipes with budgets too; all for every one.")
+        str | None, typer.Option(help="Comma-separated; recipes with budgets and presets too; all for every one.")
     ] = None,
     keep: Annotated[str | None, typer.Option(help="Comma-separated budgets, as 0.333,0.222,0.111")] = None,
     tasks: Annotated[str | None, typer.Option(help="Comma-separated; all without it.")] = None,

@@ -60,7 +60,7 @@ BEFORE_THE_LLM = (
     points("visionzip", NEXT, f"VisionZip and {HIPRUNE.format(3)}, LLaVA-NeXT: 108 + 20, 54 + 10, 27 + 5 a tile"),
     points("hiprune", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5"),
     points("hiprune", NEXT, f"{HIPRUNE.format(3)}, LLaVA-NeXT"),
-    points("hiprune", QWEN, f"{HIPRUNE.format('4 and 9')}, Qwen2.5-VL"),
+    points("hiprune", QWEN, "HiPrune's tables 4 and 9, Qwen2.5-VL"),
     points("hiprune++", LLAVA, "HiPrune's third version, LLaVA-1.5, whose own counts are a tenth higher"),
     points("hired", (0.4, 0.2, 0.1), "HiRED, LLaVA-NeXT"),
     points("hired", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5"),
