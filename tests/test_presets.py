@@ -10,7 +10,7 @@ from vlmprune.bench.runner import Plan, variants_of
 from vlmprune.cli import main
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
-from vlmprune.core.presets import BEFORE_THE_LLM, INSIDE_THE_LLM, PRESETS, UNIPRUNEBENCH
+from vlmprune.core.presets import BEFORE_THE_LLM, INSIDE_THE_LLM, PRESETS, SHARES, UNIPRUNEBENCH
 from vlmprune.core.recipe import lacks_budget, recipe
 from vlmprune.core.view import Grid, ImageView, Merged, ModelInfo, TowerRows
 from vlmprune.methods.vision.hiprune import HiPrune
@@ -113,6 +113,23 @@ def test_images_tell_what_adaptive_ones_keep(name: str, scene: tuple) -> None:
         model(**inputs)
     [(before, after)] = session.last.tokens
     assert before == 196 and 1 <= after < 150
+
+
+DEEP = {"vtw-7b", "vtw-13b", "hilo-staged-0.2", "hilo-staged-0.1", *(f"unibench-pdrop-{keep}" for keep in SHARES)}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_each_runs_or_says_that_the_model_is_not_that_deep(name: str, scene: tuple) -> None:
+    model, inputs = scene
+    try:
+        with vlmprune.prune(model, name) as session, torch.no_grad():
+            model(**inputs)
+    except UserError as error:
+        assert name in DEEP and "this model has layers 0 to 4" in str(error)
+    else:
+        assert name not in DEEP
+        [(before, after)] = session.last.tokens
+        assert before == 196 and after <= 196
 
 
 @pytest.fixture(scope="module")
