@@ -34,15 +34,24 @@ BOTH = "divprune:0.7 > random@1:0.6 > fastv@2:0.5"
 # ---------------------------------------------------------------------- half precision
 
 
-def exact_maps(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
+def exact_maps(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, softcap: float | None = None) -> Tensor:
     """Attention [B, H, R, S] in float64."""
     key = key.double().repeat_interleave(query.shape[1] // key.shape[1], 1)
     logits = query.double() @ key.mT * scaling
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
     return (logits if mask is None else logits.masked_fill(~mask[:, None], float("-inf"))).softmax(-1)
 
 
-def exact_rows(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None, heads: str = "mean") -> Tensor:
-    maps = exact_maps(query, key, scaling, mask)
+def exact_rows(
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    mask: Tensor | None = None,
+    heads: str = "mean",
+    softcap: float | None = None,
+) -> Tensor:
+    maps = exact_maps(query, key, scaling, mask, softcap)
     return maps.mean(1) if heads == "mean" else maps
 
 
