@@ -184,3 +184,25 @@ def test_downsample_on_qwen_is_vanilla_on_the_smaller_image(family: str) -> None
     expected_tokens, expected = generate(model, smaller)
     assert torch.equal(tokens, expected_tokens) and len(tokens[0]) == STEPS
     assert largest(logits, expected) < TOLERANCE
+
+
+@torch.no_grad()
+def test_fastv_in_order_of_score_as_uniprunebench_has_it() -> None:
+    """The kept tokens go on by falling score, each with the position it had; the layers are run by hand here."""
+    model, inputs = built("llava"), alone("llava", RAGGED, 1)
+    with vlmprune.prune(model, "fastv(compat=uniprune)@2:0.3") as session:
+        logits = generate(model, inputs)[1]
+    assert session.last.tokens == [(36, 10)]  # 10.8 rounded down
+    text, ids = model.model.language_model, inputs["input_ids"]
+    hidden = model.model.get_input_embeddings()(ids)
+    hidden[ids == IMAGE] = torch.cat(list(model.model.get_image_features(inputs["pixel_values"]).pooler_output))
+    positions = torch.arange(ids.shape[1])[None]
+    maps = built("llava", "eager")(**inputs, output_attentions=True).attentions[1]
+    columns = (ids[0] == IMAGE).nonzero().squeeze(1)
+    by_score = columns[maps[0].mean(0)[-1, columns].argsort(descending=True)][:10]
+    order = torch.cat([torch.arange(int(columns[0])), by_score, torch.arange(int(columns[-1]) + 1, ids.shape[1])])
+    for number, layer in enumerate(text.layers):
+        if number == 2:
+            hidden, positions = hidden[:, order], positions[:, order]
+        hidden = layer(hidden, position_embeddings=text.rotary_emb(hidden, positions), attention_mask=None)
+    assert largest(model.lm_head(text.norm(hidden))[:, -1], logits[:, 0]) < TOLERANCE

@@ -7,7 +7,7 @@ from torch import Tensor
 from golden_runners.case import LLAVA, Case, check_exact, positions, sequence, view
 from vlmprune.core.selectors import top_k
 from vlmprune.core.view import Tokens
-from vlmprune.methods.checks import OFFICIAL
+from vlmprune.methods.checks import OFFICIAL, UNIPRUNE
 from vlmprune.methods.decoder.dart import Dart
 from vlmprune.methods.decoder.fastv import FastV
 from vlmprune.methods.vision.random import Random
@@ -43,9 +43,10 @@ def fastv(case: Case) -> None:
     ported = round(n * (1 - case["r"]))
     case.expect_setting("hf_keep", ported)
     case.expect("hf_kept_all_sorted", sequence(kept(ported), before, n, after))
-    truncated = int(n * case["unibench_keep_ratio"])
+    uniprune = FastV(compat=UNIPRUNE)
+    truncated = uniprune.budget(float(case["unibench_keep_ratio"]), n, n)
     case.expect_setting("unibench_keep", truncated)
-    case.expect("unibench_kept_as_produced", top_k(score, truncated))
+    case.expect("unibench_kept_as_produced", uniprune.select(view(n, truncated, {"attention": row})).anchors)
 
 
 def dart(case: Case) -> None:

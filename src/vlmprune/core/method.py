@@ -134,7 +134,7 @@ class Scorer(Method):
         """Importance of each token, [n]; higher is kept."""
         raise NotImplementedError
 
-    def select(self, view: ImageView) -> Tensor:
+    def select(self, view: ImageView) -> Selection:
         return ascending(top_k(self.score(view), view.keep))
 
 

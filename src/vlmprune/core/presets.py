@@ -140,11 +140,15 @@ UNIPRUNEBENCH = (
     points("random@2", SHARES, "UniPruneBench's Random-Intra", "unibench-random-inside"),
     points("divprune", SHARES, "UniPruneBench's DivPrune", "unibench-divprune"),
     points("gprune(compat=uniprune)", SHARES, ONLY, "unibench-gprune"),
-    points("fastv@2", SHARES, "UniPruneBench's FastV", "unibench-fastv"),
+    points("fastv(compat=uniprune)@2", SHARES, f"{ONLY}: tokens in order of score", "unibench-fastv"),
     points("dart(image_pivots=10, text_pivots=5)@2", SHARES, ONLY, "unibench-dart"),
     points("fitprune(compat=uniprune)", SHARES, f"{ONLY}: it keeps the least important tokens", "unibench-fitprune"),
     *(
-        points(f"fastv@6:{keep} > fastv@12:{keep} > fastv@18", (keep,), f"{ONLY}: FastV in stages", "unibench-pdrop")
+        one(
+            f"unibench-pdrop-{keep}",
+            " > ".join(f"fastv(compat=uniprune)@{layer}:{keep}" for layer in (6, 12, 18)),
+            f"{ONLY}: its FastV in stages",
+        )
         for keep in SHARES
     ),
     *(

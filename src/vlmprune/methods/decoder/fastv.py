@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from vlmprune.core.budget import Keep
 from vlmprune.core.method import DecoderMethod, Scorer
+from vlmprune.core.selectors import top_k
 from vlmprune.core.signals import LastQueryAttention, Need
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.core.view import ImageView, Merged, ModelInfo, Selection
+from vlmprune.methods.checks import PAPER, UNIPRUNE, one_of
 
 
 @dataclass
@@ -26,6 +30,8 @@ class FastV(Scorer, DecoderMethod):
 
     Args:
         layer: K, the decoder layer (0-based) before which it acts.
+        compat: "uniprune" leaves the kept tokens in order of score, each with the position it had (on InternVL numbered
+            anew), and rounds shares down. For reproduction only: the image's tokens then see each other out of order.
 
     Differences from the authors' code:
         - The count is the budget. Theirs is given outright (research code), round(n (1 - r)) (the Hugging Face port)
@@ -38,8 +44,28 @@ class FastV(Scorer, DecoderMethod):
     name: ClassVar[str] = "fastv"
     summary: ClassVar[str] = "tokens the last prompt token attends to at decoder layer K-1"
 
+    compat: str = PAPER
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(self, "compat", PAPER, UNIPRUNE)
+
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"attention": LastQueryAttention()}
 
     def score(self, view: ImageView) -> Tensor:
         return view["attention"]
+
+    def positions(self, info: ModelInfo) -> str:
+        return "compact" if self.compat == UNIPRUNE and info.family == "internvl" else "original"
+
+    def budget(self, keep: Keep, n: int, total: int) -> int:
+        if self.compat == UNIPRUNE and isinstance(keep, float):
+            return max(1, int(n * keep))
+        return super().budget(keep, n, total)
+
+    def select(self, view: ImageView) -> Selection:
+        if self.compat == PAPER:
+            return super().select(view)
+        order = top_k(self.score(view), view.keep)
+        return Merged(self.score(view)[order, None], order, unchanged=torch.ones_like(order, dtype=torch.bool))
