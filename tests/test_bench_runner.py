@@ -271,6 +271,16 @@ def test_the_papers_formulas_give_the_papers_shares(kept: int, layer: int, share
     assert visual_per_layer(4, 49, [(0, 20), (2, 5)]) == [20, 20, 5, 5]
 
 
+@pytest.mark.parametrize(
+    ("kept", "share"), [((322, 180, 100), 32.8), ((241, 101, 42), 21.9), ((110, 21, 4), 11.0)], ids=["192", "128", "64"]
+)
+def test_pyramiddrop_at_the_papers_budgets(kept: tuple[int, ...], share: float) -> None:
+    """Its schedule before layers 2, 8 and 16, by the count with a gated MLP."""
+    lengths = visual_per_layer(32, 576, list(zip((2, 8, 16), kept, strict=True)))
+    ours, whole = (papers_flops(4096, 11008, counts, matrices=3) for counts in (lengths, [576] * 32))
+    assert abs(100 * ours / whole - share) < 0.06
+
+
 def test_flops_fall_with_the_budget(finished: Path) -> None:
     (table,) = build_tables(finished)
     rows = {row.recipe: row.flops for row in table.rows}

@@ -20,7 +20,7 @@ from vlmprune.core.report import RunReport
 from vlmprune.core.view import Grid, Whole
 from vlmprune.report import draw, draw_run, run_image
 from vlmprune.report.overlay import CONTOUR, Window, coarsen, fit, seen_window, sheet
-from vlmprune.report.run import check_overlay_path, open_image
+from vlmprune.report.run import check_picture_path, open_image
 from vlmprune.runtime.vision import cell_slots
 
 
@@ -270,7 +270,7 @@ def test_mistakes_are_found_before_a_model_is_loaded(arguments: dict[str, Any], 
 def test_an_overlay_may_not_replace_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a.png").mkdir()
     with pytest.raises(UserError, match="is a folder"):
-        check_overlay_path(tmp_path / "a.png")
+        check_picture_path(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(

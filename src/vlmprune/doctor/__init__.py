@@ -14,10 +14,10 @@ from vlmprune.bench.load import load_model
 from vlmprune.core.errors import UserError
 from vlmprune.doctor.anatomy import describe_model
 from vlmprune.doctor.layout import Layout, describe_layout
-from vlmprune.doctor.picture import check_picture_path, save_layout
+from vlmprune.doctor.picture import save_layout
 from vlmprune.doctor.proof import prove, try_methods
 from vlmprune.models import adapter_for
-from vlmprune.report.run import chat_inputs
+from vlmprune.report.run import chat_inputs, check_picture_path
 
 QUESTION = "What color is the circle?"
 SHOWN = "random:0.5"  # what the layout is drawn with
@@ -46,7 +46,7 @@ def diagnose(name: str, picture: Path | None = None) -> Diagnosis:
     Raises:
         UserError: the model cannot be loaded or pruned, or `picture` cannot be written.
     """
-    target = None if picture is None else check_picture_path(picture)
+    target = None if picture is None else check_picture_path(picture, "picture")
     loaded = load_model(name)
     sample = sample_picture()
     inputs = sample_inputs(loaded.processor, sample).to(loaded.model.device, loaded.model.dtype)

@@ -19,7 +19,6 @@ DROPPED_GREY = (206, 210, 217)
 OTHER_KEPT, OTHER_DROPPED = (52, 110, 180), (190, 208, 232)  # slots that show no patch
 FRAME = (232, 234, 238)  # around a block, so that places without a slot are seen
 COLORS = {False: {KEPT: CONTOUR, DROPPED: DROPPED_GREY}, True: {KEPT: OTHER_KEPT, DROPPED: OTHER_DROPPED}}
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 _MARGIN, _GAP, _COLUMN_GAP, _PAD = 24, 22, 44, 5
 _KEY, _ENTRY = 24, 24  # pixels of the legend: before a text, and from one entry to the next
 _SAMPLE = 320  # of the sample picture's longer side
@@ -32,17 +31,6 @@ class Piece(NamedTuple):
 
     image: Image.Image
     heading: str
-
-
-def check_picture_path(path: Path) -> Path:
-    """The path if a picture can be written there, else UserError."""
-    if path.suffix.lower() not in EXTENSIONS:
-        raise UserError(f"The picture {str(path)!r} must end in {', '.join(EXTENSIONS[:-1])} or {EXTENSIONS[-1]}.")
-    if path.is_dir():
-        raise UserError(f"The picture {str(path)!r} is a folder: give a file.")
-    if not path.parent.is_dir():
-        raise UserError(f"The picture cannot be written: there is no folder {str(path.parent)!r}.")
-    return path
 
 
 def save_layout(layout: Layout, sample: Image.Image | None, title: str, method: str, target: Path) -> None:

@@ -58,7 +58,7 @@ def run_image(
     if not question.strip():
         raise UserError("There is no question: give one after -q.")
     asked = _recipe(method, keep, overlay)
-    target = None if overlay is None else check_overlay_path(Path(overlay))
+    target = None if overlay is None else check_picture_path(Path(overlay))
     image = open_image(Path(image_path))
     loaded = load_model(model)
     tower = None if text_tower is None else vlmprune.TextTower.from_pretrained(text_tower, loaded.processor.tokenizer)
@@ -97,14 +97,14 @@ def _recipe(method: str | None, keep: Keep | None, overlay: object) -> Recipe | 
     return None
 
 
-def check_overlay_path(path: Path) -> Path:
-    """The path if a picture can be written there, else UserError."""
+def check_picture_path(path: Path, what: str = "overlay") -> Path:
+    """The path if a picture (called `what` in an error) can be written there, else UserError."""
     if path.suffix.lower() not in _EXTENSIONS:
-        raise UserError(f"The overlay {str(path)!r} must end in {', '.join(_EXTENSIONS[:-1])} or {_EXTENSIONS[-1]}.")
+        raise UserError(f"The {what} {str(path)!r} must end in {', '.join(_EXTENSIONS[:-1])} or {_EXTENSIONS[-1]}.")
     if path.is_dir():
-        raise UserError(f"The overlay {str(path)!r} is a folder: give a file.")
+        raise UserError(f"The {what} {str(path)!r} is a folder: give a file.")
     if not path.parent.is_dir():
-        raise UserError(f"The overlay cannot be written: there is no folder {str(path.parent)!r}.")
+        raise UserError(f"The {what} cannot be written: there is no folder {str(path.parent)!r}.")
     return path
 
 
