@@ -12,18 +12,19 @@ from transformers.cache_utils import Cache
 
 from vlmprune.core.errors import UserError
 from vlmprune.core.recipe import Stage
-from vlmprune.core.report import Kept, RunReport
+from vlmprune.core.report import Kept
 from vlmprune.runtime import deepstack
-from vlmprune.runtime.cache import Band, PrunedState, adopt, can_trim, physical_length, state_of, trim
+from vlmprune.runtime.cache import Band, PrunedState, adopt, physical_length, state_of
 from vlmprune.runtime.decoder_signals import DecoderReader, LayerTap, call_ahead
 from vlmprune.runtime.flow import Layout, Prompt, Segment, gather_rows, pad_left
 from vlmprune.runtime.fusion import FusedLayer
 from vlmprune.runtime.inside import Inside, SoFar, candidates_of
 from vlmprune.runtime.masks import Masks
+from vlmprune.runtime.outcome import kept_slots, report_of
 from vlmprune.runtime.prompt_text import ImageText, question_of, text_columns
 from vlmprune.runtime.select import Picked, prompt_seed, run_vision_stages
 from vlmprune.runtime.taps import AttentionCall
-from vlmprune.runtime.vision import layers_read
+from vlmprune.runtime.trimming import LaterCut, trim_caches
 
 if TYPE_CHECKING:
     from vlmprune.runtime.text import TextHooks
@@ -47,7 +48,7 @@ class Forward:
         self.seconds = 0.0
         self.stages: list[tuple[int, Kept]] = []
         self.so_far: dict[tuple[int, int, int], SoFar] = {}  # by stage of the recipe, row and image
-        self.later: list[tuple[int, Tensor, Tensor]] = []  # cuts after which earlier layers' caches are trimmed too
+        self.later: list[LaterCut] = []
         self.trimmed: dict[int, int] = {}
         self._tap: LayerTap | None = None
         self.fused: list[FusedLayer] = []  # of the layers that ran, and the one that runs
@@ -346,7 +347,7 @@ class Forward:
         orders = [inside.order(row) for row in range(self.batch)]
         index, valid = pad_left(orders, self.device)
         if stage.method.trims_cache:
-            self.later.append((number, index, valid))
+            self.later.append(LaterCut(number, index, valid))
         layout = self._cut(number, orders, self.hooks.policy(stage))
         return inside.write(gather_rows(hidden, index), layout)
 
@@ -386,77 +387,14 @@ class Forward:
         cache = getattr(output, "past_key_values", None)
         dirty = self.changed or (self.state is not None and not bool(self.new_valid.all()))
         if isinstance(cache, Cache) and (dirty or (self.prompt is not None and self.state is not None)):
-            stored = self._trim(cache)
+            stored, self.trimmed = trim_caches(cache, self.adapter, self.segments, self.hooks.at_layer, self.later)
             bands = [Band(s.start, s.valid, s.places, s.delta, s.own_positions) for s in stored]
             first = next(s for s in reversed(stored) if s.start <= self.first)
             removed = self.length - first.layout.source.shape[1] + (self.state.removed if self.state else 0)
             adopt(cache, PrunedState(bands, id(self.adapter.text_model), self.first, removed))
         if self.prompt is not None:
             self._end_fusion()
-            self.hooks.report = self._report(self.prompt)
-
-    def _trim(self, cache: Cache) -> list[Segment]:
-        """Cut the caches of layers that shall keep only what went on later; the segments as they are stored then."""
-        if not self.later:
-            return self.segments
-        begin = min(number for number, stage in self.hooks.at_layer.items() if stage.method.trims_cache) - 1
-        end, _, valid = self.later[-1]
-        stored: list[Segment] = []
-        last: tuple[Segment, bool] | None = None
-        for layer in range(len(self.adapter.decoder_layers)):
-            segment, cut = self._segment_of(layer), begin <= layer < end and can_trim(cache, layer)
-            if cut:
-                index = self._left(layer)
-                trim(cache, layer, segment.past.shape[1], index)
-                self.trimmed[layer] = end
-            if last is None or last[0] is not segment or last[1] != cut:
-                layout = segment.layout.take(index, valid) if cut else segment.layout
-                stored.append(replace(segment, start=layer, layout=layout, memo={}))
-            last = segment, cut
-        return stored
-
-    def _left(self, layer: int) -> Tensor:
-        """[B, P] where the tokens that the last of these cuts left stand among those of a layer before it."""
-        index, *earlier = [index for number, index, _ in reversed(self.later) if number > layer]
-        for among in earlier:
-            index = among.gather(1, index)
-        return index
-
-    def _report(self, prompt: Prompt) -> RunReport:
-        first_of = [row for row, sample in enumerate(prompt.samples) if row == 0 or sample != prompt.samples[row - 1]]
-        depth = len(self.adapter.decoder_layers)
-        ends = [segment.start for segment in self.segments[1:]] + [depth]
-        visual = [(segment.layout.image >= 0).sum(1).tolist() for segment in self.segments]
-        last = self.segments[-1].layout
-
-        def of_row(row: int) -> list[Tensor]:
-            images = range(len(prompt.rows[row]))
-            return [kept_slots(last.slot[row][last.image[row] == image]) for image in images]
-
-        return RunReport(
-            kept=[of_row(row) for row in first_of],
-            stages=[(layer, [kept[row] for row in first_of]) for layer, kept in self.stages],
-            tokens=[(sum(len(i.columns) for i in prompt.rows[row]), visual[-1][row]) for row in first_of],
-            entering=[
-                sum(counts[row] * (end - s.start) for counts, end, s in zip(visual, ends, self.segments, strict=True))
-                / depth
-                for row in first_of
-            ],
-            columns=last.source[first_of].cpu(),
-            grids=[[image.tokens.grid for image in prompt.rows[row]] for row in first_of],
-            cells=[[image.tokens.places.cells.cpu() for image in prompt.rows[row]] for row in first_of],
-            wholes=[[image.tokens.places.wholes or () for image in prompt.rows[row]] for row in first_of],
-            trimmed=self.trimmed,
-            layers=layers_read(self.adapter, self.hooks.recipe),
-            text=self.hooks.text_read,
-            fused={layer.number: layer.raised for layer in self.fused},
-            seconds=self.seconds + sum(layer.seconds for layer in self.fused) + self.hooks.vision_seconds,
-        )
-
-
-def kept_slots(slots: Tensor) -> Tensor:
-    """Sorted distinct slots on the CPU, without the -1 of tokens that have none."""
-    return torch.unique(slots[slots >= 0]).cpu()
+            self.hooks.report = report_of(self, self.prompt)
 
 
 def _pairs(finals: list[list[Picked]], prompt: Prompt) -> list[tuple[Picked, Any]]:

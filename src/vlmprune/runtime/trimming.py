@@ -1,0 +1,65 @@
+"""Caches of layers before the last cut, shortened to what it left, for methods whose decoding sees less."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from vlmprune.core.recipe import Stage
+from vlmprune.models.base import Adapter
+from vlmprune.runtime.cache import can_trim, trim
+from vlmprune.runtime.flow import Segment
+
+
+class LaterCut(NamedTuple):
+    """A cut after which the caches of earlier layers are shortened too.
+
+    Attributes:
+        number: the decoder layer before which it was made.
+        taken, valid: [B, P] where the tokens it left stood among those that reached it, and which are real.
+    """
+
+    number: int
+    taken: Tensor
+    valid: Tensor
+
+
+def trim_caches(
+    cache: Cache, adapter: Adapter, segments: Sequence[Segment], stages: Mapping[int, Stage], cuts: Sequence[LaterCut]
+) -> tuple[list[Segment], dict[int, int]]:
+    """Let the layers from before the first of these cuts keep only what the last one left.
+
+    Returns:
+        The segments as they are stored then, and for each layer that was shortened the cut whose tokens it keeps.
+    """
+    if not cuts:
+        return list(segments), {}
+    begin = min(number for number, stage in stages.items() if stage.method.trims_cache) - 1
+    end, valid = cuts[-1].number, cuts[-1].valid
+    stored: list[Segment] = []
+    trimmed: dict[int, int] = {}
+    last: tuple[Segment, bool] | None = None
+    for layer in range(len(adapter.decoder_layers)):
+        segment = next(segment for segment in reversed(segments) if segment.start <= layer)
+        cut = begin <= layer < end and can_trim(cache, layer)
+        index = _left(layer, cuts) if cut else None
+        if index is not None:
+            trim(cache, layer, segment.past.shape[1], index)
+            trimmed[layer] = end
+        if last is None or last[0] is not segment or last[1] != cut:
+            layout = segment.layout if index is None else segment.layout.take(index, valid)
+            stored.append(replace(segment, start=layer, layout=layout, memo={}))
+        last = segment, cut
+    return stored, trimmed
+
+
+def _left(layer: int, cuts: Sequence[LaterCut]) -> Tensor:
+    """[B, P] where the tokens that the last of these cuts left stand among those of a layer before it."""
+    index, *earlier = [cut.taken for cut in reversed(cuts) if cut.number > layer]
+    for among in earlier:
+        index = among.gather(1, index)
+    return index
