@@ -109,8 +109,13 @@ class Variant:
 
     @property
     def resizes(self) -> bool:
-        """Whether it changes the image before the encoder, so that it cannot share the encoder's work."""
+        """Whether it changes the image before the encoder."""
         return self.recipe is not None and any(isinstance(s.method, PixelMethod) for s in self.recipe.stages)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it cannot share the encoder's work with others."""
+        return self.resizes or (self.recipe is not None and any(s.method.inside_encoder for s in self.recipe.stages))
 
 
 def variants_of(text: str, keeps: Sequence[Keep]) -> list[Variant]:
@@ -292,14 +297,14 @@ class Batch:
 
     @cached_property
     def encoded(self) -> Any:
-        sharing = [job.variant.recipe for job in self.jobs if job.variant.recipe and not job.variant.resizes]
+        sharing = [job.variant.recipe for job in self.jobs if job.variant.recipe and not job.variant.encodes]
         return vlmprune.encode_images(self.bench.model, self.inputs, sharing)
 
     @torch.no_grad()
     def run(self, job: Job) -> list[Record]:
         """The records of one variant."""
         model, tokenizer = self.bench.model, self.bench.processor.tokenizer
-        inputs = dict(self.inputs) if job.variant.resizes else self.encoded.inputs()
+        inputs = dict(self.inputs) if job.variant.encodes else self.encoded.inputs()
         session = self.bench._session(job.variant)
         with session or nullcontext():
             ids = model.generate(**inputs, **job.run.generation, pad_token_id=tokenizer.pad_token_id)

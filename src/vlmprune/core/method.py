@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -17,6 +17,24 @@ from vlmprune.core.view import Grid, ImageView, ModelInfo, Selection
 
 POSITIONS = ("original", "compact")
 POOLS = ("image", "frame")
+
+
+class Merging(Protocol):
+    """One step of merging tokens: `merge` takes rows [t, C] and the sizes [t] of what they stand for to [t - r]."""
+
+    @property
+    def stay(self) -> Tensor:
+        """[t - r] tokens that stay, in the order of the result."""
+
+    @property
+    def leave(self) -> Tensor:
+        """[r] tokens that are merged."""
+
+    @property
+    def joined(self) -> Tensor:
+        """[r] place in `stay` of the token that each of them joins."""
+
+    def merge(self, rows: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass
@@ -102,6 +120,29 @@ class Method:
 
     def candidates(self, view: ImageView) -> Tensor:
         """Indices of tokens that `select` of this view gives up, and that fusion makes the others look at first."""
+        raise NotImplementedError
+
+    @property
+    def inside_encoder(self) -> bool:
+        """Whether it merges tokens between attention and MLP of the encoder's layers, by `merging`; first in a recipe.
+
+        Then `select` is not called, and images must be encoded for it alone.
+        """
+        return False
+
+    @property
+    def proportional(self) -> bool:
+        """Whether tokens then count in later attention as often as what they stand for (log size added to logits)."""
+        return False
+
+    def merging(self, keys: Tensor, count: int, cls: bool) -> Merging:
+        """Which `count` tokens of an image are merged in an encoder layer.
+
+        Args:
+            keys: [t, head_dim] of the layer's attention, mean over heads.
+            count: at most half of the tokens, CLS apart.
+            cls: whether token 0 is a CLS token, which must stay where it is.
+        """
         raise NotImplementedError
 
     @property

@@ -78,6 +78,7 @@ BEFORE_THE_LLM = (
     points("holov", (64,), "HoloV's code, LLaVA-1.5"),
     points("gridprune", (320,), "GridPrune's abstract, LLaVA-NeXT: 11.1 %"),
     one("recoverable-adaptive", "recoverable(adaptive=True)", "Recoverable Compression, LLaVA-1.5: about a tenth"),
+    points("tome(inside=True)", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5", "tome-inside"),
     points("tome", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5, where it merges inside the encoder"),
 )
 

@@ -68,7 +68,8 @@ class Recipe:
         last = -2
         for stage in self.acts(info):
             layer = stage.method.decoder_layer(info)
-            place = (-1 if isinstance(stage.method, PixelMethod) else 0) if layer is None else layer
+            first = isinstance(stage.method, PixelMethod) or stage.method.inside_encoder
+            place = (-1 if first else 0) if layer is None else layer
             if place < last or (place == last and place != 0):  # only before the LLM may stages follow at one place
                 raise UserError(f"Recipe {str(self)!r}: write the stages in the order in which they act.")
             last = place

@@ -75,13 +75,14 @@ def run_vision_stages(
     device = image.features.device
     resized = image.features.shape[0] < image.count
     whole = torch.arange(image.features.shape[0], device=device)
+    whole = torch.full_like(whole, -1) if image.made else whole
     states = [Picked(whole, image.slots, image.features if resized else None)]
     reached: dict[int, int] = {}
     for stage in stages:
         now = states[-1]
         total = reached.setdefault(stage.number, len(now.slots))
         keep = stage.method.budget(stage.keep, len(now.slots), total)
-        acted = isinstance(stage.method, PixelMethod)  # before the encoder
+        acted = isinstance(stage.method, PixelMethod) or stage.method.inside_encoder
         if acted or keep >= len(now.slots):
             states.append(now)
             continue

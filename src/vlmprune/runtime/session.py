@@ -21,7 +21,7 @@ from vlmprune.models import adapter_for
 from vlmprune.runtime.cache import session_closed, session_opened
 from vlmprune.runtime.flow import Prompt, PromptImage
 from vlmprune.runtime.text import TextHooks
-from vlmprune.runtime.vision import ImageTokens, VisionRecord, VisionWrapper, encoder_keys, joined, pixel_stage
+from vlmprune.runtime.vision import ImageTokens, VisionRecord, VisionWrapper, encoder_keys, joined, own_encoding
 
 if TYPE_CHECKING:
     from vlmprune.runtime.text_tower import TextTower
@@ -121,9 +121,9 @@ class Session:
         self._remove()
 
     def _install(self) -> None:
-        keys, pixels = encoder_keys(self.adapter, [self.recipe]), pixel_stage(self.recipe)
+        keys, first = encoder_keys(self.adapter, [self.recipe]), own_encoding(self.recipe)
         for modality in self.adapter.feature_functions:
-            wrapper = VisionWrapper(self.adapter, modality, keys, pixels, self._records.__setitem__)
+            wrapper = VisionWrapper(self.adapter, modality, keys, first, self._records.__setitem__)
             wrapper.install()
             self._vision.append(wrapper)
         self._handles = [
@@ -226,9 +226,9 @@ class Session:
                     "These images were encoded elsewhere: pass pixel_values, or use vlmprune.encode_images."
                 )
             records[modality] = record
-        wanted = pixel_stage(self.recipe)
+        wanted = own_encoding(self.recipe)
         if wanted is not None and any(record.shared for record in records.values()):
-            raise UserError(f"{wanted} resizes images before the encoder: pass pixel_values, not encoded images.")
+            raise UserError(f"{wanted} acts before or inside the encoder: pass pixel_values, not encoded images.")
         rows: list[list[PromptImage]] = [[] for _ in next(iter(masks.values()))]
         copies = 1
         for modality, record in records.items():
@@ -301,7 +301,7 @@ def encode_images(
     """
     adapter = adapter_for(model)
     recipes = [_with_any_keep(method) for method in methods]
-    keys = encoder_keys(adapter, [r for r in recipes if pixel_stage(r) is None])
+    keys = encoder_keys(adapter, [r for r in recipes if own_encoding(r) is None])
     outputs, rest = {}, dict(inputs)
     for modality, name in adapter.feature_functions.items():
         if rest.get(adapter.pixels[modality]) is None:

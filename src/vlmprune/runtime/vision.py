@@ -35,6 +35,8 @@ from vlmprune.core.signals import (
 )
 from vlmprune.core.view import Grid, TowerRows, Whole
 from vlmprune.models.base import Adapter, Slots
+from vlmprune.models.patches import PatchAdapter
+from vlmprune.runtime.encoder_merging import EncoderMerging
 from vlmprune.runtime.taps import AttentionCall, capture, joined_heads
 from vlmprune.scores import attention_rows, received_attention
 
@@ -52,12 +54,14 @@ class ImageTokens:
         slots: [m] the slot each token stands at.
         places: where its `count` placeholder slots lie.
         signals: encoder statistics as rows of the m tokens.
+        made: whether the tokens were made by merging inside the encoder, so that no statistic is theirs.
     """
 
     features: Tensor
     slots: Tensor
     places: Slots
     signals: dict[Key, Any] = field(default_factory=dict)
+    made: bool = False
 
     @property
     def count(self) -> int:
@@ -77,7 +81,7 @@ class ImageTokens:
             return self
         places = replace(self.places, cells=self.places.cells.to(device))
         signals = {key: _moved(value, device) for key, value in self.signals.items()}
-        return ImageTokens(self.features.to(device), self.slots.to(device), places, signals)
+        return ImageTokens(self.features.to(device), self.slots.to(device), places, signals, self.made)
 
 
 def _moved(signal: Any, device: torch.device) -> Any:
@@ -169,9 +173,11 @@ def layers_read(adapter: Adapter, recipe: Recipe) -> dict[str, int]:
     return layers
 
 
-def pixel_stage(recipe: Recipe) -> Stage | None:
+def own_encoding(recipe: Recipe) -> Stage | None:
+    """The first stage, if it changes what the encoder gets or does: images must then be encoded for it alone."""
     first = recipe.stages[0] if recipe.stages else None
-    return first if first is not None and isinstance(first.method, PixelMethod) else None
+    changes = first is not None and (isinstance(first.method, PixelMethod) or first.method.inside_encoder)
+    return first if changes else None
 
 
 class VisionWrapper:
@@ -182,10 +188,10 @@ class VisionWrapper:
         adapter: Adapter,
         modality: str,
         keys: set[Key],
-        pixels: Stage | None,
+        stage: Stage | None,
         seen: Callable[[str, VisionRecord], None],
     ) -> None:
-        self.adapter, self.modality, self.keys, self.pixels, self.seen = adapter, modality, keys, pixels, seen
+        self.adapter, self.modality, self.keys, self.stage, self.seen = adapter, modality, keys, stage, seen
         self.name = adapter.feature_functions[modality]
         self.original = getattr(adapter.inner, self.name)
 
@@ -206,7 +212,9 @@ class VisionWrapper:
         """`get_*_features` of these arguments; the record is put on its output as `vlmprune_record`."""
         if self.running:  # get_video_features of some families calls get_image_features
             return self.original(**call)
-        whole, used = self._resized(call) if self.pixels is not None else (None, call)
+        if self.stage is not None and self.stage.method.inside_encoder:
+            return self._merged(call, self.stage)
+        whole, used = self._resized(call) if self.stage is not None else (None, call)
         modules = self.adapter.encoder_attentions(self.modality)
         layers = sorted({layer for kind, layer in self.keys if kind != PIXELS})
         tower: list[Tensor] = []
@@ -244,6 +252,33 @@ class VisionWrapper:
     def running(self) -> bool:
         return id(self.adapter.inner) in _RUNNING
 
+    def _merged(self, call: dict[str, Any], stage: Stage) -> Any:
+        """`get_*_features` with tokens merged inside the encoder."""
+        places, adapter = self.adapter.slots(self.modality, call), self.adapter
+        whole = isinstance(adapter, PatchAdapter) and adapter.patches_a_side == 1
+        if not whole or not all(place.plain for place in places):
+            raise UserError(
+                f"{stage.method.name}(inside=True) needs an encoder with one slot for each patch, and {adapter.family} "
+                "puts patches or tiles together behind it."
+            )
+        count = len(places[0].cells)
+        keep = stage.method.budget(stage.keep, count, count)
+        if keep >= count:
+            return VisionWrapper(adapter, self.modality, self.keys, None, self.seen).run(call)
+        layers = adapter.encoder_layers(self.modality)[: adapter.used_layer + 1]
+        with EncoderMerging(stage.method, layers, count, keep, adapter.has_cls, adapter.family) as merging:
+            output = self.original(**{**call, "return_dict": True})
+        record = VisionRecord([])
+        features = adapter.features(self.modality, call, output.pooler_output)
+        for rows, place, anchors in zip(features, places, merging.anchors(), strict=True):
+            order = anchors.argsort()
+            cells = place.cells.to(rows.device)
+            record.images.append(ImageTokens(rows[order], anchors[order], replace(place, cells=cells), made=True))
+        output.pooler_output = _spread_rows(record, output.pooler_output, [image.features for image in record.images])
+        output["vlmprune_record"] = record
+        self.seen(self.modality, record)
+        return output
+
     def _statistic(
         self, key: Key, calls: list[AttentionCall], tower: list[Tensor], call: dict[str, Any]
     ) -> Sequence[Any] | None:
@@ -266,13 +301,13 @@ class VisionWrapper:
 
     def _resized(self, call: dict[str, Any]) -> tuple[list[Slots] | None, dict[str, Any]]:
         """The images' own slots and the arguments for smaller ones; None and `call` where the budget is every token."""
-        assert self.pixels is not None and isinstance(self.pixels.method, PixelMethod)
+        assert self.stage is not None and isinstance(self.stage.method, PixelMethod)
         places = self.adapter.slots(self.modality, call)
         if not all(place.plain for place in places):
             raise UserError(
-                f"{self.pixels.method.name} needs a model whose slots form a grid: this one has slots outside it."
+                f"{self.stage.method.name} needs a model whose slots form a grid: this one has slots outside it."
             )
-        smaller = [self._smaller(place.grid, self.pixels.method, self.pixels.keep) for place in places if place.grid]
+        smaller = [self._smaller(place.grid, self.stage.method, self.stage.keep) for place in places if place.grid]
         if smaller == [place.grid for place in places]:
             return None, call
         return places, self.adapter.resize(self.modality, call, smaller)
@@ -296,14 +331,15 @@ def _spread(record: VisionRecord, places: Sequence[Slots], output: Any) -> None:
         assert image.grid is not None and place.grid is not None
         image.slots = cell_slots(image.grid, place.grid).to(image.features.device)
         image.places = place
-    output.pooler_output = _spread_rows(record, output.pooler_output)
+    output.pooler_output = _spread_rows(record, output.pooler_output, output.pooler_output)
     if getattr(output, "deepstack_features", None) is not None:
-        output.deepstack_features = [_spread_rows(record, level) for level in output.deepstack_features]
+        output.deepstack_features = [_spread_rows(record, level, level) for level in output.deepstack_features]
 
 
-def _spread_rows(record: VisionRecord, values: Any) -> Any:
+def _spread_rows(record: VisionRecord, values: Any, rows_of: Iterable[Tensor]) -> Any:
+    """`rows_of` each image at its slots, in the container that `values` are in."""
     padded = []
-    for image, rows in zip(record.images, values, strict=True):
+    for image, rows in zip(record.images, rows_of, strict=True):
         full = rows.new_zeros(image.count, rows.shape[-1])
         full[image.slots] = rows
         padded.append(full)

@@ -1,4 +1,4 @@
-"""ToMe: similar tokens merged by bipartite matching, here as a chain of steps after the projector."""
+"""ToMe: similar tokens merged by bipartite matching, in a chain of steps after the projector or inside the encoder."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def match(metric: Tensor, r: int, cls: bool = False) -> Matching:
 
 @dataclass
 class ToMe(Method):
-    """Token merging, the variant for any VLM: the authors merge inside every layer of a plain ViT, with its keys.
+    """Token merging: after the projector on any VLM, or inside every layer of a plain ViT as the authors have it.
 
     Paper: Token Merging: Your ViT But Faster (ICLR 2023, arXiv 2210.09461).
 
@@ -68,18 +68,23 @@ class ToMe(Method):
     of A is paired with the one of B with the highest cosine; the r most similar pairs become the mean of both, weighted
     by how many tokens each stands for. Steps follow each other, r = min(tokens - keep, tokens // 2), on the tokens in
     the order they come out: A's that are left, by falling similarity, then B. 576 to 64 takes r = 288, 144, 72, 8.
-    A merged token stands where its first member stood. Time O(n^2 D), memory n^2 / 4 numbers.
+    A merged token stands where its first member stood. With `inside` the same step between attention and MLP of each
+    layer up to the projected one, on the keys k [t, d] of that attention, mean over heads; CLS stays; logits of later
+    attention get the log of sizes added; r is spread evenly over the layers. Time O(n^2 D), memory n^2 / 4 numbers.
 
     Defaults: all frames or tiles of an image together. LLaVA counts positions anew, Qwen2.5-VL keeps the anchors'.
 
     Args:
         order: "image" puts the merged tokens in order of position, "matching" leaves the order of the last step.
         weighted: whether means count what earlier steps merged; False is LightCompress's plain mean of two tokens.
+        inside: merge inside the encoder: CLIP and SigLIP towers with a slot a patch (LLaVA-1.5, PaliGemma). Mergers,
+            pixel shuffle, tiles and window attention need the whole grid.
+        prop_attn: with `inside`, whether sizes count in attention; the authors' choice for models not trained for it.
 
     Differences from the authors' code:
-        - After the projector instead of in the encoder, which only towers of LLaVA's kind would allow: mergers, pixel
-          shuffle and window attention need the whole grid. So the metric is the features instead of the keys, there is
-          no proportional attention and no schedule over layers, and the encoder gets no cheaper.
+        - Unless `inside`, after the projector: the metric is the features, there is no proportional attention and no
+          schedule over layers, and the encoder gets no cheaper.
+        - With `inside`, as many tokens as the budget says are left; theirs are told r.
         - Equal similarities go to the lower index; theirs leave it open. A zero vector is similar to nothing; theirs
           yields NaN.
     """
@@ -90,10 +95,24 @@ class ToMe(Method):
 
     order: str = "image"
     weighted: bool = True
+    inside: bool = False
+    prop_attn: bool = True
 
     def __post_init__(self) -> None:
         one_of(self, "order", "image", "matching")
-        true_or_false(self, "weighted")
+        for option in ("weighted", "inside", "prop_attn"):
+            true_or_false(self, option)
+
+    @property
+    def inside_encoder(self) -> bool:
+        return self.inside
+
+    @property
+    def proportional(self) -> bool:
+        return self.prop_attn
+
+    def merging(self, keys: Tensor, count: int, cls: bool) -> Matching:
+        return match(keys.float(), count, cls)
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"features": Features()}
