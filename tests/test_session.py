@@ -152,6 +152,7 @@ def test_unsupported_models(model: Any) -> None:
         ({"method": "divprune", "keep": 0.3, "positions": "shuffled"}, "choose from original and compact"),
         ({"method": "hiprune", "keep": 0.3, "beta": 1}, "has no option 'beta'"),
         ({"method": 3, "keep": 0.3}, "is not a method"),
+        ({"method": "trim", "keep": 0.3, "text_tower": "openai/clip"}, "TextTower.from_pretrained"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], sentence: str) -> None:

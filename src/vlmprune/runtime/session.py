@@ -60,6 +60,8 @@ def prune(
     """
     if positions is not None and positions not in POSITIONS:
         raise UserError(f"positions={positions!r}: choose from {' and '.join(POSITIONS)}.")
+    if text_tower is not None and not hasattr(text_tower, "text"):
+        raise UserError("text_tower takes a tower, not its name: vlmprune.TextTower.from_pretrained(name, tokenizer).")
     return Session(model, recipe(method, keep, **options), positions, seed, text_tower)
 
 
