@@ -137,6 +137,33 @@ def test_tiles_and_newlines_through_the_runtime(asked: Method, kind: str, keep: 
 
 
 @pytest.mark.parametrize("asked", [*CHOOSING, *MERGING], ids=format_method)
+@given(
+    tiles=st.sampled_from([(1, 2), (2, 1), (2, 2), (1, 3)]),
+    kind=st.sampled_from(KINDS),
+    patches=st.floats(0, 1),
+    newlines=st.floats(0, 1),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_budget_is_exact_whatever_an_earlier_stage_left(
+    asked: Method, tiles: tuple[int, int], kind: str, patches: float, newlines: float, share: float, seed: int
+) -> None:
+    view = anyres(asked, 1, *tiles, kind)
+    drawn = torch.rand(view.n, generator=torch.Generator().manual_seed(seed))
+    tokens = (drawn < torch.where(view.cells < 0, newlines, patches)).nonzero().squeeze(1)
+    if len(tokens) < 2:
+        tokens = (view.cells < 0).nonzero().squeeze(1)[:2]  # not a single patch
+    keep = 1 + int(share * (len(tokens) - 2))
+    signals = {name: need.take(view[name], tokens) for name, need in asked.needs(NEXT).items()}
+    chosen = choose(Stage(asked, keep), view.part(tokens, keep, signals))
+    if isinstance(chosen, Merged):
+        check_merged(chosen, keep, len(tokens))
+    else:
+        check_picks(chosen, keep, len(tokens))
+
+
+@pytest.mark.parametrize("asked", [*CHOOSING, *MERGING], ids=format_method)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_signals_count_as_the_numbers_they_are(asked: Method, dtype: torch.dtype) -> None:
     def floats(signal: Any) -> Any:
@@ -307,6 +334,15 @@ class TestGPrune:
     def test_newlines_take_at_most_half_of_the_budget(self) -> None:
         newlines, base, canvas = GPrune().parts(anyres(GPrune(), 7, 2, 2))
         assert len(newlines) == 3 and len(base) + len(canvas) == 4
+
+    @pytest.mark.parametrize("keep", [3, 5, 9])
+    def test_where_little_else_is_left_newlines_fill_the_budget(self, keep: int) -> None:
+        view = anyres(GPrune(), keep, 2, 2)
+        tokens = torch.cat([torch.tensor([3, 5]), (view.cells < 0).nonzero().squeeze(1)])
+        part = view.part(tokens, keep, {"features": view["features"][tokens]})
+        newlines, base = GPrune().parts(part)
+        assert (len(newlines), len(base)) == {3: (1, 2), 5: (3, 2), 9: (7, 2)}[keep]
+        check_picks(picked(GPrune(), part), keep, 10)
 
     def test_official_keeps_newlines_beyond_the_budget(self) -> None:
         official = GPrune(compat="official")
