@@ -117,7 +117,7 @@ def vision_signals(adapter: Adapter, stage: Stage, image: ImageTokens, text: Ima
                 )
             if isinstance(need, Alignment):
                 rows = TowerRows(image.signals[key].rows[now.origin], None)
-                signals[name] = text.aligned(adapter, image.features[now.origin], rows, need.truncate)
+                signals[name] = text.aligned(image.features[now.origin], rows, need.truncate)
             else:
                 signals[name] = _float(need.take(image.signals[key], now.origin))
         elif not isinstance(need, DecoderNeed):
