@@ -39,7 +39,8 @@ class GPrune(Method):
         iterations: steps of the spreading.
         score_dtype: "float32", "float16" or "bfloat16". The authors compute in the model's own precision, where faint
             edges vanish and degrees fall.
-        compat: "official" keeps all slots without a patch beyond the budget, and int(share * size) of each graph.
+        compat: "official" keeps all slots without a patch beyond the budget, and int(keep * size / n) of each graph
+            (theirs int(share * size), which is one more where rounding made keep / n less than the share).
             "uniprune" is UniPruneBench's port: slots without a patch compete, the first tile is a graph of its own on
             every family (on InternVL, which has the whole image last, by mistake), and kept tokens are numbered anew
             except on Qwen.
