@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_folder import save_llava
+from tiny_folder import save_clip, save_llava
 
 import vlmprune
 from vlmprune.bench import runner
@@ -20,8 +20,10 @@ from vlmprune.bench.protocol import PLAIN, protocol_for
 from vlmprune.bench.runner import METHODS, Plan, run_bench, split_methods
 from vlmprune.bench.store import Run, Store, load_records, load_results
 from vlmprune.bench.table import build_tables
-from vlmprune.bench.tasks import TASKS
+from vlmprune.bench.tasks import TASKS, canvas_for
 from vlmprune.core.errors import UserError
+from vlmprune.report.latex import latex
+from vlmprune.report.tables import markdown
 
 SMALL = {"methods": ("random", "fastv"), "keeps": (0.5, 5), "tasks": ("synth-mme", "synth-choice"), "limit": 10}
 
@@ -290,3 +292,47 @@ def test_flops_fall_with_the_budget(finished: Path) -> None:
     assert early.prefill < late.prefill < vanilla.prefill
     assert early.encoder == vanilla.encoder > small.encoder
     assert METHODS  # the default methods parse
+
+
+def test_results_say_what_questions_are_read_by(folder: str, tmp_path: Path) -> None:
+    clip = str(save_clip(tmp_path / "clip"))
+    asked = {"methods": ("trim", "divprune"), "keeps": (9,), "tasks": ("synth-choice",), "limit": 4}
+    replies, rows = {}, {}
+    for name, text_tower in (("instruction embeddings", None), ("CLIP text tower", clip)):
+        out = tmp_path / name
+        run_bench(small_plan(folder, **asked, text_tower=text_tower), out)
+        results = load_results(out)
+        assert {result.method: result.text for result in results} == {
+            "vanilla": None, "random": None, "downsample": None, "trim": name, "divprune": None,
+        }  # fmt: skip
+        [table] = build_tables(out)
+        note = f"Image and question compared by {name}: trim."
+        assert note in table.notes()
+        assert f"{folder}: {note}" in markdown([table]) and note in latex([table])
+        replies[name] = {r.method: [record.output for record in load_records(r)] for r in results}
+        rows[name] = {r.weights for r in results}
+        scene = json.loads(next((out / "examples").glob("*.json")).read_text())["scenes"][0]
+        rows[name, "kept"] = scene["replies"]["trim:9"]["stages"][0]["kept"]
+    by_embeddings, by_tower = replies.values()
+    assert by_embeddings.pop("trim") != by_tower.pop("trim") and by_embeddings == by_tower
+    assert rows["instruction embeddings"] != rows["CLIP text tower"], "another setting: not in one table"
+    assert rows["instruction embeddings", "kept"] != rows["CLIP text tower", "kept"]
+
+
+def test_with_a_text_tower_a_method_reads_the_bare_question(folder: str, tmp_path: Path) -> None:
+    loaded = load_model(folder, "cpu", str(save_clip(tmp_path / "clip")))
+    assert loaded.text_tower is not None
+    read: list[str] = []
+    text = loaded.text_tower.text
+    loaded.text_tower.text = lambda sentence, truncate=False: read.append(sentence) or text(sentence, truncate)
+    plan = small_plan(folder, methods=("cdpruner",), keeps=(9,), tasks=("synth-choice",), limit=4)
+    with Store(tmp_path / "out") as store:
+        runner.ModelBench(plan, loaded, store).compute(0, lambda at: None)
+    assert read == [sample.question for sample in TASKS["synth-choice"].samples(4, canvas_for(loaded.model.config))]
+
+
+def test_a_text_tower_that_does_not_fit_fails_before_anything_is_computed(tmp_path: Path) -> None:
+    clip = str(save_clip(tmp_path / "clip"))
+    with pytest.raises(UserError, match="has no use here"):
+        run_bench(Plan(models=("qwen2_5_vl",), methods=("trim",), text_tower=clip, limit=4), tmp_path / "out")
+    assert not list((tmp_path / "out").glob("runs/*"))

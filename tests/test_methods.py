@@ -203,7 +203,7 @@ def test_every_method_says_what_it_is(name: str) -> None:
     for heading in ("Paper:", "Formula:", "Defaults"):
         assert heading in (cls.__doc__ or ""), heading
     rebuilt = "reconstruction" in (cls.__doc__ or "") and "Ours, where the sources say nothing" in (cls.__doc__ or "")
-    assert name == "downsample" or rebuilt or "Differences from the authors' code" in (cls.__doc__ or "")
+    assert name in ("downsample", "uniform") or rebuilt or "Differences from the authors' code" in (cls.__doc__ or "")
 
 
 def test_methods_before_the_llm_number_positions_as_their_authors_do() -> None:

@@ -21,7 +21,9 @@ from vlmprune.methods.vision.gprune import GPrune
 from vlmprune.methods.vision.gridprune import GridPrune
 from vlmprune.methods.vision.holov import HoloV
 from vlmprune.methods.vision.pool import Pool
+from vlmprune.methods.vision.random import Random
 from vlmprune.methods.vision.tome import ToMe, match
+from vlmprune.methods.vision.uniform import Uniform
 from vlmprune.runtime.select import choose
 
 NEXT = ModelInfo("llava_next", encoder_layers=24, decoder_layers=32, has_cls=True)
@@ -36,6 +38,7 @@ CHOOSING: list[Method] = [
     GridPrune(),
     GridPrune(zones=3, temperature=0.01, alpha=0.0),
     GridPrune(alpha=1.0, saliency="raw", relevance_sign=-1),
+    Uniform(),
 ]
 MERGING: list[Method] = [Pool(), Pool(mode="max"), ToMe(), ToMe(order="matching", weighted=False)]
 
@@ -134,6 +137,33 @@ def test_tiles_and_newlines_through_the_runtime(asked: Method, kind: str, keep: 
     if keep == 40:
         newlines = int((view.cells[chosen.anchors if isinstance(chosen, Merged) else chosen] < 0).sum())
         assert newlines == (8 if isinstance(asked, GPrune) else 0)
+
+
+@pytest.mark.parametrize("asked", [*CHOOSING, *MERGING], ids=format_method)
+@given(
+    tiles=st.sampled_from([(1, 2), (2, 1), (2, 2), (1, 3)]),
+    kind=st.sampled_from(KINDS),
+    patches=st.floats(0, 1),
+    newlines=st.floats(0, 1),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_budget_is_exact_whatever_an_earlier_stage_left(
+    asked: Method, tiles: tuple[int, int], kind: str, patches: float, newlines: float, share: float, seed: int
+) -> None:
+    view = anyres(asked, 1, *tiles, kind)
+    drawn = torch.rand(view.n, generator=torch.Generator().manual_seed(seed))
+    tokens = (drawn < torch.where(view.cells < 0, newlines, patches)).nonzero().squeeze(1)
+    if len(tokens) < 2:
+        tokens = (view.cells < 0).nonzero().squeeze(1)[:2]  # not a single patch
+    keep = 1 + int(share * (len(tokens) - 2))
+    signals = {name: need.take(view[name], tokens) for name, need in asked.needs(NEXT).items()}
+    chosen = choose(Stage(asked, keep), view.part(tokens, keep, signals))
+    if isinstance(chosen, Merged):
+        check_merged(chosen, keep, len(tokens))
+    else:
+        check_picks(chosen, keep, len(tokens))
 
 
 @pytest.mark.parametrize("asked", [*CHOOSING, *MERGING], ids=format_method)
@@ -308,6 +338,15 @@ class TestGPrune:
         newlines, base, canvas = GPrune().parts(anyres(GPrune(), 7, 2, 2))
         assert len(newlines) == 3 and len(base) + len(canvas) == 4
 
+    @pytest.mark.parametrize("keep", [3, 5, 9])
+    def test_where_little_else_is_left_newlines_fill_the_budget(self, keep: int) -> None:
+        view = anyres(GPrune(), keep, 2, 2)
+        tokens = torch.cat([torch.tensor([3, 5]), (view.cells < 0).nonzero().squeeze(1)])
+        part = view.part(tokens, keep, {"features": view["features"][tokens]})
+        newlines, base = GPrune().parts(part)
+        assert (len(newlines), len(base)) == {3: (1, 2), 5: (3, 2), 9: (7, 2)}[keep]
+        check_picks(picked(GPrune(), part), keep, 10)
+
     def test_official_keeps_newlines_beyond_the_budget(self) -> None:
         official = GPrune(compat="official")
         view = anyres(official, 44, 2, 2)  # half of 88
@@ -409,6 +448,11 @@ class TestGridPrune:
         assert GridPrune().budgets(7, relevance, [9, 9, 9]) == [4, 2, 1]  # 3.5, 2.1, 1.4
         assert GridPrune().budgets(8, relevance, [9, 9, 9]) == [4, 2, 2]  # 4, 2.4, 1.6
 
+    @pytest.mark.parametrize("temperature", [1e-6, 1e-45, 1e-320])
+    def test_the_lowest_temperature_looks_at_one_zone(self, temperature: float) -> None:
+        relevance = [torch.tensor(mean) for mean in (0.2, 0.3, -0.1)]
+        assert GridPrune(temperature=temperature).budgets(7, relevance, [9, 9, 9]) == [0, 7, 0]
+
     def test_relevance_is_the_mean_cosine_to_the_text(self) -> None:
         visual, text = values("noise", 9, WIDTH), values("noise", 4, WIDTH, seed=1)
         view = of_tensors(3, None, attention=torch.zeros(9), aligned=Aligned(visual, text, False))
@@ -468,6 +512,37 @@ class TestPool:
         uniprune = Pool(compat="uniprune")
         assert uniprune.strips(12, 25, 16) == uniprune.strips(25, 12, 18) == [4] * 4
         assert not uniprune.exact
+
+
+class TestUniform:
+    def test_every_third_token_of_every_third_row(self) -> None:
+        kept = picked(Uniform(), image(Uniform(), 576, 64, grid=Grid(24, 24)))
+        assert kept.tolist() == [24 * row + col for row in range(1, 24, 3) for col in range(1, 24, 3)]
+
+    @given(rows=st.integers(1, 12), cols=st.integers(1, 12), data=st.data())
+    @settings(max_examples=100, deadline=None)
+    def test_no_token_is_far_from_one_that_stays(self, rows: int, cols: int, data: st.DataObject) -> None:
+        keep = data.draw(st.integers(1, rows * cols))
+        kept = picked(Uniform(), image(Uniform(), rows * cols, keep, grid=Grid(rows, cols)))
+        check_picks(kept, keep, rows * cols)
+        strips = Pool().strips(rows, cols, keep)
+        tall, wide = -(-rows // len(strips)), -(-cols // min(strips))
+        places = torch.stack([kept // cols, kept % cols], dim=1)
+        for row in range(rows):
+            for col in range(cols):
+                down, right = (places - torch.tensor([row, col])).abs().T
+                assert bool(((down <= tall) & (right <= wide)).any())
+
+    def test_each_tile_has_its_share_and_newlines_go_first(self) -> None:
+        view = anyres(Uniform(), 20, 2, 2)
+        chosen = choose(Stage(Uniform(), 20), view)
+        assert isinstance(chosen, Tensor)
+        assert torch.bincount(view.cells[chosen] // 16).tolist() == [4] * 5
+
+    def test_positions_are_those_of_random(self) -> None:
+        assert [Uniform().positions(info) for info in (LLAVA, NEXT, INTERN, QWEN)] == [
+            Random().positions(info) for info in (LLAVA, NEXT, INTERN, QWEN)
+        ]
 
 
 class TestToMe:

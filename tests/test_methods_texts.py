@@ -106,7 +106,7 @@ def test_merged_tokens_are_finite_and_each_has_a_place_of_its_own(asked: Method,
 @pytest.mark.parametrize("info", INFOS, ids=lambda info: info.family)
 @pytest.mark.parametrize("kind", KINDS)
 def test_tiles_share_the_budget_through_the_runtime(asked: Method, info: Any, kind: str) -> None:
-    for keep in (3, 33):
+    for keep in (3, 33, 79):  # with 79 some tiles stay whole
         view = shown(asked, n=80, keep=keep, kind=kind, info=info, grid=Grid(4, 4, 5))
         for name, signal in view.signals.items():
             if isinstance(signal, TowerRows) and signal.cls is not None:
@@ -117,6 +117,24 @@ def test_tiles_share_the_budget_through_the_runtime(asked: Method, info: Any, ki
         if asked.pool(info) == "frame" or info.llava:
             counts = torch.bincount(anchors // 16, minlength=5)
             assert counts.max() - counts.min() <= 1
+
+
+@pytest.mark.parametrize("asked", ADAPTIVE, ids=format_method)
+@pytest.mark.parametrize("sizes", [(16, 16, 16), (1, 9, 16), (16, 1, 1), (2, 1, 16), (1, 1, 2)])
+def test_each_tile_counts_its_own_whatever_an_earlier_stage_left_of_it(asked: Method, sizes: tuple[int, ...]) -> None:
+    slots = torch.cat([16 * tile + torch.arange(size) for tile, size in enumerate(sizes)])
+    view = shown(asked, n=len(slots), keep=1, grid=Grid(4, 4, 3), slots=slots)
+    chosen = choose(Stage(asked, 1.0), view)
+    assert isinstance(chosen, Merged) and chosen.features.isfinite().all()
+    before = 0
+    for tile, size in enumerate(sizes):
+        tokens = torch.arange(before, before + size)
+        signals = {name: need.take(view[name], tokens) for name, need in asked.needs(LLAVA).items()}
+        alone = merged_by(asked, view.part(tokens, max(1, size - 1), signals))
+        own = view.frames[chosen.anchors] == tile
+        assert torch.equal(chosen.anchors[own] - before, alone.anchors)
+        assert torch.equal(chosen.features[own], alone.features)
+        before += size
 
 
 @pytest.mark.parametrize("asked", [a for a in ALL if getattr(a, "score_dtype", "float32") == "float32"], ids=str)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny import FAMILIES, prompt
-from tiny_folder import save_llava
+from tiny_folder import save_clip, save_llava
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -287,6 +287,23 @@ def test_run_answers_and_draws(method: str, keep: Any, model: str, tmp_path: Pat
         panels = 2 if ">" in method else 1
         assert drawn.width == 40 + panels * 450 + (panels - 1) * 16  # 150 pixels, enlarged threefold
     assert run_image(*arguments, note=notes.append) == answer
+
+
+def test_run_says_what_the_question_is_read_by(model: str, tmp_path: Path) -> None:
+    noise(150, 100).save(tmp_path / "photo.png")
+    clip = str(save_clip(tmp_path / "clip"))
+
+    def said(method: str, text_tower: str | None) -> list[str]:
+        notes: list[str] = []
+        arguments = (tmp_path / "photo.png", "what color is the ring ?", model, method, 0.2, None, text_tower)
+        run_image(*arguments, note=notes.append)
+        return notes
+
+    [embeddings], [tower] = said("trim", None), said("fuse(cdpruner)", clip)
+    assert "the language model's embeddings of the question" in embeddings and "--text-tower" in embeddings
+    assert tower == f"The picture is compared with the question by the text tower of {clip}."
+    assert said("hiprune", None) == []
+    assert said("hiprune", clip) == [f"No method here reads the question: {clip} is not used."]
 
 
 def test_run_without_a_method_is_the_plain_model(model: str, tmp_path: Path) -> None:

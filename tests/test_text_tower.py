@@ -324,7 +324,14 @@ def test_the_report_says_nothing_where_no_method_reads_text() -> None:
 def test_a_tower_for_a_model_without_clip_is_one_sentence(family: str) -> None:
     name = FAMILIES[family].name
     with pytest.raises(UserError, match=f"^A text tower has no use here: the vision tower of {name} is not CLIP's.$"):
-        recorded(family, batch(FAMILIES[family], [[0]]), tower())
+        vlmprune.prune(built(family), "fuse(cdpruner:5)", text_tower=tower())  # before a picture comes
+
+
+def test_a_tower_that_no_method_asks_for_is_no_mistake() -> None:
+    session = vlmprune.prune(built("qwen2_5_vl"), "divprune:5", text_tower=tower())
+    assert session.text is None
+    assert vlmprune.prune(built("llava"), "trim:5", text_tower=tower()).text == "CLIP text tower"
+    assert vlmprune.prune(built("llava"), "gridprune:5").text == "instruction embeddings"
 
 
 @pytest.mark.parametrize(

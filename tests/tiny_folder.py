@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import tiny_models as models
+import torch
 from tiny import FAMILIES, strengthen
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
+    CLIPConfig,
+    CLIPModel,
     CLIPVisionConfig,
     Gemma3Processor,
     Idefics3Processor,
@@ -91,6 +94,22 @@ def save_llava(folder: Path) -> Path:
         num_additional_image_tokens=1,
         chat_template=TEMPLATE,
     ).save_pretrained(folder)
+    return folder
+
+
+def save_clip(folder: Path) -> Path:
+    """Write the CLIP model to whose vision tower that of `save_llava` belongs, with a tokenizer of the same words."""
+    words = {word: k for k, word in enumerate((*SPECIALS, *vocabulary()))}
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    vision = {**small, "num_hidden_layers": 3, "image_size": 112, "patch_size": 16}
+    text = {**small, "num_hidden_layers": 2, "vocab_size": len(words), "bos_token_id": 2, "eos_token_id": 3}
+    clip = CLIPModel(CLIPConfig(vision_config=vision, text_config=text, projection_dim=20))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in clip.parameters():
+        if parameter.dim() > 1:
+            parameter.data = 0.12 * torch.randn(parameter.shape, generator=generator)
+    clip.save_pretrained(folder)
+    _tokenizer(words, []).save_pretrained(folder)
     return folder
 
 

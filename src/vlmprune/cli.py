@@ -16,6 +16,7 @@ except ModuleNotFoundError:
 
 OK, UNSOUND, USAGE, INTERRUPTED = 0, 1, 2, 130
 _MODEL = "An embedded model's name, a local folder, or a hub id."
+_TEXT_TOWER = "The CLIP model (folder or hub id) whose vision tower the model has, for methods that read the question."
 
 app = typer.Typer(
     name="vlmprune",
@@ -47,7 +48,7 @@ def run(
     method: Annotated[str | None, typer.Option(help="A method, recipe or preset; unpruned without it.")] = None,
     keep: Annotated[str | None, typer.Option(help="Share (0.222) or number (64) of visual tokens to keep.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Where to draw kept and dropped patches.")] = None,
-    text_tower: Annotated[str | None, typer.Option(help="The CLIP model (folder or hub id) of its tower.")] = None,
+    text_tower: Annotated[str | None, typer.Option(help=_TEXT_TOWER)] = None,
 ) -> None:
     """Ask a model about a picture, pruned or not."""
     from vlmprune.core.budget import parse_keep
@@ -74,6 +75,7 @@ def bench(
     seed: Annotated[int, typer.Option(help="For methods that draw random numbers.")] = 0,
     batch_size: Annotated[int | None, typer.Option(help="Questions a batch.")] = None,
     positions: Annotated[str | None, typer.Option(help="original or compact; each method's own without it.")] = None,
+    text_tower: Annotated[str | None, typer.Option(help=_TEXT_TOWER)] = None,
 ) -> None:
     """Compare methods on the generated benchmark, then write the report."""
     from vlmprune.bench.runner import FULL, Plan, split_methods
@@ -89,7 +91,7 @@ def bench(
         "batch_size": batch_size,
     }
     given = {name: value for name, value in asked.items() if value is not None}
-    _bench(Plan(seed=seed, positions=positions, **given), out)
+    _bench(Plan(seed=seed, positions=positions, text_tower=text_tower, **given), out)
 
 
 def _bench(plan: Any, out: Path) -> None:

@@ -6,16 +6,20 @@ import difflib
 import os
 import platform
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+import vlmprune
 from vlmprune.assets import embedded_names, embedded_path, load_embedded
 from vlmprune.core.errors import UserError
+
+if TYPE_CHECKING:
+    from vlmprune import TextTower
 
 _WHOLE = 256 << 20  # bytes of weights up to which all of them are hashed
 _PIECE = 1 << 20
@@ -30,13 +34,15 @@ class Loaded:
     Attributes:
         name: as the user wrote it.
         model, processor: of transformers.
-        weights: hub revision, or a digest of the weight files.
+        weights: hub revision, or a digest of the weight files; those of a text tower, too, where one was given.
+        text_tower: for methods that compare the image with the question.
     """
 
     name: str
     model: Any
     processor: Any
     weights: str
+    text_tower: TextTower | None = None
 
     @property
     def dtype(self) -> str:
@@ -47,16 +53,28 @@ class Loaded:
         return str(self.model.config._attn_implementation)
 
 
-def load_model(name: str, device: str | None = None) -> Loaded:
+def load_model(name: str, device: str | None = None, text_tower: str | None = None) -> Loaded:
     """Load a model and its processor.
 
     Args:
         name: an embedded model's name, a local folder, or a hub id such as "llava-hf/llava-1.5-7b-hf".
         device: "cpu", "cuda", ...; the GPU when there is one.
+        text_tower: the CLIP model (folder or hub id) whose vision tower the model has.
 
     Raises:
-        UserError: there is nothing of that name, or it is not a vision-language model transformers can load.
+        UserError: there is nothing of that name, or it is not a vision-language model transformers can load, or no CLIP
+            model.
     """
+    loaded = _load(name, device)
+    if text_tower is None:
+        return loaded
+    tower = vlmprune.TextTower.from_pretrained(text_tower, loaded.processor.tokenizer)
+    tower.clip.to(loaded.model.device)
+    weights = f"{loaded.weights}, text tower {_digest_or_revision(text_tower, tower.clip)}"
+    return replace(loaded, weights=weights, text_tower=tower)
+
+
+def _load(name: str, device: str | None) -> Loaded:
     find_model(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if name in embedded_names():
@@ -64,8 +82,15 @@ def load_model(name: str, device: str | None = None) -> Loaded:
         return Loaded(name, embedded[0].to(device), embedded[1], weights_digest(embedded_path(name)))
     folder = Path(name).expanduser()
     model, processor = _load_pretrained(str(folder) if folder.is_dir() else name, name, device)
-    revision = getattr(model.config, "_commit_hash", None) or "unknown"
-    return Loaded(name, model, processor, weights_digest(folder) if folder.is_dir() else str(revision))
+    return Loaded(name, model, processor, _digest_or_revision(name, model))
+
+
+def _digest_or_revision(name: str, model: Any) -> str:
+    """What tells the weights of a model from a folder, or from the hub, from others."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return weights_digest(folder)
+    return str(getattr(model.config, "_commit_hash", None) or "unknown")
 
 
 def find_model(name: str) -> None:

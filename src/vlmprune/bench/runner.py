@@ -54,6 +54,8 @@ class Plan:
         batch_size: questions a batch.
         positions: position policy, None for each method's own.
         device: None for the GPU when there is one.
+        text_tower: the CLIP model (folder or hub id) whose vision tower the models have, for methods that compare the
+            image with the question; without it they read the language model's embeddings.
     """
 
     models: tuple[str, ...] = field(default_factory=embedded_names)
@@ -65,6 +67,7 @@ class Plan:
     batch_size: int = BATCH_SIZE
     positions: str | None = None
     device: str | None = None
+    text_tower: str | None = None
 
     def check(self) -> None:
         """Raise UserError where something in it cannot be run, before anything is loaded."""
@@ -182,11 +185,13 @@ def run_bench(plan: Plan, out: str | Path, progress: Callable[[Progress], None] 
     runs: list[Run] = []
     with Store(out) as store:
         for number, name in enumerate(plan.models):
-            loaded = load_model(name, plan.device)
+            loaded = load_model(name, plan.device, plan.text_tower)
             bench = ModelBench(plan, loaded, store)
             bench.compute(number, progress)
             recipes = [variant.recipe for variant in bench.variants if variant.recipe is not None]
-            write_examples(out, name, loaded.model, loaded.processor, recipes, loaded.weights)
+            write_examples(
+                out, name, loaded.model, loaded.processor, recipes, loaded.weights, text_tower=loaded.text_tower
+            )
             runs += bench.runs
     return runs
 
@@ -200,10 +205,12 @@ class ModelBench:
 
     def __init__(self, plan: Plan, loaded: Loaded, store: Store) -> None:
         self.plan, self.model, self.processor, self.store = plan, loaded.model, loaded.processor, store
+        self.text_tower = loaded.text_tower
         self.protocol = protocol_for(loaded.processor)
         self.variants = plan.variants()
-        for variant in self.variants:
-            self._session(variant)  # a recipe that does not fit the model shall fail now, not in an hour
+        # a recipe or text tower that does not fit the model shall fail now, not in an hour
+        sessions = {variant.text: self._session(variant) for variant in self.variants}
+        self.texts = {text: None if session is None else session.text for text, session in sessions.items()}
         self.image_token = int(loaded.model.config.image_token_id)
         canvas = canvas_for(loaded.model.config)
         self.tasks = [get_task(name) for name in plan.tasks]
@@ -275,13 +282,19 @@ class ModelBench:
     def _finish(self, task: Task) -> None:
         about = {"dimension": task.dimension, "metric": task.metric.name, "chance": task.chance, **self.about}
         for job in self.jobs[task.name]:
-            self.store.finish(job.run, **about)
+            self.store.finish(job.run, text=self.texts[job.variant.text], **about)
 
     def _session(self, variant: Variant) -> Any:
         """An unopened session, or None for vanilla."""
         if variant.recipe is None:
             return None
-        return vlmprune.prune(self.model, variant.recipe, positions=self.plan.positions, seed=self.plan.seed)
+        return vlmprune.prune(
+            self.model,
+            variant.recipe,
+            positions=self.plan.positions,
+            seed=self.plan.seed,
+            text_tower=self.text_tower,
+        )
 
 
 class Batch:
@@ -306,6 +319,8 @@ class Batch:
         model, tokenizer = self.bench.model, self.bench.processor.tokenizer
         inputs = dict(self.inputs) if job.variant.encodes else self.encoded.inputs()
         session = self.bench._session(job.variant)
+        if session is not None:
+            session.question = [sample.question for sample in self.samples]
         with session or nullcontext():
             ids = model.generate(**inputs, **job.run.generation, pad_token_id=tokenizer.pad_token_id)
         prompt = self.inputs["input_ids"]

@@ -38,7 +38,7 @@ class Run:
 
     Attributes:
         model: as the user named it.
-        weights: revision or digest of the weights.
+        weights: revision or digest of the weights, and of the text tower's where one was given.
         dtype, attention: of the model.
         method: without its budget, "fastv@2"; "vanilla" for the unpruned model.
         recipe: the full recipe string, "fastv@2:0.222"; "vanilla".
@@ -92,6 +92,7 @@ class Result(Run):
         dimension, metric, chance: of the task; chance in percent of the primary metric.
         shape: widths and depths of the model, for FLOPs (`bench.flops.Shape` as a dict), or None.
         made: device, Python and git commit it was computed with. Tables do not read it.
+        text: what a text-guided method compared the image with (`RunReport.text`).
         records_path: the samples' file.
     """
 
@@ -100,6 +101,7 @@ class Result(Run):
     chance: float = 0.0
     shape: Mapping[str, Any] | None = None
     made: Mapping[str, Any] = field(default_factory=dict)
+    text: str | None = None
     records_path: Path = Path()
 
     @property
@@ -322,7 +324,7 @@ def _read_result(path: Path) -> Result | None:
         return None
     try:
         about = {name: content[name] for name in ("dimension", "metric", "chance", "shape", "made")}
-        return Result(**content["run"], **about, records_path=records)
+        return Result(**content["run"], **about, text=content.get("text"), records_path=records)
     except (KeyError, TypeError):
         raise UserError(f"{str(path)!r} is not a result of vlmprune bench: delete it.") from None
 

@@ -110,9 +110,18 @@ class Table:
     rows: tuple[Row, ...]
     dimensions: dict[str, str] = field(default_factory=dict)
 
+    def texts(self) -> list[str]:
+        """What the text-guided methods compared the images with, in sentences."""
+        methods: dict[str, dict[str, None]] = {}
+        for row in self.rows:
+            for cell in row.cells.values():
+                if cell.result.text is not None:
+                    methods.setdefault(cell.result.text, {})[row.method] = None
+        return [f"Image and question compared by {text}: {', '.join(names)}." for text, names in methods.items()]
+
     def notes(self) -> list[str]:
         """Sentences to print under the table."""
-        said = []
+        said = self.texts()
         if self.left_out:
             reasons = "; ".join(f"{task} ({why})" for task, why in self.left_out.items())
             said.append(f"Left out of the averages: {reasons}.")

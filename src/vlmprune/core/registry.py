@@ -15,6 +15,7 @@ GROUP = "vlmprune.methods"
 
 BUILT_IN: dict[str, str] = {
     "random": "vlmprune.methods.vision.random:Random",
+    "uniform": "vlmprune.methods.vision.uniform:Uniform",
     "downsample": "vlmprune.methods.pixels.downsample:Downsample",
     "pool": "vlmprune.methods.vision.pool:Pool",
     "cdpruner": "vlmprune.methods.vision.cdpruner:CDPruner",

@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -29,6 +29,9 @@ from vlmprune.core.report import RunReport
 from vlmprune.core.view import Grid
 from vlmprune.report.overlay import Panel, Window, coarsen, draw, fit, seen_window, sheet
 from vlmprune.report.run import generate, resizes, shorten
+
+if TYPE_CHECKING:
+    from vlmprune import TextTower
 
 SCHEMA = 1
 SEED = 20_261_121  # of the example scenes; neither training nor the benchmark draws from it
@@ -120,7 +123,14 @@ def _background(category: str) -> str:
 
 
 def write_examples(
-    folder: str | Path, model_name: str, model: Any, processor: Any, recipes: Iterable[Recipe | str], weights: str = ""
+    folder: str | Path,
+    model_name: str,
+    model: Any,
+    processor: Any,
+    recipes: Iterable[Recipe | str],
+    weights: str = "",
+    *,
+    text_tower: TextTower | None = None,
 ) -> list[Path]:
     """Ask the model about the example scenes, unpruned and under each recipe, and keep what it kept.
 
@@ -133,6 +143,7 @@ def write_examples(
         model, processor: of transformers.
         recipes: recipes, or their strings with budgets ("hiprune:0.222").
         weights: as in `store.Run.weights`; examples of other weights are made anew.
+        text_tower: for methods that compare the image with the question.
 
     Returns:
         The files of this model's examples.
@@ -156,7 +167,7 @@ def write_examples(
         for item in [None, *parsed]:
             name = VANILLA if item is None else str(item)
             if name not in replies:
-                replies[name] = asdict(_ask(model, processor, sample, item))
+                replies[name] = asdict(_ask(model, processor, sample, item, text_tower))
         scenes.append(
             {
                 "picture": picture.name,
@@ -193,14 +204,15 @@ def _files(path: Path) -> list[Path]:
     return [path, *sorted(path.parent.glob(f"{path.stem}-[0-9].png"))]
 
 
-def _ask(model: Any, processor: Any, sample: Sample, asked: Recipe | None) -> Reply:
+def _ask(model: Any, processor: Any, sample: Sample, asked: Recipe | None, text_tower: TextTower | None) -> Reply:
     inputs = protocol_for(processor).inputs(processor, [sample])
     length = TASKS[sample.id.partition("/")[0]].max_new_tokens
     if asked is None:
         text = generate(model, processor, inputs, length)
         count = int((inputs["input_ids"] == model.config.image_token_id).sum())
         return Reply(VANILLA, text, _is_right(sample, text), (count, count), float(count))
-    session = vlmprune.prune(model, asked)
+    session = vlmprune.prune(model, asked, text_tower=text_tower)
+    session.question = sample.question
     with session:
         text = generate(model, processor, inputs, length)
     last = session.last

@@ -69,6 +69,8 @@ def run_image(
     if session is None:
         return generate(loaded.model, loaded.processor, inputs)
     session.question = question
+    if said := what_is_read(session.text, text_tower):
+        note(said)
     with session:
         answer = generate(loaded.model, loaded.processor, inputs)
     if target is not None:
@@ -190,6 +192,23 @@ def shorten(text: str, most: int) -> str:
     """The text on one line, cut after `most` characters; "(nothing)" for an empty one."""
     line = " ".join(text.split()) or "(nothing)"
     return line if len(line) <= most else line[:most].rstrip() + " …"
+
+
+def what_is_read(text: str | None, text_tower: str | None) -> str | None:
+    """What a method compares the picture with, in a sentence; None where there is nothing to say.
+
+    Args:
+        text: as `Session.text`.
+        text_tower: the CLIP model that was given.
+    """
+    if text is None:
+        return None if text_tower is None else f"No method here reads the question: {text_tower} is not used."
+    if text_tower is None:
+        return (
+            "The picture is compared with the language model's embeddings of the question; with a CLIP vision tower, "
+            "--text-tower gives its text tower."
+        )
+    return f"The picture is compared with the question by the text tower of {text_tower}."
 
 
 def _unknown_words(processor: Any, question: str) -> list[str]:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from vlmprune.core.errors import UserError
 from vlmprune.core.view import Aligned, TowerRows
-from vlmprune.models.base import Adapter
 
 if TYPE_CHECKING:
     from vlmprune.runtime.text_tower import TextTower
@@ -39,12 +38,10 @@ class ImageText:
         """[T, D] float32."""
         return self.embeds[self.columns[self.columns > self.end] if after_image else self.columns].float()
 
-    def aligned(self, adapter: Adapter, features: Tensor, rows: TowerRows, truncate: bool) -> Aligned:
+    def aligned(self, features: Tensor, rows: TowerRows, truncate: bool) -> Aligned:
         """Tokens with these projected features [n, D] and tower rows beside the instruction."""
         if self.tower is None:
             return Aligned(features.float(), self.embeddings(after_image=True), clip=False)
-        clip = adapter.tower_rows and adapter.has_cls
-        self.tower.check(adapter.family, adapter.config.vision_config if clip else None)
         text = self.tower.text(self._instruction(self.tower), truncate)
         return Aligned(self.tower.visual(rows.rows).to(features.device), text.to(features.device), clip=True)
 

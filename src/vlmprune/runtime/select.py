@@ -117,7 +117,7 @@ def vision_signals(adapter: Adapter, stage: Stage, image: ImageTokens, text: Ima
                 )
             if isinstance(need, Alignment):
                 rows = TowerRows(image.signals[key].rows[now.origin], None)
-                signals[name] = text.aligned(adapter, image.features[now.origin], rows, need.truncate)
+                signals[name] = text.aligned(image.features[now.origin], rows, need.truncate)
             else:
                 signals[name] = _float(need.take(image.signals[key], now.origin))
         elif not isinstance(need, DecoderNeed):
@@ -151,7 +151,7 @@ def choose(stage: Stage, view: ImageView) -> Selection:
         Kept indices in increasing order, or merged tokens.
     """
     shown = _shown(stage.method, view)
-    if not (stage.method.budgeted or stage.method.exact):  # which of those that show a patch stay is its own business
+    if _counts_itself(stage.method):  # which of those that show a patch stay is its own business
         view = replace(view, keep=max(1, len(shown) - 1))
     if len(shown) <= view.keep:  # everything that shows a patch stays, and the first of the others
         others = torch.ones(view.n, dtype=torch.bool, device=shown.device)
@@ -182,6 +182,11 @@ def fusion_candidates(stage: Stage, view: ImageView) -> Tensor:
     return candidates
 
 
+def _counts_itself(method: Method) -> bool:
+    """Whether the image tells the method how many tokens stay, whatever the budget."""
+    return not (method.budgeted or method.exact)
+
+
 def _shown(method: Method, view: ImageView) -> Tensor:
     """The tokens that the method sees: all, or those that show a patch."""
     if method.sees_every_slot(view.info):
@@ -195,8 +200,8 @@ def _competing(method: Method, view: ImageView, shown: Tensor) -> list[tuple[Ten
         return [(shown, view.keep, None)]
     frames = view.frames[shown]
     numbers, sizes = (values.tolist() for values in torch.unique(frames, return_counts=True))
-    parts = zip(numbers, shares(sizes, view.keep), strict=True)
-    return [(shown[frames == number], keep, number) for number, keep in parts]
+    budgets = [max(1, size - 1) for size in sizes] if _counts_itself(method) else shares(sizes, view.keep)
+    return [(shown[frames == number], keep, number) for number, keep in zip(numbers, budgets, strict=True)]
 
 
 def _part(method: Method, view: ImageView, tokens: Tensor, keep: int, frame: int | None) -> ImageView:

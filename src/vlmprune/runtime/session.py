@@ -56,7 +56,8 @@ def prune(
         A session to use as a context manager; `session.last` reports the last run. Everything is undone on exit.
 
     Raises:
-        UserError: unsupported model, unknown method or option, a budget out of range, a session already open.
+        UserError: unsupported model, unknown method or option, a budget out of range, a text tower of another vision
+            tower, a session already open.
     """
     if positions is not None and positions not in POSITIONS:
         raise UserError(f"positions={positions!r}: choose from {' and '.join(POSITIONS)}.")
@@ -81,6 +82,9 @@ class Session:
         recipe.check(self.adapter.info)
         self._text = TextHooks(self.adapter, recipe, positions, seed)
         self._text.text_tower = text_tower
+        if text_tower is not None and self.text is not None:
+            clip = self.adapter.tower_rows and self.adapter.has_cls
+            text_tower.check(self.adapter.family, self.adapter.config.vision_config if clip else None)
         self._vision: list[VisionWrapper] = []
         self._records: dict[str, VisionRecord] = {}
         self._handles: list[Any] = []
@@ -90,6 +94,11 @@ class Session:
     def last(self) -> RunReport:
         """What the last prefill with images did."""
         return self._text.report
+
+    @property
+    def text(self) -> str | None:
+        """What text-guided methods compare the image with, as `RunReport.text`; None where no method reads text."""
+        return self._text.text_read
 
     @property
     def question(self) -> str | list[str] | None:

@@ -31,7 +31,7 @@ class GPrune(Method):
     Defaults: similarity 0.5, temperature 0.03, 5 iterations, half of the tokens; positions as they were. Where the
     whole image is the first of several tiles (LLaVA-NeXT, OneVision) it is one graph and the others are a second, with
     budgets in proportion to their sizes; any other image or video is one graph. Slots without a patch (image_newline)
-    always stay, up to half of the budget.
+    always stay, up to half of the budget (more where nothing else is left).
 
     Args:
         similarity: cosine (0 to 1) below which two tokens have no edge.
@@ -39,7 +39,8 @@ class GPrune(Method):
         iterations: steps of the spreading.
         score_dtype: "float32", "float16" or "bfloat16". The authors compute in the model's own precision, where faint
             edges vanish and degrees fall.
-        compat: "official" keeps all slots without a patch beyond the budget, and int(share * size) of each graph.
+        compat: "official" keeps all slots without a patch beyond the budget, and int(keep * size / n) of each graph
+            (theirs int(share * size), which is one more where rounding made keep / n less than the share).
             "uniprune" is UniPruneBench's port: slots without a patch compete, the first tile is a graph of its own on
             every family (on InternVL, which has the whole image last, by mistake), and kept tokens are numbered anew
             except on Qwen.
@@ -85,8 +86,9 @@ class GPrune(Method):
         graphs = self.graphs(view)
         plain = (view.cells < 0).nonzero().squeeze(1)
         if self.compat == PAPER:
-            plain = plain[: view.keep // 2]
-            left, sizes = view.keep - len(plain), [len(graph) for graph in graphs]
+            sizes = [len(graph) for graph in graphs]
+            plain = plain[: max(view.keep // 2, view.keep - sum(sizes))]
+            left = view.keep - len(plain)
             budgets = fill([left * size // sum(sizes) for size in sizes], sizes, left, range(len(sizes)))
         else:
             plain = plain if self.compat == OFFICIAL else plain[:0]

@@ -84,7 +84,8 @@ class GridPrune(Method):
 
     def budgets(self, keep: int, relevance: list[Tensor], sizes: list[int]) -> list[int]:
         """Tokens of each zone, from the mean relevance and size of each."""
-        share = torch.softmax(torch.stack(relevance) / self.temperature, dim=0)
+        means = torch.stack(relevance).double()
+        share = torch.softmax((means - means.max()) / self.temperature, dim=0)  # at most 0: no temperature is too low
         quota = keep * share
         counts = quota.floor()
         counts[top_k(quota - counts, keep - int(counts.sum()))] += 1

@@ -71,17 +71,15 @@ class Pool(Method):
         return False
 
     def select(self, view: ImageView) -> Merged:
-        rows, cols = _shape(view)
+        rows, cols = shape(view)
         strips = self.strips(rows, cols, view.keep)
         shrink = nn.functional.adaptive_avg_pool2d if self.mode == "avg" else nn.functional.adaptive_max_pool2d
         grid = view["features"].float().view(rows, cols, -1).permute(2, 0, 1)
-        features, anchors = [], []
+        features = []
         for i, count in enumerate(strips):
             top, bottom = _bin(i, rows, len(strips))
             features.append(shrink(grid[:, top:bottom], (1, count))[:, 0].T)
-            middles = [(left + right - 1) // 2 for left, right in (_bin(j, cols, count) for j in range(count))]
-            anchors += [(top + bottom - 1) // 2 * cols + middle for middle in middles]
-        return Merged(torch.cat(features), torch.tensor(anchors, device=view.slots.device))
+        return Merged(torch.cat(features), torch.tensor(middles(rows, cols, strips), device=view.slots.device))
 
     def strips(self, rows: int, cols: int, keep: int) -> list[int]:
         """Tokens in each strip of a rows x cols picture."""
@@ -92,12 +90,22 @@ class Pool(Method):
         return [keep * (i + 1) // count - keep * i // count for i in range(count)]
 
 
+def middles(rows: int, cols: int, strips: list[int]) -> list[int]:
+    """The token in the middle of each rectangle of a rows x cols picture, in raster order of the rectangles."""
+    found = []
+    for i, count in enumerate(strips):
+        top, bottom = _bin(i, rows, len(strips))
+        across = (_bin(j, cols, count) for j in range(count))
+        found += [(top + bottom - 1) // 2 * cols + (left + right - 1) // 2 for left, right in across]
+    return found
+
+
 def _bin(i: int, size: int, count: int) -> tuple[int, int]:
     """First cell, and the one past the last, of bin `i` of `count` along `size` cells."""
     return i * size // count, -(-(i + 1) * size // count)
 
 
-def _shape(view: ImageView) -> tuple[int, int]:
+def shape(view: ImageView) -> tuple[int, int]:
     """Rows and columns of the tokens present."""
     if view.grid is None:  # the squarest that is no taller than wide
         rows = next(rows for rows in range(math.isqrt(view.n), 0, -1) if view.n % rows == 0)

@@ -72,10 +72,10 @@ class Recoverable(PruMerge):
         if not self.adaptive:
             seen, asked, count = within(view.keep, seen, asked, count)
         main, rest = split(attention, text, seen, asked)
-        if count >= len(rest) or len(main) + count == 0:
-            raise UserError(f"{self.name}: the authors' code fails: {len(main)} main tokens, {count} centres.")
-        if count == 0:
+        if count == 0 and len(main):
             return Merged(rows[main], main, space="tower")
+        if count == 0 or count >= len(rest):
+            raise UserError(f"{self.name}: the authors' code fails: {len(main)} main tokens, {count} centres.")
         order = rest[top_k(attention[rest], len(rest))]
         centres, others = order.tensor_split([count])
         near = self.near(view["keys"].rows.float(), text, rest, torch.searchsorted(rest, centres))
@@ -98,7 +98,7 @@ class Recoverable(PruMerge):
         asked = (n - seen) * local_outliers(marked, 20) // n
         rest = split(attention, text, seen, asked)[1]
         scale = width if self.compat == OFFICIAL else len(rest)
-        return seen, asked, scale * local_outliers(attention[rest], 10) // len(rest)
+        return seen, asked, scale * local_outliers(attention[rest], 10) // max(1, len(rest))
 
     def near(self, keys: Tensor, text: Tensor, rest: Tensor, places: Tensor) -> Tensor:
         """The tokens that the centres, at these places of `rest`, gather: up to 32 others of `rest` each."""
