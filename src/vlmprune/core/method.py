@@ -135,6 +135,11 @@ class Method:
         """Whether tokens then count in later attention as often as what they stand for (log size added to logits)."""
         return False
 
+    @property
+    def restores_order(self) -> bool:
+        """Whether what it merged inside the encoder is put back in order of position before the LLM reads it."""
+        return True
+
     def merging(self, keys: Tensor, count: int, cls: bool) -> Merging:
         """Which `count` tokens of an image are merged in an encoder layer.
 
