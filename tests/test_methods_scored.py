@@ -1,4 +1,4 @@
-"""FasterVLM, VisPruner, PruMerge and PruMerge+, HiRED, HiPrune++: what each owes its caller, and each one's formula."""
+"""FasterVLM, VisPruner, PruMerge and PruMerge+, HiRED, HiPrune++, VisionZip's tiles: what each owes its caller."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ from vlmprune.methods.vision.hiprune_plus import HiPrunePlus
 from vlmprune.methods.vision.hired import HiRED
 from vlmprune.methods.vision.prumerge import PruMerge
 from vlmprune.methods.vision.prumerge_plus import PruMergePlus
+from vlmprune.methods.vision.visionzip import VisionZip
 from vlmprune.methods.vision.vispruner import VisPruner
 from vlmprune.models import adapter_for
-from vlmprune.runtime.select import choose
+from vlmprune.runtime.select import choose, shares
 
 NEXT = ModelInfo("llava_next", encoder_layers=24, decoder_layers=32, has_cls=True)
 INTERN = ModelInfo("internvl", encoder_layers=24, decoder_layers=28, has_cls=True)
@@ -417,6 +418,49 @@ class TestTiles:
         for info in (INTERN, SMOL):
             view = image(HiRED(), 80, 20, info=info, grid=Grid(4, 4, 5))
             assert whole_tile(view) == 4 and shown_by(view) is None
+
+
+class TestVisionZip:
+    def view(self, keep: int) -> ImageView:
+        """Two tiles beside each other, unpadded to 6 x 14 patches."""
+        view = canvas(8, 1, 2, range(1, 7), range(1, 15), keep)
+        rows, cls = values("noise", view.n, WIDTH, seed=3), values("noise", 3, WIDTH, seed=4)
+        signals = {"attention": view["late"], "rows": TowerRows(rows, cls), "keys": TowerRows(rows, cls)}
+        return ImageView(keep, view.slots, view.grid, view.info, signals, cells=view.cells)
+
+    @pytest.mark.parametrize("keep", [1, 2, 3, 6, 7, 40, 147])
+    def test_tiles_are_read_in_the_order_of_the_canvas(self, keep: int) -> None:
+        view, method = self.view(keep), VisionZip()
+        merged = choose(Stage(method, keep), view)
+        assert isinstance(merged, Merged) and len(merged.features) == keep
+        alone, dominant, cls, contextual = [], [], [], []
+        for tile, own in zip(range(3), shares([64, 42, 42], keep), strict=True):
+            if own == 0:
+                continue
+            tokens = (view.frames == tile).nonzero().squeeze(1)
+            needs = method.needs(view.info)
+            part = view.part(tokens, own, {name: needs[name].take(view[name], tokens, tile) for name in needs})
+            made = method.select(part)
+            anchors = [int(tokens[a]) if a >= 0 else -1 for a in made.anchors.tolist()]
+            pairs = list(zip(anchors, made.features.unbind()))
+            if tile == 0:
+                alone = pairs
+                continue
+            count = own - len(method.clusters(part).targets)
+            cls, dominant, contextual = cls + pairs[:1], dominant + pairs[1:count], contextual + pairs[count:]
+        expected = [*alone, *sorted(dominant, key=lambda pair: pair[0]), *cls, *contextual]
+        assert merged.anchors.tolist() == [anchor for anchor, _ in expected]
+        assert torch.equal(merged.features, torch.stack([feature for _, feature in expected]))
+
+    def test_frames_of_a_video_and_towers_without_a_cls_token_follow_each_other(self) -> None:
+        for info in (ModelInfo("video_llava", 24, 32, True), ModelInfo("llava_next", 27, 32, False)):
+            view = self.view(40)
+            view.info = info
+            if not info.has_cls:
+                view.signals = {n: TowerRows(s.rows, None) if n != "attention" else s for n, s in view.signals.items()}
+            anchors = [a for a in choose(Stage(VisionZip(), 40), view).anchors.tolist() if a >= 0]
+            tiles = view.frames[anchors].tolist()
+            assert tiles == sorted(tiles)
 
 
 class TestHiRED:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
@@ -110,6 +110,17 @@ class Method:
     def select(self, view: ImageView) -> Selection:
         """Indices (0..view.n-1) of the tokens to keep, `view.keep` of them, or the merged tokens."""
         raise NotImplementedError
+
+    def reading_order(self, view: ImageView, parts: Mapping[int, Tensor]) -> Tensor | None:
+        """In which order the LLM reads tokens that were merged frame by frame (or tile by tile).
+
+        Args:
+            parts: by the number of the frame, anchors among the tokens of `view` of those made from it, as made.
+
+        Returns:
+            A permutation of all of them, one frame after another; None for that order itself.
+        """
+        return None
 
     def fusion(self, info: ModelInfo) -> Fusion | None:
         """How attention is edited in the two decoder layers before it acts; None for not at all.

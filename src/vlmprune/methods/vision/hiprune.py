@@ -41,6 +41,8 @@ class HiPrune(Method):
           queries and average 1, a strong token is then taken twice and fewer than `keep` are left.
         - Where AB exceeds the budget (alpha near 1), neighbours found last are left out; theirs fails.
         - Tokens dropped by an earlier stage are no neighbours, and a video's frames are no neighbours of each other.
+        - On LLaVA-NeXT tiles cut by padding get budgets in proportion to what is left of them. Theirs keep the padding,
+          and divide one budget by the tiles of all images of a call.
     """
 
     name: ClassVar[str] = "hiprune"
