@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_equivalence import RAGGED, built, inputs_of
+from test_equivalence import RAGGED, alone, built, inputs_of
 from test_methods import KINDS, LLAVA, QWEN, WIDTH, cases, image, values
 from test_scores import Spy
 from tiny import FAMILIES
@@ -147,6 +147,23 @@ def test_one_look_does_not_change_the_signals(asked: Method) -> None:
     for name, signal in view.signals.items():
         before = untouched[name]
         assert torch.equal(*(s if isinstance(s, Tensor) else s[0] for s in (signal, before)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "first"),
+    [
+        (FasterVLM(), list(range(10))),
+        (VisPruner(important=1.0), list(range(10))),
+        (HiRED(), list(range(10))),
+        (HiPrune(alpha=0.5), list(range(10))),  # one anchor, the first cell, whose neighbours are cells 1 and 8
+        (PruMerge(), list(range(10))),
+        (PruMergePlus(attended=1.0), list(range(10))),
+    ],
+    ids=lambda value: format_method(value) if isinstance(value, Method) else "",
+)
+def test_equal_scores_go_to_the_lower_index(asked: Method, first: list[int]) -> None:
+    chosen = asked.select(shown(asked, n=64, keep=10, kind="constant", grid=Grid(8, 8)))
+    assert (chosen.anchors if isinstance(chosen, Merged) else chosen).tolist() == first
 
 
 @pytest.mark.parametrize("cls", [FasterVLM, VisPruner, HiRED, PruMerge, PruMergePlus, HiPrunePlus])
@@ -297,6 +314,11 @@ class TestPruMerge:
         assert len(PruMergePlus(adaptive=True).select(view).features) > 3
         with pytest.raises(UserError, match="without outliers"):
             PruMergePlus(adaptive=True, compat="official").select(view)
+
+    def test_official_needs_more_tokens_than_neighbours(self) -> None:
+        assert len(PruMerge(compat="official").select(self.view(33, 9)).features) == 9
+        with pytest.raises(UserError, match="needs more than 32 tokens, not 32"):
+            PruMerge(compat="official").select(self.view(32, 9))
 
     def test_within_a_budget_half_is_sampled_evenly(self) -> None:
         view = self.view(576, 145)
@@ -534,6 +556,13 @@ class TestHiRED:
         counts = self.counts(HiRED(alpha=alpha), view)
         assert sum(counts) == keep and max(counts) <= 64
         assert sum(self.counts(HiRED(alpha=alpha, compat="official"), view)) <= keep
+
+    @torch.no_grad()
+    def test_officials_fractions_may_be_all_there_is(self) -> None:
+        model, inputs = built("llava_next"), alone("llava_next", RAGGED, 1)
+        with vlmprune.prune(model, "hired(compat=official):1") as session:
+            logits = model(**inputs).logits
+        assert [len(kept) for kept in session.last.kept[0]] == [0] and bool(logits.isfinite().all())
 
     def test_fractions_go_to_the_tile_furthest_below_its_share(self) -> None:
         early = torch.zeros(5, 8, 8)

@@ -50,8 +50,7 @@ def match(metric: Tensor, r: int, cls: bool = False, weighted: bool = True) -> M
         weighted: whether means count what earlier steps merged.
     """
     unit = nn.functional.normalize(metric, dim=-1)
-    tokens = torch.arange(len(unit), device=unit.device)
-    first, second = tokens[::2], tokens[1::2]
+    first, second = (torch.arange(start, len(unit), 2, device=unit.device) for start in (0, 1))
     r = max(0, min(r, (len(unit) - cls) // 2))
     likeness, partner = (unit[first] @ unit[second].T).max(1)
     if cls:
@@ -88,8 +87,7 @@ class ToMe(Method):
         - Unless `inside`, after the projector: the metric is the features, there is no proportional attention and no
           schedule over layers, and the encoder gets no cheaper.
         - With `inside`, as many tokens as the budget says are left; theirs are told r.
-        - Equal similarities go to the lower index; theirs leave it open. A zero vector is similar to nothing; theirs
-          yields NaN.
+        - Equal similarities go to the lower index (theirs: open). A zero vector is similar to nothing (theirs: NaN).
     """
 
     name: ClassVar[str] = "tome"
@@ -138,7 +136,5 @@ class ToMe(Method):
             step = match(rows, len(rows) - view.keep, weighted=self.weighted)
             rows, sizes = step.merge(rows, sizes)
             first = first[step.stay].scatter_reduce(0, step.joined, first[step.leave], "amin")
-        if self.order == "image":
-            order = first.argsort()
-            rows, first = rows[order], first[order]
-        return Merged(rows, first)
+        order = first.argsort() if self.restores_order else slice(None)
+        return Merged(rows[order], first[order])
