@@ -19,8 +19,10 @@ from vlmprune.runtime.encoder_merging import spread_over_layers
 PLAIN = ["llava", "llava with SigLIP", "video_llava", "paligemma"]
 
 
-def tower_by_hand(model: Any, pixels: Tensor, keep: int, prop_attn: bool = True) -> tuple[Tensor, list[list[int]]]:
-    """Projected features [keep, D] of one picture, and the patches that each stands for."""
+def tower_by_hand(
+    model: Any, pixels: Tensor, keep: int, prop_attn: bool = True, weighted: bool = True
+) -> tuple[Tensor, list[list[int]]]:
+    """Projected features [keep, D] of one picture, and the patches that each stands for, as the tower returns them."""
     adapter = adapter_for(model)
     tower, cls = model.model.vision_tower, int(adapter.has_cls)
     hidden = tower.embeddings(pixels[None])
@@ -39,15 +41,15 @@ def tower_by_hand(model: Any, pixels: Tensor, keep: int, prop_attn: bool = True)
         if prop_attn:
             logits = logits + torch.tensor([float(len(group)) for group in members]).log()
         hidden = hidden + attention.out_proj((logits.softmax(-1) @ v).transpose(0, 1).flatten(1))
-        hidden, members = merge(hidden, k.mean(0), members, count, cls)
+        hidden, members = merge(hidden, k.mean(0), members, count, cls, weighted)
         hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
     features = adapter.project(hidden[cls:])
-    groups = [[place - cls for place in sorted(group)] for group in members[cls:]]
-    order = sorted(range(len(groups)), key=lambda i: groups[i][0])
-    return features[order], [groups[i] for i in order]
+    return features, [[place - cls for place in sorted(group)] for group in members[cls:]]
 
 
-def merge(hidden: Tensor, keys: Tensor, members: list[list[int]], count: int, cls: int) -> tuple[Tensor, Any]:
+def merge(
+    hidden: Tensor, keys: Tensor, members: list[list[int]], count: int, cls: int, weighted: bool
+) -> tuple[Tensor, Any]:
     """One bipartite step in plain Python: each even token's best odd partner, the most similar `count` pairs merged."""
     unit = nn.functional.normalize(keys, dim=-1)
     pairs = []
@@ -63,24 +65,37 @@ def merge(hidden: Tensor, keys: Tensor, members: list[list[int]], count: int, cl
     rows, groups = [], []
     for token in stay:
         joined = [token, *(a for a, b in gone.items() if b == token)]
-        sizes = torch.tensor([float(len(members[t])) for t in joined])
+        sizes = torch.tensor([float(len(members[t])) if weighted else 1.0 for t in joined])
         rows.append((hidden[joined] * sizes[:, None]).sum(0) / sizes.sum())
         groups.append([place for t in joined for place in members[t]])
     return torch.stack(rows), groups
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("prop_attn", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"prop_attn": False},
+        {"weighted": False},
+        {"order": "matching"},
+        {"order": "matching", "weighted": False, "prop_attn": False},  # LightCompress
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("family", ["llava", "llava with SigLIP"])
-def test_equals_the_tower_run_by_hand(family: str, prop_attn: bool) -> None:
+def test_equals_the_tower_run_by_hand(family: str, options: dict[str, Any]) -> None:
     model, inputs = built(family), alone(family, RAGGED, 0)
-    with vlmprune.prune(model, f"tome(inside=True, prop_attn={prop_attn}):14") as session:
+    with vlmprune.prune(model, "tome", keep=14, inside=True, **options) as session:
         tokens, logits = generate(model, inputs)
+    by_hand = {name: value for name, value in options.items() if name != "order"}
     images = []
     for number, pixels in enumerate(inputs["pixel_values"]):
-        features, groups = tower_by_hand(model, pixels, 14, prop_attn)
-        assert session.last.kept[0][number].tolist() == [group[0] for group in groups]
+        features, groups = tower_by_hand(model, pixels, 14, **by_hand)
+        assert session.last.kept[0][number].tolist() == sorted(group[0] for group in groups)
         assert sorted(place for group in groups for place in group) == list(range(36))
+        if "order" not in options:
+            features = features[sorted(range(14), key=lambda i: groups[i][0])]
         images.append((features, torch.zeros(1, 14).long()))
     embeds, _ = assemble(model, inputs["input_ids"], images, torch.zeros(1, inputs["input_ids"].shape[1]).long())
     counted = torch.arange(embeds.shape[1])[None]
@@ -145,6 +160,7 @@ def test_what_reads_the_encoder_cannot_follow() -> None:
 
 def test_counts_are_spread_over_the_layers() -> None:
     assert spread_over_layers(576, 64, 23) == [23] * 6 + [22] * 17
+    assert spread_over_layers(576, 208, 23) == [16] * 23  # the preset of LightCompress
     assert spread_over_layers(36, 3, 4) == [12, 12, 6, 3]  # 9 at first would be even, and too few to halve down to 3
     assert spread_over_layers(36, 35, 4) == [1, 0, 0, 0]
     with pytest.raises(vlmprune.UserError, match="cannot be merged down to 1"):

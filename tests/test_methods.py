@@ -84,7 +84,8 @@ def image(
     """A view with just the signals that the method declares."""
     signals: dict[str, Any] = {}
     for i, (name, need) in enumerate(asked.needs(info).items()):
-        numbers = values(kind, n + texts + 1, WIDTH, seed=100 * seed + i).to(dtype)
+        numbers = values(kind, n + texts + 1, WIDTH, seed=100 * seed + i)
+        numbers = numbers.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max).to(dtype)
         if isinstance(need, Features):
             signals[name] = numbers[:n]
         elif isinstance(need, TowerFeatures | EncoderKeys):
@@ -114,6 +115,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
         "slots": slots,
         "texts": draw(st.integers(0, 6)),
         "seed": draw(st.integers(0, 9)),
+        "dtype": draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16])),
     }
 
 
@@ -360,6 +362,14 @@ class TestHiPrune:
         near, registers = HiPrune(alpha=1).parts(view)
         assert set(top_k(view["object"], 3).tolist()) <= set(near.tolist())
         assert len(near) + len(registers) == 13
+
+    def test_official_refuses_neighbours_beyond_the_budget(self) -> None:
+        view = self.view(9, 5, Grid(4, 5))  # an anchor with its four neighbours fits
+        assert len(HiPrune(alpha=1, compat="official").select(view)) == 5
+        view.keep = 4
+        with pytest.raises(UserError, match="fails on 5 anchors and neighbours in a budget of 4"):
+            HiPrune(alpha=1, compat="official").select(view)
+        assert len(HiPrune(alpha=1).select(view)) == 4
 
     def test_no_anchor_below_half_a_neighbourhood(self) -> None:
         view = image(HiPrune(), 64, 25, grid=Grid(8, 8))

@@ -1,4 +1,4 @@
-"""FasterVLM, VisPruner, PruMerge and PruMerge+, HiRED, HiPrune++: what each owes its caller, and each one's formula."""
+"""FasterVLM, VisPruner, PruMerge and PruMerge+, HiRED, HiPrune++, VisionZip's tiles: what each owes its caller."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_equivalence import RAGGED, built, inputs_of
+from test_equivalence import RAGGED, alone, built, inputs_of
 from test_methods import KINDS, LLAVA, QWEN, WIDTH, cases, image, values
 from test_scores import Spy
 from tiny import FAMILIES
@@ -31,9 +31,10 @@ from vlmprune.methods.vision.hiprune_plus import HiPrunePlus
 from vlmprune.methods.vision.hired import HiRED
 from vlmprune.methods.vision.prumerge import PruMerge
 from vlmprune.methods.vision.prumerge_plus import PruMergePlus
+from vlmprune.methods.vision.visionzip import VisionZip
 from vlmprune.methods.vision.vispruner import VisPruner
 from vlmprune.models import adapter_for
-from vlmprune.runtime.select import choose
+from vlmprune.runtime.select import choose, shares
 
 NEXT = ModelInfo("llava_next", encoder_layers=24, decoder_layers=32, has_cls=True)
 INTERN = ModelInfo("internvl", encoder_layers=24, decoder_layers=28, has_cls=True)
@@ -146,6 +147,23 @@ def test_one_look_does_not_change_the_signals(asked: Method) -> None:
     for name, signal in view.signals.items():
         before = untouched[name]
         assert torch.equal(*(s if isinstance(s, Tensor) else s[0] for s in (signal, before)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "first"),
+    [
+        (FasterVLM(), list(range(10))),
+        (VisPruner(important=1.0), list(range(10))),
+        (HiRED(), list(range(10))),
+        (HiPrune(alpha=0.5), list(range(10))),  # one anchor, the first cell, whose neighbours are cells 1 and 8
+        (PruMerge(), list(range(10))),
+        (PruMergePlus(attended=1.0), list(range(10))),
+    ],
+    ids=lambda value: format_method(value) if isinstance(value, Method) else "",
+)
+def test_equal_scores_go_to_the_lower_index(asked: Method, first: list[int]) -> None:
+    chosen = asked.select(shown(asked, n=64, keep=10, kind="constant", grid=Grid(8, 8)))
+    assert (chosen.anchors if isinstance(chosen, Merged) else chosen).tolist() == first
 
 
 @pytest.mark.parametrize("cls", [FasterVLM, VisPruner, HiRED, PruMerge, PruMergePlus, HiPrunePlus])
@@ -297,6 +315,11 @@ class TestPruMerge:
         with pytest.raises(UserError, match="without outliers"):
             PruMergePlus(adaptive=True, compat="official").select(view)
 
+    def test_official_needs_more_tokens_than_neighbours(self) -> None:
+        assert len(PruMerge(compat="official").select(self.view(33, 9)).features) == 9
+        with pytest.raises(UserError, match="needs more than 32 tokens, not 32"):
+            PruMerge(compat="official").select(self.view(32, 9))
+
     def test_within_a_budget_half_is_sampled_evenly(self) -> None:
         view = self.view(576, 145)
         kept = PruMergePlus().kept(view).tolist()
@@ -419,6 +442,49 @@ class TestTiles:
             assert whole_tile(view) == 4 and shown_by(view) is None
 
 
+class TestVisionZip:
+    def view(self, keep: int) -> ImageView:
+        """Two tiles beside each other, unpadded to 6 x 14 patches."""
+        view = canvas(8, 1, 2, range(1, 7), range(1, 15), keep)
+        rows, cls = values("noise", view.n, WIDTH, seed=3), values("noise", 3, WIDTH, seed=4)
+        signals = {"attention": view["late"], "rows": TowerRows(rows, cls), "keys": TowerRows(rows, cls)}
+        return ImageView(keep, view.slots, view.grid, view.info, signals, cells=view.cells)
+
+    @pytest.mark.parametrize("keep", [1, 2, 3, 6, 7, 40, 147])
+    def test_tiles_are_read_in_the_order_of_the_canvas(self, keep: int) -> None:
+        view, method = self.view(keep), VisionZip()
+        merged = choose(Stage(method, keep), view)
+        assert isinstance(merged, Merged) and len(merged.features) == keep
+        alone, dominant, cls, contextual = [], [], [], []
+        for tile, own in zip(range(3), shares([64, 42, 42], keep), strict=True):
+            if own == 0:
+                continue
+            tokens = (view.frames == tile).nonzero().squeeze(1)
+            needs = method.needs(view.info)
+            part = view.part(tokens, own, {name: needs[name].take(view[name], tokens, tile) for name in needs})
+            made = method.select(part)
+            anchors = [int(tokens[a]) if a >= 0 else -1 for a in made.anchors.tolist()]
+            pairs = list(zip(anchors, made.features.unbind()))
+            if tile == 0:
+                alone = pairs
+                continue
+            count = own - len(method.clusters(part).targets)
+            cls, dominant, contextual = cls + pairs[:1], dominant + pairs[1:count], contextual + pairs[count:]
+        expected = [*alone, *sorted(dominant, key=lambda pair: pair[0]), *cls, *contextual]
+        assert merged.anchors.tolist() == [anchor for anchor, _ in expected]
+        assert torch.equal(merged.features, torch.stack([feature for _, feature in expected]))
+
+    def test_frames_of_a_video_and_towers_without_a_cls_token_follow_each_other(self) -> None:
+        for info in (ModelInfo("video_llava", 24, 32, True), ModelInfo("llava_next", 27, 32, False)):
+            view = self.view(40)
+            view.info = info
+            if not info.has_cls:
+                view.signals = {n: TowerRows(s.rows, None) if n != "attention" else s for n, s in view.signals.items()}
+            anchors = [a for a in choose(Stage(VisionZip(), 40), view).anchors.tolist() if a >= 0]
+            tiles = view.frames[anchors].tolist()
+            assert tiles == sorted(tiles)
+
+
 class TestHiRED:
     @given(
         side=st.integers(2, 6),
@@ -490,6 +556,13 @@ class TestHiRED:
         counts = self.counts(HiRED(alpha=alpha), view)
         assert sum(counts) == keep and max(counts) <= 64
         assert sum(self.counts(HiRED(alpha=alpha, compat="official"), view)) <= keep
+
+    @torch.no_grad()
+    def test_officials_fractions_may_be_all_there_is(self) -> None:
+        model, inputs = built("llava_next"), alone("llava_next", RAGGED, 1)
+        with vlmprune.prune(model, "hired(compat=official):1") as session:
+            logits = model(**inputs).logits
+        assert [len(kept) for kept in session.last.kept[0]] == [0] and bool(logits.isfinite().all())
 
     def test_fractions_go_to_the_tile_furthest_below_its_share(self) -> None:
         early = torch.zeros(5, 8, 8)

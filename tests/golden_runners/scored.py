@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
-from golden_runners.anyres import TILE, packed
+from golden_runners.anyres import TILE, next_image, packed
 from golden_runners.case import Case, Failed, Runner, check_exact, view
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
 from vlmprune.core.selectors import top_k
-from vlmprune.core.view import Grid, ImageView, Merged, ModelInfo, TowerRows
+from vlmprune.core.view import Grid, ImageView, Merged, TowerRows
 from vlmprune.methods.checks import OFFICIAL
 from vlmprune.methods.vision.fastervlm import FasterVLM
 from vlmprune.methods.vision.hired import HiRED
@@ -23,8 +22,6 @@ from vlmprune.methods.vision.prumerge import PruMerge
 from vlmprune.methods.vision.prumerge_plus import PruMergePlus
 from vlmprune.methods.vision.vispruner import VisPruner
 from vlmprune.scores import attention_rows, reference
-
-NEXT = ModelInfo("llava_next", encoder_layers=24, decoder_layers=32, has_cls=True)
 
 
 def _refused(case: Case, method: Method, image: ImageView) -> None:
@@ -215,7 +212,7 @@ def _hired_tiles(case: Case) -> None:
     masks, laid_out, first = [], [], 0
     for tiles, size in zip(case["num_tiles"], case["image_sizes_hw"], strict=True):
         signals = {"early": early[first : first + tiles], "late": late[first : first + tiles]}
-        image = _next_image(case, signals, size, min(tiles * n, int(tiles * n * rate)))
+        image = next_image(signals, _canvas_shape(case, size), n, min(tiles * n, int(tiles * n * rate)))
         masks.append(_tile_mask(HiRED(alpha=alpha, compat=OFFICIAL), image))
         laid_out.append(_swapped_canvas(case, masks[-1], size))
         first += tiles
@@ -234,20 +231,6 @@ def _canvas_shape(case: Case, size: list[int]) -> tuple[int, int]:
     """Rows and columns of tiles."""
     height, width = select_best_resolution((size[0], size[1]), case["grid_pinpoints_hw"])
     return height // TILE, width // TILE
-
-
-def _next_image(case: Case, signals: dict[str, Any], size: list[int], keep: int) -> ImageView:
-    """LLaVA-NeXT's slots, with no padding cut off: the base image, then the canvas with a newline slot a row."""
-    tiles, n = signals["late"].shape
-    side, (down, across) = _grid(n).rows, _canvas_shape(case, size)
-    numbers = 1 + torch.arange(down * across).view(down, 1, across, 1)
-    row, col = torch.arange(side).view(1, -1, 1, 1), torch.arange(side)
-    canvas = ((numbers * side + row) * side + col).reshape(down * side, across * side)
-    slots = torch.arange(n + (across * side + 1) * down * side)
-    shown = torch.cat([slots[:n], slots[n:].view(down * side, -1)[:, :-1].flatten()])
-    cells = torch.cat([torch.arange(n), canvas.flatten()])
-    by_token = {name: values.flatten()[cells] for name, values in signals.items()}
-    return ImageView(keep, shown, Grid(side, side, tiles), NEXT, by_token, cells=cells)
 
 
 def _tile_mask(method: HiRED, image: ImageView) -> Tensor:

@@ -9,17 +9,19 @@ from torch import Tensor
 from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPAttention
 
-from golden_runners.anyres import canvas_order, packed
+from golden_runners.anyres import canvas_shape, next_image, packed
 from golden_runners.case import LLAVA, QWEN, Case, Failed, check_exact, positions, sequence, view
 from vlmprune.core.budget import resolve_keep
+from vlmprune.core.recipe import Stage
 from vlmprune.core.selectors import ascending, top_k
-from vlmprune.core.view import Grid, ImageView, TowerRows
+from vlmprune.core.view import Grid, ImageView, Merged, TowerRows
 from vlmprune.methods.checks import OFFICIAL
 from vlmprune.methods.vision.divprune import DivPrune
 from vlmprune.methods.vision.hiprune import HiPrune
 from vlmprune.methods.vision.random import Random
 from vlmprune.methods.vision.visionzip import VisionZip
 from vlmprune.models.qwen2_5_vl import merged_raster
+from vlmprune.runtime.select import choose
 from vlmprune.runtime.taps import capture
 from vlmprune.scores import attention_rows, received_attention, reference
 
@@ -192,12 +194,16 @@ def visionzip(case: Case) -> None:
         return
     dominant = case["dominant"]
     if "expected_packed_features" in case:
-        side = math.isqrt(hidden.shape[1] - 1)
-        patches = [result.anchors[1:dominant] for result in merged]
-        canvas = [merged[tile].features[1 + place] for tile, place in canvas_order(case, patches, side)]
-        pieces = [merged[0].features, torch.stack(canvas) if canvas else hidden[0, :0]]
-        pieces += [result.features[:1] for result in merged[1:]] + [result.features[dominant:] for result in merged[1:]]
-        case.expect("expected_packed_features", torch.cat(pieces))
+        signals = {
+            "rows": TowerRows(hidden[:, 1:], hidden[:, 0]),
+            "keys": TowerRows(keys[:, 1:], keys[:, 0]),
+            "attention": attention.mean(1)[:, 1:],
+        }
+        keep = total * len(hidden)
+        image = next_image(signals, canvas_shape(case), hidden.shape[1] - 1, keep)
+        packed_tokens = choose(Stage(method, keep), image)
+        assert isinstance(packed_tokens, Merged)
+        case.expect("expected_packed_features", packed_tokens.features)
         return
     case.expect("expected_as_produced", torch.stack([part.dominant for part in parts]))
     case.expect("expected_dominant_sorted", torch.stack([result.anchors[:dominant] + 1 for result in merged]))

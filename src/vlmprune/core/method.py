@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
@@ -111,6 +111,17 @@ class Method:
         """Indices (0..view.n-1) of the tokens to keep, `view.keep` of them, or the merged tokens."""
         raise NotImplementedError
 
+    def reading_order(self, view: ImageView, parts: Mapping[int, Tensor]) -> Tensor | None:
+        """In which order the LLM reads tokens that were merged frame by frame (or tile by tile).
+
+        Args:
+            parts: by the number of the frame, anchors among the tokens of `view` of those made from it, as made.
+
+        Returns:
+            A permutation of all of them, one frame after another; None for that order itself.
+        """
+        return None
+
     def fusion(self, info: ModelInfo) -> Fusion | None:
         """How attention is edited in the two decoder layers before it acts; None for not at all.
 
@@ -134,6 +145,11 @@ class Method:
     def proportional(self) -> bool:
         """Whether tokens then count in later attention as often as what they stand for (log size added to logits)."""
         return False
+
+    @property
+    def restores_order(self) -> bool:
+        """Whether what it merged inside the encoder is put back in order of position before the LLM reads it."""
+        return True
 
     def merging(self, keys: Tensor, count: int, cls: bool) -> Merging:
         """Which `count` tokens of an image are merged in an encoder layer.

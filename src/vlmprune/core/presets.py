@@ -43,6 +43,7 @@ def one(name: str, recipe: str, source: str) -> Named:
 
 LLAVA, NEXT, QWEN = (192, 128, 64), (640, 320, 160), (0.334, 0.223, 0.112)
 SHARES = (0.333, 0.222, 0.111)
+LIGHTCOMPRESS = "tome(order=matching, weighted=False, inside=True, prop_attn=False)"
 HIPRUNE, UNIPRUNE, AUTOPRUNE = "HiPrune's table {}", "UniPruneBench's table {}", "AutoPrune's supplement, table {}"
 
 BEFORE_THE_LLM = (
@@ -52,6 +53,7 @@ BEFORE_THE_LLM = (
     points("fastervlm", (288, 144, 58, 29), "FasterVLM's README, LLaVA-1.5: 50, 75, 90 and 95 % pruned"),
     points("fastervlm", (128, 64), f"{AUTOPRUNE.format(1)}, LLaVA-1.5"),
     points("fastervlm", (1440, 720, 290, 145), "FasterVLM's README, LLaVA-NeXT: 288, 144, 58 and 29 a tile"),
+    points("fastervlm", (1536, 1024, 512, 208, 104), "FasterVLM's branch for Video-LLaVA: of 8 frames of 256 tokens"),
     points("vispruner", (192,), f"{UNIPRUNE.format(1)}, LLaVA-1.5; the share of important tokens is not published"),
     points("vispruner", (128,), "VisPruner's README, LLaVA-1.5"),
     points("vispruner(important=0.75)", (64,), "VisPruner's README, LLaVA-1.5", "vispruner"),
@@ -79,6 +81,7 @@ BEFORE_THE_LLM = (
     points("gridprune", (320,), "GridPrune's abstract, LLaVA-NeXT: 11.1 %"),
     one("recoverable-adaptive", "recoverable(adaptive=True)", "Recoverable Compression, LLaVA-1.5: about a tenth"),
     points("tome(inside=True)", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5", "tome-inside"),
+    points(LIGHTCOMPRESS, (208,), "LightCompress's ToMe, 16 tokens a layer, LLaVA-1.5", "tome-lightcompress"),
     points("tome", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5, where it merges inside the encoder"),
 )
 

@@ -157,15 +157,15 @@ def choose(stage: Stage, view: ImageView) -> Selection:
         others = torch.ones(view.n, dtype=torch.bool, device=shown.device)
         others[shown] = False
         return torch.sort(torch.cat([shown, others.nonzero().squeeze(1)[: view.keep - len(shown)]])).values
-    found: list[tuple[Tensor, Selection]] = []
+    found: list[tuple[Tensor, Selection, int]] = []
     merges = False
     for tokens, keep, frame in sorted(_competing(stage.method, view, shown), key=lambda part: len(part[0]) == part[1]):
         if keep == len(tokens) and not merges:
-            found.append((tokens, torch.arange(keep, device=tokens.device)))
+            found.append((tokens, torch.arange(keep, device=tokens.device), frame or 0))
         elif keep > 0:  # a method that merges makes the tokens of a frame it keeps whole too
-            found.append((tokens, _checked(stage, _part(stage.method, view, tokens, keep, frame))))
+            found.append((tokens, _checked(stage, _part(stage.method, view, tokens, keep, frame)), frame or 0))
             merges = isinstance(found[-1][1], Merged)
-    return _together(sorted(found, key=lambda part: int(part[0][0]))) if found else shown[:0]
+    return _together(stage.method, view, sorted(found, key=lambda part: int(part[0][0]))) if found else shown[:0]
 
 
 def fusion_candidates(stage: Stage, view: ImageView) -> Tensor:
@@ -222,10 +222,10 @@ def shares(sizes: list[int], keep: int) -> list[int]:
     return budgets
 
 
-def _together(found: list[tuple[Tensor, Selection]]) -> Selection:
-    """Selections among parts of an image's tokens as one selection among all."""
+def _together(method: Method, view: ImageView, found: list[tuple[Tensor, Selection, int]]) -> Selection:
+    """Selections among parts of an image's tokens (with the number of their frame) as one selection among all."""
     features, anchors, unchanged, space = [], [], [], None
-    for tokens, chosen in found:
+    for tokens, chosen, _ in found:
         own = (chosen.anchors if isinstance(chosen, Merged) else chosen).to(tokens.device)
         anchors.append(torch.where(own >= 0, tokens[own.clamp(min=0)], -1))
         if isinstance(chosen, Merged):
@@ -235,7 +235,11 @@ def _together(found: list[tuple[Tensor, Selection]]) -> Selection:
             space = chosen.space
     if space is None:
         return torch.sort(torch.cat(anchors)).values
-    return Merged(torch.cat(features), torch.cat(anchors), space, torch.cat(unchanged))
+    order = method.reading_order(view, {part[2]: own for part, own in zip(found, anchors, strict=True)})
+    made = [torch.cat(features), torch.cat(anchors), torch.cat(unchanged)]
+    if order is not None:
+        made = [values[order] for values in made]
+    return Merged(made[0], made[1], space, made[2])
 
 
 def _checked(stage: Stage, view: ImageView) -> Selection:

@@ -271,7 +271,7 @@ class VisionWrapper:
         record = VisionRecord([])
         features = adapter.features(self.modality, call, output.pooler_output)
         for rows, place, anchors in zip(features, places, merging.anchors(), strict=True):
-            order = anchors.argsort()
+            order = anchors.argsort() if stage.method.restores_order else torch.arange(keep, device=rows.device)
             cells = place.cells.to(rows.device)
             record.images.append(ImageTokens(rows[order], anchors[order], replace(place, cells=cells), made=True))
         output.pooler_output = _spread_rows(record, output.pooler_output, [image.features for image in record.images])

@@ -34,13 +34,16 @@ class HiPrune(Method):
     Args:
         alpha: share of the budget that anchors and their neighbours aim at, 0 to 1.
         object_layer: encoder layer (0-based, where the paper counts from 1) to read m from, instead of the default.
-        compat: "official" takes registers by lowering AB's d by 1 instead of excluding AB.
+        compat: "official" takes registers by lowering AB's d by 1 instead of excluding AB, and refuses an AB beyond the
+            budget.
 
     Differences from the authors' code:
         - AB is out of reach for R. Theirs subtracts 1 from its scores, and on Qwen2.5-VL, where scores are sums over
           queries and average 1, a strong token is then taken twice and fewer than `keep` are left.
         - Where AB exceeds the budget (alpha near 1), neighbours found last are left out; theirs fails.
         - Tokens dropped by an earlier stage are no neighbours, and a video's frames are no neighbours of each other.
+        - On LLaVA-NeXT tiles cut by padding get budgets in proportion to what is left of them. Theirs keep the padding,
+          and divide one budget by the tiles of all images of a call.
     """
 
     name: ClassVar[str] = "hiprune"
@@ -78,7 +81,11 @@ class HiPrune(Method):
     def parts(self, view: ImageView) -> tuple[Tensor, Tensor]:
         """AB in ascending order, and R by falling score: token indices, [|AB|] and [keep - |AB|]."""
         anchors = top_k(view["object"], round(view.keep * self.alpha / 5))
-        near = _with_neighbours(anchors.tolist(), view)[: view.keep]
+        near = _with_neighbours(anchors.tolist(), view)
+        if not self.exact and len(near) > view.keep:
+            found = f"{len(near)} anchors and neighbours"
+            raise UserError(f"{self.name}: the authors' code fails on {found} in a budget of {view.keep}.")
+        near = near[: view.keep]
         deep = view["deep"].float()
         buffered = torch.tensor(sorted(near), dtype=torch.long, device=deep.device)
         free = torch.ones(view.n, dtype=torch.bool, device=deep.device)

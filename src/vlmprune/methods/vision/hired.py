@@ -37,7 +37,7 @@ class HiRED(Method):
     Args:
         alpha: share of the budget for the tile with the whole image, 0 to 1.
         compat: "official" cuts the whole image's cells, in raster order, into one run for each other tile, and drops
-            fractions of b_i.
+            fractions of b_i; one token for several tiles is then none.
 
     Differences from the authors' code:
         - Tile i's hot tokens lie where it does. Theirs are horizontal bands: right only for tiles above one another.
@@ -51,6 +51,8 @@ class HiRED(Method):
     name: ClassVar[str] = "hired"
     stage: ClassVar[str] = "vision"
     summary: ClassVar[str] = "a budget for each tile by early CLS attention, its tokens by late CLS attention"
+
+    least: ClassVar[int] = 0  # official: fractions below one token, in every tile
 
     alpha: float = 0.5
     compat: str = PAPER

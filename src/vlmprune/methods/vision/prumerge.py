@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.core.budget import Keep
+from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
 from vlmprune.core.selectors import top_k
 from vlmprune.core.signals import ClsAttention, EncoderKeys, Need, TowerFeatures
@@ -37,11 +38,11 @@ class PruMerge(Method):
 
     Args:
         adaptive: as many tokens as a has outliers above Q3 + 1.5 (Q3 - Q1); it takes no budget then.
-        compat: "official" keeps only the last token where there is no outlier.
+        compat: "official" keeps only the last token where there is no outlier, and refuses fewer than 33 tokens.
 
     Differences from the authors' code:
         - Within a budget of `keep`, and one image at a time: theirs counts the outliers of a whole batch.
-        - At least one outlier.
+        - At least one outlier, and any number of tokens.
         - The weights a_j are not normalised, as in theirs; the paper speaks of a weighted mean.
         - The last token has no place of its own; it takes that of the token which weighs most in it.
     """
@@ -92,6 +93,8 @@ class PruMerge(Method):
         return top_k(view["attention"], count)
 
     def select(self, view: ImageView) -> Merged:
+        if self.compat == OFFICIAL and view.n <= NEIGHBOURS:
+            raise UserError(f"{self.name}: the authors' code needs more than {NEIGHBOURS} tokens, not {view.n}.")
         kept, attention = self.kept(view), view["attention"].float().clamp(0, 1)
         rest = self.rest(kept, view.n)
         keys = nn.functional.normalize(view["keys"].rows.float(), dim=-1)

@@ -22,40 +22,42 @@ class Matching(NamedTuple):
         stay: [t - r] the tokens that stay, in the authors' order: those of the first set, then the second set.
         leave: [r] tokens of the first set that are merged, the most similar pair first.
         joined: [r] the place in `stay` of the token that each of them joins.
+        weighted: whether means count what earlier steps merged.
     """
 
     stay: Tensor
     leave: Tensor
     joined: Tensor
+    weighted: bool = True
 
     def merge(self, rows: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows [t - r, C] as means weighted by sizes, and their sizes [t - r], from rows [t, C] and sizes [t]."""
+        """Rows [t - r, C] as means, and the sizes [t - r] of what they stand for, from rows [t, C] and sizes [t]."""
         # sums by a product with weights: a scattered sum would depend on the order of threads on a GPU
-        places = torch.arange(len(self.stay), device=rows.device)
-        weights = (places[:, None] == self.joined) * sizes[self.leave]
-        own = sizes[self.stay]
-        total = own + weights.sum(1)
-        return (rows[self.stay] * own[:, None] + weights @ rows[self.leave]) / total[:, None], total
+        joins = torch.arange(len(self.stay), device=rows.device)[:, None] == self.joined
+        total = sizes[self.stay] + (joins * sizes[self.leave]).sum(1)
+        counted = sizes if self.weighted else torch.ones_like(sizes)
+        own, weights = counted[self.stay], joins * counted[self.leave]
+        return (rows[self.stay] * own[:, None] + weights @ rows[self.leave]) / (own + weights.sum(1))[:, None], total
 
 
-def match(metric: Tensor, r: int, cls: bool = False) -> Matching:
+def match(metric: Tensor, r: int, cls: bool = False, weighted: bool = True) -> Matching:
     """Pair every other token with its most similar one among the rest, and merge the `r` most similar pairs.
 
     Args:
         metric: [t, C] what is compared, by cosine.
         r: tokens to merge away; at most half of them.
         cls: whether token 0 is a CLS token, which is never merged and keeps its place.
+        weighted: whether means count what earlier steps merged.
     """
     unit = nn.functional.normalize(metric, dim=-1)
-    tokens = torch.arange(len(unit), device=unit.device)
-    first, second = tokens[::2], tokens[1::2]
+    first, second = (torch.arange(start, len(unit), 2, device=unit.device) for start in (0, 1))
     r = max(0, min(r, (len(unit) - cls) // 2))
     likeness, partner = (unit[first] @ unit[second].T).max(1)
     if cls:
         likeness[0] = float("-inf")
     order = top_k(likeness, len(first))
     rest = ascending(order[r:]) if cls else order[r:]
-    return Matching(torch.cat([first[rest], second]), first[order[:r]], len(rest) + partner[order[:r]])
+    return Matching(torch.cat([first[rest], second]), first[order[:r]], len(rest) + partner[order[:r]], weighted)
 
 
 @dataclass
@@ -76,7 +78,7 @@ class ToMe(Method):
 
     Args:
         order: "image" puts the merged tokens in order of position, "matching" leaves the order of the last step.
-        weighted: whether means count what earlier steps merged; False is LightCompress's plain mean of two tokens.
+        weighted: whether means count what earlier steps merged; False is LightCompress's plain mean.
         inside: merge inside the encoder: CLIP and SigLIP towers with a slot a patch (LLaVA-1.5, PaliGemma). Mergers,
             pixel shuffle, tiles and window attention need the whole grid.
         prop_attn: with `inside`, whether sizes count in attention; the authors' choice for models not trained for it.
@@ -85,8 +87,7 @@ class ToMe(Method):
         - Unless `inside`, after the projector: the metric is the features, there is no proportional attention and no
           schedule over layers, and the encoder gets no cheaper.
         - With `inside`, as many tokens as the budget says are left; theirs are told r.
-        - Equal similarities go to the lower index; theirs leave it open. A zero vector is similar to nothing; theirs
-          yields NaN.
+        - Equal similarities go to the lower index (theirs: open). A zero vector is similar to nothing (theirs: NaN).
     """
 
     name: ClassVar[str] = "tome"
@@ -111,8 +112,12 @@ class ToMe(Method):
     def proportional(self) -> bool:
         return self.prop_attn
 
+    @property
+    def restores_order(self) -> bool:
+        return self.order == "image"
+
     def merging(self, keys: Tensor, count: int, cls: bool) -> Matching:
-        return match(keys.float(), count, cls)
+        return match(keys.float(), count, cls, self.weighted)
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"features": Features()}
@@ -128,11 +133,8 @@ class ToMe(Method):
         rows = view["features"].float()
         sizes, first = rows.new_ones(len(rows)), torch.arange(len(rows), device=rows.device)
         while len(rows) > view.keep:
-            step = match(rows, len(rows) - view.keep)
-            rows, merged = step.merge(rows, sizes)
-            sizes = merged if self.weighted else torch.ones_like(merged)
+            step = match(rows, len(rows) - view.keep, weighted=self.weighted)
+            rows, sizes = step.merge(rows, sizes)
             first = first[step.stay].scatter_reduce(0, step.joined, first[step.leave], "amin")
-        if self.order == "image":
-            order = first.argsort()
-            rows, first = rows[order], first[order]
-        return Merged(rows, first)
+        order = first.argsort() if self.restores_order else slice(None)
+        return Merged(rows[order], first[order])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -13,6 +14,7 @@ from vlmprune.core.selectors import ascending, top_k
 from vlmprune.core.signals import ClsAttention, EncoderKeys, Need, TowerFeatures
 from vlmprune.core.view import ImageView, Merged, ModelInfo, TowerRows
 from vlmprune.methods.checks import one_of, share, whole
+from vlmprune.methods.tiles import whole_tile
 
 
 class Clusters(NamedTuple):
@@ -41,8 +43,9 @@ class VisionZip(Method):
     (D - 1) of the CLS token's attention.
     Of the M rows left, every (M // C)-th is a target; every other joins the target with the most similar key (cosine of
     keys averaged over heads). A contextual token is its target plus the mean of its members. Order: CLS, dominant by
-    position, contextual. Without a CLS token: D by received attention, all in order of position.
-    Time O(n C d), memory O(n C), d the width of a key.
+    position, contextual. On LLaVA-NeXT that of the whole image; then the dominant tokens of all tiles by their place on
+    the canvas, the tiles' CLS tokens, their contextual tokens. Without a CLS token: D by received attention, all in
+    order of position. Time O(n C d), memory O(n C), d the width of a key.
 
     Defaults: D + C = 162 + 30, 108 + 20 or 54 + 10 on LLaVA-1.5, which is 10 contextual in 64; positions counted anew.
     Qwen2.5-VL (ports): the tokens to merge are the projected ones, kept positions are those of D and of the targets.
@@ -53,6 +56,7 @@ class VisionZip(Method):
     Differences from the authors' code:
         - C follows the budget. At 1 to 3 tokens it is 0: the rest is dropped.
         - A zero key is similar to nothing; theirs yields NaN.
+        - On LLaVA-NeXT tiles cut by padding get budgets in proportion to what is left of them; theirs keep the padding.
     """
 
     name: ClassVar[str] = "visionzip"
@@ -74,12 +78,16 @@ class VisionZip(Method):
     def pool(self, info: ModelInfo) -> str:
         return "frame"
 
+    def contextual_of(self, keep: int) -> int:
+        """C, of `keep` tokens."""
+        wanted = self.contextual if isinstance(self.contextual, int) else round(self.contextual * keep)
+        return min(wanted, keep - 1)
+
     def clusters(self, view: ImageView) -> Clusters:
         """Which rows are kept, which lend their place, and which join which."""
         keys = nn.functional.normalize(_all_rows(view["keys"]), dim=-1)
         cls = keys.shape[0] - view.n  # 1 with a CLS token, 0 without
-        wanted = self.contextual if isinstance(self.contextual, int) else round(self.contextual * view.keep)
-        count = min(wanted, view.keep - 1)
+        count = self.contextual_of(view.keep)
         dominant = top_k(view["attention"], view.keep - count - cls) + cls
         dominant = torch.cat([dominant.new_zeros(cls), dominant])
         left = torch.ones(keys.shape[0], dtype=torch.bool, device=keys.device)
@@ -105,6 +113,20 @@ class VisionZip(Method):
             order = anchors.argsort()
             features, anchors = features[order], anchors[order]
         return Merged(features, anchors, space="tower")
+
+    def reading_order(self, view: ImageView, parts: Mapping[int, Tensor]) -> Tensor | None:
+        if whole_tile(view) != 0 or not view.info.has_cls:
+            return None
+        kinds = []
+        for tile, anchors in parts.items():
+            kind = torch.full_like(anchors, 1 if tile else 0)  # 0 the whole image's, 1 dominant, 2 CLS, 3 contextual
+            if tile:
+                kind[0] = 2
+                kind[len(anchors) - self.contextual_of(len(anchors)) :] = 3
+            kinds.append(kind)
+        kind, anchor = torch.cat(kinds), torch.cat(list(parts.values()))
+        place = torch.where(kind == 1, anchor, torch.arange(len(anchor), device=anchor.device))
+        return (kind * view.n + place).argsort()
 
 
 def _all_rows(values: TowerRows) -> Tensor:

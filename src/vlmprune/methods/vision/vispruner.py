@@ -44,6 +44,8 @@ class VisPruner(Method):
     Differences from the authors' code:
         - Where the rest is odd, a has the extra token; where a has too few tokens to drop, more rounds follow.
         - Equal scores go by position; theirs leaves the order open.
+        - On LLaVA-NeXT the model's own tiles, those cut by padding with budgets in proportion to what is left of them;
+          theirs are always 2 x 2 tiles and the whole image, padding included.
     """
 
     name: ClassVar[str] = "vispruner"
