@@ -88,6 +88,15 @@ class Layout:
 
         return Layout(*(pick(getattr(self, field.name)) for field in fields(self)))
 
+    def in_reading_order(self) -> None:
+        """Let the places rise from token to token, where merged tokens are read in another order than their lenders.
+
+        A sliding layer stores the last tokens in reading order: its window must not reach behind one that it lets go.
+        """
+        step = torch.arange(self.place.shape[1], device=self.place.device)
+        spare = (self.place.sort(dim=1).values - step).flip(1).cummin(dim=1).values.flip(1)
+        self.place = spare + step
+
     def close_gaps(self) -> Tensor:
         """Let the places count on without gaps up to the last token's, which stays.
 

@@ -230,6 +230,7 @@ class Forward:
         index, valid = pad_left(orders, self.device)
         later = [segment for segment in self.segments if segment.start >= layer]
         layout = later[0].layout.take(index, valid)
+        layout.in_reading_order()
         shift = layout.close_gaps() if policy == "compact" else None
         for segment in later:
             segment.cut(layout, index, policy, self.text_row, shift)
