@@ -121,6 +121,18 @@ def test_without_noise_the_first_of_equally_dense_tokens_is_the_centre() -> None
     assert sorted(cluster_merge(pairs, 2, torch.zeros(4)).centres.tolist()) == [0, 1]  # all four have nothing denser
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_with_noise_equally_prominent_tokens_come_in_the_order_of_topk_as_in_the_authors_code(seed: int) -> None:
+    tokens = torch.randn(15, 8, generator=torch.Generator().manual_seed(seed))
+    distance = torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist") / 8**0.5
+    density = (-(distance.sort(1).values[:, 1] ** 2) / 2).exp()  # of a token and its nearest, the same for both
+    nearer = distance.masked_fill(density[None] <= density[:, None], float(distance.max())).amin(1)
+    prominence = density * nearer
+    assert int((prominence == prominence.max()).sum()) == 2
+    found = cluster_merge(tokens, 2, torch.zeros(()))
+    assert found.centres.tolist() == prominence.topk(2).indices.tolist()
+
+
 # ---------------------------------------------------------------------- schedules and budgets
 
 
