@@ -147,8 +147,11 @@ def prumerge(case: Case) -> None:
             _refused(case, official, view(n, 2 * int(n * case["reduction_ratio_arg"]) + 1, signals[0]))
         return
     outliers = official.outliers(attention.flatten())
-    top = int(n * (outliers / (images * n) if case["adaptive"] else case["reduction_ratio_arg"]))
+    ratio = outliers / (images * n) if case["adaptive"] else case["reduction_ratio_arg"]
+    top = int(n * ratio)
     case.expect_setting("n_topk", top)
+    case.expect_setting("ratio_used", ratio)
+    case.expect_setting("step", int(1 / ratio) if ratio else None)
     if case["adaptive"] and images > 1:
         official = cls(compat=OFFICIAL)  # the authors' count is of the batch
     plus = case["variant"] == "prumerge+"
