@@ -151,10 +151,11 @@ def prumerge(case: Case) -> None:
     top = int(n * ratio)
     case.expect_setting("n_topk", top)
     case.expect_setting("ratio_used", ratio)
-    case.expect_setting("step", int(1 / ratio) if ratio else None)
     if case["adaptive"] and images > 1:
         official = cls(compat=OFFICIAL)  # the authors' count is of the batch
     plus = case["variant"] == "prumerge+"
+    if plus:
+        case.expect_setting("step", int(1 / ratio))
     views = [view(n, (2 * top if plus else top) + 1, own) for own in signals]
     kept = [official.kept(image) for image in views]
     merged = [official.select(image) for image in views]
