@@ -118,7 +118,8 @@ def test_without_noise_the_first_of_equally_dense_tokens_is_the_centre() -> None
     assert cluster_merge(torch.randn(7, 3, generator=torch.Generator().manual_seed(0)), 1).centres.tolist() == [0]
     pairs = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
     assert cluster_merge(pairs, 2).centres.tolist() == [0, 2]
-    assert sorted(cluster_merge(pairs, 2, torch.zeros(4)).centres.tolist()) == [0, 1]  # all four have nothing denser
+    tied = torch.ones(4).topk(2).indices  # with noise all four have nothing denser, and are left to topk
+    assert cluster_merge(pairs, 2, torch.zeros(4)).centres.tolist() == tied.tolist()
 
 
 @pytest.mark.parametrize("seed", range(8))
