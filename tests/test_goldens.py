@@ -12,8 +12,11 @@ from pathlib import Path
 import check_goldens
 import numpy as np
 import pytest
+import torch
 from golden_runners import RUNNERS, Case, Failed, runner_of
 from golden_runners.case import find, run
+
+from vlmprune.methods.cluster import cluster_merge
 
 TESTS = Path(__file__).parent
 GOLDENS = TESTS / "goldens"
@@ -116,6 +119,11 @@ def test_the_checker_says_what_failed(tmp_path: Path, capsys: pytest.CaptureFixt
         more = {**arrays, "expected_new": np.zeros(3)}
     np.savez(copy("fastv/case4", tmp_path / "fastv/case2").with_suffix(".npz"), **more)
     copy("fastv/case4", tmp_path / "fastv/case3").with_suffix(".npz").unlink()
+    copy("fastv/case4", tmp_path / "fastv/case5").unlink()
+    copy("fastv/case4", tmp_path / "fastv/case7").with_suffix(".npz").write_bytes(b"PK no archive")
+    copy("fastv/case4", tmp_path / "fastv/case8").write_text("[")
+    bare = copy("fastv/case4", tmp_path / "fastv/case9").with_suffix(".npz")
+    np.savez(bare, **{name: array for name, array in more.items() if name not in ("hidden", "expected_new")})
     meta = copy("hiprune/case4", tmp_path / "hiprune/case4")
     text = meta.read_text().replace("llava_scores", "other_scores")
     meta.write_text(text)
@@ -123,9 +131,52 @@ def test_the_checker_says_what_failed(tmp_path: Path, capsys: pytest.CaptureFixt
     out = capsys.readouterr().out
     assert "FAIL fastv/case1: hf_keep: 6 instead of 5" in out
     assert "FAIL fastv/case2: the runner does not look at expected_new" in out
-    assert "FAIL fastv/case3: FileNotFoundError" in out
+    for number in (3, 5, 7, 8):
+        assert f"FAIL fastv/case{number}: cannot be read: " in out
+    assert "FAIL fastv/case9: the npz file has no 'hidden'" in out
     assert "FAIL hiprune/case4: unknown kind 'other_scores'" in out
-    assert out.endswith("1 passed, 4 failed\n")
+    assert out.endswith("1 passed, 8 failed\n")
+
+
+def changed(path: Path, key: str, value: object) -> Case:
+    case = Case(path)
+    case.settings[key] = value
+    return case
+
+
+def test_what_the_json_says_of_a_prompts_curve_is_compared() -> None:
+    path = GOLDENS / "autoprune/case6.json"
+    runner = runner_of(Case(path))
+    assert runner is not None
+    for key in ("dynamic_k", "keep_percent", "mi_layer0_used", "mi_sum_layer1"):
+        with pytest.raises(Failed, match=key):
+            given = Case(path).settings[key]
+            run(changed(path, key, given[::-1] if isinstance(given, list) else given + 0.01), runner)
+
+
+def test_an_array_that_a_case_lacks_is_not_asked_for_but_one_must_be_compared() -> None:
+    path = GOLDENS / "fastv/case4.json"
+    runner, case = runner_of(Case(path)), Case(path)
+    assert runner is not None
+    expected = [name for name in case.arrays if name not in ("attn_last_row", "hidden")]
+    del case.arrays[expected[0]]
+    run(case, runner)
+    with pytest.raises(Failed, match="compared nothing"):
+        for name in expected[1:]:
+            del case.arrays[name]
+        case.compared.clear()
+        run(case, runner)
+
+
+def test_a_clustering_without_recorded_noise_was_run_with_zeros(tmp_path: Path) -> None:
+    pairs = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
+    merged = cluster_merge(pairs, 2, torch.zeros(4)).merged
+    assert not torch.equal(merged, cluster_merge(pairs, 2).merged)
+    path = tmp_path / "sparsevlm/case0.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"method": "sparsevlm", "kind": "cluster_and_merge", "clusters": 2}))
+    np.savez(path.with_suffix(".npz"), x=pairs.numpy(), merged=merged.numpy())
+    assert check_goldens.main([str(tmp_path)]) == 0
 
 
 @pytest.mark.parametrize("make", [False, True])

@@ -475,6 +475,10 @@ class TestDart:
         view = image(Dart(), 50, 3)
         assert Dart().select(view).tolist() == sorted(top_k(view["keys"].visual.norm(p=1, dim=-1), 3).tolist())
 
+    def test_official_keeps_all_pivots_of_a_smaller_budget(self) -> None:
+        view, official = image(Dart(), 50, 3), Dart(compat="official")
+        assert official.select(view).tolist() == sorted(top_k(view["keys"].visual.norm(p=1, dim=-1), 4).tolist())
+
     @pytest.mark.parametrize("texts", [0, 1, 3])
     def test_fewer_text_tokens_than_pivots(self, texts: int) -> None:
         for asked in (Dart(), Dart(image_pivots=0), Dart(text_pivots=0)):

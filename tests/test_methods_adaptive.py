@@ -358,6 +358,15 @@ def test_the_curve_meets_its_target_on_average(depth: int, n: int, keep: float, 
         assert abs(got - target) <= 1  # half a token where the curve is flat, and all layers move at once
 
 
+@pytest.mark.parametrize(("depth", "target", "first"), [(12, 4, 10), (12, 5, 12), (8, 4, 10)])
+def test_a_curve_that_misses_its_target_by_one_token_is_scaled(depth: int, target: int, first: int) -> None:
+    base = [0.75 / (1 + math.exp(0.05 * (layer - 14.9 - 0.05))) for layer in range(1, depth)]
+    counts = [int(first * share) for share in base]
+    assert abs(sum(counts) + counts[-1] - depth * target) == 1
+    shares = keep_shares(0.05, target, first, 576, depth, 14.9)
+    assert simulated(shares, first, 576) == depth * target != simulated(base, first, 576)
+
+
 def test_information_is_none_where_every_word_looks_the_same_way_and_all_where_each_has_its_own() -> None:
     same = torch.full((2, 4, 8), 1 / 8)
     assert mutual_information(same).abs().max() < 1e-3

@@ -342,6 +342,18 @@ class TestPruMerge:
         assert official.rest(kept, 576).tolist() == others[repeated:]
         assert len(official.select(view).features) == 145 and not official.exact
 
+    def test_official_looks_for_like_tokens_in_its_list_with_the_repeated_ones_twice(self) -> None:
+        view, official = self.view(576, 145), PruMergePlus(compat="official")
+        kept, rows, attention = official.kept(view), view["rows"].rows, view["attention"]
+        listed = torch.cat([kept, official.rest(kept, 576)])
+        likeness = torch.cosine_similarity(view["keys"].rows[kept][:, None], view["keys"].rows[listed][None], dim=-1)
+        likeness.fill_diagonal_(-2)  # not the entry itself, but its twin
+        near = listed[likeness.topk(32, dim=1).indices]
+        twice = kept.bincount()[kept] > 1
+        assert bool(twice.any()) and bool((near[twice, 0] == kept[twice]).all())
+        wanted = rows[kept] + (attention[near][..., None] * rows[near]).sum(1)
+        torch.testing.assert_close(official.select(view).features[:-1], wanted, rtol=1e-4, atol=1e-5)
+
     @pytest.mark.parametrize(("n", "keep"), [(576, 2), (576, 144), (256, 65)])
     def test_official_refuses_what_the_authors_code_cannot_do(self, n: int, keep: int) -> None:
         with pytest.raises(UserError, match="the authors' code"):

@@ -118,7 +118,20 @@ def test_without_noise_the_first_of_equally_dense_tokens_is_the_centre() -> None
     assert cluster_merge(torch.randn(7, 3, generator=torch.Generator().manual_seed(0)), 1).centres.tolist() == [0]
     pairs = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
     assert cluster_merge(pairs, 2).centres.tolist() == [0, 2]
-    assert sorted(cluster_merge(pairs, 2, torch.zeros(4)).centres.tolist()) == [0, 1]  # all four have nothing denser
+    tied = torch.ones(4).topk(2).indices  # with noise all four have nothing denser, and are left to topk
+    assert cluster_merge(pairs, 2, torch.zeros(4)).centres.tolist() == tied.tolist()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_with_noise_equally_prominent_tokens_come_in_the_order_of_topk_as_in_the_authors_code(seed: int) -> None:
+    tokens = torch.randn(15, 8, generator=torch.Generator().manual_seed(seed))
+    distance = torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist") / 8**0.5
+    density = (-(distance.sort(1).values[:, 1] ** 2) / 2).exp()  # of a token and its nearest, the same for both
+    nearer = distance.masked_fill(density[None] <= density[:, None], float(distance.max())).amin(1)
+    prominence = density * nearer
+    assert int((prominence == prominence.max()).sum()) == 2
+    found = cluster_merge(tokens, 2, torch.zeros(()))
+    assert found.centres.tolist() == prominence.topk(2).indices.tolist()
 
 
 # ---------------------------------------------------------------------- schedules and budgets

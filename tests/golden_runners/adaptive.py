@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from golden_runners.case import LLAVA, Case, Failed, Runner, positions, sequence, view
+from golden_runners.case import LLAVA, Case, Failed, Runner, noise, positions, sequence, view
 from vlmprune.core.selectors import top_k
 from vlmprune.core.view import Grid, ImageView, Merged, Tokens, TowerRows
 from vlmprune.methods.checks import UNIPRUNE
@@ -123,7 +123,9 @@ def _schedules(case: Case) -> None:
         nearly("keep_percent", shares, schedule["keep_percent"], 1e-9)
         counts = [min(-int(-((first - 1) * share) // 1), first) for share in shares]
         nearly("keep_counts", counts, schedule["keep_counts_if_pool_is_V1"], 0)
-        nearly("simulated_total", simulated(shares, first, tokens), schedule["simulated_total"], 0)
+        total = simulated(shares, first, tokens)
+        nearly("simulated_total", total, schedule["simulated_total"], 0)
+        nearly("simulated_avg", total / depth, schedule["simulated_avg"], 1e-9)
 
 
 def _auto_forward(case: Case) -> None:
@@ -149,9 +151,12 @@ def _auto_forward(case: Case) -> None:
         if layer == 0:
             nearly("mi_layer0_used", act.information(image) / after, case["mi_layer0_used"], BITS)
         if layer == 1:
-            nearly("mi_sum_layer1", act.information(image), case["mi_sum_layer1"], BITS)
-        noise = case.input(f"noise_{merges}") if f"noise_{merges}" in case else None
-        with mock.patch.object(autoprune, "recycle", partial(recycle, noise=noise)):
+            information = act.information(image)
+            nearly("mi_sum_layer1", information, case["mi_sum_layer1"], BITS)
+            nearly("dynamic_k", max(case["k0"] - case["gamma"] * information, 0.0), case["dynamic_k"], BITS)
+            shares = keep_shares(case["dynamic_k"], case["target"], n, tokens, len(acts), case["x0"])
+            nearly("keep_percent", shares, case["keep_percent"], 1e-9)
+        with mock.patch.object(autoprune, "recycle", partial(recycle, noise=noise(case, f"noise_{merges}"))):
             chosen = act.select(image) if keep < n else torch.arange(n)
         merges += isinstance(chosen, Merged)
         anchors = chosen.anchors if isinstance(chosen, Merged) else chosen

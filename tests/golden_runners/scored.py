@@ -144,11 +144,15 @@ def prumerge(case: Case) -> None:
             _refused(case, official, view(n, 2 * int(n * case["reduction_ratio_arg"]) + 1, signals[0]))
         return
     outliers = official.outliers(attention.flatten())
-    top = int(n * (outliers / (images * n) if case["adaptive"] else case["reduction_ratio_arg"]))
+    ratio = outliers / (images * n) if case["adaptive"] else case["reduction_ratio_arg"]
+    top = int(n * ratio)
     case.expect_setting("n_topk", top)
+    case.expect_setting("ratio_used", ratio)
     if case["adaptive"] and images > 1:
         official = cls(compat=OFFICIAL)  # the authors' count is of the batch
     plus = case["variant"] == "prumerge+"
+    if plus:
+        case.expect_setting("step", int(1 / ratio))
     views = [view(n, (2 * top if plus else top) + 1, own) for own in signals]
     kept = [official.kept(image) for image in views]
     merged = [official.select(image) for image in views]

@@ -76,8 +76,6 @@ def cdpruner(case: Case) -> None:
     features, embeds, text = (case.input(name) for name in ("features", "image_embeds", "text_embeds"))
     tiles, n = features.shape[:2]
     keep, dtype = case["keep_num"], case.get("dtype", "float32")
-    case.expect_setting("batch", tiles)
-    case.expect_setting("segments", len(text))
     method = CDPruner(score_dtype=dtype)
     signals = {"features": features.flatten(0, 1), "aligned": Aligned(embeds.flatten(0, 1), text, clip=True)}
     image = view(tiles * n, tiles * keep, signals, NEXT if tiles > 1 else LLAVA, Grid(1, n, tiles))

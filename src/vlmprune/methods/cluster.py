@@ -38,8 +38,9 @@ def cluster_merge(tokens: Tensor, count: int, noise: Tensor | None = None) -> Cl
     Args:
         count: c, clusters and neighbours; at most n.
         noise: [n] a millionth of it is added to the densities, as the authors do with random numbers to break ties.
-            Two tokens may then still tie (float32 often cannot hold the difference), and both have nothing denser
-            nearby. Without noise the first of two equally dense tokens counts as the denser one.
+            Two tokens may then still tie (float32 often cannot hold the difference): both have nothing denser nearby,
+            and which of two equally prominent ones comes first is left to `torch.topk`, as in their code. Without noise
+            the first of two equally dense tokens counts as the denser one.
     """
     tokens, count = tokens.float(), min(count, len(tokens))
     distance = torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist") / tokens.shape[1] ** 0.5
@@ -51,7 +52,8 @@ def cluster_merge(tokens: Tensor, count: int, noise: Tensor | None = None) -> Cl
     if noise is None:
         denser = denser | (density[None] == density[:, None]).tril(-1)
     separation = distance.masked_fill(~denser, distance.max()).amin(1)
-    centres = top_k(density * separation, count)
+    prominence = density * separation
+    centres = top_k(prominence, count) if noise is None else prominence.topk(count).indices
     members = distance[:, centres].argmin(1)
     members[centres] = torch.arange(count, device=tokens.device)
     belongs = (members[None] == torch.arange(count, device=tokens.device)[:, None]).float()

@@ -42,7 +42,7 @@ def keep_shares(
     base = [START / (1 + math.exp(steepness * (layer * stretch - middle))) for layer in range(1, depth)]
     goal = depth * target
     counts = [int(first * share) for share in base]
-    if abs(sum(counts) + counts[-1] - goal) <= 1:  # the authors' first guess
+    if abs(sum(counts) + counts[-1] - goal) < 1:  # the authors' first guess
         return base
     low, high, best, least = 0.0, 20.0, 1.0, math.inf
     for _ in range(200):

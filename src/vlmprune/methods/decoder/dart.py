@@ -70,7 +70,8 @@ class Dart(DecoderMethod):
         keys = view["keys"]
         text = top_k(keys.text.float().norm(p=1, dim=-1), self.text_pivots)
         count = self.image_pivots if len(text) else max(1, self.image_pivots)
-        return top_k(keys.visual.float().norm(p=1, dim=-1), min(count, view.keep)), text
+        count = min(count, view.keep) if self.exact else count
+        return top_k(keys.visual.float().norm(p=1, dim=-1), count), text
 
     def order(self, image: Tensor, text: Tensor, n: int) -> list[int]:
         """The pivots in their turns, as rows of the image's tokens (0..n-1) with the text's after them."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vlmprune.core.budget import Keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
-from vlmprune.core.selectors import top_k
+from vlmprune.core.selectors import ascending, top_k
 from vlmprune.core.signals import ClsAttention, EncoderKeys, Need, TowerFeatures
 from vlmprune.core.view import ImageView, Merged, ModelInfo
 from vlmprune.methods.checks import OFFICIAL, PAPER, one_of, true_or_false
@@ -98,10 +98,12 @@ class PruMerge(Method):
         kept, attention = self.kept(view), view["attention"].float().clamp(0, 1)
         rest = self.rest(kept, view.n)
         keys = nn.functional.normalize(view["keys"].rows.float(), dim=-1)
-        likeness = torch.nan_to_num(keys[kept] @ keys.T).scatter_(1, kept[:, None], float("-inf"))
-        near = torch.sort(likeness, dim=1, descending=True, stable=True).indices[:, : min(NEIGHBOURS, view.n - 1)]
+        pool = ascending(torch.cat([kept, rest]))  # all tokens; where `kept` repeats some, some twice and others not
+        likeness = torch.nan_to_num(keys[kept] @ keys[pool].T)
+        likeness.scatter_(1, torch.searchsorted(pool, kept)[:, None], float("-inf"))
+        near = pool[torch.sort(likeness, dim=1, descending=True, stable=True).indices[:, : min(NEIGHBOURS, view.n - 1)]]
         weights = attention.new_zeros(len(kept) + 1, view.n)
-        weights[:-1].scatter_(1, near, attention[near])
+        weights[:-1].scatter_add_(1, near, attention[near])
         weights[-1, rest] = attention[rest]
         rows = view["rows"].rows.float()
         features = weights @ rows

@@ -35,8 +35,9 @@ class PruMergePlus(PruMerge):
     Args:
         attended: share of the kept tokens that are chosen by attention, 0 to 1; 0.25 is what `adaptive` comes to.
         adaptive: as many tokens as outliers and their samples are; it takes no budget then.
-        compat: "official" samples a fixed grid whether a token is kept already or not; such a token comes twice, and as
-            many of the first tokens are missing from the last one. It refuses what the authors' code cannot do.
+        compat: "official" samples a fixed grid whether a token is kept already or not; such a token comes twice and is
+            among those like it, and as many of the first tokens are added to none. It refuses what the authors' code
+            cannot do.
 
     Differences from the authors' code:
         - Within a budget every sample is a new token. Their fixed ratio works only where int(n / top) divides n evenly.
