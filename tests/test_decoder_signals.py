@@ -11,7 +11,8 @@ import pytest
 import torch
 from test_equivalence import RAGGED, Samples, built, inputs_of
 from test_scores import InnerSpy
-from tiny import FAMILIES, image_numbers
+from tiny import FAMILIES, image_numbers, prompt
+from tiny_models import IMAGE, SLIDING, TEXT, TOWER, builder
 from torch import Tensor
 
 import vlmprune
@@ -238,3 +239,22 @@ def test_what_entered_is_known_whatever_was_dropped_or_merged_since(family: str)
     with vlmprune.prune(built(family), Recipe(stages)):
         built(family)(**inputs)
     assert [len(seen["entered"]) for seen in late.seen] == [9, 9, 9]
+
+
+GPT_OSS = {
+    **TEXT, **SLIDING, "model_type": "gpt_oss", "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2,
+}  # fmt: skip
+
+
+def test_rows_of_a_text_model_with_attention_sinks() -> None:
+    """InternVL with gpt-oss: a logit of each head that belongs to no key takes its share of every row."""
+    tower, text = {**TOWER, "image_size": 24}, {k: v for k, v in GPT_OSS.items() if k != "query_pre_attn_scalar"}
+    model = builder("InternVL", tower, text, image_token_id=IMAGE, image_seq_length=9)("eager")
+    inputs = prompt(FAMILIES["internvl"], [[0]])
+    shown = model(**inputs, output_attentions=True).attentions[1][0, :, -1]
+    assert float(shown.sum(-1).max()) < 0.999
+    spy = InnerSpy(2, {"last": LastQueryAttention()})
+    with vlmprune.prune(model, Recipe((Stage(spy, 0.5),))):
+        model(**inputs)
+    slots = (inputs["input_ids"][0] == IMAGE).nonzero().squeeze(1)
+    assert float((spy.seen[0]["last"] - shown.mean(0)[slots]).abs().max()) < 1e-6

@@ -71,11 +71,17 @@ def dense(rows: Rows, groups: list[Tensor], fusion: Fusion) -> Tensor:
             if rows.softcap:
                 logits = rows.softcap * torch.tanh(logits / rows.softcap)
             logits = logits.masked_fill(~rows.visible[i], -math.inf)
-            output[i, head] = torch.softmax(edited_logits(logits, groups, fusion), 0) @ rows.value[shared].double()
+            value = rows.value[shared].double()
+            if rows.sinks is not None:  # as one more key, with nothing to give
+                logits = torch.cat([logits, rows.sinks[head].double()[None]])
+                value = torch.cat([value, torch.zeros_like(value[:1])])
+            output[i, head] = torch.softmax(edited_logits(logits, groups, fusion), 0) @ value
     return output
 
 
-def drawn(seed: int, keys: int, dtype: torch.dtype, scale: float, softcap: float | None = None) -> Rows:
+def drawn(
+    seed: int, keys: int, dtype: torch.dtype, scale: float, softcap: float | None = None, sinks: bool = False
+) -> Rows:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -83,7 +89,8 @@ def drawn(seed: int, keys: int, dtype: torch.dtype, scale: float, softcap: float
 
     visible = torch.ones(keys, keys, dtype=torch.bool).tril()[keys // 2 :]
     query = scale * normal(4, len(visible), 8)
-    return Rows(query, normal(2, keys, 8), normal(2, keys, 6), 0.3, visible, softcap)
+    key, value = normal(2, keys, 8), normal(2, keys, 6)
+    return Rows(query, key, value, 0.3, visible, softcap, normal(4) if sinks else None)
 
 
 NOTHING = Fusion(0.0, 1.0)
@@ -95,14 +102,15 @@ NOTHING = Fusion(0.0, 1.0)
     keys=st.integers(6, 24),
     scale=st.sampled_from([0.1, 1.0, 6.0]),
     softcap=st.sampled_from([None, 4.0]),
+    sinks=st.booleans(),
     fusion=st.builds(
         Fusion, st.sampled_from([0.1, 0.3, 1.0]), st.sampled_from([0.0, 0.05, 0.2]), st.sampled_from([0.1, 0.5, 1.0]),
         st.sampled_from(["row", "candidates"]), st.booleans(),
     ),
     dtype=st.sampled_from([torch.float64, torch.float32]),
 )  # fmt: skip
-def test_the_correction_is_exact(seed, keys, scale, softcap, fusion, dtype) -> None:
-    rows = drawn(seed, keys, dtype, scale, softcap)
+def test_the_correction_is_exact(seed, keys, scale, softcap, sinks, fusion, dtype) -> None:
+    rows = drawn(seed, keys, dtype, scale, softcap, sinks)
     order = torch.randperm(keys, generator=torch.Generator().manual_seed(seed))
     groups = [order[: keys // 3].sort().values, order[keys // 3 : keys // 2].sort().values]
     plain = dense(rows, groups, NOTHING)

@@ -12,7 +12,7 @@ import torch
 import transformers
 from tiny import FAMILIES, Family, alone, image_numbers, prompt
 from tiny_generic import GLM, USUAL, VIP_MANY, gemma4
-from tiny_models import IMAGE, TEXT, VIDEO
+from tiny_models import IMAGE, LINE_BREAK, PATCH, TEXT, TOWER, VIDEO, builder, strengthen
 from torch import Tensor
 
 import vlmprune
@@ -26,6 +26,7 @@ from vlmprune.runtime.oracle import cutting_oracle, is_recurrent, masking_oracle
 
 TOLERANCE = 2e-4
 STEPS = 3
+CLASSES = {"llava": "LlavaForConditionalGeneration", "llava_next": "LlavaNextForConditionalGeneration"}
 RAGGED: list[list[int | None]] = [[0, 1], [2]]
 families = pytest.mark.parametrize("name", USUAL)
 
@@ -177,6 +178,50 @@ def test_features_of_several_encoder_layers() -> None:
     with vlmprune.prune(model, "divprune", keep=0.5) as session:
         model(**prompt(VIP_MANY, [[0]]))
     assert session.last.tokens == [(36, 18)]
+
+
+@torch.no_grad()
+def test_a_variant_that_its_family_s_adapter_does_not_know() -> None:
+    """LLaVA with Pixtral's tower, whose pictures are of any size, rows of patches with a token of text between."""
+    tower = {**TOWER, "model_type": "pixtral", "image_size": 64}
+    build = builder(
+        "Llava", tower, {"model_type": "mistral", **TEXT}, image_token_id=IMAGE, vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )  # fmt: skip
+    model, grids = build(), [(4, 6), (6, 2)]
+    ids, numbers = [1, 5, 6], [-1, -1, -1]
+    for number, (rows, cols) in enumerate(grids):
+        for _ in range(rows):
+            ids, numbers = [*ids, *[IMAGE] * cols, LINE_BREAK], [*numbers, *[number] * cols, -1]
+    ids, numbers = [*ids, 7, 8], [*numbers, -1, -1]
+    inputs = {
+        "input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
+        "pixel_values": torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(0)),
+        "image_sizes": torch.tensor([[PATCH * rows, PATCH * cols] for rows, cols in grids]),
+    }  # fmt: skip
+    with vlmprune.prune(model, "divprune:0.5 > fastv@2:0.5", positions="original") as session:
+        tokens, logits = generate(model, inputs)
+    assert session.last.tokens == [(36, 9)] and type(adapter_for(model)) is GenericAdapter
+    expected = masking_oracle(model, inputs, tokens, session.last, image=torch.tensor([numbers]))
+    assert largest(logits, expected) < TOLERANCE
+    with vlmprune.prune(model, "hiprune", keep=0.5), pytest.raises(UserError, match="one token for each"):
+        model(**inputs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llava", "llava_next"])
+def test_a_family_s_variant_with_features_of_several_layers(name: str) -> None:
+    own = FAMILIES[name].build().config.to_dict()
+    config = getattr(transformers, CLASSES[name]).config_class.from_dict({**own, "vision_feature_layer": [-2, -1]})
+    model = strengthen(getattr(transformers, CLASSES[name])(config))
+    inputs = prompt(FAMILIES[name], RAGGED)
+    with vlmprune.prune(model, "divprune:0.5 > fastv@2:0.5", positions="original") as session:
+        tokens, logits = generate(model, inputs)
+    numbers = image_numbers(FAMILIES[name], RAGGED)
+    assert largest(logits, masking_oracle(model, inputs, tokens, session.last, image=numbers)) < TOLERANCE
+    assert [after < before for before, after in session.last.tokens] == [True, True]
+    with pytest.raises(UserError, match="several encoder layers"), vlmprune.prune(model, "hiprune", keep=0.5):
+        pass
 
 
 # ---------------------------------------------------------------- what it cannot know

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -104,6 +105,66 @@ def test_labels_are_refused() -> None:
     with vlmprune.prune(model, "divprune:0.3"):  # where no loss is asked for, there is nothing to refuse
         expected = model(**inputs).logits
         assert torch.equal(model(**inputs, labels=torch.full_like(inputs["input_ids"], -100)).logits, expected)
+
+
+@torch.no_grad()
+@families
+def test_a_prompt_of_embeddings(family: str) -> None:
+    """The same images, tiles that belong together as one, as where ids are given. Qwen needs ids for its positions."""
+    model, inputs = built(family), dict(inputs_of(family, RAGGED))
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    with vlmprune.prune(model, "divprune:0.5 > fastv@2:0.5") as session:
+        expected, kept = model(**inputs).logits, session.last.kept
+        del inputs["input_ids"]
+        logits = model(**inputs, inputs_embeds=embeds).logits
+    assert "qwen" in family or torch.equal(logits, expected)
+    assert [[len(image) for image in row] for row in kept] == [[len(i) for i in row] for row in session.last.kept]
+
+
+class Wrapper(torch.nn.Module):
+    """What PEFT puts around a model: attributes pass through, and a call goes to `forward`, past the model's hooks."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.inside = model
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.inside, name)
+
+    @property
+    def model(self) -> torch.nn.Module:
+        return self.inside
+
+    def get_base_model(self) -> torch.nn.Module:
+        return self.inside
+
+    def forward(self, **kwargs: Any) -> Any:
+        return self.inside.forward(**kwargs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("wrap", [Wrapper, torch.compile, lambda model: torch.compile(Wrapper(model))])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_a_model_inside_wrappers(family: str, wrap: Callable[[Any], Any]) -> None:
+    model, inputs = built(family), inputs_of(family, RAGGED)
+    wrapped = wrap(model)
+    generate(wrapped, inputs)  # what the wrapper itself leaves on the model
+    before = fingerprint(model)
+    with vlmprune.prune(model, "divprune:0.5 > fastv@2:0.5") as session:
+        expected, tokens = generate(model, inputs), session.last.tokens
+        scored = model(**inputs, logits_to_keep=3).logits
+    with vlmprune.prune(wrapped, "divprune:0.5 > fastv@2:0.5") as session:
+        assert torch.equal(generate(wrapped, inputs)[1], expected[1]) and session.last.tokens == tokens
+        with pytest.raises(UserError, match="pruned already"), vlmprune.prune(model, "divprune:0.5"):
+            pass
+        if isinstance(wrapped, Wrapper):
+            assert torch.equal(wrapped(**inputs, logits_to_keep=3).logits, scored)
+            with pytest.raises(UserError, match="labels"):
+                wrapped(**inputs, labels=inputs["input_ids"])
+    assert same(before, fingerprint(model))
 
 
 @torch.no_grad()

@@ -26,12 +26,14 @@ from transformers import (
     PaliGemmaProcessor,
     PreTrainedTokenizerFast,
     ProcessorMixin,
+    VideoLlavaImageProcessor,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
@@ -132,6 +134,14 @@ def _family_tokenizer(**tokens: str) -> PreTrainedTokenizerFast:
     return _tokenizer(words, [name for k, name in NAMES.items() if k > 3], **{"image_token": "<image>", **tokens})
 
 
+def _llava() -> ProcessorMixin:
+    images = CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+    return LlavaProcessor(
+        images, _family_tokenizer(), patch_size=4, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, chat_template=TEMPLATE,
+    )  # fmt: skip
+
+
 def _llava_next() -> ProcessorMixin:
     side = {"height": 16, "width": 16}
     pinpoints = models.llava_next().config.image_grid_pinpoints
@@ -162,6 +172,7 @@ def _idefics3() -> ProcessorMixin:
 
 
 PROCESSORS: dict[str, Callable[[], ProcessorMixin]] = {
+    "llava": _llava,
     "llava_next": _llava_next,
     "gemma3": _gemma3,
     "paligemma": _paligemma,
@@ -181,6 +192,20 @@ FILES: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "smolvlm": (
         lambda: SmolVLMImageProcessorPil(size={"longest_edge": 48}, max_image_size={"longest_edge": 24}),
         {"processor_class": "SmolVLMProcessor", "image_seq_len": 9}, TEMPLATE,
+    ),
+    "llava_onevision": (
+        lambda: LlavaOnevisionImageProcessorPil(
+            size={"height": 20, "width": 20}, image_grid_pinpoints=models.llava_onevision().config.image_grid_pinpoints
+        ),
+        {
+            "processor_class": "LlavaOnevisionProcessor", "num_image_tokens": 25,
+            "vision_feature_select_strategy": "full", "vision_aspect_ratio": "anyres_max_2",
+        },
+        TEMPLATE,
+    ),
+    "video_llava": (
+        lambda: VideoLlavaImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
+        {"processor_class": "VideoLlavaProcessor", "patch_size": 4}, TEMPLATE,
     ),
 }  # fmt: skip
 

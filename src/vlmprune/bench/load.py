@@ -135,14 +135,18 @@ def _load_pretrained(path: str, name: str, device: str) -> tuple[Any, Any]:
     dtype: Any = torch.float32 if device == "cpu" else "auto"
     try:
         model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
-    except (ImportError, OSError, ValueError) as error:
-        raise UserError(f"transformers cannot load {name!r} as a vision-language model: {_first(error)}") from error
+    except Exception as error:  # a damaged file may raise anything
+        raise UserError(f"transformers cannot load {name!r} as a vision-language model: {_reason(error)}") from error
     return model.eval().to(device), load_processor(path)
 
 
-def _first(error: Exception) -> str:
-    """The first sentence of an error of transformers."""
-    return str(error).strip().splitlines()[0].split(". ")[0].rstrip(".") + "."
+def _reason(error: Exception) -> str:
+    """Why loading failed, in one sentence."""
+    from vlmprune.models.processors import first_sentence
+
+    if "ignore_mismatched_sizes" in str(error):
+        return "its weights do not have the sizes that its config.json says."
+    return first_sentence(error) + "."
 
 
 def weights_digest(folder: Path) -> str:

@@ -21,7 +21,7 @@ KINDS = {
 def describe_model(name: str, adapter: Adapter, inputs: Mapping[str, Any]) -> list[str]:
     """Family, class, precision, attention, towers and decoder layers."""
     model: Any = adapter.model
-    own = "the generic adapter, as it has none of its own" if isinstance(adapter, GenericAdapter) else "its own adapter"
+    own = "the generic adapter, as no other fits it" if isinstance(adapter, GenericAdapter) else "its own adapter"
     dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
     return [
         f"{name}: {type(model).__name__} (family {adapter.family}, {own}), {' and '.join(dtypes)} on {model.device}",

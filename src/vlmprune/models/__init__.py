@@ -44,8 +44,21 @@ def summary(adapter: str) -> str:
     return (ast.get_docstring(adapter_class) or ast.get_docstring(tree) or "").partition("\n")[0]
 
 
+def unwrapped(model: Any) -> Any:
+    """The transformers model inside the wrappers of torch.compile and PEFT."""
+    while True:
+        if "_orig_mod" in getattr(model, "_modules", {}):
+            model = model._orig_mod
+        elif hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        else:
+            return model
+
+
 def adapter_for(model: Any) -> Adapter:
     """The adapter of a transformers model: its family's, or the generic one where the model has the usual layout.
+
+    `adapter_for(model).model` is the model itself where `model` is a wrapper around it.
 
     Raises:
         UserError: neither; the sentence names the families there are, and what the generic adapter missed.
@@ -53,10 +66,13 @@ def adapter_for(model: Any) -> Adapter:
     from vlmprune.models.generic import GenericAdapter
     from vlmprune.models.layout import misfit
 
+    model = unwrapped(model)
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type in FAMILIES and hasattr(model, "model"):
         module, _, name = FAMILIES[model_type].partition(":")
-        return getattr(import_module(module), name)(model)
+        adapter = getattr(import_module(module), name)
+        if adapter.knows(model.config):
+            return adapter(model)
     reason = misfit(model)
     if reason is not None:
         what = f"a {model_type!r} model" if model_type else f"a {type(model).__name__}"

@@ -70,12 +70,14 @@ class Adapter:
         family: the config's model_type, for methods' defaults and for people.
         feature_functions: the function of `model.model` that encodes each modality.
         pixels: the argument of that function that holds the pixels.
+        renamed: arguments that processors still return under an older name: {older: name}.
         normalisation: of the processor that the family is published with.
     """
 
     family: str
     feature_functions: dict[str, str] = {"image": "get_image_features"}
     pixels: ClassVar[dict[str, str]] = {"image": "pixel_values", "video": "pixel_values_videos"}
+    renamed: ClassVar[dict[str, str]] = {}
     normalisation: Normalisation = HALF
     tower_rows: ClassVar[bool] = False  # whether there is one row per slot before the projector
     later_token_type: ClassVar[int] = 0  # token_type_ids of what the model writes
@@ -86,6 +88,11 @@ class Adapter:
         self.inner: Any = model.model
         self.config: Any = model.config
         self.text_config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
+
+    @classmethod
+    def knows(cls, config: Any) -> bool:
+        """Whether a model with this config is as the adapter describes it; others get the generic adapter."""
+        return True
 
     # ------------------------------------------------------------------ the language model
 
@@ -225,7 +232,7 @@ class Adapter:
         """How many successive pieces make an image: for most families a piece is one.
 
         Args:
-            ids: [S] the token ids of one row, or None when embeddings were given.
+            ids: [S] the token ids of one row; where embeddings were given, numbers that are equal where these are.
             columns: the prompt columns of each piece of the row.
         """
         return [1] * len(columns)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Any
 
-from vlmprune.core.errors import UserError
+from torch import Tensor
+
 from vlmprune.models.base import CLIP, HALF, Normalisation
 from vlmprune.models.patches import PatchAdapter, layer_of_hidden_state
 
@@ -16,15 +17,10 @@ class LlavaAdapter(PatchAdapter):
     tower_rows = True
     interpolates = True
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        tower = self.config.vision_config.model_type
-        if tower not in TOWERS:
-            raise UserError(f"This {self.family} has a {tower!r} vision tower; vlmprune knows {' and '.join(TOWERS)}.")
-        if not isinstance(self.config.vision_feature_layer, int):
-            raise UserError(
-                f"This {self.family} takes features from several encoder layers, which vlmprune does not support."
-            )
+    @classmethod
+    def knows(cls, config: Any) -> bool:
+        """Not another tower (Pixtral's in Pixtral-12B), nor features from several of its layers."""
+        return config.vision_config.model_type in TOWERS and isinstance(config.vision_feature_layer, int)
 
     @property
     def has_cls(self) -> bool:

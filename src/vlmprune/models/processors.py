@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
@@ -30,12 +31,14 @@ class ImageOnlyQwenProcessor(Qwen2_5_VLProcessor):
 
     Args:
         image_processor: a Qwen2-VL image processor.
-        tokenizer: a tokenizer that knows "<|image_pad|>" and "<|video_pad|>".
+        tokenizer: a tokenizer that knows "<|image_pad|>" and "<|video_pad|>", or names others as its image_token and
+            video_token.
         chat_template: a Jinja template, or None for the tokenizer's.
     """
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
-        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token = getattr(tokenizer, "image_token", "<|image_pad|>")
+        self.video_token = getattr(tokenizer, "video_token", "<|video_pad|>")
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
         # Past the parent's own __init__, which insists on a video processor.
@@ -55,6 +58,9 @@ class ImageOnlyQwenProcessor(Qwen2_5_VLProcessor):
 
 class _WithoutVideo(ProcessorMixin):
     """Stands between a family's processor class and `ProcessorMixin`, and leaves the video processor out."""
+
+    # SmolVLM's chat template takes these from it, with or without a video
+    video_processor = SimpleNamespace(num_frames=None, fps=None)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         family: Any = type(self).__mro__[1]
@@ -81,12 +87,17 @@ def load_processor(path: str | Path) -> Any:
     """
     try:
         processor = _without_torchvision(path) or AutoProcessor.from_pretrained(path)
-    except (ImportError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")
-        raise UserError(f'No processor could be loaded from "{path}": {reason}.') from error
+    except Exception as error:  # a damaged file may raise anything
+        raise UserError(f'No processor could be loaded from "{path}": {first_sentence(error)}.') from error
     if not isinstance(processor, ProcessorMixin):
         raise UserError(f'"{path}" has no processor for images and text, only a {type(processor).__name__}.')
     return processor
+
+
+def first_sentence(error: Exception) -> str:
+    """The first sentence of an error, without its full stop; its kind too where that is none that words itself."""
+    said = next(iter(str(error).strip().splitlines()), "").split(". ")[0].rstrip(".")
+    return said if isinstance(error, ImportError | OSError | ValueError) else f"{type(error).__name__} {said}".strip()
 
 
 def _without_torchvision(path: str | Path) -> ProcessorMixin | None:

@@ -13,6 +13,7 @@ from vlmprune.models.llava import LlavaAdapter
 class VideoLlavaAdapter(LlavaAdapter):
     family = "video_llava"
     feature_functions = {"image": "get_image_features", "video": "get_video_features"}
+    renamed = {"pixel_values_images": "pixel_values"}
 
     def encoder_layers(self, modality: str = "image") -> Sequence[nn.Module]:
         tower = self.inner.image_tower if modality == "image" else self.inner.video_tower

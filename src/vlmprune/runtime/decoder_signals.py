@@ -181,7 +181,7 @@ class DecoderReader:
         queries = queries.to(call.query.device)
         visible = seen_keys(self.adapter, segment, call, row, queries, self.layer + ahead)
         query, key = call.query[row : row + 1, :, queries], call.key[row : row + 1, :, : visible.shape[1]]
-        rows = attention_rows(query, key, call.scaling, visible[None], heads, call.softcap)
+        rows = attention_rows(query, key, call.scaling, visible[None], heads, call.softcap, call.sinks)
         return rows[0, ..., start:].to(self.device)
 
 

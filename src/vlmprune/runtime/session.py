@@ -21,7 +21,15 @@ from vlmprune.models import adapter_for
 from vlmprune.runtime.cache import session_closed, session_opened
 from vlmprune.runtime.flow import Prompt, PromptImage
 from vlmprune.runtime.text import TextHooks
-from vlmprune.runtime.vision import ImageTokens, VisionRecord, VisionWrapper, encoder_keys, joined, own_encoding
+from vlmprune.runtime.vision import (
+    ImageTokens,
+    VisionRecord,
+    VisionWrapper,
+    current_names,
+    encoder_keys,
+    joined,
+    own_encoding,
+)
 
 if TYPE_CHECKING:
     from vlmprune.runtime.text_tower import TextTower
@@ -42,7 +50,8 @@ def prune(
     """Prune the visual tokens of an unmodified transformers model inside a `with` block.
 
     Args:
-        model: a vision-language model such as `LlavaForConditionalGeneration`.
+        model: a vision-language model such as `LlavaForConditionalGeneration`, also inside PEFT's or torch.compile's
+            wrapper.
         method: a name (`"hiprune"`), a recipe (`"divprune:0.333 > fastv@2:0.333"`), or such an object.
         keep: share of each image's visual tokens in (0, 1], or a number of tokens an image. A recipe may carry its own.
         positions: "original" keeps the position ids that the kept tokens had, "compact" re-numbers them; by default
@@ -77,8 +86,9 @@ class Session:
         seed: int = 0,
         text_tower: TextTower | None = None,
     ) -> None:
-        self.model, self.recipe = model, recipe
-        self.adapter = adapter_for(model)
+        self.recipe, self.adapter = recipe, adapter_for(model)
+        self.model = self.adapter.model
+        self._called = [self.model] if self.model is model else [self.model, model]  # and what is wrapped around it
         recipe.check(self.adapter.info)
         self._text = TextHooks(self.adapter, recipe, positions, seed)
         self._text.text_tower = text_tower
@@ -137,10 +147,9 @@ class Session:
             wrapper = VisionWrapper(self.adapter, modality, keys, first, self._records.__setitem__)
             wrapper.install()
             self._vision.append(wrapper)
-        self._handles = [
-            self.model.register_forward_pre_hook(self._before_model, with_kwargs=True),
-            self.adapter.inner.register_forward_pre_hook(self._before_inner, with_kwargs=True),
-        ]
+        # PEFT's wrapper calls forward, past the hooks of the model inside
+        self._handles = [m.register_forward_pre_hook(self._before_model, with_kwargs=True) for m in self._called]
+        self._handles.append(self.adapter.inner.register_forward_pre_hook(self._before_inner, with_kwargs=True))
         self._refuse_chunks()
         self._watch_generate_mask()
         self._text.install()
@@ -200,12 +209,14 @@ class Session:
         self._records.clear()
         self._text.read_prompt = None
         tail, self._tail = self._tail, 0
+        kwargs = current_names(self.adapter, kwargs)
         encoded = {name: out for name, out in (kwargs.get("mm_encoder_outputs") or {}).items() if out is not None}
         if encoded or any(kwargs.get(name) is not None for name in self.adapter.pixels.values()):
             ids = kwargs.get("input_ids", args[0] if args else None)
-            masks = self._placeholders(ids, kwargs.get("inputs_embeds"))
+            embeds = kwargs.get("inputs_embeds")
+            masks = self._placeholders(ids, embeds)
             blocks = self.adapter.blocks(kwargs)
-            self._text.read_prompt = functools.partial(self._prompt, ids, masks, encoded, tail, blocks)
+            self._text.read_prompt = functools.partial(self._prompt, ids, embeds, masks, encoded, tail, blocks)
         mask = kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2:  # the model may hand the text model another one
             self._text.prompt_mask = mask
@@ -224,6 +235,7 @@ class Session:
     def _prompt(
         self,
         ids: Tensor | None,
+        embeds: Tensor | None,
         masks: dict[str, Tensor],
         encoded: dict[str, Any],
         tail: int,
@@ -241,6 +253,7 @@ class Session:
         if wanted is not None and any(record.shared for record in records.values()):
             raise UserError(f"{wanted} acts before or inside the encoder: pass pixel_values, not encoded images.")
         rows: list[list[PromptImage]] = [[] for _ in next(iter(masks.values()))]
+        names = _numbered(embeds) if ids is None and embeds is not None else ids
         copies = 1
         for modality, record in records.items():
             counts, features = masks[modality].sum(1).tolist(), sum(image.count for image in record.images)
@@ -256,7 +269,7 @@ class Session:
                 if row % copies == 0:  # beams repeat a sample's row, not its images
                     taken = _take(images, count)
                 columns = masks[modality][row].nonzero().squeeze(1).split([image.count for image in taken])
-                rows[row] += self._images(taken, columns, None if ids is None else ids[row])
+                rows[row] += self._images(taken, columns, None if names is None else names[row])
         for row_images in rows:
             row_images.sort(key=lambda image: int(image.columns[0]))
         self._text.vision_seconds = sum(record.seconds for record in records.values() if not record.shared)
@@ -270,6 +283,11 @@ class Session:
             images.append(PromptImage(joined(pieces[part]), torch.cat(list(columns[part]))))
             at += count
         return images
+
+
+def _numbered(embeds: Tensor) -> Tensor:
+    """[B, S] numbers, equal where the embeddings [B, S, D] of a row are: in place of ids, to tell markers apart."""
+    return torch.stack([torch.unique(row, dim=0, return_inverse=True)[1] for row in embeds])
 
 
 def _take(images: Iterator[ImageTokens], count: int) -> list[ImageTokens]:
@@ -313,7 +331,7 @@ def encode_images(
     adapter = adapter_for(model)
     recipes = [_with_any_keep(method) for method in methods]
     keys = encoder_keys(adapter, [r for r in recipes if own_encoding(r) is None])
-    outputs, rest = {}, dict(inputs)
+    outputs, rest = {}, current_names(adapter, inputs)
     for modality, name in adapter.feature_functions.items():
         if rest.get(adapter.pixels[modality]) is None:
             continue

@@ -29,6 +29,7 @@ class AttentionCall:
             attention is told what is padding, not this).
         causal: whether the kernel then hides later keys.
         softcap: c of logits that are capped as c tanh(logit / c), or None.
+        sinks: [H] a logit of each head that takes its share of every row and belongs to no key, or None.
     """
 
     query: Tensor
@@ -37,6 +38,7 @@ class AttentionCall:
     mask: Tensor | None = None
     causal: bool = False
     softcap: float | None = None
+    sinks: Tensor | None = None
 
     def visible(self, start: int, end: int) -> Tensor | None:
         """[B, end - start, S] what these queries see, or None."""
@@ -200,7 +202,9 @@ def _calls(module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: dic
         mask = None
     borders = kwargs.get("cu_seq_lens_q")
     if borders is None:
-        return [AttentionCall(query.detach(), key.detach(), scaling, mask, causal, kwargs.get("softcap"))]
+        softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
+        sinks = None if sinks is None else sinks.detach()
+        return [AttentionCall(query.detach(), key.detach(), scaling, mask, causal, softcap, sinks)]
     # Flash attention takes all images or windows in one call; the other kernels get a call for each.
     lengths = (borders[1:] - borders[:-1]).tolist()
     pieces = zip(query.detach().split(lengths, dim=2), key.detach().split(lengths, dim=2), strict=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -201,7 +201,7 @@ class VisionWrapper:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             bound = inspect.signature(self.original).bind(*args, **kwargs).arguments
             call = {**{name: value for name, value in bound.items() if name != "kwargs"}, **bound.get("kwargs", {})}
-            return self.run(call)
+            return self.run(current_names(self.adapter, call))
 
         setattr(self.adapter.inner, self.name, wrapper)
 
@@ -319,6 +319,13 @@ class VisionWrapper:
 
 
 _RUNNING: set[int] = set()  # id of every multimodal model that is encoding
+
+
+def current_names(adapter: Adapter, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs under the names that the model gives them now; an older name's nothing does not hide what is there."""
+    found = {name: value for name, value in inputs.items() if name not in adapter.renamed}
+    older = {name: inputs[old] for old, name in adapter.renamed.items() if inputs.get(old) is not None}
+    return {**found, **older}
 
 
 def _spread(record: VisionRecord, places: Sequence[Slots], output: Any) -> None:

@@ -8,7 +8,22 @@ from torch import Tensor
 CHUNK_ELEMENTS = 1 << 20  # 4 MiB of float32 logits at a time
 
 
-def _softmax(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, softcap: float | None = None) -> Tensor:
+def softmax_with_sinks(logits: Tensor, sinks: Tensor | None) -> Tensor:
+    """Softmax over logits [..., Hkv, G, R, S], each head with one of `sinks` [H] beside them that belongs to no key."""
+    if sinks is None:
+        return torch.softmax(logits, dim=-1)
+    apart = sinks.to(logits).view(*logits.shape[-4:-2], 1, 1).expand(*logits.shape[:-1], 1)
+    return torch.softmax(torch.cat([logits, apart], dim=-1), dim=-1)[..., :-1]
+
+
+def _softmax(
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    mask: Tensor | None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """[B, Hkv, G, R, S] float32: heads that share a key stay grouped, so keys are never repeated."""
     grouped = query.float().unflatten(1, (key.shape[1], -1))
     logits = (grouped * scaling) @ key.float().transpose(-1, -2).unsqueeze(2)
@@ -16,7 +31,7 @@ def _softmax(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, so
         logits = softcap * torch.tanh(logits / softcap)
     if mask is not None:
         logits = logits.masked_fill(~mask[:, None, None], float("-inf"))
-    return torch.softmax(logits, dim=-1)
+    return softmax_with_sinks(logits, sinks)
 
 
 def _chunks(query: Tensor, key: Tensor) -> int:
@@ -31,6 +46,7 @@ def attention_rows(
     mask: Tensor | None = None,
     heads: str = "mean",
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Post-softmax rows of chosen queries.
 
@@ -41,6 +57,7 @@ def attention_rows(
         mask: [B, R, S], True where the query sees the key; every query must see one.
         heads: "mean" or "max" over them, or "all".
         softcap: c of logits that are capped as c tanh(logit / c) (Gemma 2).
+        sinks: [H] a logit of each head that takes its share of every row and belongs to no key (gpt-oss).
 
     Returns:
         [B, R, S] float32, or [B, H, R, S] for all heads.
@@ -49,7 +66,7 @@ def attention_rows(
     rows = []
     for i in range(0, query.shape[2], step):
         seen = None if mask is None else mask[:, i : i + step]
-        rows.append(_over_heads(_softmax(query[:, :, i : i + step], key, scaling, seen, softcap), heads))
+        rows.append(_over_heads(_softmax(query[:, :, i : i + step], key, scaling, seen, softcap, sinks), heads))
     return torch.cat(rows, dim=-2)
 
 

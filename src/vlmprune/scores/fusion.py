@@ -8,12 +8,12 @@ only the logits of rows x candidates are formed.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from vlmprune.scores.chunked import CHUNK_ELEMENTS
+from vlmprune.scores.chunked import CHUNK_ELEMENTS, softmax_with_sinks
 
 COLLAPSED = 1e-3  # a denominator that fell below this share of the old one has lost too many digits
 
@@ -29,6 +29,7 @@ class Rows:
         scaling: factor on the logits.
         visible: [R, S], True where the query sees the key.
         softcap: c of logits capped as c tanh(A / c), or None.
+        sinks: [H] a logit of each head that belongs to no key, or None.
     """
 
     query: Tensor
@@ -37,18 +38,18 @@ class Rows:
     scaling: float
     visible: Tensor
     softcap: float | None = None
+    sinks: Tensor | None = None
 
     @property
     def dtype(self) -> torch.dtype:
         return torch.float64 if self.query.dtype == torch.float64 else torch.float32
 
     def part(self, rows: slice | Tensor) -> Rows:
-        return Rows(self.query[:, rows], self.key, self.value, self.scaling, self.visible[rows], self.softcap)
+        return replace(self, query=self.query[:, rows], visible=self.visible[rows])
 
     def among(self, keys: Tensor) -> Rows:
         """The same queries, of these keys alone."""
-        key, value = self.key[:, keys], self.value[:, keys]
-        return Rows(self.query, key, value, self.scaling, self.visible[:, keys], self.softcap)
+        return replace(self, key=self.key[:, keys], value=self.value[:, keys], visible=self.visible[:, keys])
 
     def step(self) -> int:
         """Queries at a time."""
@@ -70,7 +71,8 @@ class Rows:
         """[Hkv, H / Hkv, R], at most `CHUNK_ELEMENTS` logits at a time (never less than one row)."""
         step = self.step()
         pieces = range(0, self.query.shape[1], step)
-        return torch.cat([self.part(slice(i, i + step)).logits().logsumexp(-1) for i in pieces], dim=-1)
+        found = torch.cat([self.part(slice(i, i + step)).logits().logsumexp(-1) for i in pieces], dim=-1)
+        return found if self.sinks is None else torch.logaddexp(found, self.sinks.to(found).view(*found.shape[:2], 1))
 
 
 def fused_attention(
@@ -146,5 +148,5 @@ def _dense(rows: Rows, columns: Tensor, edited: Tensor, chosen: Tensor) -> Tenso
         part, piece = rows.part(slice(i, i + step)), slice(i, i + step)
         logits = part.logits()
         logits[..., columns] = torch.where(chosen[:, :, piece], edited[:, :, piece], logits[..., columns])
-        outputs.append(part.sum(torch.softmax(logits, dim=-1)))
+        outputs.append(part.sum(softmax_with_sinks(logits, part.sinks)))
     return torch.cat(outputs, dim=2)
