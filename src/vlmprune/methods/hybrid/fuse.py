@@ -22,8 +22,8 @@ from vlmprune.methods.vision.divprune import DivPrune
 class Fuse(Fusing):
     """What another method chooses before the LLM, cut inside it: until then attention is drawn to the next best.
 
-    Paper: Hi-Lo Prune (CVPR 2026), whose authors put their Prune-Aware Fusion around DivPrune and CDPruner. A
-    reconstruction, as `hilo` is; see there for the edit of attention.
+    Paper: Hi-Lo Prune (CVPR 2026, https://cvpr.thecvf.com/virtual/2026/poster/40023), whose authors put their
+    Prune-Aware Fusion around DivPrune and CDPruner. A reconstruction, as `hilo` is; see there for the edit of attention.
 
     Formula: R = what the selector keeps under the budget, written with it: `fuse(divprune:0.1)@2`. Candidates F = what
     it would keep besides if it could keep share * n more. All tokens run through layers 0..L-1, F is fused in the last

@@ -29,8 +29,9 @@ SHARES = {"qwen2_vl": 0.6}  # and 0.9 on LLaVA, 0.3 elsewhere
 class HiLo(Fusing, Staged):
     """Diverse in pixels first, diverse in semantics among those; what only the pixels chose is fused before the cut.
 
-    Paper: Hi-Lo Prune: Look at What You'll Lose before Pruning with Hierarchical Token Selection (CVPR 2026). A
-    reconstruction from abstract, supplement and public reading notes: no code is public.
+    Paper: Hi-Lo Prune: Look at What You'll Lose before Pruning with Hierarchical Token Selection (CVPR 2026,
+    https://cvpr.thecvf.com/virtual/2026/poster/40023). A reconstruction from abstract, supplement and public reading
+    notes: no code is public.
 
     Formula: P [n, pixels] the pixels a token covers, V [n, D] projected features, K = keep * n. Coarse: C, the first
     max(K, share * n) of the greedy max-min order by cosine distance of P. Fine: R, the first K of the same order of V
