@@ -122,6 +122,10 @@ class Method:
         """Indices of tokens that `select` of this view gives up, and that fusion makes the others look at first."""
         raise NotImplementedError
 
+    def candidate_count(self, info: ModelInfo, keep: int, n: int) -> int:
+        """How many of an image's `n` tokens `candidates` names at most; for counting operations."""
+        return n - keep
+
     @property
     def inside_encoder(self) -> bool:
         """Whether it merges tokens between attention and MLP of the encoder's layers, by `merging`; first in a recipe.

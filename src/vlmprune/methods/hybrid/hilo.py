@@ -131,11 +131,18 @@ class HiLo(Fusing, Staged):
         ranks[view.slots[coarse[order]]] = torch.arange(view.keep, device=ranks.device)
         return coarse[order], coarse[given_up]
 
+    def coarse_count(self, info: ModelInfo, keep: int, n: int) -> int:
+        """|C|."""
+        usual = 0.9 if info.llava else SHARES.get(info.family, 0.3)
+        part = usual if self.share is None else self.share
+        wanted = part * n if self.alpha is None else self.alpha * keep
+        return min(n, max(keep, round(wanted)))
+
+    def candidate_count(self, info: ModelInfo, keep: int, n: int) -> int:
+        return n - keep if self.act and self.act.number else self.coarse_count(info, keep, n) - keep
+
     def coarse(self, view: ImageView) -> Tensor:
         """C in increasing order, at least as many as are kept."""
-        usual = 0.9 if view.info.llava else SHARES.get(view.info.family, 0.3)
-        part = usual if self.share is None else self.share
-        wanted = part * view.n if self.alpha is None else self.alpha * view.keep
-        count = min(view.n, max(view.keep, round(wanted)))
+        count = self.coarse_count(view.info, view.keep, view.n)
         whole = torch.arange(view.n, device=view.slots.device)
         return whole if count == view.n else ascending(most_diverse(view["pixels"], count))
