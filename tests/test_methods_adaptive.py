@@ -38,6 +38,7 @@ from vlmprune.calibration import Fit, fitprune
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
 from vlmprune.core.recipe import Recipe, Stage
+from vlmprune.core.signals import LayerInput, MlpInput
 from vlmprune.core.view import Grid, ImageView, Merged, ModelInfo, Tokens, TowerRows
 from vlmprune.methods.decoder.autoprune import AutoPrune
 from vlmprune.methods.decoder.autoprune_curve import keep_shares, mutual_information, simulated
@@ -358,6 +359,44 @@ def test_the_curve_meets_its_target_on_average(depth: int, n: int, keep: float, 
         assert abs(got - target) <= 1  # half a token where the curve is flat, and all layers move at once
 
 
+@pytest.mark.parametrize(
+    ("depth", "x0", "middle", "stretch"), [(16, None, 14.9, 2.0), (40, None, 14.9, 1.0), (16, 6.0, 6.0, 1.0)]
+)
+def test_the_curve_falls_at_the_same_share_of_the_depth(
+    depth: int, x0: float | None, middle: float, stretch: float
+) -> None:
+    steepness = 0.3
+    shares = keep_shares(steepness, 100, 250, 576, depth, x0)
+    for layer in (2, depth - 1):
+        falls = [1 + math.exp(steepness * (at * stretch - middle - steepness)) for at in (1, layer)]
+        assert shares[layer - 1] / shares[0] == pytest.approx(falls[0] / falls[1])
+
+
+def read_by_autoprune(info: ModelInfo, n: int = 9) -> ImageView:
+    made = torch.Generator().manual_seed(3)
+    rows, cls, last = torch.rand(4, 5, n, generator=made), torch.rand(n, generator=made), torch.rand(n, generator=made)
+    return ImageView(4, torch.arange(n), None, info, {"text": rows / n, "cls": cls, "last": last})
+
+
+@pytest.mark.parametrize("flash", [False, True])
+@pytest.mark.parametrize("info", [LLAVA, QWEN], ids=["llava", "qwen"])
+def test_the_first_score_of_autoprune(info: ModelInfo, flash: bool) -> None:
+    """Attention to the image, weighted by information, beside the encoder's, whose sum is 1 where there is no CLS."""
+    view, act = read_by_autoprune(info), AutoPrune(flash=flash, lam=0.7).acts(info, 0.3)[0]
+    cls = view["cls"] if info is LLAVA else view["cls"] / view["cls"].sum()
+    relation = view["last"] if flash else view["text"].mean((0, 1))
+    expected = 0.7 * bits(view["text"]) / 5 * relation + cls
+    assert torch.allclose(act.first_score(view), expected, atol=1e-5)  # type: ignore[attr-defined]
+    blind = AutoPrune(flash=True, mi_rows="none").acts(info, 0.3)[0]
+    assert torch.allclose(blind.first_score(view), cls)  # type: ignore[attr-defined]
+
+
+def test_information_of_other_numbers_of_heads_is_that_of_the_authors_32() -> None:
+    view = read_by_autoprune(LLAVA)
+    summed, mean_of_32 = (AutoPrune(mi_reduce=how).information(view) for how in ("sum", "mean"))
+    assert summed == pytest.approx(bits(view["text"]), abs=1e-4) and mean_of_32 == pytest.approx(8 * summed)
+
+
 def test_information_is_none_where_every_word_looks_the_same_way_and_all_where_each_has_its_own() -> None:
     same = torch.full((2, 4, 8), 1 / 8)
     assert mutual_information(same).abs().max() < 1e-3
@@ -570,6 +609,34 @@ def test_topv_keeps_the_budget_and_forgets_no_part_of_the_picture(options: dict[
     assert len(kept) == keep and torch.equal(kept, kept.unique())
     best = TopV(recover=0.0, **options).select(view)
     assert len(set(best.tolist()) & set(kept.tolist())) >= keep - round(0.2 * keep)
+
+
+def test_topv_reads_what_enters_a_layer_and_what_its_mlp_reads_after_layer_two() -> None:
+    assert TopV().needs(LLAVA) == {"source": LayerInput(), "target": MlpInput()}
+    assert TopV().decoder_layer(LLAVA) == 3
+
+
+def test_topv_by_loops() -> None:
+    """The formula, a pair of tokens at a time: two frames of 2 x 3."""
+    view, method = transported(12, 4, Grid(2, 3, 2)), TopV(near=0.7, width=0.3, central=0.2, eps=0.4)
+    source, target = view["source"], view["target"]
+    places = [(f, r, c) for f in range(2) for r in range(2) for c in range(3)]
+    apart = [[float((x - y).norm()) for y in target] for x in source]
+    scale = sum(map(sum, apart)) / 144
+    cost = torch.zeros(12, 12)
+    for i, (f, r, c) in enumerate(places):
+        central = math.hypot(r - 0.5, c - 1) / (math.sqrt(5) / 2)
+        for j, (g, s, d) in enumerate(places):
+            square = ((r - s) ** 2 + (c - d) ** 2) / 5 + ((f - g) / 2) ** 2
+            cost[i, j] = apart[i][j] / scale + 0.7 * (1 - math.exp(-square / (2 * 0.3**2))) + 0.2 * central
+    assert torch.allclose(method.cost(view), cost, atol=1e-5)
+    given = (-cost / 0.4).exp()
+    assert torch.allclose(method.scores(view), (given / given.sum(0)).mean(1), atol=1e-6)
+    for _ in range(method.iterations):
+        given = given / given.sum(1, keepdim=True)
+        given = given / given.sum(0)
+    sharp = replace(method, score="sharpness").scores(view)
+    assert torch.allclose(sharp.exp(), given.amax(1), atol=1e-5)
 
 
 def test_topv_does_not_depend_on_the_order_of_the_tokens() -> None:
