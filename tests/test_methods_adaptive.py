@@ -618,7 +618,7 @@ def test_topv_reads_what_enters_a_layer_and_what_its_mlp_reads_after_layer_two()
 
 def test_topv_by_loops() -> None:
     """The formula, a pair of tokens at a time: two frames of 2 x 3."""
-    view, method = transported(12, 4, Grid(2, 3, 2)), TopV(near=0.7, width=0.3, central=0.2, eps=0.4)
+    view, method = transported(12, 4, Grid(2, 3, 2)), TopV(near=0.1, width=0.3, central=0.2, eps=0.1)
     source, target = view["source"], view["target"]
     places = [(f, r, c) for f in range(2) for r in range(2) for c in range(3)]
     apart = [[float((x - y).norm()) for y in target] for x in source]
@@ -628,9 +628,9 @@ def test_topv_by_loops() -> None:
         central = math.hypot(r - 0.5, c - 1) / (math.sqrt(5) / 2)
         for j, (g, s, d) in enumerate(places):
             square = ((r - s) ** 2 + (c - d) ** 2) / 5 + ((f - g) / 2) ** 2
-            cost[i, j] = apart[i][j] / scale + 0.7 * (1 - math.exp(-square / (2 * 0.3**2))) + 0.2 * central
+            cost[i, j] = apart[i][j] / scale + 0.1 * (1 - math.exp(-square / (2 * 0.3**2))) + 0.2 * central
     assert torch.allclose(method.cost(view), cost, atol=1e-5)
-    given = (-cost / 0.4).exp()
+    given = (-cost / 0.1).exp()
     assert torch.allclose(method.scores(view), (given / given.sum(0)).mean(1), atol=1e-6)
     for _ in range(method.iterations):
         given = given / given.sum(1, keepdim=True)
