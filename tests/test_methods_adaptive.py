@@ -34,7 +34,7 @@ from tiny import FAMILIES
 from torch import Tensor
 
 import vlmprune
-from vlmprune.calibration import Fit, fitprune
+from vlmprune.calibration import Fit, _Log, _Trial, fitprune
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
 from vlmprune.core.recipe import Recipe, Stage
@@ -533,6 +533,7 @@ def test_calibration(family: str, tmp_path: Path) -> None:
     met = [alpha for alpha, share in steps if share <= 0.5]
     missed = [alpha for alpha, share in steps if share > 0.5]
     assert fit.alpha == min(met) and max(missed) < fit.alpha < max(missed) + 0.02
+    assert fit.keep == dict(steps)[fit.alpha]  # the recipe is that of the last alpha that met the budget
     assert "_vlmprune_session" not in model.__dict__
     fit.save(tmp_path / "fit.json")
     assert Fit.load(tmp_path / "fit.json") == fit
@@ -546,6 +547,26 @@ def test_calibration(family: str, tmp_path: Path) -> None:
             for image, kept in enumerate(images):
                 assert len(kept) == max(1, round(share * FAMILIES[family].slots(RAGGED[row][image])))
     assert reports[0].entering == reports[1].entering
+
+
+def test_once_the_budget_is_met_the_remaining_layers_delete_nothing() -> None:
+    log = _Log(depth=5, left=[{1: 0.5, 2: 0.25, 3: 0.1, 4: 0.05}, {1: 0.7, 2: 0.35}])
+    assert log.shares(0.6) == pytest.approx((1.0, 0.6, 0.3, 0.3, 0.3))  # 1 + 0.6 + 3 * 0.3 of 5 * 0.6
+    assert log.shares(0.1) == pytest.approx((1.0, 0.6, 0.3, 0.225, 0.2))
+
+
+def test_a_trial_goes_by_what_its_own_layer_paid_in_the_unpruned_model() -> None:
+    text, own = torch.tensor([[0.4, 0.3, 0.2, 0.1]]), torch.tensor([0.1, 0.4, 0.3, 0.2])
+
+    def kept(alpha: float) -> list[int]:
+        log = _Log(depth=3, totals=[{1: (9.0, 9.0), 2: (1.0, 1.0)}], alpha=alpha)
+        view = ImageView(3, torch.arange(4), None, LLAVA, {"text": text, "visual": own}, total=8)
+        chosen = _Trial(log=log, layer=2).select(view)
+        assert log.left == [{2: len(chosen) / 8}]
+        return chosen.tolist()
+
+    assert kept(0.35) == [0, 1, 2]  # of 3 and 2 by the text, and of 0 and 3 by the image
+    assert kept(1.0) == [1]  # where all may go, the highest product stays
 
 
 @torch.no_grad()
