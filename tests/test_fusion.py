@@ -333,6 +333,22 @@ def test_every_kernel_is_corrected_alike(family: str, kernel: str) -> None:
     assert largest(*answers) < TOLERANCE
 
 
+@pytest.mark.usefixtures("flash")
+def test_flash_attention_is_corrected_within_each_layers_window() -> None:
+    """It is given no mask: what a row sees is put together here. Of layers 1 and 2 the second one slides."""
+    inputs, recipe = inputs_of("gemma3", RAGGED), Recipe((Stage(Cut(layer=3), KEEP),))
+    causal = {name: value for name, value in inputs.items() if name != "token_type_ids"}  # as flash attention does
+    assert [adapter_for(built("gemma3")).layer_kind(layer) for layer in (1, 2, 3)] == [
+        "full_attention", "sliding_attention", "full_attention",
+    ]  # fmt: skip
+    answers = []
+    for attention, given in (("sdpa", causal), (FLASH, inputs)):
+        with torch.no_grad(), vlmprune.prune(built("gemma3", attention), recipe) as session:
+            answers.append(built("gemma3", attention)(**given).logits[:, -1])
+        assert sorted(session.last.fused) == [1, 2]
+    assert largest(*answers) < TOLERANCE
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl", "gemma3", "internvl"])
 def test_batch_beams_caches_and_scored_answers(family: str) -> None:
     model, inputs, recipe = built(family), inputs_of(family, RAGGED), Recipe((Stage(Cut(), KEEP),))

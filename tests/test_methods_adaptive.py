@@ -38,7 +38,7 @@ from vlmprune.calibration import Fit, _Log, _Trial, fitprune
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
 from vlmprune.core.recipe import Recipe, Stage
-from vlmprune.core.signals import LayerInput, MlpInput
+from vlmprune.core.signals import LayerInput, MlpInput, TextQueryAttention, VisualQueryAttention
 from vlmprune.core.view import Grid, ImageView, Merged, ModelInfo, Tokens, TowerRows
 from vlmprune.methods.decoder.autoprune import AutoPrune
 from vlmprune.methods.decoder.autoprune_curve import keep_shares, mutual_information, simulated
@@ -475,6 +475,10 @@ def test_thresholds_take_no_budget_and_come_together() -> None:
 
 
 def test_the_score_needs_both_kinds_of_attention() -> None:
+    assert FitPrune().needs(LLAVA) == {
+        "visual": VisualQueryAttention(heads="max"),
+        "text": TextQueryAttention(heads="max"),
+    }
     visual, text = torch.tensor([0.1, 0.4, 0.2]), torch.tensor([[0.5, 0.0, 0.1], [0.5, 0.0, 0.2]])
     view = ImageView(1, torch.arange(3), None, LLAVA, {"visual": visual, "text": text})
     assert torch.allclose(FitPrune().score(view), torch.tensor([0.1, 0.0, 0.06]))
