@@ -342,9 +342,9 @@ def test_flash_attention_is_corrected_within_each_layers_window() -> None:
         "full_attention", "sliding_attention", "full_attention",
     ]  # fmt: skip
     answers = []
-    for attention, given in (("sdpa", causal), (FLASH, inputs)):
+    for attention, asked in (("sdpa", causal), (FLASH, inputs)):
         with torch.no_grad(), vlmprune.prune(built("gemma3", attention), recipe) as session:
-            answers.append(built("gemma3", attention)(**given).logits[:, -1])
+            answers.append(built("gemma3", attention)(**asked).logits[:, -1])
         assert sorted(session.last.fused) == [1, 2]
     assert largest(*answers) < TOLERANCE
 
