@@ -29,7 +29,6 @@ from vlmprune.core.budget import Keep, check_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import POSITIONS, PixelMethod
 from vlmprune.core.recipe import Recipe, format_method, lacks_budget, recipe
-from vlmprune.methods.hybrid.fusing import Fusing
 from vlmprune.report import write_examples
 
 ALL = "all"
@@ -120,12 +119,7 @@ class Variant:
     def unfused(self) -> Variant | None:
         """The same without Prune-Aware Fusion, where there is any: what fusion does is seen beside it alone."""
         stages = self.recipe.stages if self.recipe is not None else ()
-        plain = tuple(
-            replace(stage, method=replace(method, lambda_=0))
-            if isinstance(method := stage.method, Fusing) and method.lambda_
-            else stage
-            for stage in stages
-        )
+        plain = tuple(replace(stage, method=stage.method.unfused()) for stage in stages)
         return None if plain == stages else _variant(Recipe(plain))
 
     @property

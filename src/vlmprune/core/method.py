@@ -118,6 +118,10 @@ class Method:
         """
         return None
 
+    def unfused(self) -> Method:
+        """The same method without fusion, itself where it has none: benchmarks show both."""
+        return self
+
     def candidates(self, view: ImageView) -> Tensor:
         """Indices of tokens that `select` of this view gives up, and that fusion makes the others look at first."""
         raise NotImplementedError
