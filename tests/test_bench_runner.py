@@ -196,6 +196,17 @@ def test_recipes_and_lists() -> None:
     assert sum(method == "fastv@2" for method, _ in variants.values()) == 2
 
 
+def test_what_fuses_is_compared_with_itself_without_fusion() -> None:
+    methods = ("hilo", "hilo(lambda_=0.0)", "divprune:0.5 > fuse(divprune:0.2)@2", "divprune")
+    texts = [variant.text for variant in Plan(models=("llava",), methods=methods, keeps=(0.2, 9)).variants()]
+    assert texts[5:] == [
+        *("hilo:0.2", "hilo:9", "hilo(lambda_=0):0.2", "hilo(lambda_=0):9"),
+        *("hilo(lambda_=0.0):0.2", "hilo(lambda_=0.0):9"),
+        *("divprune:0.5 > fuse(divprune:0.2)@2", "divprune:0.5 > fuse(divprune:0.2, lambda_=0)@2"),
+        *("divprune:0.2", "divprune:9"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

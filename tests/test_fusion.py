@@ -32,7 +32,7 @@ from vlmprune.core.view import ImageView, ModelInfo
 from vlmprune.models import adapter_for
 from vlmprune.runtime import taps
 from vlmprune.runtime.oracle import masking_oracle
-from vlmprune.scores.fusion import Rows, fused_attention
+from vlmprune.scores.fusion import Rows, _largest, fused_attention
 
 __all__ = ["flash", "flex"]
 TOLERANCE = 2e-4
@@ -134,6 +134,13 @@ def test_a_given_log_sum_exp_is_used_and_chunks_change_nothing(lse: bool, monkey
     assert largest(whole, again) < 1e-12
 
 
+@pytest.mark.parametrize(("part", "count"), [(0.07, 7), (0.1, 10), (0.101, 11)])
+def test_a_share_of_the_candidates_is_rounded_up_but_not_for_its_last_digit(part: float, count: int) -> None:
+    keys = torch.arange(100.0, 0.0, -1.0)[None, :, None]
+    rows = Rows(torch.ones(1, 1, 1), keys, torch.zeros(1, 100, 1), 0.01, torch.ones(1, 100, dtype=torch.bool))
+    assert int(_largest(rows.logits(), [100], part).sum()) == count
+
+
 @pytest.mark.parametrize("factor", [-3.0, -30.0])
 def test_a_row_whose_lowered_logits_held_all_of_it(factor: float) -> None:
     """Negative logits fall: where they held nearly all of a row, old minus new is 0 / 0 in float32."""
@@ -143,6 +150,16 @@ def test_a_row_whose_lowered_logits_held_all_of_it(factor: float) -> None:
     groups, fusion = [torch.arange(1, 4)], Fusion(20.0, 0.05, 1.0)
     fused, raised = fused_attention(dense(rows, groups, NOTHING).float(), rows, groups, **asdict(fusion))
     assert bool(raised.all())
+    assert largest(fused.double(), dense(rows, groups, fusion)) < 1e-5
+
+
+def test_such_a_row_is_found_among_others_in_any_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = torch.tensor([-36.0, -3.0, -3.0, -3.0])[None, :, None]
+    query = torch.tensor([0.1, -0.2, 0.3, 0.2, 1.0, -0.1])[None, :, None]  # the fifth falls
+    rows = Rows(query, keys, torch.randn(1, 4, 3), 1.0, torch.ones(6, 4, dtype=torch.bool))
+    groups, fusion = [torch.arange(1, 4)], Fusion(20.0, 0.05, 1.0)
+    monkeypatch.setattr("vlmprune.scores.fusion.CHUNK_ELEMENTS", 6)  # two rows of three candidates
+    fused, _ = fused_attention(dense(rows, groups, NOTHING).float(), rows, groups, **asdict(fusion))
     assert largest(fused.double(), dense(rows, groups, fusion)) < 1e-5
 
 
@@ -290,6 +307,17 @@ def test_a_model_answers_as_if_its_logits_were_edited(family: str) -> None:
     assert session.last.fused == {} and largest(plain[:, 0], logits[:, 0]) > 20 * TOLERANCE  # it did something
 
 
+def test_a_model_whose_caps_bend_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 2's cap is far above what a tiny model reaches, so that it is lowered here."""
+    for model in {built("paligemma2"), built("paligemma2", "eager")}:
+        for layer in range(4):
+            monkeypatch.setattr(adapter_for(model).decoder_attention(layer), "attn_logit_softcapping", 0.5)
+    inputs, method = inputs_of("paligemma2", RAGGED), Cut()
+    with vlmprune.prune(built("paligemma2"), Recipe((Stage(method, KEEP),))) as session:
+        tokens, logits = generate(built("paligemma2"), inputs)
+    assert largest(logits, reference("paligemma2", inputs, tokens, session.last, [0, 1], method)) < TOLERANCE
+
+
 @pytest.mark.parametrize(("layer", "fused"), [(1, [0]), (3, [1, 2])])
 def test_the_two_layers_before_the_cut_and_no_others(layer: int, fused: list[int]) -> None:
     inputs, method = inputs_of("llava", RAGGED), Cut(layer=layer, threshold_over="candidates")
@@ -310,6 +338,22 @@ def test_every_kernel_is_corrected_alike(family: str, kernel: str) -> None:
         with torch.no_grad(), vlmprune.prune(built(family, attention), recipe) as session:
             answers.append(built(family, attention)(**inputs).logits[:, -1])
         assert sorted(session.last.fused) == [0, 1]
+    assert largest(*answers) < TOLERANCE
+
+
+@pytest.mark.usefixtures("flash")
+def test_flash_attention_is_corrected_within_each_layers_window() -> None:
+    """It is given no mask: what a row sees is put together here. Of layers 1 and 2 the second one slides."""
+    inputs, recipe = inputs_of("gemma3", RAGGED), Recipe((Stage(Cut(layer=3), KEEP),))
+    causal = {name: value for name, value in inputs.items() if name != "token_type_ids"}  # as flash attention does
+    assert [adapter_for(built("gemma3")).layer_kind(layer) for layer in (1, 2, 3)] == [
+        "full_attention", "sliding_attention", "full_attention",
+    ]  # fmt: skip
+    answers = []
+    for attention, asked in (("sdpa", causal), (FLASH, inputs)):
+        with torch.no_grad(), vlmprune.prune(built("gemma3", attention), recipe) as session:
+            answers.append(built("gemma3", attention)(**asked).logits[:, -1])
+        assert sorted(session.last.fused) == [1, 2]
     assert largest(*answers) < TOLERANCE
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,6 +25,8 @@ from vlmprune.methods.hybrid.hilo import HiLo
 from vlmprune.methods.vision.divprune import DivPrune
 from vlmprune.methods.vision.hiprune import HiPrune
 from vlmprune.methods.vision.random import Random
+from vlmprune.models import adapter_for
+from vlmprune.runtime.select import decoder_stages, fused_layers
 
 TOLERANCE = 2e-4
 LLAVA = ModelInfo("llava", encoder_layers=24, decoder_layers=32, has_cls=True)
@@ -141,6 +144,26 @@ def test_cuts_are_nested_in_the_order_of_the_fine_stage() -> None:
         later = seen.part(left, keep, {name: values[left] for name, values in seen.signals.items()})
         assert numbers(left[act.select(later)]) == numbers(order[:keep])
         assert numbers(left[act.candidates(later)]) == numbers(order[keep:before])
+
+
+@pytest.mark.parametrize(
+    ("layers", "fused"), [((1, 2, 3), {0: 1, 1: 2}), ((2, 3), {0: 2, 1: 2, 2: 3}), ((3,), {1: 3, 2: 3})]
+)
+def test_a_layer_before_two_cuts_is_fused_for_the_next(layers: tuple[int, ...], fused: dict[int, int]) -> None:
+    adapter = adapter_for(built("llava"))
+    stages = decoder_stages(adapter, Recipe((Stage(HiLo(layers=layers), 0.2),)))
+    assert fused_layers(adapter, stages) == fused
+
+
+def test_frames_of_one_image_have_plans_of_their_own() -> None:
+    memory: dict[str, Any] = {}
+    for seed, method in ((0, HiLo()), (1, Fuse())):
+        for frame in (seen := view(12, 4, seed), view(12, 4, seed + 5)):
+            part = replace(frame, slots=frame.slots + (0 if frame is seen else 12), memory=memory, total=24)
+            fresh = replace(part, memory={})
+            assert torch.equal(method.select(part), method.select(fresh))
+            assert torch.equal(method.candidates(part), method.candidates(fresh))
+        memory.clear()
 
 
 def test_frames_choose_by_themselves_at_every_cut() -> None:

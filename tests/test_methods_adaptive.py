@@ -34,10 +34,11 @@ from tiny import FAMILIES
 from torch import Tensor
 
 import vlmprune
-from vlmprune.calibration import Fit, fitprune
+from vlmprune.calibration import Fit, _Log, _Trial, fitprune
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
 from vlmprune.core.recipe import Recipe, Stage
+from vlmprune.core.signals import LayerInput, MlpInput, TextQueryAttention, VisualQueryAttention
 from vlmprune.core.view import Grid, ImageView, Merged, ModelInfo, Tokens, TowerRows
 from vlmprune.methods.decoder.autoprune import AutoPrune
 from vlmprune.methods.decoder.autoprune_curve import keep_shares, mutual_information, simulated
@@ -367,6 +368,44 @@ def test_a_curve_that_misses_its_target_by_one_token_is_scaled(depth: int, targe
     assert simulated(shares, first, 576) == depth * target != simulated(base, first, 576)
 
 
+@pytest.mark.parametrize(
+    ("depth", "x0", "middle", "stretch"), [(16, None, 14.9, 2.0), (40, None, 14.9, 1.0), (16, 6.0, 6.0, 1.0)]
+)
+def test_the_curve_falls_at_the_same_share_of_the_depth(
+    depth: int, x0: float | None, middle: float, stretch: float
+) -> None:
+    steepness = 0.3
+    shares = keep_shares(steepness, 100, 250, 576, depth, x0)
+    for layer in (2, depth - 1):
+        falls = [1 + math.exp(steepness * (at * stretch - middle - steepness)) for at in (1, layer)]
+        assert shares[layer - 1] / shares[0] == pytest.approx(falls[0] / falls[1])
+
+
+def read_by_autoprune(info: ModelInfo, n: int = 9) -> ImageView:
+    made = torch.Generator().manual_seed(3)
+    rows, cls, last = torch.rand(4, 5, n, generator=made), torch.rand(n, generator=made), torch.rand(n, generator=made)
+    return ImageView(4, torch.arange(n), None, info, {"text": rows / n, "cls": cls, "last": last})
+
+
+@pytest.mark.parametrize("flash", [False, True])
+@pytest.mark.parametrize("info", [LLAVA, QWEN], ids=["llava", "qwen"])
+def test_the_first_score_of_autoprune(info: ModelInfo, flash: bool) -> None:
+    """Attention to the image, weighted by information, beside the encoder's, whose sum is 1 where there is no CLS."""
+    view, act = read_by_autoprune(info), AutoPrune(flash=flash, lam=0.7).acts(info, 0.3)[0]
+    cls = view["cls"] if info is LLAVA else view["cls"] / view["cls"].sum()
+    relation = view["last"] if flash else view["text"].mean((0, 1))
+    expected = 0.7 * bits(view["text"]) / 5 * relation + cls
+    assert torch.allclose(act.first_score(view), expected, atol=1e-5)  # type: ignore[attr-defined]
+    blind = AutoPrune(flash=True, mi_rows="none").acts(info, 0.3)[0]
+    assert torch.allclose(blind.first_score(view), cls)  # type: ignore[attr-defined]
+
+
+def test_information_of_other_numbers_of_heads_is_that_of_the_authors_32() -> None:
+    view = read_by_autoprune(LLAVA)
+    summed, mean_of_32 = (AutoPrune(mi_reduce=how).information(view) for how in ("sum", "mean"))
+    assert summed == pytest.approx(bits(view["text"]), abs=1e-4) and mean_of_32 == pytest.approx(8 * summed)
+
+
 def test_information_is_none_where_every_word_looks_the_same_way_and_all_where_each_has_its_own() -> None:
     same = torch.full((2, 4, 8), 1 / 8)
     assert mutual_information(same).abs().max() < 1e-3
@@ -445,6 +484,10 @@ def test_thresholds_take_no_budget_and_come_together() -> None:
 
 
 def test_the_score_needs_both_kinds_of_attention() -> None:
+    assert FitPrune().needs(LLAVA) == {
+        "visual": VisualQueryAttention(heads="max"),
+        "text": TextQueryAttention(heads="max"),
+    }
     visual, text = torch.tensor([0.1, 0.4, 0.2]), torch.tensor([[0.5, 0.0, 0.1], [0.5, 0.0, 0.2]])
     view = ImageView(1, torch.arange(3), None, LLAVA, {"visual": visual, "text": text})
     assert torch.allclose(FitPrune().score(view), torch.tensor([0.1, 0.0, 0.06]))
@@ -503,6 +546,7 @@ def test_calibration(family: str, tmp_path: Path) -> None:
     met = [alpha for alpha, share in steps if share <= 0.5]
     missed = [alpha for alpha, share in steps if share > 0.5]
     assert fit.alpha == min(met) and max(missed) < fit.alpha < max(missed) + 0.02
+    assert fit.keep == dict(steps)[fit.alpha]  # the recipe is that of the last alpha that met the budget
     assert "_vlmprune_session" not in model.__dict__
     fit.save(tmp_path / "fit.json")
     assert Fit.load(tmp_path / "fit.json") == fit
@@ -516,6 +560,26 @@ def test_calibration(family: str, tmp_path: Path) -> None:
             for image, kept in enumerate(images):
                 assert len(kept) == max(1, round(share * FAMILIES[family].slots(RAGGED[row][image])))
     assert reports[0].entering == reports[1].entering
+
+
+def test_once_the_budget_is_met_the_remaining_layers_delete_nothing() -> None:
+    log = _Log(depth=5, left=[{1: 0.5, 2: 0.25, 3: 0.1, 4: 0.05}, {1: 0.7, 2: 0.35}])
+    assert log.shares(0.6) == pytest.approx((1.0, 0.6, 0.3, 0.3, 0.3))  # 1 + 0.6 + 3 * 0.3 of 5 * 0.6
+    assert log.shares(0.1) == pytest.approx((1.0, 0.6, 0.3, 0.225, 0.2))
+
+
+def test_a_trial_goes_by_what_its_own_layer_paid_in_the_unpruned_model() -> None:
+    text, own = torch.tensor([[0.4, 0.3, 0.2, 0.1]]), torch.tensor([0.1, 0.4, 0.3, 0.2])
+
+    def kept(alpha: float) -> list[int]:
+        log = _Log(depth=3, totals=[{1: (9.0, 9.0), 2: (1.0, 1.0)}], alpha=alpha)
+        view = ImageView(3, torch.arange(4), None, LLAVA, {"text": text, "visual": own}, total=8)
+        chosen = _Trial(log=log, layer=2).select(view)
+        assert log.left == [{2: len(chosen) / 8}]
+        return chosen.tolist()
+
+    assert kept(0.35) == [0, 1, 2]  # of 3 and 2 by the text, and of 0 and 3 by the image
+    assert kept(1.0) == [1]  # where all may go, the highest product stays
 
 
 @torch.no_grad()
@@ -579,6 +643,34 @@ def test_topv_keeps_the_budget_and_forgets_no_part_of_the_picture(options: dict[
     assert len(kept) == keep and torch.equal(kept, kept.unique())
     best = TopV(recover=0.0, **options).select(view)
     assert len(set(best.tolist()) & set(kept.tolist())) >= keep - round(0.2 * keep)
+
+
+def test_topv_reads_what_enters_a_layer_and_what_its_mlp_reads_after_layer_two() -> None:
+    assert TopV().needs(LLAVA) == {"source": LayerInput(), "target": MlpInput()}
+    assert TopV().decoder_layer(LLAVA) == 3
+
+
+def test_topv_by_loops() -> None:
+    """The formula, a pair of tokens at a time: two frames of 2 x 3."""
+    view, method = transported(12, 4, Grid(2, 3, 2)), TopV(near=0.1, width=0.3, central=0.2, eps=0.1)
+    source, target = view["source"], view["target"]
+    places = [(f, r, c) for f in range(2) for r in range(2) for c in range(3)]
+    apart = [[float((x - y).norm()) for y in target] for x in source]
+    scale = sum(map(sum, apart)) / 144
+    cost = torch.zeros(12, 12)
+    for i, (f, r, c) in enumerate(places):
+        central = math.hypot(r - 0.5, c - 1) / (math.sqrt(5) / 2)
+        for j, (g, s, d) in enumerate(places):
+            square = ((r - s) ** 2 + (c - d) ** 2) / 5 + ((f - g) / 2) ** 2
+            cost[i, j] = apart[i][j] / scale + 0.1 * (1 - math.exp(-square / (2 * 0.3**2))) + 0.2 * central
+    assert torch.allclose(method.cost(view), cost, atol=1e-5)
+    given = (-cost / 0.1).exp()
+    assert torch.allclose(method.scores(view), (given / given.sum(0)).mean(1), atol=1e-6)
+    for _ in range(method.iterations):
+        given = given / given.sum(1, keepdim=True)
+        given = given / given.sum(0)
+    sharp = replace(method, score="sharpness").scores(view)
+    assert torch.allclose(sharp.exp(), given.amax(1), atol=1e-5)
 
 
 def test_topv_does_not_depend_on_the_order_of_the_tokens() -> None:

@@ -231,13 +231,18 @@ def cost(cls: type[Method]) -> tuple[str, str]:
     raise ValueError(f'{cls.name}: the docstring does not say "Time O(...), memory ..."')
 
 
+ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})(v\d)?")
+VENUE = re.compile(r"([A-Z]\w+ \d{4}), (https://[^\s)]+)")  # of a paper that is not on arXiv
+
+
 def linked(text: str) -> str:
-    return re.sub(r"arXiv (\d{4}\.\d{5})(v\d)?", r"[arXiv \1\2](https://arxiv.org/abs/\1\2)", text)
+    return VENUE.sub(r"[\1](\2)", ARXIV.sub(r"[arXiv \1\2](https://arxiv.org/abs/\1\2)", text))
 
 
 def paper_link(cls: type[Method]) -> str:
-    found = re.search(r"arXiv\s+\d{4}\.\d{5}(v\d)?", cls.__doc__ or "")
-    return linked(" ".join(found[0].split())) if found else "none"
+    text = " ".join((cls.__doc__ or "").split())
+    found = ARXIV.search(text) or VENUE.search(text)
+    return linked(found[0]) if found else "none"
 
 
 def own_fields(cls: type[Method]) -> list[Field[Any]]:

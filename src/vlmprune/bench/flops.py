@@ -8,7 +8,9 @@ that enter it):
     projector   2 S projector
     prefill     sum over l of 2 n_l (2 D q + 2 D kv + 3 D M) + 4 q n_l (n_l + 1) / 2, and 2 D vocabulary once
     selection   what the methods declare they need: attention scores 2 d N^2 (or one row of them), a comparison of all
-                tokens with each other 2 n^2 width (an upper bound for methods that compare with a few pivots)
+                tokens with each other 2 n^2 width (an upper bound for methods that compare only some of them); and in
+                each layer whose attention is fused 2 q R (n_l + 2 F): of R queries the log-sum-exp over all keys, and
+                logits and values at F candidates
 
 d, m: width and MLP width of the encoder, g = 3 for a gated MLP and 2 otherwise; D, M: of the decoder (gated);
 q, kv: heads times head width of queries and of keys. Norms, activations, embeddings and the softmax are left out.
@@ -25,7 +27,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from vlmprune.core.recipe import recipe
+from vlmprune.core.fusion import layers_before
+from vlmprune.core.recipe import Stage, recipe
 from vlmprune.core.signals import (
     Alignment,
     ClsAttention,
@@ -236,15 +239,31 @@ def papers_flops(width: int, mlp: int, lengths: Sequence[int], matrices: int = 2
 def _selection_flops(shape: Shape, recipe_text: str, text: int, encoded: int, visual: Sequence[int]) -> float:
     if recipe_text == _VANILLA:
         return 0.0
-    total, present = 0.0, encoded
+    total, present, fused = 0.0, encoded, set[int]()
     for stage in recipe(recipe_text).acts(shape.info):
         layer = stage.method.decoder_layer(shape.info)
         if layer is not None:
             present = visual[layer - 1] if layer else encoded
+            edited = [before for before in layers_before(layer) if before not in fused]
+            total += sum(_stage_fusion(shape, stage, text, visual[before], visual[layer]) for before in edited)
+            fused |= {*edited} if stage.method.fusion(shape.info) else set()
         total += sum(
             _need_flops(shape, need, text, encoded, present) for need in stage.method.needs(shape.info).values()
         )
     return total
+
+
+def _stage_fusion(shape: Shape, stage: Stage, text: int, present: int, kept: int) -> float:
+    """What a stage's fusion costs in a layer that `present` visual tokens enter, of which `kept` will be left."""
+    if stage.method.fusion(shape.info) is None or kept >= present:
+        return 0.0
+    candidates = stage.method.candidate_count(shape.info, kept, present)
+    return fusion_flops(shape.q_width, text + present - candidates, text + present, candidates)
+
+
+def fusion_flops(q_width: int, rows: int, keys: int, candidates: int) -> float:
+    """Operations that correct the attention of `rows` queries at some of their `keys`."""
+    return 2.0 * q_width * rows * keys + 4.0 * q_width * rows * candidates
 
 
 def _need_flops(shape: Shape, need: object, text: int, encoded: int, present: int) -> float:
@@ -262,7 +281,7 @@ def _need_flops(shape: Shape, need: object, text: int, encoded: int, present: in
         return row * text
     if isinstance(need, VisualQueryAttention):
         return row * present
-    if isinstance(need, PromptText | HiddenStates | RotaryGain | Pixels):
+    if isinstance(need, PromptText | RotaryGain):
         return 0.0  # what is compared is counted with the image's side of it
     if isinstance(need, Alignment | EnteredEmbeddings):
         return 2.0 * shape.width * text * present
@@ -272,6 +291,8 @@ def _need_flops(shape: Shape, need: object, text: int, encoded: int, present: in
         EncoderKeys: d // shape.encoder_heads,
         DecoderKeys: shape.kv_width,
         DecoderStates: shape.width,
+        HiddenStates: shape.width,
+        Pixels: shape.patch_inputs * shape.merge,
         LayerInput: shape.width,
         MlpInput: shape.width,
     }[type(need)]  # type: ignore[index]

@@ -1,8 +1,8 @@
 """Runs models x methods x budgets x tasks, and keeps every reply as it comes.
 
 Vanilla goes through the same loop, batches and decoding as the methods. `random` and `downsample` are always in the
-comparison. In these accuracy runs the vision tower is run once a batch and shared by all methods and budgets
-(`bench.timing` shares nothing).
+comparison, and a method that fuses attention is there without its fusion too. In these accuracy runs the vision tower
+is run once a batch and shared by all methods and budgets (`bench.timing` shares nothing).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,10 @@ class Plan:
 
     def variants(self) -> list[Variant]:
         """Vanilla, then the methods at every budget, the baselines first unless they have been given a place."""
-        asked = [variant for text in self.methods for variant in variants_of(text, self.keeps)]
+        asked = []
+        for text in self.methods:
+            own = variants_of(text, self.keeps)
+            asked += [*own, *(plain for variant in own if (plain := variant.unfused) is not None)]
         named = {variant.method for variant in asked}
         missing = [v for name in BASELINES if name not in named for v in variants_of(name, self.keeps)]
         return list(dict.fromkeys([Variant(VANILLA, 1.0, VANILLA), *missing, *asked]))
@@ -114,6 +117,13 @@ class Variant:
     def resizes(self) -> bool:
         """Whether it changes the image before the encoder."""
         return self.recipe is not None and any(isinstance(s.method, PixelMethod) for s in self.recipe.stages)
+
+    @property
+    def unfused(self) -> Variant | None:
+        """The same without Prune-Aware Fusion, where there is any: what fusion does is seen beside it alone."""
+        stages = self.recipe.stages if self.recipe is not None else ()
+        plain = tuple(replace(stage, method=stage.method.unfused()) for stage in stages)
+        return None if plain == stages else _variant(Recipe(plain))
 
     @property
     def encodes(self) -> bool:

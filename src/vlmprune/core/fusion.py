@@ -25,3 +25,8 @@ class Fusion:
     top_share: float = 0.1
     threshold_over: str = "row"
     positive_only: bool = False
+
+
+def layers_before(cut: int) -> range:
+    """The decoder layers in which attention is edited for the cut before layer `cut`: the last two."""
+    return range(max(0, cut - 2), cut)

@@ -129,9 +129,17 @@ class Method:
         """
         return None
 
+    def unfused(self) -> Method:
+        """The same method without fusion, itself where it has none: benchmarks show both."""
+        return self
+
     def candidates(self, view: ImageView) -> Tensor:
         """Indices of tokens that `select` of this view gives up, and that fusion makes the others look at first."""
         raise NotImplementedError
+
+    def candidate_count(self, info: ModelInfo, keep: int, n: int) -> int:
+        """How many of an image's `n` tokens `candidates` names at most; for counting operations."""
+        return n - keep
 
     @property
     def inside_encoder(self) -> bool:

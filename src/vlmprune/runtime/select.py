@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlmprune.core.errors import UserError
+from vlmprune.core.fusion import layers_before
 from vlmprune.core.method import Method, PixelMethod
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.signals import Alignment, DecoderNeed, EncoderNeed, Features, PromptText
@@ -53,8 +54,7 @@ def fused_layers(adapter: Adapter, stages: Mapping[int, Stage]) -> dict[int, int
     for cut in sorted(stages):
         if stages[cut].method.fusion(adapter.info) is None:
             continue
-        before = range(max(0, cut - 2), cut)
-        attending = [layer for layer in before if adapter.layer_kind(layer) != "linear_attention"]
+        attending = [layer for layer in layers_before(cut) if adapter.layer_kind(layer) != "linear_attention"]
         if not attending:
             adapter.decoder_attention(cut - 1)  # says what is missing
         for layer in attending:
@@ -104,8 +104,8 @@ def vision_signals(adapter: Adapter, stage: Stage, image: ImageTokens, text: Ima
         elif isinstance(need, Features | EncoderNeed):
             if bool((now.origin < 0).any()):
                 raise UserError(
-                    f"{stage.method.name} reads the vision encoder, so it cannot follow a method that merges tokens: "
-                    "put it first in the recipe."
+                    f"{stage.method.name} reads what the vision side made of each token, so it cannot follow a method "
+                    "that merges tokens: put it first in the recipe."
                 )
             if isinstance(need, Features):
                 signals[name] = image.features[now.origin].float()

@@ -136,7 +136,7 @@ def _largest(logits: Tensor, sizes: list[int], part: float) -> Tensor:
     """Which logits [..., F] are among the largest of their group, a `part` of it rounded up."""
     largest = torch.zeros_like(logits, dtype=torch.bool)
     for among, mark in zip(logits.split(sizes, -1), largest.split(sizes, -1), strict=True):
-        count = math.ceil(part * among.shape[-1] - 1e-9)  # 0.1 of 70 are 7, not 7.0000001
+        count = math.ceil(part * among.shape[-1] - 1e-9)  # 0.07 of 100 are 7, not 7.000000000000001
         mark.scatter_(-1, among.topk(count, -1).indices, True)
     return largest
 

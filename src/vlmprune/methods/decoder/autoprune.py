@@ -25,7 +25,7 @@ from vlmprune.methods.decoder.autoprune_curve import keep_shares, mutual_informa
 class AutoPrune(Method):
     """Tokens go after every layer along a logistic curve, whose steepness mutual information sets for each prompt.
 
-    Paper: Each Complexity Deserves a Pruning Policy (NeurIPS 2025); `flash` is in section C of its supplement.
+    Paper: AutoPrune: Each Complexity Deserves a Pruning Policy (NeurIPS 2025, arXiv 2509.23931); supplement C: `flash`.
 
     Formula: A_l [H, T, n] = rows of the T text tokens after the image at layer l, r_l [n] their mean over heads and
     rows, I_l = sum over heads of the bits that text tells of image tokens under A_l (`mutual_information`).

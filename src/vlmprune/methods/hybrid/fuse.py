@@ -22,8 +22,9 @@ from vlmprune.methods.vision.divprune import DivPrune
 class Fuse(Fusing):
     """What another method chooses before the LLM, cut inside it: until then attention is drawn to the next best.
 
-    Paper: Hi-Lo Prune (CVPR 2026), whose authors put their Prune-Aware Fusion around DivPrune and CDPruner. A
-    reconstruction, as `hilo` is; see there for the edit of attention.
+    Paper: Hi-Lo Prune (CVPR 2026, https://cvpr.thecvf.com/virtual/2026/poster/40023), whose authors put their
+    Prune-Aware Fusion around DivPrune and CDPruner. A reconstruction, as `hilo` is; see there for the edit of
+    attention.
 
     Formula: R = what the selector keeps under the budget, written with it: `fuse(divprune:0.1)@2`. Candidates F = what
     it would keep besides if it could keep share * n more. All tokens run through layers 0..L-1, F is fused in the last
@@ -94,9 +95,12 @@ class Fuse(Fusing):
     def budget(self, keep: Keep, n: int, total: int) -> int:
         return self.selector.budget(keep, n, total)
 
+    def candidate_count(self, info: ModelInfo, keep: int, n: int) -> int:
+        return min(n - keep, round(self.share * n))
+
     def plan(self, view: ImageView) -> tuple[Tensor, Tensor]:
         kept = self._chosen(view)
-        more = min(view.n, view.keep + round(self.share * view.n))
+        more = view.keep + self.candidate_count(view.info, view.keep, view.n)
         everything = torch.arange(view.n, device=view.slots.device)
         wider = everything if more == view.n else self._chosen(replace(view, keep=more))
         return kept, wider[~torch.isin(wider, kept)]

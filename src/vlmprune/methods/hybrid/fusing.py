@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -52,6 +52,9 @@ class Fusing(Method):
         if self.lambda_ == 0 or self.top_share == 0 or tau >= 1:  # then no logit changes
             return None
         return Fusion(self.lambda_, tau, self.top_share, self.threshold_over, self.positive_only)
+
+    def unfused(self) -> Method:
+        return replace(self, lambda_=0) if self.lambda_ else self
 
     @abstractmethod
     def plan(self, view: ImageView) -> tuple[Tensor, Tensor]:

@@ -29,8 +29,9 @@ SHARES = {"qwen2_vl": 0.6}  # and 0.9 on LLaVA, 0.3 elsewhere
 class HiLo(Fusing, Staged):
     """Diverse in pixels first, diverse in semantics among those; what only the pixels chose is fused before the cut.
 
-    Paper: Hi-Lo Prune: Look at What You'll Lose before Pruning with Hierarchical Token Selection (CVPR 2026). A
-    reconstruction from abstract, supplement and public reading notes: no code is public.
+    Paper: Hi-Lo Prune: Look at What You'll Lose before Pruning with Hierarchical Token Selection (CVPR 2026,
+    https://cvpr.thecvf.com/virtual/2026/poster/40023). A reconstruction from abstract, supplement and public reading
+    notes: no code is public.
 
     Formula: P [n, pixels] the pixels a token covers, V [n, D] projected features, K = keep * n. Coarse: C, the first
     max(K, share * n) of the greedy max-min order by cosine distance of P. Fine: R, the first K of the same order of V
@@ -48,11 +49,6 @@ class HiLo(Fusing, Staged):
         alpha: |C| / K instead.
         coarse_pixels: "raw": in [0, 1]; "normalized": as the encoder gets them.
         ratio: of the tokens left by one cut and by the next.
-        lambda_: strength of fusion; 0 for none.
-        tau: share of a query's attention from which on a candidate is raised.
-        top_share: share of the candidates that may be raised for one query.
-        threshold_over: "row" or "candidates": what tau is a share of.
-        positive_only: raise no negative logits, which the formula lowers.
 
     Ours, where the sources say nothing or leave two readings:
         - The supplement's 60, 30 and 90 % "of candidate tokens" are |C| / n: alpha's tested range of 2 to 9 is 20 to
@@ -125,16 +121,20 @@ class HiLo(Fusing, Staged):
             return order[: view.keep], order[view.keep :]
         coarse = self.coarse(view)
         order = most_diverse(view["features"][coarse], view.keep)
-        given_up = torch.ones_like(coarse, dtype=torch.bool)
-        given_up[order] = False
+        given_up = torch.isin(coarse, coarse[order], invert=True)
         ranks[view.slots[coarse[order]]] = torch.arange(view.keep, device=ranks.device)
         return coarse[order], coarse[given_up]
 
+    def coarse_count(self, info: ModelInfo, keep: int, n: int) -> int:
+        """|C|."""
+        part = self.share if self.share is not None else 0.9 if info.llava else SHARES.get(info.family, 0.3)
+        wanted = part * n if self.alpha is None else self.alpha * keep
+        return min(n, max(keep, round(wanted)))
+
+    def candidate_count(self, info: ModelInfo, keep: int, n: int) -> int:
+        return n - keep if self.act and self.act.number else self.coarse_count(info, keep, n) - keep
+
     def coarse(self, view: ImageView) -> Tensor:
         """C in increasing order, at least as many as are kept."""
-        usual = 0.9 if view.info.llava else SHARES.get(view.info.family, 0.3)
-        part = usual if self.share is None else self.share
-        wanted = part * view.n if self.alpha is None else self.alpha * view.keep
-        count = min(view.n, max(view.keep, round(wanted)))
-        whole = torch.arange(view.n, device=view.slots.device)
-        return whole if count == view.n else ascending(most_diverse(view["pixels"], count))
+        count = self.coarse_count(view.info, view.keep, view.n)
+        return ascending(most_diverse(view["pixels"], count)) if count < view.n else torch.arange(view.n).to(view.slots)

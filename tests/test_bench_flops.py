@@ -1,0 +1,103 @@
+"""Operations: the shares that papers print, and what fusion costs."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from vlmprune.bench.flops import Shape, fusion_flops, papers_flops, run_flops, visual_per_layer
+from vlmprune.methods.decoder.autoprune_curve import keep_shares
+
+SMALL = Shape(
+    family="llava", encoder_layers=3, encoder_width=32, encoder_mlp=48, encoder_gated=False, encoder_heads=4,
+    has_cls=True, window=0, full_layers=3, patch_inputs=768, merge=1, projector=2048, layers=4, width=32, mlp=48,
+    q_width=32, kv_width=16, vocabulary=99,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("target", "steepness", "entering", "shares"),
+    [
+        (192, 0.2, 209.5, (41.9, 44.8)),
+        (128, 0.2, 145.6, (31.9, 35.3)),
+        (64, 0.2, 81.8, (21.9, 25.9)),
+        (192, 0.4, 209.9, (42.0, 45.0)),
+        (64, 0.0, 80.3, (21.7, 25.7)),
+    ],
+)
+def test_autoprune_at_the_papers_budgets(
+    target: int, steepness: float, entering: float, shares: tuple[float, float]
+) -> None:
+    """What enters a layer, and the count with a gated MLP beside 60 and 95 tokens of text.
+
+    The published 42.9, 33.7 and 23.2 % lie between those of the two prompts at the authors' usual steepness.
+    """
+    counts = [576, first := min(int(2.5 * target), 576)]
+    for share in keep_shares(steepness, target, first, 576, 32):
+        kept = min(math.ceil((first - 1) * share), counts[-1])
+        recycled = int(0.3 * (counts[-1] - kept)) + 1
+        counts.append(kept + (recycled // 10 + 1 if kept < counts[-1] else 0))
+    assert abs(sum(counts[1:]) / 32 - target) < 0.5 and abs(sum(counts[:32]) / 32 - entering) < 0.06
+    for text, share in zip((60, 95), shares, strict=True):
+        lengths = [text + count for count in counts[:32]]
+        ours, whole = (papers_flops(4096, 11008, n, matrices=3) for n in (lengths, [text + 576] * 32))
+        assert abs(100 * ours / whole - share) < 0.06
+
+
+@pytest.mark.parametrize(
+    ("kept", "layers", "text", "share"),
+    [
+        ((322, 180, 100), (2, 8, 16), 60, 39.0),
+        ((241, 101, 42), (2, 8, 16), 60, 29.1),
+        ((110, 21, 4), (2, 8, 16), 60, 19.2),
+        ((288, 144, 72), (8, 16, 24), 0, 46.6),
+    ],
+    ids=["192", "128", "64", "as published"],
+)
+def test_pyramiddrop_with_text_and_as_published(
+    kept: tuple[int, ...], layers: tuple[int, ...], text: int, share: float
+) -> None:
+    lengths = [text + tokens for tokens in visual_per_layer(32, 576, list(zip(layers, kept, strict=True)))]
+    ours, whole = (papers_flops(4096, 11008, n, matrices=3) for n in (lengths, [text + 576] * 32))
+    assert abs(100 * ours / whole - share) < 0.06
+
+
+def test_hilo_and_topv_at_the_papers_shares() -> None:
+    """By the count with two matrices: 2.576 to 0.377 T on Qwen3-VL-8B at 10 %, and TopV's 49 %."""
+    n = 418  # of which the unpruned count is 2.576 T
+    whole, cut = (papers_flops(4096, 12288, lengths) for lengths in ([n] * 36, [n] * 2 + [42] * 34))
+    assert abs(whole / 1e12 - 2.576) < 0.01 and abs(cut / whole - 0.377 / 2.576) < 0.003
+    lengths = visual_per_layer(32, 576, [(3, round(0.437 * 576))])
+    assert abs(papers_flops(4096, 11008, lengths) / papers_flops(4096, 11008, [576] * 32) - 0.49) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("n", "correction", "with_sums"),
+    [(576, 0.13, 0.6), (1024, 0.26, 1.1), (2880, 0.81, 3.4), (4096, 1.15, 4.8), (6400, 1.8, 7.3)],
+)
+def test_what_fusion_costs(n: int, correction: float, with_sums: float) -> None:
+    """Percent of the pruned prefill by the count of its authors: 10 % kept, 30 % coarse, 64 text tokens, 32 layers."""
+    kept, keys = round(0.1 * n), n + 64
+    candidates = round(0.3 * n) - kept
+    prefill = papers_flops(4096, 11008, [keys] * 2 + [kept + 64] * 30)
+    sums = fusion_flops(4096, keys - candidates, keys, 0)
+    corrected = fusion_flops(4096, keys - candidates, keys, candidates) - sums
+    assert abs(100 * corrected / prefill - correction) < 0.05  # two layers, a multiplication with its addition as one
+    assert abs(100 * (corrected + fusion_flops(4096, keys, keys, 0)) / prefill - with_sums) < 0.06
+
+
+def test_fusion_is_counted_in_the_layers_that_it_edits() -> None:
+    def selection(recipe: str, *stages: tuple[int, int]) -> float:
+        record = SimpleNamespace(input_tokens=59, visual_before=49, visual_encoded=49, stages=stages)
+        return run_flops(SMALL, recipe, [record]).selection
+
+    q = SMALL.q_width
+    pixels, features = 2 * 768 * 49**2, 2 * SMALL.width * 49**2
+    assert selection("hilo(lambda_=0)@2:0.2", (2, 10)) == pixels + features
+    edited = fusion_flops(q, 59 - 34, 59, 34)  # 0.9 of 49 are 44 coarsely chosen
+    assert selection("hilo@2:0.2", (2, 10)) == pixels + features + 2 * edited
+    assert selection("fuse(divprune:0.2)@1", (1, 10)) == features + fusion_flops(q, 59 - 15, 59, 15)
+    twice = selection("hilo@2,3:0.2", (2, 20), (3, 10)) - selection("hilo(lambda_=0)@2,3:0.2", (2, 20), (3, 10))
+    assert twice == 2 * fusion_flops(q, 59 - 24, 59, 24) + fusion_flops(q, 30 - 10, 30, 10)
