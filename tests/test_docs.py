@@ -229,7 +229,7 @@ def test_a_method_has_the_families_on_which_it_is_tested() -> None:
 def test_every_paper_is_linked() -> None:
     assert methods.paper_link(METHODS["autoprune"]) == "[arXiv 2509.23931](https://arxiv.org/abs/2509.23931)"
     assert methods.paper_link(METHODS["hilo"]).startswith("[CVPR 2026](https://cvpr.thecvf.com/")
-    assert [name for name in BUILT_IN if methods.paper_link(METHODS[name]) == "none"] == ["downsample"]
+    assert [name for name in BUILT_IN if methods.paper_link(METHODS[name]) == "none"] == ["uniform", "downsample"]
 
 
 def test_signals_have_words_and_a_place_on_the_page() -> None:
