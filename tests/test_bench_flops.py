@@ -6,8 +6,20 @@ import math
 from types import SimpleNamespace
 
 import pytest
+import torch
+from test_equivalence import built, inputs_of
+from tiny import FAMILIES, IMAGE
+from torch.utils.flop_counter import FlopCounterMode
 
-from vlmprune.bench.flops import Shape, fusion_flops, papers_flops, run_flops, visual_per_layer
+from vlmprune.bench.flops import (
+    encoder_flops,
+    fusion_flops,
+    papers_flops,
+    prefill_flops,
+    run_flops,
+    visual_per_layer,
+)
+from vlmprune.bench.shapes import TOWERS, Shape, shape_of
 from vlmprune.methods.decoder.autoprune_curve import keep_shares
 
 SMALL = Shape(
@@ -101,3 +113,34 @@ def test_fusion_is_counted_in_the_layers_that_it_edits() -> None:
     assert selection("fuse(divprune:0.2)@1", (1, 10)) == features + fusion_flops(q, 59 - 15, 59, 15)
     twice = selection("hilo@2,3:0.2", (2, 20), (3, 10)) - selection("hilo(lambda_=0)@2,3:0.2", (2, 20), (3, 10))
     assert twice == 2 * fusion_flops(q, 59 - 24, 59, 24) + fusion_flops(q, 30 - 10, 30, 10)
+
+
+def test_what_a_shape_is_known_of() -> None:
+    """Not: experts, recurrent layers, and slots that do not tell the number of tiles or frames (newlines, CLS)."""
+    unknown = {name for name in FAMILIES if shape_of(built(name).config) is None}
+    assert unknown == {
+        *(name for name in FAMILIES if name.startswith(("llava_next", "llava_onevision", "video_llava", "qwen3_5"))),
+        "qwen3_vl_moe",
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "family",
+    # LLaVA's SigLIP has a pooling head that nothing reads
+    [name for name in FAMILIES if name in (*TOWERS, "paligemma2") and name != "llava with SigLIP"],
+)
+def test_the_formula_counts_what_torch_counts(family: str) -> None:
+    """One sample, up to the logits of the first new token; torch counts masked logits too."""
+    model, inputs = built(family, "eager"), inputs_of(family, [[0]])  # in eager attention torch sees every product
+    shape, slots, length = (
+        shape_of(model.config),
+        int((inputs["input_ids"] == IMAGE).sum()),
+        inputs["input_ids"].shape[1],
+    )
+    assert shape is not None
+    with FlopCounterMode(display=False) as counter:
+        model(**inputs, use_cache=False, logits_to_keep=1)
+    ours = encoder_flops(shape, slots) + 2 * slots * shape.projector + prefill_flops(shape, [length] * shape.layers)
+    masked = shape.layers * 2 * shape.q_width * length * (length - 1)
+    assert ours + masked == counter.get_total_flops()

@@ -14,10 +14,11 @@ from tiny_folder import save_clip, save_llava
 
 import vlmprune
 from vlmprune.bench import runner
-from vlmprune.bench.flops import encoder_flops, papers_flops, prefill_flops, shape_of, visual_per_layer
+from vlmprune.bench.flops import encoder_flops, papers_flops, prefill_flops, visual_per_layer
 from vlmprune.bench.load import load_model, weights_digest
 from vlmprune.bench.protocol import PLAIN, protocol_for
 from vlmprune.bench.runner import METHODS, Plan, run_bench, split_methods
+from vlmprune.bench.shapes import shape_of
 from vlmprune.bench.store import Run, Store, load_records, load_results
 from vlmprune.bench.table import build_tables
 from vlmprune.bench.tasks import TASKS, canvas_for

@@ -8,9 +8,9 @@ import torch
 from tiny import FAMILIES
 from tiny_folder import save_llava
 
-from vlmprune.bench.flops import shape_of
 from vlmprune.bench.load import Loaded, load_model
 from vlmprune.bench.protocol import PLAIN
+from vlmprune.bench.shapes import shape_of
 from vlmprune.bench.tasks import TASKS
 from vlmprune.bench.timing import measure
 from vlmprune.core.recipe import recipe

@@ -24,9 +24,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
+from vlmprune.bench.shapes import Shape
 from vlmprune.core.fusion import layers_before
 from vlmprune.core.recipe import Stage, recipe
 from vlmprune.core.signals import (
@@ -50,51 +50,8 @@ from vlmprune.core.signals import (
     TowerFeatures,
     VisualQueryAttention,
 )
-from vlmprune.core.view import ModelInfo
 
 _VANILLA = "vanilla"
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Widths and depths of a model.
-
-    Attributes:
-        family: `config.model_type`.
-        encoder_layers, encoder_width, encoder_mlp: of the vision tower.
-        encoder_gated: whether its MLP has three matrices.
-        encoder_heads: its attention heads.
-        has_cls: whether it has a CLS token.
-        window: encoder tokens a window, 0 without windows.
-        full_layers: encoder layers with attention over the whole image.
-        patch_inputs: numbers in a patch.
-        merge: patches a slot.
-        projector: multiplications of the projector a slot.
-        layers, width, mlp, q_width, kv_width, vocabulary: of the decoder.
-    """
-
-    family: str
-    encoder_layers: int
-    encoder_width: int
-    encoder_mlp: int
-    encoder_gated: bool
-    encoder_heads: int
-    has_cls: bool
-    window: int
-    full_layers: int
-    patch_inputs: int
-    merge: int
-    projector: int
-    layers: int
-    width: int
-    mlp: int
-    q_width: int
-    kv_width: int
-    vocabulary: int
-
-    @property
-    def info(self) -> ModelInfo:
-        return ModelInfo(self.family, self.encoder_layers, self.layers, self.has_cls)
 
 
 class Flops(NamedTuple):
@@ -123,55 +80,6 @@ class Counted(Protocol):
     def visual_encoded(self) -> int: ...
     @property
     def stages(self) -> Sequence[tuple[int, int]]: ...
-
-
-def shape_of(config: Any) -> Shape | None:
-    """The shape of a model from its transformers configuration, None for a family whose tower is not known here."""
-    vision, text = getattr(config, "vision_config", None), getattr(config, "text_config", None)
-    if vision is None or text is None or config.model_type not in ("llava", "qwen2_5_vl"):
-        return None
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    decoder = {
-        "layers": text.num_hidden_layers,
-        "width": text.hidden_size,
-        "mlp": text.intermediate_size,
-        "q_width": head * text.num_attention_heads,
-        "kv_width": head * text.num_key_value_heads,
-        "vocabulary": text.vocab_size,
-    }
-    if config.model_type == "llava":
-        return Shape(
-            family="llava",
-            encoder_layers=vision.num_hidden_layers,
-            encoder_width=vision.hidden_size,
-            encoder_mlp=vision.intermediate_size,
-            encoder_gated=False,
-            encoder_heads=vision.num_attention_heads,
-            has_cls=vision.model_type == "clip_vision_model",
-            window=0,
-            full_layers=vision.num_hidden_layers,
-            patch_inputs=3 * vision.patch_size**2,
-            merge=1,
-            projector=vision.hidden_size * text.hidden_size + text.hidden_size**2,
-            **decoder,
-        )
-    merge = vision.spatial_merge_size**2
-    merged = vision.hidden_size * merge
-    return Shape(
-        family="qwen2_5_vl",
-        encoder_layers=vision.depth,
-        encoder_width=vision.hidden_size,
-        encoder_mlp=vision.intermediate_size,
-        encoder_gated=True,
-        encoder_heads=vision.num_heads,
-        has_cls=False,
-        window=(vision.window_size // vision.patch_size) ** 2,
-        full_layers=len(vision.fullatt_block_indexes),
-        patch_inputs=3 * vision.temporal_patch_size * vision.patch_size**2,
-        merge=merge,
-        projector=merged**2 + merged * text.hidden_size,
-        **decoder,
-    )
 
 
 def run_flops(shape: Shape, recipe_text: str, records: Iterable[Counted]) -> Flops:
@@ -214,9 +122,12 @@ def visual_per_layer(layers: int, encoded: int, stages: Sequence[tuple[int, int]
 
 
 def encoder_flops(shape: Shape, slots: int) -> float:
-    """Operations of the vision tower for an image of `slots` slots."""
+    """Operations of the vision tower for an image of `slots` slots, tile by tile where it is cut into tiles."""
+    if shape.tile and slots > shape.tile:
+        whole, rest = divmod(slots, shape.tile)
+        return whole * encoder_flops(shape, shape.tile) + encoder_flops(shape, rest)
     patches = slots * shape.merge
-    n, d = patches + shape.has_cls, shape.encoder_width
+    n, d = patches + shape.has_cls * (slots > 0), shape.encoder_width
     linear = 2.0 * n * (4 * d * d + (3 if shape.encoder_gated else 2) * d * shape.encoder_mlp)
     windowed = shape.encoder_layers - shape.full_layers
     pairs = shape.full_layers * n * n + windowed * n * min(n, shape.window or n)

@@ -19,10 +19,10 @@ import torch
 
 import vlmprune
 from vlmprune.assets import embedded_names
-from vlmprune.bench.flops import shape_of
 from vlmprune.bench.load import Loaded, find_model, library_versions, load_model, machine
 from vlmprune.bench.protocol import generation_kwargs, protocol_for
 from vlmprune.bench.score import judge
+from vlmprune.bench.shapes import shape_of
 from vlmprune.bench.store import VANILLA, Record, Run, Store
 from vlmprune.bench.tasks import TASKS, Sample, Task, canvas_for, digest, get_task
 from vlmprune.core.budget import Keep, check_keep

@@ -90,7 +90,7 @@ class Result(Run):
 
     Attributes:
         dimension, metric, chance: of the task; chance in percent of the primary metric.
-        shape: widths and depths of the model, for FLOPs (`bench.flops.Shape` as a dict), or None.
+        shape: widths and depths of the model, for FLOPs (`bench.shapes.Shape` as a dict), or None.
         made: device, Python and git commit it was computed with. Tables do not read it.
         text: what a text-guided method compared the image with (`RunReport.text`).
         records_path: the samples' file.

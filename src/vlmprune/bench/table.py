@@ -13,8 +13,9 @@ from statistics import fmean
 
 import numpy as np
 
-from vlmprune.bench.flops import Flops, Shape, run_flops
+from vlmprune.bench.flops import Flops, run_flops
 from vlmprune.bench.score import METRICS, accuracy_by_category, unparsed_share
+from vlmprune.bench.shapes import Shape
 from vlmprune.bench.stats import Estimate, difference, estimate
 from vlmprune.bench.store import Record, Result, load_records, load_results
 from vlmprune.core.budget import Keep

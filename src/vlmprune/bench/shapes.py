@@ -1,0 +1,178 @@
+"""Widths and depths of a model, from its configuration: what operations are counted by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vlmprune.core.view import ModelInfo
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Widths and depths of a model.
+
+    Attributes:
+        family: `config.model_type`.
+        encoder_layers, encoder_width, encoder_mlp: of the vision tower.
+        encoder_gated: whether its MLP has three matrices.
+        encoder_heads: its attention heads.
+        has_cls: whether it has a CLS token.
+        window: encoder tokens a window, 0 without windows.
+        full_layers: encoder layers with attention over the whole image.
+        patch_inputs: numbers in a patch.
+        merge: patches a slot.
+        projector: multiplications of the projector (and of deepstack's) a slot.
+        layers, width, mlp, q_width, kv_width, vocabulary: of the decoder.
+        tile: slots of a picture that the tower sees by itself, 0 where it sees all of an image at once.
+    """
+
+    family: str
+    encoder_layers: int
+    encoder_width: int
+    encoder_mlp: int
+    encoder_gated: bool
+    encoder_heads: int
+    has_cls: bool
+    window: int
+    full_layers: int
+    patch_inputs: int
+    merge: int
+    projector: int
+    layers: int
+    width: int
+    mlp: int
+    q_width: int
+    kv_width: int
+    vocabulary: int
+    tile: int = 0
+
+    @property
+    def info(self) -> ModelInfo:
+        return ModelInfo(self.family, self.encoder_layers, self.layers, self.has_cls)
+
+
+def shape_of(config: Any) -> Shape | None:
+    """The shape of a model from its transformers configuration, or None.
+
+    None for families whose towers or decoders are not of the one kind that is counted: mixtures of experts, recurrent
+    layers, and tiles that lose their padding behind the tower, so that the slots do not tell how many there were.
+    """
+    tower = TOWERS.get(config.model_type)
+    if tower is None:
+        return None
+    text = config.get_text_config()
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return Shape(
+        family=config.model_type,
+        **tower(config, config.vision_config, text.hidden_size),
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        mlp=text.intermediate_size,
+        q_width=head * text.num_attention_heads,
+        kv_width=head * text.num_key_value_heads,
+        vocabulary=text.vocab_size,
+    )
+
+
+Tower = dict[str, Any]
+
+
+def _side(size: int | list[int] | tuple[int, ...]) -> int:
+    return size if isinstance(size, int) else size[0]
+
+
+def _vit(vision: Any, merge: int, projector: int, tile: int, cls: bool = False) -> Tower:
+    """A CLIP or SigLIP tower, and others like them."""
+    return {
+        "encoder_layers": vision.num_hidden_layers,
+        "encoder_width": vision.hidden_size,
+        "encoder_mlp": vision.intermediate_size,
+        "encoder_gated": False,
+        "encoder_heads": vision.num_attention_heads,
+        "has_cls": cls,
+        "window": 0,
+        "full_layers": vision.num_hidden_layers,
+        "patch_inputs": 3 * _side(vision.patch_size) ** 2,
+        "merge": merge,
+        "projector": projector,
+        "tile": tile,
+    }
+
+
+def _patches(vision: Any) -> int:
+    """Of a picture of the tower's own size."""
+    return (_side(vision.image_size) // _side(vision.patch_size)) ** 2
+
+
+def _llava(config: Any, vision: Any, width: int) -> Tower:
+    cls = vision.model_type == "clip_vision_model"
+    return _vit(vision, merge=1, projector=vision.hidden_size * width + width**2, tile=0, cls=cls)
+
+
+def _paligemma(config: Any, vision: Any, width: int) -> Tower:
+    return _vit(vision, merge=1, projector=vision.hidden_size * width, tile=_patches(vision))
+
+
+def _gemma3(config: Any, vision: Any, width: int) -> Tower:
+    slots = config.mm_tokens_per_image
+    return _vit(vision, merge=_patches(vision) // slots, projector=vision.hidden_size * width, tile=slots)
+
+
+def _internvl(config: Any, vision: Any, width: int) -> Tower:
+    merge = round(1 / config.downsample_ratio) ** 2
+    projector = vision.hidden_size * merge * width + width**2
+    return _vit(vision, merge=merge, projector=projector, tile=_patches(vision) // merge, cls=True)
+
+
+def _idefics3(config: Any, vision: Any, width: int) -> Tower:
+    merge = config.scale_factor**2
+    projector = vision.hidden_size * merge * width
+    return _vit(vision, merge=merge, projector=projector, tile=_patches(vision) // merge)
+
+
+def _qwen(vision: Any, width: int, mlp: int, gated: bool, out: int, deepstack: int = 0) -> Tower:
+    merge = vision.spatial_merge_size**2
+    merged = width * merge
+    return {
+        "encoder_layers": vision.depth,
+        "encoder_width": width,
+        "encoder_mlp": mlp,
+        "encoder_gated": gated,
+        "encoder_heads": vision.num_heads,
+        "has_cls": False,
+        "window": 0,
+        "full_layers": vision.depth,
+        "patch_inputs": 3 * vision.temporal_patch_size * vision.patch_size**2,
+        "merge": merge,
+        "projector": (1 + deepstack) * (merged**2 + merged * out),
+    }
+
+
+def _qwen2_vl(config: Any, vision: Any, width: int) -> Tower:
+    return _qwen(vision, vision.embed_dim, int(vision.embed_dim * vision.mlp_ratio), gated=False, out=width)
+
+
+def _qwen2_5_vl(config: Any, vision: Any, width: int) -> Tower:
+    tower = _qwen(vision, vision.hidden_size, vision.intermediate_size, gated=True, out=width)
+    window = (vision.window_size // vision.patch_size) ** 2
+    return {**tower, "window": window, "full_layers": len(vision.fullatt_block_indexes)}
+
+
+def _qwen3_vl(config: Any, vision: Any, width: int) -> Tower:
+    deepstack = len(vision.deepstack_visual_indexes)
+    return _qwen(vision, vision.hidden_size, vision.intermediate_size, gated=False, out=width, deepstack=deepstack)
+
+
+TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
+    "llava": _llava,
+    "paligemma": _paligemma,
+    "gemma3": _gemma3,
+    "internvl": _internvl,
+    "smolvlm": _idefics3,
+    "idefics3": _idefics3,
+    "qwen2_vl": _qwen2_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+}
