@@ -22,6 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("bench --model /nowhere/model", "There is no model"),
         ("bench --methods fastw", "did you mean 'fastv'"),
         ("bench --methods fastv(layers=3)", "fastv has no option 'layers'"),
+        ("bench --methods ,", "names no method"),
         ("bench --tasks synth-pop", "did you mean 'synth-pope'"),
         ("bench --tasks ,", "names nothing"),
         ("bench --keep 0", "keep=0 is not a budget"),

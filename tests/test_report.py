@@ -349,7 +349,8 @@ def test_a_folder_without_results(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "text"),
-    [("runs/*/*/*.json", "{"), ("runs/*/*/*.json", '{"schema": 1}'), ("runs/*/*/*.jsonl", "{}\n"), ("comp*.json", "{")],
+    [("runs/*/*/*.json", "{"), ("runs/*/*/*.json", '{"schema": 1}'), ("runs/*/*/*.jsonl", "{}\n"), ("comp*.json", "{")]
+    + [("comp*.json", text) for text in ("[]", "{}", '{"methods": [], "settings": 3}')],
 )
 def test_broken_results_are_named(pattern: str, text: str, tmp_path: Path) -> None:
     small(tmp_path)

@@ -18,6 +18,7 @@ from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProce
 from transformers.utils import cached_file, is_torchvision_available
 
 from vlmprune.core.errors import UserError
+from vlmprune.models.weights import first_sentence
 
 _QWEN_TYPES = ("qwen2_vl", "qwen2_5_vl")
 
@@ -82,8 +83,7 @@ def load_processor(path: str | Path) -> Any:
     try:
         processor = _without_torchvision(path) or AutoProcessor.from_pretrained(path)
     except (ImportError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")
-        raise UserError(f'No processor could be loaded from "{path}": {reason}.') from error
+        raise UserError(f'No processor could be loaded from "{path}": {first_sentence(error)}') from error
     if not isinstance(processor, ProcessorMixin):
         raise UserError(f'"{path}" has no processor for images and text, only a {type(processor).__name__}.')
     return processor
