@@ -26,6 +26,7 @@ from vlmprune.bench.store import Run, Store, load_records, load_results
 from vlmprune.bench.table import build_tables
 from vlmprune.bench.tasks import TASKS
 from vlmprune.core.errors import UserError
+from vlmprune.report import build
 
 SMALL = {"methods": ("random", "fastv"), "keeps": (0.5, 5), "tasks": ("synth-mme", "synth-choice"), "limit": 10}
 
@@ -261,6 +262,15 @@ def test_folders_with_broken_weights(folder: str, tmp_path: Path) -> None:
     assert "no file named model.safetensors" in complaint()
     LlamaConfig().save_pretrained(broken)
     assert "is a llama model" in complaint()
+
+
+def test_it_is_said_what_text_guided_methods_read(folder: str, tmp_path: Path) -> None:
+    plan = small_plan(folder, methods=("trim", "divprune"), keeps=(0.5,), tasks=("synth-choice",), limit=2)
+    run_bench(plan, tmp_path)
+    (table,) = build_tables(tmp_path)
+    said = "Compared the image with the question by instruction embeddings: trim."
+    assert said in table.notes()
+    assert said[1:] in next(path for path in build(tmp_path) if path.name == "summary.md").read_text()
 
 
 def test_a_processor_without_a_chat_template(folder: str, tmp_path: Path) -> None:

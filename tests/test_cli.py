@@ -101,4 +101,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"vlmprune {vlmprune.__version__}\n"
     assert cli.main(["bench", "--help"]) == 0
-    assert "--keep" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    defaults = [*map(str, runner.KEEPS), str(runner.LIMIT), str(runner.FULL), str(runner.BATCH_SIZE)]
+    assert "--keep" in shown and all(default in shown for default in defaults)
+    assert len(runner.METHODS) == 8, "the help says eight"

@@ -363,4 +363,5 @@ def _counts(session: Any, sample: int, visual: int, resizes: bool) -> dict[str, 
         "visual_kept": after,
         "visual_entering": round(float(last.entering[sample]), 4),
         "stages": tuple(stages),
+        "text": last.text,
     }

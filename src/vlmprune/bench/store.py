@@ -121,6 +121,7 @@ class Record:
         visual_kept: after the last cut.
         visual_entering: visual tokens entering a decoder layer, mean over the layers.
         stages: (decoder layer, visual tokens after it) of each cut, layer 0 before the LLM.
+        text: what a text-guided method compared the image with (`RunReport.text`).
     """
 
     id: str
@@ -139,6 +140,7 @@ class Record:
     visual_kept: int
     visual_entering: float
     stages: tuple[tuple[int, int], ...] = ()
+    text: str | None = None
 
 
 class Store:

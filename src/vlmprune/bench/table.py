@@ -6,6 +6,7 @@ is no way to give a baseline by hand.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +73,7 @@ class Row:
         tokens_before, tokens_kept, tokens_entering: visual tokens a sample, mean over all samples: of the full image,
             after the last cut, entering a decoder layer.
         flops: mean per sample up to the first new token, or None where the model's shape is not known.
+        text: what a text-guided method compared the images with ("CLIP text tower", "instruction embeddings").
         abs_mean: mean of the primary metrics over the table's averaged tasks; None unless all of them were run.
         rel_mean: mean over the same tasks of the ratios to vanilla; None as well.
     """
@@ -86,6 +88,7 @@ class Row:
     flops: Flops | None
     abs_mean: float | None
     rel_mean: float | None
+    text: str | None = None
 
     @property
     def is_vanilla(self) -> bool:
@@ -116,6 +119,7 @@ class Table:
         if self.left_out:
             reasons = "; ".join(f"{task} ({why})" for task, why in self.left_out.items())
             said.append(f"Left out of the averages: {reasons}.")
+        said += self.guides()
         cells = [(cell, row.recipe, task) for row in self.rows for task, cell in row.cells.items()]
         many = [(cell.unparsed, recipe, task) for cell, recipe, task in cells if cell.vague]
         if many:
@@ -133,6 +137,17 @@ class Table:
         if better:
             said.append(f"More than {TOO_GOOD:g} % of the unpruned value, so look twice: {', '.join(better)}.")
         return said
+
+    def guides(self) -> list[str]:
+        """What the text-guided methods compared the images with, a sentence for each such thing."""
+        methods: dict[str, list[str]] = {}
+        for row in self.rows:
+            if row.text:
+                methods.setdefault(row.text, []).append(row.method)
+        return [
+            f"Compared the image with the question by {text}: {', '.join(dict.fromkeys(names))}."
+            for text, names in methods.items()
+        ]
 
 
 def build_tables(folder: str | Path) -> list[Table]:
@@ -192,6 +207,8 @@ def _why_left_out(
         return "the unpruned model has not been run"
     base = vanilla[task]
     value, chance = cells[(base.recipe, base.positions)][task].value.value, base.chance
+    if math.isnan(value):  # F1 of questions whose right answer is never yes
+        return f"{base.metric} has no value on these questions"
     if value - chance < NEAR_CHANCE:
         return f"unpruned {value:.1f}, chance {chance:.1f}"
     return None
@@ -214,4 +231,5 @@ def _row(cells: dict[str, Cell], records: dict[str, list[Record]], averaged: Seq
         flops=run_flops(Shape(**first.shape), first.recipe, samples) if first.shape else None,
         abs_mean=float(np.mean([cells[task].value.value for task in averaged])) if complete else None,
         rel_mean=float(np.mean(known)) if complete and len(known) == len(averaged) else None,
+        text=next((record.text for record in samples if record.text), None),
     )

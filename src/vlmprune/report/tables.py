@@ -107,6 +107,7 @@ def notes(tables: Sequence[Table]) -> list[str]:
         for table in tables
         for task, why in table.left_out.items()
     ]
+    said += [f"{table.model}: {guide[:1].lower()}{guide[1:]}" for table in tables for guide in table.guides()]
     used = {sign for cell in _cells(tables) for sign in flags(cell)}
     return said + [f"{sign} {meaning}." for sign, meaning in FLAGS.items() if sign in used]
 
