@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,23 @@ def test_nothing_is_cut_off(folder: Path, width: int, terminal: bool) -> None:
 def test_intervals_where_there_is_room(folder: Path) -> None:
     assert "±" in shown(folder, 160, True) and "±" in shown(folder, 80, False)
     assert "±" not in shown(folder, 80, True)
+
+
+def test_one_budget_needs_one_rule(tmp_path: Path) -> None:
+    fill(tmp_path, models=["llava"], keeps=[0.222], tasks=["synth-ocr"])
+    lines = shown(tmp_path, 160, True).splitlines()
+    assert [line.startswith("├") for line in lines].count(True) == 1
+
+
+def test_an_undefined_metric_does_not_spoil_the_averages(tmp_path: Path) -> None:
+    fill(tmp_path, models=["llava"], methods=["random"], keeps=[0.222], tasks=["synth-ocr", "synth-pope"])
+    for path in tmp_path.glob("runs/*/synth-pope/*.jsonl"):  # no object that was asked for is there, and all say so
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps({**line, "answers": ["no"], "output": "no"}) + "\n" for line in lines))
+    text = shown(tmp_path, 160, True)
+    assert "nan" not in text and "F1 has no value on these questions" in text
+    (table,) = build_tables(tmp_path)
+    assert table.averaged == ("synth-ocr",) and all(row.rel_mean is not None for row in table.rows)
 
 
 def test_progress_in_a_log_file_is_a_line_a_task() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_folder import save_clip, save_llava
+from transformers import LlamaConfig
 
 import vlmprune
 from vlmprune.bench import runner
@@ -189,6 +193,7 @@ def test_recipes_and_lists() -> None:
     assert split_methods("random,random@2 , divprune(space=tower)") == ("random", "random@2", "divprune(space=tower)")
     assert split_methods("a@8,16,24:0.5,b(x=1, y=2)") == ("a@8,16,24:0.5", "b(x=1, y=2)")
     assert {"random@2", "divprune", "cdpruner"} < set(split_methods("all"))
+    assert split_methods("all, visionzip-64")[:-1] == split_methods("all")
     chain = "divprune:0.5 > fastv@2:0.5"
     plan = Plan(models=("llava",), methods=(chain, "fastv:0.1", "fastv"), keeps=(0.1, 0.2))
     variants = {v.text: (v.method, v.keep) for v in plan.variants()}
@@ -239,6 +244,46 @@ def test_a_model_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
     with pytest.raises(UserError, match="hub cannot be reached"):
         load_model("someone/something")
+
+
+def test_folders_with_broken_weights(folder: str, tmp_path: Path) -> None:
+    broken = tmp_path / "model"
+    shutil.copytree(folder, broken)
+    weights, config = broken / "model.safetensors", broken / "config.json"
+    whole, settings = weights.read_bytes(), config.read_text()
+
+    def complaint() -> str:
+        with pytest.raises(UserError) as caught:
+            load_model(str(broken), "cpu")
+        assert "\n" not in str(caught.value) and str(broken) in str(caught.value)
+        return str(caught.value)
+
+    for content in (whole[: len(whole) // 2], b"garbage" * 100, b""):  # cut off in the download, or no such file at all
+        weights.write_bytes(content)
+        assert "is broken" in complaint()
+    tensors = load_file(Path(folder) / "model.safetensors")
+    name = next(name for name in sorted(tensors) if "vision" in name)
+    save_file({key: value for key, value in tensors.items() if key != name}, weights, metadata={"format": "pt"})
+    assert "lack 1 of its tensors, model.vision_tower" in complaint()  # not drawn at random in silence
+    weights.write_bytes(whole)
+    config.write_text(re.sub(r'"vocab_size": (\d+)', lambda found: f'"vocab_size": {int(found[1]) + 8}', settings))
+    assert "do not fit its config.json" in complaint()
+    config.write_text("{")
+    assert "not a valid JSON file" in complaint()
+    weights.unlink()
+    config.write_text(settings)
+    assert "no file named model.safetensors" in complaint()
+    LlamaConfig().save_pretrained(broken)
+    assert "is a llama model" in complaint()
+
+
+def test_a_processor_without_a_chat_template(folder: str, tmp_path: Path) -> None:
+    silent = tmp_path / "model"
+    shutil.copytree(folder, silent, ignore=shutil.ignore_patterns("chat_template*"))
+    for file in silent.glob("*_config.json"):  # where a template may stand as well
+        file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "chat_template"}))
+    with pytest.raises(UserError, match=r"cannot word a chat prompt: .*\.$"):
+        run_bench(small_plan(str(silent)), tmp_path / "results")
 
 
 def test_weights_digest_reads_small_files_whole_and_large_ones_in_pieces(

@@ -22,6 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("bench --model /nowhere/model", "There is no model"),
         ("bench --methods fastw", "did you mean 'fastv'"),
         ("bench --methods fastv(layers=3)", "fastv has no option 'layers'"),
+        ("bench --methods ,", "names no method"),
         ("bench --tasks synth-pop", "did you mean 'synth-pope'"),
         ("bench --tasks ,", "names nothing"),
         ("bench --keep 0", "keep=0 is not a budget"),
@@ -100,4 +101,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"vlmprune {vlmprune.__version__}\n"
     assert cli.main(["bench", "--help"]) == 0
-    assert "--keep" in capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())
+    defaults = [*map(str, runner.KEEPS), str(runner.LIMIT), str(runner.FULL), str(runner.BATCH_SIZE)]
+    assert "--keep" in shown and all(default in shown for default in defaults)
+    assert len(runner.METHODS) == 8, "the help says eight"

@@ -18,7 +18,7 @@ import vlmprune
 from vlmprune.core.errors import UserError
 from vlmprune.core.report import RunReport
 from vlmprune.core.view import Grid, Whole
-from vlmprune.report import draw, draw_run, run_image
+from vlmprune.report import draw, draw_run, overlay, run_image
 from vlmprune.report.overlay import CONTOUR, Window, coarsen, fit, seen_window, sheet
 from vlmprune.report.run import check_picture_path, open_image
 from vlmprune.runtime.vision import cell_slots
@@ -166,6 +166,24 @@ def test_a_panel_for_each_stage_and_a_row_for_each_image() -> None:
     one = draw_run(report((0, [[0], [1]]), grids=grids), images)
     two = draw_run(report((0, [[0, 1], [1, 2]]), (2, [[0], [1]]), grids=grids), images, title="a method")
     assert two.width > 1.8 * one.width and min(one.height, two.height) > 2 * 448
+
+
+def test_many_stages_go_on_below() -> None:
+    stages = [(layer, [[0]]) for layer in range(9)]
+    sheet = draw_run(report(*stages, grids=[Grid(2, 2)]), [noise(448, 448)])
+    assert sheet.width < 4.5 * 448 and sheet.height > 3 * 448
+
+
+def test_merged_tokens_are_not_passed_off_as_patches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(overlay, "sheet", lambda panels, columns, lines: said.extend(lines) or noise(8, 8))
+    question = "What number is on the plate?"
+    Image.new("RGB", (112, 112)).save(tmp_path / "in.png")
+    for method in ("divprune:44", "pool:44", "visionzip:44"):
+        run_image(tmp_path / "in.png", question, method=method, overlay=tmp_path / "out.png")
+    plain, pooled, zipped = (line for line in said if line.startswith("196 visual tokens"))
+    assert "merged" not in plain and pooled.endswith("is drawn where it stands")
+    assert zipped.endswith("is drawn where it stands, 1 of the 44 at no patch")  # VisionZip's CLS token
 
 
 @torch.no_grad()

@@ -188,9 +188,19 @@ def test_plots_are_the_same_every_time_and_carry_no_date(tmp_path: Path) -> None
 
 
 def test_styles_tell_methods_apart() -> None:
-    names = ["random", "random@2", "downsample", *(f"method{k}" for k in range(16))]
+    names = ["random", "random@2", "downsample", *(f"method{k}" for k in range(66))]
     chosen = styles(names)
-    assert len({(style.color, style.marker, style.dash) for style in chosen.values()}) == len(names)
+    assert len({(style.color, style.marker) for style in chosen.values()}) == len(names)
+
+
+@pytest.mark.parametrize("count", [8, 40])
+def test_a_method_stands_near_its_tokens_however_many_there_are(count: int, tmp_path: Path) -> None:
+    names = [f"random@{k}" for k in range(1, count + 1)]
+    (table,) = small(tmp_path, methods=names, keeps=[0.25], tasks=["synth-ocr"])
+    (plot,) = accuracy_figure(table, "kept", styles(names)).axes
+    lines = {line.get_label(): line.get_xdata()[0] for line in plot.get_lines() if line.get_label() in names}
+    assert len(lines) == count and all(abs(x - 49) < 0.05 * 49 for x in lines.values())
+    assert bool(plot.collections) == (count == 8), "so many intervals would hide one another"
 
 
 # ---------------------------------------------------------------- the folder
@@ -332,6 +342,7 @@ def test_an_undefined_metric_is_a_dash(tmp_path: Path) -> None:
         said = [{**line, "answers": ["no"]} for line in lines]
         path.write_text("".join(json.dumps(line) + "\n" for line in said))
     build(tmp_path)
+    assert "synth-pope is left out of the averages (F1 has no value" in (tmp_path / "report/summary.md").read_text()
     assert "| vanilla | 196.0 | 196.0 | – | – | – | – (–) [–, –] |" in (tmp_path / "report" / "summary.md").read_text()
 
 
@@ -349,7 +360,8 @@ def test_a_folder_without_results(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "text"),
-    [("runs/*/*/*.json", "{"), ("runs/*/*/*.json", '{"schema": 1}'), ("runs/*/*/*.jsonl", "{}\n"), ("comp*.json", "{")],
+    [("runs/*/*/*.json", "{"), ("runs/*/*/*.json", '{"schema": 1}'), ("runs/*/*/*.jsonl", "{}\n"), ("comp*.json", "{")]
+    + [("comp*.json", text) for text in ("[]", "{}", '{"methods": [], "settings": 3}')],
 )
 def test_broken_results_are_named(pattern: str, text: str, tmp_path: Path) -> None:
     small(tmp_path)

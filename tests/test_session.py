@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -69,6 +70,24 @@ def test_undone_after_an_exception_in_the_middle_of_a_layer(family: str) -> None
             handle.remove()
     assert same(before, fingerprint(model))
     assert torch.equal(expected[1], generate(model, inputs)[1])
+
+
+@families
+def test_attributes_of_the_models_own_are_put_back(family: str) -> None:
+    model, inputs = built(family), inputs_of(family, RAGGED)
+    inner = adapter_for(model).inner
+    places = [(model, "generate"), (model, "prepare_inputs_for_generation"), (inner, "get_image_features")]
+    own = [functools.wraps(getattr(owner, name))(functools.partial(getattr(owner, name))) for owner, name in places]
+    try:
+        for (owner, name), value in zip(places, own, strict=True):
+            owner.__dict__[name] = value
+        with vlmprune.prune(model, "divprune:0.5") as session:
+            generate(model, inputs)
+        assert session.last.tokens[0][1] < session.last.tokens[0][0]
+        assert all(owner.__dict__[name] is value for (owner, name), value in zip(places, own, strict=True))
+    finally:
+        for owner, name in places:
+            owner.__dict__.pop(name, None)
 
 
 @families
@@ -210,6 +229,7 @@ def test_unsupported_models(model: Any) -> None:
         ({"method": "fastv", "keep": 0.3, "layer": 4}, "cannot act before decoder layer 4"),
         ({"method": "fastv", "keep": 0.3, "layer": 0}, "layer=0"),
         ({"method": "fastv:0.5 > divprune:0.5"}, "order in which they act"),
+        ({"method": "random", "keep": 0.3, "seed": "one"}, "must be a whole number"),
         ({"method": "divprune", "keep": 0.3, "positions": "shuffled"}, "choose from original and compact"),
         ({"method": "hiprune", "keep": 0.3, "beta": 1}, "has no option 'beta'"),
         ({"method": 3, "keep": 0.3}, "is not a method"),
@@ -220,6 +240,14 @@ def test_wrong_arguments(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence) as caught:
         vlmprune.prune(built("llava"), **arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_images_encoded_for_a_single_method() -> None:
+    model, inputs = built("llava"), inputs_of("llava", RAGGED)
+    with vlmprune.prune(model, "divprune:0.5"):
+        expected = generate(model, inputs)
+        again = generate(model, vlmprune.encode_images(model, inputs, "divprune").inputs())
+    assert torch.equal(expected[1], again[1])
 
 
 def test_two_sessions_on_one_model() -> None:

@@ -361,8 +361,12 @@ def test_it_loads_from_a_folder(tmp_path: Path) -> None:
 
 
 def test_what_is_no_clip_model_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^No CLIP model could be loaded from .*[^\n]$"):
+    with pytest.raises(UserError, match=r"^No CLIP model could be loaded from [^\n]*[^.\n]\.$"):
         TextTower.from_pretrained(str(tmp_path / "nowhere"), prompt_tokenizer())
+    clip_model().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(UserError, match="is broken"):
+        TextTower.from_pretrained(str(tmp_path), prompt_tokenizer())
     for config, kind in ((LlamaConfig(), "llama"), (clip_model().config.vision_config, "clip_vision_model")):
         config.save_pretrained(tmp_path)
         with pytest.raises(UserError, match=f" is a {kind} model, not a CLIP model with a text and a vision tower.$"):

@@ -65,15 +65,18 @@ def run(
 def bench(
     model: Annotated[list[str] | None, typer.Option(help="May be repeated; the embedded models without it.")] = None,
     methods: Annotated[
-        str | None, typer.Option(help="Comma-separated; recipes with budgets and presets too; all for every one.")
+        str | None,
+        typer.Option(
+            help="Comma-separated; recipes with budgets and presets too; all for every one; eight without it."
+        ),
     ] = None,
-    keep: Annotated[str | None, typer.Option(help="Comma-separated budgets, as 0.333,0.222,0.111")] = None,
+    keep: Annotated[str | None, typer.Option(help="Comma-separated budgets; 0.333,0.222,0.111 without it.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Comma-separated; all without it.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Questions a task.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="All questions instead of the ten-minute subset.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Questions a task; 192 without it.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="600 questions a task.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of results; the same command continues there.")] = Path("results"),
     seed: Annotated[int, typer.Option(help="For methods that draw random numbers.")] = 0,
-    batch_size: Annotated[int | None, typer.Option(help="Questions a batch.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Questions a batch; 32 without it.")] = None,
     positions: Annotated[str | None, typer.Option(help="original or compact; each method's own without it.")] = None,
     text_tower: Annotated[str | None, typer.Option(help=_TEXT_TOWER)] = None,
 ) -> None:

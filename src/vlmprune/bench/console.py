@@ -13,6 +13,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table as Sheet
 
 from vlmprune.bench.runner import Progress
+from vlmprune.bench.store import VANILLA
 from vlmprune.bench.table import Row, Table
 
 UNBOUND = 240  # columns of a log or a pipe, which has no width to fit
@@ -96,8 +97,9 @@ def _sheet(table: Table, wide: bool) -> Sheet:
     ):
         sheet.add_column(name, justify="right", no_wrap=True)
     previous = None
+    several = len(table.rows) > len({row.method for row in table.rows})
     for row in table.rows:
-        if previous not in (None, row.method):
+        if previous not in (None, row.method) and (several or previous == VANILLA):
             sheet.add_section()
         sheet.add_row(*_line(table, row, previous, wide))
         previous = row.method

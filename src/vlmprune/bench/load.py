@@ -128,25 +128,26 @@ def _find_on_hub(name: str) -> None:
 
 
 def _load_pretrained(path: str, name: str, device: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForImageTextToText
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, AutoModelForImageTextToText
 
     from vlmprune.models.processors import load_processor
+    from vlmprune.models.weights import first_sentence, load_whole
 
     dtype: Any = torch.float32 if device == "cpu" else "auto"
     try:
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+        config = AutoConfig.from_pretrained(path)
+        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            raise UserError(
+                f"{name!r} is a {config.model_type} model, which transformers does not load as a vision-language "
+                "model: give one that answers questions about pictures."
+            )
+        model = load_whole(AutoModelForImageTextToText, path, name, dtype=dtype)
+    except UserError:
+        raise
     except Exception as error:  # a damaged file may raise anything
-        raise UserError(f"transformers cannot load {name!r} as a vision-language model: {_reason(error)}") from error
+        reason = first_sentence(error)
+        raise UserError(f"transformers cannot load {name!r} as a vision-language model: {reason}") from error
     return model.eval().to(device), load_processor(path)
-
-
-def _reason(error: Exception) -> str:
-    """Why loading failed, in one sentence."""
-    from vlmprune.models.processors import first_sentence
-
-    if "ignore_mismatched_sizes" in str(error):
-        return "its weights do not have the sizes that its config.json says."
-    return first_sentence(error) + "."
 
 
 def weights_digest(folder: Path) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmprune.bench.tasks import Sample
+from vlmprune.core.errors import UserError
+from vlmprune.models.weights import first_sentence
 
 GREEDY = {"do_sample": False, "num_beams": 1}
 # Settings of a checkpoint's own generation_config that would change greedy decoding, or only make it warn.
@@ -28,10 +30,7 @@ class Protocol:
     def prompt(self, processor: Any, sample: Sample) -> str:
         """The chat prompt with one image placeholder, as text."""
         tail = self.tails.get(sample.category, self.tails.get(sample.kind, ""))
-        content = [{"type": "image"}, {"type": "text", "text": sample.question + tail}]
-        return processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
+        return chat_prompt(processor, sample.question + tail)
 
     def inputs(self, processor: Any, samples: Sequence[Sample]) -> Any:
         """Model inputs of a batch, padded on the left."""
@@ -42,6 +41,23 @@ class Protocol:
             padding=True,
             return_tensors="pt",
         )
+
+
+def chat_prompt(processor: Any, question: str) -> str:
+    """A question about one image in the model's chat template, as text.
+
+    Raises:
+        UserError: the processor has no chat template, or one that does not take a question.
+    """
+    from jinja2 import TemplateError  # heavy, and there wherever templates are
+
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    try:
+        return processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+    except (ValueError, TemplateError) as error:
+        raise UserError(f"This model's processor cannot word a chat prompt: {first_sentence(error)}") from error
 
 
 PLAIN = Protocol("plain", {})

@@ -149,10 +149,16 @@ def split_methods(text: str) -> tuple[str, ...]:
     """A comma-separated list of methods; commas in brackets and between layer numbers belong to a method.
 
     "all" stands for every method there is, third parties' included.
+
+    Raises:
+        UserError: it names none.
     """
-    if text.strip() == ALL:
-        return ("random", "random@2", *(name for name in vlmprune.METHODS if name != "random"))
-    return tuple(part.strip() for part in re.split(r",(?![^(]*\))(?=\s*[A-Za-z])", text) if part.strip())
+    parts = [part.strip(" ,") for part in re.split(r",(?![^(]*\))(?=\s*[A-Za-z])", text)]
+    every = ("random", "random@2", *(name for name in vlmprune.METHODS if name != "random"))
+    named = [name for part in parts if part for name in (every if part == ALL else (part,))]
+    if not named:
+        raise UserError(f"{text!r} names no method: write names separated by commas, or all.")
+    return tuple(dict.fromkeys(named))
 
 
 @dataclass(frozen=True)

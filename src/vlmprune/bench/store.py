@@ -334,8 +334,9 @@ def _read_comparison(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {"methods": [], "settings": {}}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {"methods": list(content["methods"]), "settings": {m: dict(t) for m, t in content["settings"].items()}}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{str(path)!r} cannot be read: delete it, and run vlmprune bench again.") from None
 
 

@@ -6,6 +6,7 @@ is no way to give a baseline by hand.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,6 +203,8 @@ def _why_left_out(
         return "the unpruned model has not been run"
     base = vanilla[task]
     value, chance = cells[(base.recipe, base.positions)][task].value.value, base.chance
+    if math.isnan(value):  # F1 of questions whose right answer is never yes
+        return f"{base.metric} has no value on these questions"
     if value - chance < NEAR_CHANCE:
         return f"unpruned {value:.1f}, chance {chance:.1f}"
     return None

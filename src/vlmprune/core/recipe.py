@@ -96,6 +96,8 @@ def recipe(spec: str | Method | Recipe | Stage, keep: Keep | None = None, **opti
         return Recipe((Stage(spec, _the_keep(spec, None, keep)),))
     if not isinstance(spec, str):
         raise UserError(f"{spec!r} is not a method: give a name, a recipe string, a method object or a recipe.")
+    if not spec.strip(" >"):
+        raise UserError(f"The recipe {spec!r} names no method: write one, as in 'divprune:0.333 > fastv@2:0.333'.")
     spec = written_out(spec)
     parts = spec.split(">")
     if len(parts) > 1 and options:

@@ -80,7 +80,7 @@ class UnknownMethod(UserError, KeyError):
 
 def unknown(name: str, methods: Iterable[str], presets: Iterable[str] = ()) -> UnknownMethod:
     """The error for a name that neither has, with the one that is closest."""
-    close = difflib.get_close_matches(name, [*methods, *presets], n=1)
+    close = difflib.get_close_matches(name.lower(), [*methods, *presets], n=1)
     hint = f"did you mean {close[0]!r}?" if close else "`vlmprune list methods` names all there are."
     return UnknownMethod(f"There is no method {name!r}: {hint}")
 

@@ -20,6 +20,8 @@ class RunReport:
             counted from that image's first slot). Tokens that merge others count at the slot that lends the position.
         stages: the same after each stage: `[(layer, kept), ...]`, layer 0 = before the LLM.
         tokens: visual tokens before and after, per sample.
+        merged: how many of the tokens after were returned by a method that merges, per sample; among them may be some
+            that still stand for one patch alone.
         entering: visual tokens that enter each decoder layer, averaged over the layers, per sample.
         trimmed: decoder layers whose caches were cut after the prefill (`Method.trims_cache`), each with the layer
             whose tokens it holds since.
@@ -40,6 +42,7 @@ class RunReport:
     kept: Kept = field(default_factory=list)
     stages: list[tuple[int, Kept]] = field(default_factory=list)
     tokens: list[tuple[int, int]] = field(default_factory=list)
+    merged: list[int] = field(default_factory=list)
     entering: list[float] = field(default_factory=list)
     trimmed: dict[int, int] = field(default_factory=dict)
     layers: dict[str, int] = field(default_factory=dict)

@@ -19,6 +19,7 @@ from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProce
 from transformers.utils import cached_file, is_torchvision_available
 
 from vlmprune.core.errors import UserError
+from vlmprune.models.weights import first_sentence
 
 _QWEN_TYPES = ("qwen2_vl", "qwen2_5_vl")
 
@@ -88,16 +89,10 @@ def load_processor(path: str | Path) -> Any:
     try:
         processor = _without_torchvision(path) or AutoProcessor.from_pretrained(path)
     except Exception as error:  # a damaged file may raise anything
-        raise UserError(f'No processor could be loaded from "{path}": {first_sentence(error)}.') from error
+        raise UserError(f'No processor could be loaded from "{path}": {first_sentence(error)}') from error
     if not isinstance(processor, ProcessorMixin):
         raise UserError(f'"{path}" has no processor for images and text, only a {type(processor).__name__}.')
     return processor
-
-
-def first_sentence(error: Exception) -> str:
-    """The first sentence of an error, without its full stop; its kind too where that is none that words itself."""
-    said = next(iter(str(error).strip().splitlines()), "").split(". ")[0].rstrip(".")
-    return said if isinstance(error, ImportError | OSError | ValueError) else f"{type(error).__name__} {said}".strip()
 
 
 def _without_torchvision(path: str | Path) -> ProcessorMixin | None:

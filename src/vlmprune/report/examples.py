@@ -9,6 +9,7 @@ They are made once, while a model is at hand, and kept beside the results, so th
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -309,7 +310,8 @@ def sheet_of(folder: str | Path, example: Example, recipes: Sequence[str]) -> Im
     for reply in (example.replies[name] for name in recipes if name in example.replies):
         image = draw_stage(drawn, reply.stages[-1], window) if reply.stages else drawn
         panels.append(Panel(image, f"{reply.recipe}: {reply.tokens[1]} tokens\n{verdict(reply)}"))
-    return sheet(panels, 3, [f"“{example.question}” {example.answer}"])
+    columns = min(6, max(3, round(math.sqrt(len(panels)))))
+    return sheet(panels, columns, [f"“{example.question}” {example.answer}"])
 
 
 def draw_stage(image: Image.Image, stage: Stage, window: Window) -> Image.Image:

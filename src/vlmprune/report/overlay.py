@@ -24,6 +24,7 @@ _GREY_SHARE = 0.34  # how much of a dropped patch's brightness is left; the rest
 _GREY = 226.0
 _UNSEEN_SHARE = 0.28  # brightness left where the model saw nothing
 _MARGIN, _GAP = 20, 16
+_ACROSS = 4  # stages side by side; a method that cuts before every layer goes on below
 
 
 class Window(NamedTuple):
@@ -191,7 +192,9 @@ def draw_run(
     resized: bool = False,
     sample: int = 0,
 ) -> Image.Image:
-    """A sheet of what a run kept: a row for each image (each way in which its slots cover it), a panel for each stage.
+    """A sheet of what a run kept: a panel for each image (each way in which its slots cover it) and stage.
+
+    Up to four stages stand side by side, so that each image has its row; more go on in the next.
 
     Args:
         report: `session.last`.
@@ -224,7 +227,11 @@ def draw_run(
                 panels.append(Panel(drawn, f"{place}: {len(cells)} of {int((whole.cells >= 0).sum())}"))
     before, after = report.tokens[sample]
     counts = f"{before} visual tokens, {after} after pruning, {report.entering[sample]:.1f} entering a layer on average"
-    return sheet(panels, len(stages), [*([title] if title else []), *lines, counts])
+    if report.merged and report.merged[sample]:
+        counts += "; a token merged from several patches is drawn where it stands"
+        placeless = after - sum(len(slots) for slots in report.kept[sample])
+        counts += f", {placeless} of the {after} at no patch" if placeless > 0 else ""
+    return sheet(panels, min(len(stages), _ACROSS), [*([title] if title else []), *lines, counts])
 
 
 def sheet(panels: Sequence[Panel], columns: int, lines: Sequence[str] = ()) -> Image.Image:

@@ -21,7 +21,7 @@ from vlmprune.report import tables as shown
 from vlmprune.report.examples import Example, Reply, Stage, load_examples, picture
 from vlmprune.report.flips import Flips, flips
 from vlmprune.report.overlay import draw
-from vlmprune.report.plots import AXES, Style, accuracy_figure, inline_svg
+from vlmprune.report.plots import AXES, MANY, Style, accuracy_figure, inline_svg, pruned_methods
 from vlmprune.report.run import shorten
 from vlmprune.report.tables import Block, blocks
 
@@ -106,6 +106,7 @@ def _model(folder: Path, number: int, table: Table, style: dict[str, Style]) -> 
         "table": table,
         "blocks": parts,
         "overview": overview,
+        "intervals": len(pruned_methods([table])) <= MANY,
         "plots": [
             (axis, words, inline_svg(accuracy_figure(table, axis, style), f"m{number + 1}-{axis}"))
             for axis, words in AXES.items()

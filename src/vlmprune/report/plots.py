@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT, LINE = "#1d2127", "#646b76", "#d5dae1"
+MANY = 12  # methods, above which their intervals would be a thicket; the tables have them
+_ABREAST = 8  # methods that get their full place side by side; more of them share it
 AXES = {"kept": "visual tokens kept", "entering": "visual tokens entering a layer, mean"}
 _BASELINES = {"random": ("#6f7782", "x"), "random@": ("#6f7782", "+"), "downsample": (INK, "s")}
 _COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
-_MARKERS = ("o", "^", "D", "v", "P", "h", "<", ">", "p")
+_MARKERS = ("o", "^", "D", "v", "P", "h", "<", ">", "p", "*", "d")  # no common divisor with the colours: 66 pairs
 _DASHES = ("-", "--", ":")
 
 
@@ -102,13 +104,17 @@ def _draw_task(plot: Axes, table: Table, task: str, axis: str, style: dict[str, 
     plot.axhline(chance, color=FAINT, linewidth=0.9, linestyle=(0, (1, 3)), label="chance")
     methods = list(dict.fromkeys(row.method for row, _ in pruned))
     spread = 0.012 * max((_tokens(row, axis) for row, _ in pruned), default=1.0)
+    spread *= min(1.0, (_ABREAST - 1) / max(1, len(methods) - 1))
     for place, method in enumerate(methods):
         points = sorted(
             ((row, cell) for row, cell in pruned if row.method == method), key=lambda p: _tokens(p[0], axis)
         )
         # Methods with the same budget would hide each other's intervals; they stand side by side instead.
         aside = spread * (place - (len(methods) - 1) / 2)
-        _draw_method(plot, method, [(_tokens(row, axis) + aside, cell) for row, cell in points], style[method])
+        placed = [(_tokens(row, axis) + aside, cell) for row, cell in points]
+        if len(methods) <= MANY:
+            _draw_intervals(plot, placed, style[method])
+        _draw_method(plot, method, placed, style[method])
     name = table.dimensions.get(task, task)
     plot.set_title(name[:1].upper() + name[1:], loc="left", fontsize=10, color=INK, pad=16)
     about = f"{task}, {cells[0][1].result.metric}, n = {cells[0][1].n}"
@@ -126,15 +132,17 @@ def _tokens(row: Row, axis: str) -> float:
     return row.tokens_kept if axis == "kept" else row.tokens_entering
 
 
-def _draw_method(plot: Axes, method: str, points: Sequence[tuple[float, Cell]], style: Style) -> None:
+def _draw_intervals(plot: Axes, points: Sequence[tuple[float, Cell]], style: Style) -> None:
     x = [tokens for tokens, _ in points]
-    y = [cell.value.value for _, cell in points]
     low = [cell.value.low for _, cell in points]
     high = [cell.value.high for _, cell in points]
     plot.vlines(x, low, high, color=style.color, linewidth=0.9, alpha=0.4)
+
+
+def _draw_method(plot: Axes, method: str, points: Sequence[tuple[float, Cell]], style: Style) -> None:
     plot.plot(
-        x,
-        y,
+        [tokens for tokens, _ in points],
+        [cell.value.value for _, cell in points],
         color=style.color,
         linestyle=style.dash,
         marker=style.marker,

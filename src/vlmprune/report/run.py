@@ -13,11 +13,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 import vlmprune
 from vlmprune.bench.load import load_model
-from vlmprune.bench.protocol import generation_kwargs
+from vlmprune.bench.protocol import chat_prompt, generation_kwargs
 from vlmprune.core.budget import Keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import PixelMethod
 from vlmprune.core.recipe import Recipe, recipe
+from vlmprune.models.weights import first_sentence
 from vlmprune.report.overlay import draw_run
 
 MAX_NEW_TOKENS = 128
@@ -162,20 +163,14 @@ def chat_inputs(processor: Any, image: Image.Image, question: str) -> Any:
     Raises:
         UserError: the processor has no chat template, or refuses the picture.
     """
-    content = [{"type": "image"}, {"type": "text", "text": question}]
-    try:
-        prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    except ValueError as error:
-        raise UserError(f"This model's processor cannot word a chat prompt: {_first_line(error)}") from error
+    prompt = chat_prompt(processor, question)
     try:
         return processor(images=[image], text=[prompt], return_tensors="pt")
     except ValueError as error:
         width, height = image.size
-        raise UserError(f"The processor refuses a picture of {width}x{height} pixels: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+        raise UserError(
+            f"The processor refuses a picture of {width}x{height} pixels: {first_sentence(error)}"
+        ) from error
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vlmprune.runtime.attributes import put
 from vlmprune.runtime.flow import Layout, gather_rows
 
 FUNCTION = "_deepstack_process"
@@ -23,15 +24,15 @@ def shorten(kwargs: dict[str, Any], index: Tensor, layout: Layout) -> dict[str, 
     return {**kwargs, "visual_pos_masks": kept, "deepstack_visual_embeds": shorter}
 
 
-def wrap(text_model: nn.Module, index_now: Callable[[], Tensor | None]) -> None:
-    """Let the text model add to hidden states of which some were removed inside it; `unwrap` undoes it.
+def wrap(text_model: nn.Module, index_now: Callable[[], Tensor | None]) -> Callable[[], None]:
+    """Let the text model add to hidden states of which some were removed inside it; returns what undoes it.
 
     Args:
         index_now: [B, P] where the tokens of the layer that has just run sat among those that entered layer 0, or None.
     """
     original: Any = getattr(text_model, FUNCTION, None)
     if original is None:
-        return
+        return lambda: None
 
     def process(hidden: Tensor, mask: Tensor, level: Tensor) -> Tensor:
         index = index_now()
@@ -39,11 +40,7 @@ def wrap(text_model: nn.Module, index_now: Callable[[], Tensor | None]) -> None:
             return original(hidden, mask, level)
         return hidden + gather_rows(_spread(mask, level), index).to(hidden)
 
-    text_model.__dict__[FUNCTION] = process
-
-
-def unwrap(text_model: nn.Module) -> None:
-    text_model.__dict__.pop(FUNCTION, None)
+    return put(text_model, FUNCTION, process)
 
 
 def _spread(mask: Tensor, level: Tensor) -> Tensor:

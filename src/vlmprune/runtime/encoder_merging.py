@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
+from vlmprune.runtime.attributes import put
 from vlmprune.runtime.taps import Capture
 
 PARTS = ("self_attn", "layer_norm2", "mlp")  # of a layer of CLIP or SigLIP
@@ -59,7 +60,7 @@ class EncoderMerging:
         self.first: Tensor | None = None  # [pictures, t] the first patch that each token stands for, CLS counted
         self._entering: Tensor | None = None
         self._handles: list[Any] = []
-        self._mlps: list[tuple[Any, Any]] = []
+        self._undo: list[Callable[[], None]] = []
         self._tap = Capture([self._part(layer, "self_attn") for layer in layers])
 
     @staticmethod
@@ -70,9 +71,8 @@ class EncoderMerging:
         self._tap.start()
         for number, layer in enumerate(self.layers):
             mlp = self._part(layer, "mlp")
-            self._mlps.append((mlp, mlp.__dict__.get("forward")))
             real = mlp.forward
-            mlp.__dict__["forward"] = torch.zeros_like  # the layer's own sum is that of too many tokens
+            self._undo.append(put(mlp, "forward", torch.zeros_like))  # the layer's own sum is that of too many tokens
             self._handles += [
                 layer.register_forward_pre_hook(self._weigh, with_kwargs=True),
                 self._part(layer, "layer_norm2").register_forward_pre_hook(self._note),
@@ -85,10 +85,8 @@ class EncoderMerging:
         self._tap.stop()
         for handle in self._handles:
             handle.remove()
-        for mlp, own in self._mlps:
-            mlp.__dict__.pop("forward", None)
-            if own is not None:  # another library's, such as accelerate's
-                mlp.__dict__["forward"] = own
+        for undo in self._undo:
+            undo()
 
     def _weigh(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.sizes is None or not self.method.proportional:

@@ -31,6 +31,7 @@ def report_of(run: Forward, prompt: Prompt) -> RunReport:
         kept=[of_row(row) for row in first_of],
         stages=[(layer, [kept[row] for row in first_of]) for layer, kept in run.stages],
         tokens=[(sum(len(i.columns) for i in prompt.rows[row]), visual[-1][row]) for row in first_of],
+        merged=[int(((last.image[row] >= 0) & (last.origin[row] < 0)).sum()) for row in first_of],
         entering=[
             sum(counts[row] * (end - s.start) for counts, end, s in zip(visual, ends, run.segments, strict=True))
             / depth

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from vlmprune.core.method import POSITIONS, Method
 from vlmprune.core.recipe import Recipe, recipe
 from vlmprune.core.report import RunReport
 from vlmprune.models import adapter_for
+from vlmprune.runtime.attributes import put
 from vlmprune.runtime.cache import session_closed, session_opened
 from vlmprune.runtime.flow import Prompt, PromptImage
 from vlmprune.runtime.text import TextHooks
@@ -70,9 +72,11 @@ def prune(
     """
     if positions is not None and positions not in POSITIONS:
         raise UserError(f"positions={positions!r}: choose from {' and '.join(POSITIONS)}.")
+    if not isinstance(seed, Integral):
+        raise UserError(f"seed={seed!r} must be a whole number.")
     if text_tower is not None and not hasattr(text_tower, "text"):
         raise UserError("text_tower takes a tower, not its name: vlmprune.TextTower.from_pretrained(name, tokenizer).")
-    return Session(model, recipe(method, keep, **options), positions, seed, text_tower)
+    return Session(model, recipe(method, keep, **options), positions, int(seed), text_tower)
 
 
 class Session:
@@ -98,6 +102,7 @@ class Session:
         self._vision: list[VisionWrapper] = []
         self._records: dict[str, VisionRecord] = {}
         self._handles: list[Any] = []
+        self._undo: list[Callable[[], None]] = []
         self._tail = 0
 
     @property
@@ -160,8 +165,8 @@ class Session:
             handle.remove()
         for wrapper in self._vision:
             wrapper.remove()
-        for name in ("generate", "prepare_inputs_for_generation"):
-            self.model.__dict__.pop(name, None)
+        while self._undo:
+            self._undo.pop()()
         self.model.__dict__.pop("_vlmprune_session", None)
         session_closed(self.adapter.text_model)
 
@@ -178,7 +183,7 @@ class Session:
                 )
             return original(*args, **kwargs)
 
-        self.model.__dict__["generate"] = wrapper
+        self._undo.append(put(self.model, "generate", wrapper))
 
     def _watch_generate_mask(self) -> None:
         """`generate` turns its 2-D mask into a 4-D one for static caches; remember the 2-D one."""
@@ -190,7 +195,7 @@ class Session:
             self._text.prompt_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
             return original(*args, **kwargs)
 
-        self.model.__dict__["prepare_inputs_for_generation"] = wrapper
+        self._undo.append(put(self.model, "prepare_inputs_for_generation", wrapper))
 
     def _before_model(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -317,7 +322,7 @@ class EncodedInputs:
 
 @torch.no_grad()
 def encode_images(
-    model: nn.Module, inputs: Mapping[str, Any], methods: Iterable[str | Method | Recipe]
+    model: nn.Module, inputs: Mapping[str, Any], methods: Iterable[str | Method | Recipe] | str | Method | Recipe
 ) -> EncodedInputs:
     """Run the vision tower once for several methods: features, and every statistic that any of them reads.
 
@@ -326,10 +331,11 @@ def encode_images(
 
     Args:
         inputs: what the processor returned.
-        methods: names, method objects or recipes that will be run on these images.
+        methods: names, method objects or recipes that will be run on these images; also a single one.
     """
     adapter = adapter_for(model)
-    recipes = [_with_any_keep(method) for method in methods]
+    several = [methods] if isinstance(methods, str | Method | Recipe) else methods
+    recipes = [_with_any_keep(method) for method in several]
     keys = encoder_keys(adapter, [r for r in recipes if own_encoding(r) is None])
     outputs, rest = {}, current_names(adapter, inputs)
     for modality, name in adapter.feature_functions.items():

@@ -45,6 +45,7 @@ class TextHooks:
         self.question: str | list[str] | None = None
         self._forward: Forward | None = None
         self._handles: list[Any] = []
+        self._undo_deepstack: Callable[[], None] = lambda: None
 
     def install(self) -> None:
         text = self.adapter.text_model
@@ -54,11 +55,13 @@ class TextHooks:
         ]
         for number, layer in enumerate(self.adapter.decoder_layers):
             self._handles.append(layer.register_forward_pre_hook(self._layer_hook(number), with_kwargs=True))
-        deepstack.wrap(text, lambda: None if self._forward is None else self._forward.current.index)
+        self._undo_deepstack = deepstack.wrap(
+            text, lambda: None if self._forward is None else self._forward.current.index
+        )
 
     def remove(self) -> None:
         self._end()
-        deepstack.unwrap(self.adapter.text_model)
+        self._undo_deepstack()
         for handle in self._handles:
             handle.remove()
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
 from vlmprune.core.errors import UserError
+from vlmprune.models.weights import first_sentence, load_whole
 
 SAME = ("hidden_size", "num_hidden_layers", "patch_size", "image_size")  # in the configs of one vision tower
 
@@ -35,10 +36,12 @@ class TextTower:
         try:
             kind = AutoConfig.from_pretrained(name).model_type
             if kind == "clip":  # into another, transformers would put random weights
-                clip = CLIPModel.from_pretrained(name, dtype=torch.float32)
+                clip = load_whole(CLIPModel, name, name, dtype=torch.float32)
                 return cls(clip, AutoTokenizer.from_pretrained(name), prompt_tokenizer)
+        except UserError:
+            raise
         except (OSError, ValueError) as error:
-            raise UserError(f'No CLIP model could be loaded from "{name}": {str(error).splitlines()[0]}') from error
+            raise UserError(f'No CLIP model could be loaded from "{name}": {first_sentence(error)}') from error
         raise UserError(f'"{name}" is a {kind} model, not a CLIP model with a text and a vision tower.')
 
     def check(self, family: str, vision: Any) -> None:

@@ -36,6 +36,7 @@ from vlmprune.core.signals import (
 from vlmprune.core.view import Grid, TowerRows, Whole
 from vlmprune.models.base import Adapter, Slots
 from vlmprune.models.patches import PatchAdapter
+from vlmprune.runtime.attributes import put
 from vlmprune.runtime.encoder_merging import EncoderMerging
 from vlmprune.runtime.taps import AttentionCall, capture, joined_heads
 from vlmprune.scores import attention_rows, received_attention
@@ -203,10 +204,10 @@ class VisionWrapper:
             call = {**{name: value for name, value in bound.items() if name != "kwargs"}, **bound.get("kwargs", {})}
             return self.run(current_names(self.adapter, call))
 
-        setattr(self.adapter.inner, self.name, wrapper)
+        self._undo = put(self.adapter.inner, self.name, wrapper)
 
     def remove(self) -> None:
-        self.adapter.inner.__dict__.pop(self.name, None)
+        self._undo()
 
     def run(self, call: dict[str, Any]) -> Any:
         """`get_*_features` of these arguments; the record is put on its output as `vlmprune_record`."""
