@@ -275,7 +275,7 @@ def test_mistakes_are_one_sentence(
     for file, content, said in (
         ("tokenizer.json", "{}", "No processor could be loaded"),
         ("config.json", "{not json", "not a valid JSON file"),
-        ("model.safetensors", "no weights", "as a vision-language model: SafetensorError"),
+        ("model.safetensors", "no weights", "is broken (Error while deserializing header"),
     ):
         broken = shutil.copytree(folder, tmp_path / f"broken {file}")
         (broken / file).write_text(content)
@@ -283,7 +283,7 @@ def test_mistakes_are_one_sentence(
     misfit = shutil.copytree(folder, tmp_path / "misfit")
     config = (misfit / "config.json").read_text()
     (misfit / "config.json").write_text(config.replace('"intermediate_size": 48', '"intermediate_size": 56'))
-    assert "do not have the sizes that its config.json says" in complaint(["doctor", str(misfit)], capsys)
+    assert "do not fit its config.json" in complaint(["doctor", str(misfit)], capsys)
     for name in ("layout.txt", "nowhere/layout.png"):
         assert "The picture" in complaint(["doctor", str(folder), "--picture", str(tmp_path / name)], capsys)
 

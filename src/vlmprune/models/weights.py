@@ -49,5 +49,5 @@ def _shape(sizes: Any) -> str:
 def first_sentence(error: Exception) -> str:
     """The first sentence of another library's error; its kind too where that is none that words itself for users."""
     said = next(iter(str(error).strip().splitlines()), "").split(". ")[0].rstrip(".")
-    worded = said and isinstance(error, ImportError | OSError | ValueError)
+    worded = said and isinstance(error, ImportError | OSError | ValueError | SafetensorError)
     return (said if worded else f"{type(error).__name__} {said}".strip()) + "."
