@@ -195,8 +195,9 @@ def _competing(method: Method, view: ImageView, shown: Tensor) -> list[tuple[Ten
         return [(shown, view.keep, None)]
     frames = view.frames[shown]
     numbers, sizes = (values.tolist() for values in torch.unique(frames, return_counts=True))
-    parts = zip(numbers, shares(sizes, view.keep), strict=True)
-    return [(shown[frames == number], keep, number) for number, keep in parts]
+    unbudgeted = not (method.budgeted or method.exact)  # each frame tells what stays of it
+    budgets = [max(1, size - 1) for size in sizes] if unbudgeted else shares(sizes, view.keep)
+    return [(shown[frames == number], keep, number) for number, keep in zip(numbers, budgets, strict=True)]
 
 
 def _part(method: Method, view: ImageView, tokens: Tensor, keep: int, frame: int | None) -> ImageView:

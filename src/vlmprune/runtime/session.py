@@ -134,6 +134,8 @@ class Session:
         ]
         self._refuse_chunks()
         self._watch_generate_mask()
+        if any(stage.method.trims_cache for stage in self._text.at_layer.values()):
+            self._hold_candidates_back()
         self._text.install()
 
     def _remove(self) -> None:
@@ -142,7 +144,7 @@ class Session:
             handle.remove()
         for wrapper in self._vision:
             wrapper.remove()
-        for name in ("generate", "prepare_inputs_for_generation"):
+        for name in ("generate", "prepare_inputs_for_generation", "_get_candidate_generator"):
             self.model.__dict__.pop(name, None)
         self.model.__dict__.pop("_vlmprune_session", None)
         session_closed(self.adapter.text_model)
@@ -173,6 +175,28 @@ class Session:
             return original(*args, **kwargs)
 
         self.model.__dict__["prepare_inputs_for_generation"] = wrapper
+
+    def _hold_candidates_back(self) -> None:
+        """Prefill without the candidates of assisted decoding where caches are cut after it.
+
+        In one forward with the prompt they would see all that the prompt sees, and their logits would be others than
+        those of decoding step by step.
+        """
+        original: Any = self.model._get_candidate_generator
+
+        @functools.wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            generator = original(*args, **kwargs)
+            candidates = generator.get_candidates
+
+            def none_at_first(input_ids: Tensor, *rest: Any, **more: Any) -> tuple[Tensor, None]:
+                generator.get_candidates = candidates
+                return input_ids, None
+
+            generator.get_candidates = none_at_first
+            return generator
+
+        self.model.__dict__["_get_candidate_generator"] = wrapper
 
     def _before_model(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
