@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,11 @@ def test_static_cache_and_beams_and_lookup_on_a_cut_cache(family: str) -> None:
     assert largest(chosen, out.sequences_scores) < 10 * TOLERANCE
 
 
+def proposed(answer: Tensor, ids: Tensor) -> tuple[Tensor, None]:
+    """Candidates that are the answer's next tokens."""
+    return torch.cat([ids, answer[:, ids.shape[1] :][:, :4]], dim=1), None
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_candidates_wait_until_the_cache_is_cut(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one forward with the prompt they would see what it sees, and be judged by other logits than step by step."""
@@ -254,11 +260,8 @@ def test_candidates_wait_until_the_cache_is_cut(family: str, monkeypatch: pytest
         inputs = inputs_of(family, [[0, 1]], seed=seed)
         with vlmprune.prune(model, MustDrop(), 0.4):
             greedy = model.generate(**inputs, max_new_tokens=8, do_sample=False)
-            monkeypatch.setattr(  # the best that can be proposed
-                PromptLookupCandidateGenerator,
-                "get_candidates",
-                lambda self, ids: (torch.cat([ids, greedy[:, ids.shape[1] :][:, :4]], dim=1), None),
-            )
+            best = partial(proposed, greedy)
+            monkeypatch.setattr(PromptLookupCandidateGenerator, "get_candidates", best)
             lookup = model.generate(**inputs, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=4)
             at = inputs["input_ids"].shape[1]
             longer = extend(family, inputs, greedy[:, at:-1])
