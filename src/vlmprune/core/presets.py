@@ -129,7 +129,7 @@ INSIDE_THE_LLM = (
 )
 
 # Two stages that keep a third each, and UniPruneBench's versions of methods at its layer K = 2. What its code does to
-# the order of tokens (by score instead of by place) and to tiles is not repeated.
+# text between images and, before the LLM, to tiles and the order of tokens is not repeated.
 ONLY = "UniPruneBench's version, for reproduction only"
 UNIPRUNEBENCH = (
     *(
@@ -138,11 +138,11 @@ UNIPRUNEBENCH = (
         for inside in ("random", "fastv")
     ),
     points("random", SHARES, "UniPruneBench's Random-Pre", "unibench-random"),
-    points("random@2", SHARES, "UniPruneBench's Random-Intra", "unibench-random-inside"),
+    points("random(compat=uniprune)@2", SHARES, f"{ONLY}: Random-Intra", "unibench-random-inside"),
     points("divprune", SHARES, "UniPruneBench's DivPrune", "unibench-divprune"),
     points("gprune(compat=uniprune)", SHARES, ONLY, "unibench-gprune"),
     points("fastv(compat=uniprune)@2", SHARES, f"{ONLY}: tokens in order of score", "unibench-fastv"),
-    points("dart(image_pivots=10, text_pivots=5)@2", SHARES, ONLY, "unibench-dart"),
+    points("dart(image_pivots=10, text_pivots=5, compat=uniprune)@2", SHARES, ONLY, "unibench-dart"),
     points("fitprune(compat=uniprune)", SHARES, f"{ONLY}: it keeps the least important tokens", "unibench-fitprune"),
     *(
         one(

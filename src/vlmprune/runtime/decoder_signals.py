@@ -145,7 +145,8 @@ class DecoderReader:
             both = torch.cat([tokens, text]).to(self.hidden.device)
             states = self.hidden[row, both]
             if isinstance(need, DecoderStates):
-                states = self.adapter.final_norm(states)
+                final = need.norm == "final"
+                states = (self.adapter.final_norm if final else self.adapter.first_norm(self.layer + 1))(states)
             states = states.float().to(self.device)
             return Tokens(states[: len(tokens)], states[len(tokens) :])
         raise TypeError(f"unknown need {need!r}")

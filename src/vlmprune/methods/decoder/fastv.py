@@ -11,9 +11,11 @@ from torch import Tensor
 from vlmprune.core.budget import Keep
 from vlmprune.core.method import DecoderMethod, Scorer
 from vlmprune.core.selectors import top_k
-from vlmprune.core.signals import LastQueryAttention, Need
+from vlmprune.core.signals import LastQueryAttention, Need, TextQueryAttention
 from vlmprune.core.view import ImageView, Merged, ModelInfo, Selection
-from vlmprune.methods.checks import PAPER, UNIPRUNE, one_of
+from vlmprune.methods.checks import PAPER, UNIPRUNE, one_of, rounded_down
+
+LAST, ALL_TEXT = "last", "all_text"
 
 
 @dataclass
@@ -30,6 +32,8 @@ class FastV(Scorer, DecoderMethod):
 
     Args:
         layer: K, the decoder layer (0-based) before which it acts.
+        query: "last", as the authors' code has it, or "all_text": the mean over all text tokens after the image, nearer
+            to the attention received on average of which the paper speaks.
         compat: "uniprune" leaves the kept tokens in order of score, each with the position it had (on InternVL numbered
             anew), and rounds shares down. For reproduction only: the image's tokens then see each other out of order.
 
@@ -44,25 +48,26 @@ class FastV(Scorer, DecoderMethod):
     name: ClassVar[str] = "fastv"
     summary: ClassVar[str] = "tokens the last prompt token attends to at decoder layer K-1"
 
+    query: str = LAST
     compat: str = PAPER
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        one_of(self, "query", LAST, ALL_TEXT)
         one_of(self, "compat", PAPER, UNIPRUNE)
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
-        return {"attention": LastQueryAttention()}
+        return {"attention": LastQueryAttention() if self.query == LAST else TextQueryAttention()}
 
     def score(self, view: ImageView) -> Tensor:
-        return view["attention"]
+        rows = view["attention"]
+        return rows if self.query == LAST else rows.mean(0).nan_to_num()  # no text: all are alike
 
     def positions(self, info: ModelInfo) -> str:
         return "compact" if self.compat == UNIPRUNE and info.family == "internvl" else "original"
 
     def budget(self, keep: Keep, n: int, total: int) -> int:
-        if self.compat == UNIPRUNE and isinstance(keep, float):
-            return max(1, int(n * keep))
-        return super().budget(keep, n, total)
+        return rounded_down(keep, n) if self.compat == UNIPRUNE else super().budget(keep, n, total)
 
     def select(self, view: ImageView) -> Selection:
         if self.compat == PAPER:
