@@ -171,6 +171,20 @@ def test_flash_equals_sdpa(family: str, batch: str, name: str) -> None:
 
 
 @pytest.mark.usefixtures("flash")
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "internvl"])
+@pytest.mark.parametrize("text", ["pyramiddrop:0.5", "sparsevlm:0.333", "adaptinfer:0.3", "mustdrop:0.4", "vtw:0.5"])
+def test_flash_equals_sdpa_where_a_method_acts_several_times(family: str, text: str) -> None:
+    """Looking ahead, rows of all text, merged tokens inside, caches that are cut, and no image at all."""
+    results = []
+    for attention in ("sdpa", FLASH):
+        with vlmprune.prune(built(family, attention), text) as session:
+            results.append((*generate(built(family, attention), inputs_of(family, SAMPLES["ragged"])), session.last))
+    assert all(same(a, b) for (_, a), (_, b) in zip(results[0][2].stages, results[1][2].stages, strict=True))
+    assert results[0][2].trimmed == results[1][2].trimmed
+    assert torch.equal(results[0][0], results[1][0]) and largest(results[0][1], results[1][1]) < TOLERANCE
+
+
+@pytest.mark.usefixtures("flash")
 @pytest.mark.parametrize("family", UNDER_FLASH)
 @samples
 @pytest.mark.parametrize("name", ["before", "inside", "both"])

@@ -225,7 +225,7 @@ def test_new_image_behind_a_cut_cache() -> None:
             assert torch.equal(session.last.kept[0][0], again.kept[row][0])
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "internvl", "gemma3"])
 def test_static_cache_and_beams_and_lookup_on_a_cut_cache(family: str) -> None:
     model, inputs, recipe = built(family), inputs_of(family, RAGGED), Recipe((DROPPING["mustdrop"],))
     tokens, logits, _ = run_on(family, recipe, inputs)

@@ -86,10 +86,7 @@ INSIDE_THE_LLM = (
     points("fastv@2", (0.5, 0.25, 0.125), "FastV, LLaVA-1.5: K = 2, R = 50, 75 and 87.5 %", "fastv"),
     points("fastv@2", LLAVA, f"{UNIPRUNE.format(1)}, LLaVA-1.5: what is left from layer 2 on", "fastv"),
     points("fastv@2", (640, 320), f"{HIPRUNE.format(3)}, LLaVA-NeXT", "fastv"),
-    *(
-        one(f"fastv-average-{mean}", f"fastv@2:{keep}", f"{mean} tokens a layer on average, 32 layers of LLaVA-1.5-7B")
-        for mean, keep in ((192, 166), (128, 98), (64, 30))
-    ),
+    points("fastv(average=True)@2", LLAVA, "so many of LLaVA-1.5's tokens a layer on average", "fastv-average"),
     points("dart@2", LLAVA, "DART's scripts, LLaVA-1.5, which come out 4 tokens higher", "dart"),
     points("pyramiddrop", (0.5,), "PyramidDrop, LLaVA-1.5 and LLaVA-NeXT: 270 of 576 tokens a layer on average"),
     points("pyramiddrop(average=True)", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5", "pyramiddrop"),
