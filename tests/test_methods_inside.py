@@ -193,7 +193,7 @@ class ByHand:
 @pytest.mark.parametrize("keep", [192 / 576, 0.12])
 def test_recycling_equals_a_forward_cut_by_hand(family: str, keep: float) -> None:
     recipe, inputs = Recipe((Stage(SparseVLM(), keep),)), inputs_of(family, RAGGED)
-    with vlmprune.prune(built(family), recipe):
+    with vlmprune.prune(built(family), recipe) as session:
         tokens, logits = generate(built(family), inputs)
     policy = SparseVLM().positions(adapter_for(built(family)).info)
     for row in range(len(RAGGED)):
@@ -205,6 +205,11 @@ def test_recycling_equals_a_forward_cut_by_hand(family: str, keep: float) -> Non
             hand = ByHand(family, numbers, end, keep, policy)
             assert largest(hand.logits(given, ids_of(family, given)), logits[row, step]) < TOLERANCE
             assert hand.merged >= 3 * len(RAGGED[row])
+            for image, kept in enumerate(
+                session.last.kept[row]
+            ):  # a merged token counts where its cluster's middle was
+                first = (numbers == image).nonzero()[0]
+                assert torch.equal((hand.column[hand.image == image] - first).sort().values, kept)
 
 
 def numbers_of(ids: Tensor) -> Tensor:
@@ -221,3 +226,12 @@ def ids_of(family: str, inputs: dict[str, Tensor]) -> Tensor:
         return torch.arange(inputs["input_ids"].shape[1])[None]
     known = {name: inputs[name] for name in ("image_grid_thw", "mm_token_type_ids", "attention_mask")}
     return inner.get_rope_index(inputs["input_ids"], **known)[0]
+
+
+def test_what_was_recycled_has_no_rows_in_the_encoder() -> None:
+    recipe = "sparsevlm@1:0.5 > mustdrop@3:0.5"
+    with (
+        vlmprune.prune(built("llava"), recipe),
+        pytest.raises(vlmprune.UserError, match="mustdrop reads the vision encoder, so it cannot follow a method that"),
+    ):
+        built("llava")(**inputs_of("llava", RAGGED))
