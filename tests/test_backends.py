@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_decoder_signals import Onlooker
 from test_equivalence import TOLERANCE, built, generate, inputs_of, largest
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
@@ -23,6 +24,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 import vlmprune
 from vlmprune.core.method import DecoderMethod
+from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.report import Kept
 from vlmprune.core.signals import LastQueryAttention, Need, TextQueryAttention
 from vlmprune.core.view import ImageView, ModelInfo
@@ -171,6 +173,20 @@ def test_flash_equals_sdpa(family: str, batch: str, name: str) -> None:
 
 
 @pytest.mark.usefixtures("flash")
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "internvl"])
+@pytest.mark.parametrize("text", ["pyramiddrop:0.5", "sparsevlm:0.333", "adaptinfer:0.3", "mustdrop:0.4", "vtw:0.5"])
+def test_flash_equals_sdpa_where_a_method_acts_several_times(family: str, text: str) -> None:
+    """Looking ahead, rows of all text, merged tokens inside, caches that are cut, and no image at all."""
+    results = []
+    for attention in ("sdpa", FLASH):
+        with vlmprune.prune(built(family, attention), text) as session:
+            results.append((*generate(built(family, attention), inputs_of(family, SAMPLES["ragged"])), session.last))
+    assert all(same(a, b) for (_, a), (_, b) in zip(results[0][2].stages, results[1][2].stages, strict=True))
+    assert results[0][2].trimmed == results[1][2].trimmed
+    assert torch.equal(results[0][0], results[1][0]) and largest(results[0][1], results[1][1]) < TOLERANCE
+
+
+@pytest.mark.usefixtures("flash")
 @pytest.mark.parametrize("family", UNDER_FLASH)
 @samples
 @pytest.mark.parametrize("name", ["before", "inside", "both"])
@@ -292,6 +308,20 @@ def test_flash_scores_are_sdpas(family: str, batch: str) -> None:
     fast, plain, inputs, plain_inputs = pair(family, batch, FLASH)
     layer = 2  # reads layer 1, a full attention layer everywhere
     assert_same_rows(rows_read(fast, inputs, layer), rows_read(plain, plain_inputs, layer))
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("flash")
+@pytest.mark.parametrize("layer", [1, 2])  # full after a sliding one, and the other way round
+def test_flash_looks_ahead_through_the_window_of_the_layer_ahead(layer: int) -> None:
+    model, rows = built("gemma3", FLASH), []
+    for at, need in ((layer, LastQueryAttention(ahead=True)), (layer + 1, LastQueryAttention())):
+        spy = Onlooker(at, {"row": need}, images=0)  # drops nothing
+        with vlmprune.prune(model, Recipe((Stage(spy, 0.5),))):
+            model(**inputs_of("gemma3", SAMPLES["ragged"]))
+        rows.append([seen["row"] for seen in spy.seen])
+    assert all(largest(a, b) < 1e-5 for a, b in zip(*rows, strict=True))
+    assert (layer == 2) == bool((rows[0][0] == 0).any())  # the window hides some of the first image
 
 
 @pytest.mark.usefixtures("flash")

@@ -18,6 +18,7 @@ from torch import Tensor
 import vlmprune
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.signals import (
+    DecoderStates,
     EnteredEmbeddings,
     HiddenStates,
     LastQueryAttention,
@@ -48,6 +49,8 @@ NEEDS: dict[str, Need] = {
     "hidden": HiddenStates(),
     "input": LayerInput(),
     "mlp": MlpInput(),
+    "final": DecoderStates(),
+    "following": DecoderStates(norm="next"),
     "entered": EnteredEmbeddings(),
     "words": PromptText(after_image=True),
 }
@@ -125,6 +128,8 @@ def test_signals_equal_eager_attentions_and_hooks(family: str) -> None:
     layer = 2
     with watched(family, layer - 1) as eager:
         built(family, "eager")(**inputs_of(family, RAGGED))
+    text_model = adapter_for(built(family, "eager")).text_model
+    norms = {"final": text_model.norm, "following": text_model.layers[layer].input_layernorm}
     for seen, (row, image, text) in zip(shown(family, layer, NEEDS), columns(family), strict=True):
         maps = eager["maps"][row]
         close(seen["last"], maps.mean(0)[-1, image])
@@ -138,6 +143,9 @@ def test_signals_equal_eager_attentions_and_hooks(family: str) -> None:
         close(seen["hidden"].text, eager["next"][row, text], HIDDEN)
         close(seen["input"], eager["input"][row, image], HIDDEN)
         close(seen["mlp"], eager["mlp"][row, image], HIDDEN)
+        for name, norm in norms.items():
+            close(seen[name].visual, norm(eager["next"])[row, image], HIDDEN)
+            close(seen[name].text, norm(eager["next"])[row, text], HIDDEN)
         close(seen["entered"], eager["embeds"][row, image])
         close(seen["words"], eager["embeds"][row, text])
 

@@ -10,6 +10,7 @@ import pytest
 import tiny_images as images
 import torch
 import transformers
+from test_decoder_signals import Onlooker
 from tiny import FAMILIES, Family, alone, image_numbers, prompt
 from tiny_generic import GLM, USUAL, VIP_MANY, gemma4
 from tiny_models import IMAGE, LINE_BREAK, PATCH, TEXT, TOWER, VIDEO, builder, strengthen
@@ -18,6 +19,9 @@ from torch import Tensor
 import vlmprune
 from vlmprune import UserError, models
 from vlmprune.core.budget import resolve_keep
+from vlmprune.core.recipe import Recipe, Stage
+from vlmprune.core.selectors import ascending, top_k
+from vlmprune.core.signals import LastQueryAttention
 from vlmprune.core.view import Grid
 from vlmprune.models import adapter_for
 from vlmprune.models.generic import GenericAdapter
@@ -92,6 +96,23 @@ def test_budget_is_exact_and_a_batch_is_each_sample_alone(name: str) -> None:
                 single = generate(model, alone(family, RAGGED, row))
                 assert torch.equal(tokens[row], single[0][0]) and largest(logits[row], single[1][0]) < TOLERANCE
                 assert all(torch.equal(a, b) for a, b in zip(kept[row], session.last.kept[0], strict=True))
+
+
+@torch.no_grad()
+@families
+def test_looking_ahead_shows_what_the_layer_then_does(name: str) -> None:
+    """A layer may name its norm in its own way, scale queries by position ids, or need more than states and masks."""
+    model, inputs, rows = built(name), prompt(USUAL[name], RAGGED), []
+    for layer, need in ((1, LastQueryAttention(ahead=True)), (2, LastQueryAttention())):
+        spy = Onlooker(layer, {"row": need}, images=0)  # drops nothing
+        with vlmprune.prune(model, Recipe((Stage(spy, 0.5),))):
+            model(**inputs)
+        rows.append([seen["row"] for seen in spy.seen])
+    assert len(rows[0]) == 3 and all(largest(a, b) < 1e-5 for a, b in zip(*rows, strict=True))
+    with vlmprune.prune(model, "pyramiddrop", keep=0.5, layers=(1,)) as session:
+        model(**inputs)
+    for row, kept in zip(rows[1], [kept for sample in session.last.kept for kept in sample], strict=True):
+        assert torch.equal(ascending(top_k(row, len(kept))), kept)
 
 
 @pytest.mark.parametrize("name", ["llava", "llava with SigLIP", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "llava_next"])

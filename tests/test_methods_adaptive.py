@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from test_equivalence import (
 from test_methods_staged import GOLDENS, HYBRID, LLAVA, SIX, merge_by_loops, plain_layer, policies_of, run_on
 from tiny import FAMILIES
 from torch import Tensor
+from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 
 import vlmprune
 from vlmprune.calibration import Fit, _Log, _Trial, fitprune
@@ -42,6 +44,7 @@ from vlmprune.core.signals import LayerInput, MlpInput, TextQueryAttention, Visu
 from vlmprune.core.view import Grid, ImageView, Merged, ModelInfo, Tokens, TowerRows
 from vlmprune.methods.decoder.autoprune import AutoPrune
 from vlmprune.methods.decoder.autoprune_curve import keep_shares, mutual_information, simulated
+from vlmprune.methods.decoder.fastv import FastV
 from vlmprune.methods.decoder.fitprune import FitPrune, expendable
 from vlmprune.methods.decoder.fitprune_curves import entering, mean, published
 from vlmprune.methods.decoder.mustdrop import MustDrop
@@ -223,7 +226,7 @@ def test_new_image_behind_a_cut_cache() -> None:
             assert torch.equal(session.last.kept[0][0], again.kept[row][0])
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "internvl", "gemma3"])
 def test_static_cache_and_beams_and_lookup_on_a_cut_cache(family: str) -> None:
     model, inputs, recipe = built(family), inputs_of(family, RAGGED), Recipe((DROPPING["mustdrop"],))
     tokens, logits, _ = run_on(family, recipe, inputs)
@@ -243,6 +246,47 @@ def test_static_cache_and_beams_and_lookup_on_a_cut_cache(family: str) -> None:
     expected = oracle(family, RAGGED, inputs, beams, report, policies_of(recipe, family))
     chosen = expected.log_softmax(-1).gather(2, beams[..., None])[..., 0].sum(1)
     assert largest(chosen, out.sequences_scores) < 10 * TOLERANCE
+
+
+def proposed(answer: Tensor, ids: Tensor) -> tuple[Tensor, None]:
+    """Candidates that are the answer's next tokens."""
+    return torch.cat([ids, answer[:, ids.shape[1] :][:, :4]], dim=1), None
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_candidates_wait_until_the_cache_is_cut(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one forward with the prompt they would see what it sees, and be judged by other logits than step by step."""
+    model, differ = built(family), 0
+    for seed in range(6):
+        inputs = inputs_of(family, [[0, 1]], seed=seed)
+        with vlmprune.prune(model, MustDrop(), 0.4):
+            greedy = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+            best = partial(proposed, greedy)
+            monkeypatch.setattr(PromptLookupCandidateGenerator, "get_candidates", best)
+            lookup = model.generate(**inputs, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=4)
+            at = inputs["input_ids"].shape[1]
+            longer = extend(family, inputs, greedy[:, at:-1])
+            together = model(**longer, logits_to_keep=8).logits.argmax(-1)
+        assert torch.equal(greedy, lookup)
+        differ += not torch.equal(together, greedy[:, at:])
+    assert differ or family != "llava"  # the two kinds of logits do choose differently
+    assert "_get_candidate_generator" not in model.__dict__
+
+
+@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "internvl"])
+def test_caches_are_cut_through_what_another_stage_cut_in_between(family: str, positions: str) -> None:
+    inputs, stages = (
+        inputs_of(family, RAGGED),
+        ((MustDrop(layers=(1,)), 0.7), (FastV(), 0.6), (MustDrop(layers=(3,)), 0.8)),
+    )
+    with vlmprune.prune(
+        built(family), Recipe(tuple(Stage(*stage) for stage in stages)), positions=positions
+    ) as session:
+        tokens, logits = generate(built(family), inputs)
+    assert [layer for layer, _ in session.last.stages] == [1, 2, 3] and session.last.trimmed == {0: 3, 1: 3, 2: 3}
+    expected = oracle(family, RAGGED, inputs, tokens, session.last, dict.fromkeys((1, 2, 3), positions))
+    assert largest(logits, expected) < TOLERANCE
 
 
 # ---------------------------------------------------------------------- AutoPrune against a step-by-step reference
@@ -471,6 +515,26 @@ def test_without_text_after_the_image_the_key_tokens_stay() -> None:
     signals = {**attended(30), "text": torch.zeros(0, 30)}
     kept = MustDrop().select(ImageView(3, torch.arange(30), None, LLAVA, signals))
     assert set(kept.tolist()) == set(signals["cls"].argsort(descending=True)[:3].tolist())
+
+
+def test_where_no_token_passes_the_filter_the_best_stays() -> None:
+    signals = attended(20)
+    strict = MustDrop(global_threshold=10.0, individual_threshold=10.0, key_share=0.0)
+    weight = torch.maximum(signals["text"].sum(0) / signals["text"].sum(), signals["text"].amax(0))
+    kept = strict.select(ImageView(19, torch.arange(20), None, LLAVA, signals))
+    assert kept.tolist() == [int(weight.argmax())]
+
+
+def test_thresholds_judge_every_frame() -> None:
+    method = MustDrop(global_threshold=0.1, individual_threshold=0.1, per="frame")
+    act, signals = method.acts(LLAVA, 1.0)[0], attended(48)
+    whole = ImageView(47, torch.arange(48), Grid(4, 4, 3), LLAVA, signals)
+    kept = choose(Stage(act, 1.0), whole)
+    for frame in range(3):
+        own = torch.arange(16 * frame, 16 * frame + 16)
+        part = {name: value[..., own] for name, value in signals.items()}
+        alone_kept = own[replace(method, per=None).select(ImageView(15, torch.arange(16), None, LLAVA, part))]
+        assert kept[(kept >= own[0]) & (kept <= own[-1])].tolist() == alone_kept.tolist() and len(alone_kept) < 16  # type: ignore[index]
 
 
 def test_thresholds_take_no_budget_and_come_together() -> None:

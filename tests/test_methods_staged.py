@@ -599,7 +599,12 @@ def plain_layer(model: Any, layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]
 
 
 def merge_by_loops(tokens: Tensor, count: int) -> Tensor:
-    """DPC-kNN, one token at a time."""
+    """The mean of each cluster."""
+    return clusters_by_loops(tokens, count)[0]
+
+
+def clusters_by_loops(tokens: Tensor, count: int) -> tuple[Tensor, list[int]]:
+    """DPC-kNN, one token at a time: the mean of each cluster and the token in its middle."""
     n, width = tokens.shape
     distance = [[float((a - b).norm()) / width**0.5 for b in tokens] for a in tokens]
     density = [-sum(d * d for d in sorted(row)[:count]) / count for row in distance]
@@ -613,7 +618,7 @@ def merge_by_loops(tokens: Tensor, count: int) -> Tensor:
     for i in range(n):
         near = centres.index(i) if i in centres else min(range(count), key=lambda c: distance[i][centres[c]])
         groups[near].append(tokens[i])
-    return torch.stack([torch.stack(group).mean(0) for group in groups])
+    return torch.stack([torch.stack(group).mean(0) for group in groups]), centres
 
 
 def test_a_layer_whose_attention_cannot_be_read_is_refused() -> None:

@@ -16,8 +16,8 @@ TOLERANCE = 2e-5
 
 
 def random_intra(case: Case) -> None:
-    n, method = case["n_img"], Random(layer=2)
-    keep = int(n * case["keep_ratio"])
+    n, method = case["n_img"], Random(layer=2, compat=UNIPRUNE)
+    keep = method.budget(float(case["keep_ratio"]), n, n)
     image = view(n, keep, seed=case["seed"])
     case.expect("permutation", top_k(method.score(image), n))
     case.expect("kept_sorted", method.select(image))
@@ -73,7 +73,7 @@ def dart(case: Case) -> None:
     rounds = official.rounds(image)
     kept = official.select(image)
     case.expect("kept_abs_sorted", kept + before)
-    case.expect("unibench_kept_rel_sorted", kept)
+    case.expect("unibench_kept_rel_sorted", Dart(**pivots, compat=UNIPRUNE, start=before).select(image))
     case.expect("kept_abs_as_produced", _set_order(rounds, text_pivots, before, n))
     case.expect_setting("n_kept", len(kept))
     exact = Dart(**pivots).select(view(n, len(kept), signals))

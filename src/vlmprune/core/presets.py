@@ -89,10 +89,7 @@ INSIDE_THE_LLM = (
     points("fastv@2", (0.5, 0.25, 0.125), "FastV, LLaVA-1.5: K = 2, R = 50, 75 and 87.5 %", "fastv"),
     points("fastv@2", LLAVA, f"{UNIPRUNE.format(1)}, LLaVA-1.5: what is left from layer 2 on", "fastv"),
     points("fastv@2", (640, 320), f"{HIPRUNE.format(3)}, LLaVA-NeXT", "fastv"),
-    *(
-        one(f"fastv-average-{mean}", f"fastv@2:{keep}", f"{mean} tokens a layer on average, 32 layers of LLaVA-1.5-7B")
-        for mean, keep in ((192, 166), (128, 98), (64, 30))
-    ),
+    points("fastv(average=True)@2", LLAVA, "so many of LLaVA-1.5's tokens a layer on average", "fastv-average"),
     points("dart@2", LLAVA, "DART's scripts, LLaVA-1.5, which come out 4 tokens higher", "dart"),
     points("pyramiddrop", (0.5,), "PyramidDrop, LLaVA-1.5 and LLaVA-NeXT: 270 of 576 tokens a layer on average"),
     points("pyramiddrop(average=True)", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5", "pyramiddrop"),
@@ -132,7 +129,7 @@ INSIDE_THE_LLM = (
 )
 
 # Two stages that keep a third each, and UniPruneBench's versions of methods at its layer K = 2. What its code does to
-# the order of tokens (by score instead of by place) and to tiles is not repeated.
+# text between images and, before the LLM, to tiles and the order of tokens is not repeated.
 ONLY = "UniPruneBench's version, for reproduction only"
 UNIPRUNEBENCH = (
     *(
@@ -141,11 +138,11 @@ UNIPRUNEBENCH = (
         for inside in ("random", "fastv")
     ),
     points("random", SHARES, "UniPruneBench's Random-Pre", "unibench-random"),
-    points("random@2", SHARES, "UniPruneBench's Random-Intra", "unibench-random-inside"),
+    points("random(compat=uniprune)@2", SHARES, f"{ONLY}: Random-Intra", "unibench-random-inside"),
     points("divprune", SHARES, "UniPruneBench's DivPrune", "unibench-divprune"),
     points("gprune(compat=uniprune)", SHARES, ONLY, "unibench-gprune"),
     points("fastv(compat=uniprune)@2", SHARES, f"{ONLY}: tokens in order of score", "unibench-fastv"),
-    points("dart(image_pivots=10, text_pivots=5)@2", SHARES, ONLY, "unibench-dart"),
+    points("dart(image_pivots=10, text_pivots=5, compat=uniprune)@2", SHARES, ONLY, "unibench-dart"),
     points("fitprune(compat=uniprune)", SHARES, f"{ONLY}: it keeps the least important tokens", "unibench-fitprune"),
     *(
         one(

@@ -203,7 +203,12 @@ class DecoderKeys(_TokensNeed):
 
 @dataclass(frozen=True)
 class DecoderStates(_TokensNeed):
-    """Output of decoder layer K-1 through the LLM's final norm: `Tokens(visual [n, D], text [T, D])`."""
+    """Output of decoder layer K-1 through the LLM's final norm: `Tokens(visual [n, D], text [T, D])`.
+
+    `norm`: "final", or "next" for the one with which decoder layer K begins.
+    """
+
+    norm: str = "final"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from vlmprune.core.budget import Keep, resolve_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
 
@@ -52,3 +53,8 @@ def share_below_one(method: Method, option: str) -> None:
     value = getattr(method, option)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
         raise UserError(f"{method.name}: {option}={value!r} must be a number from 0 to below 1.")
+
+
+def rounded_down(keep: Keep, n: int) -> int:
+    """A budget as UniPruneBench counts: of n tokens a share's whole part, at least one."""
+    return max(1, int(n * keep)) if isinstance(keep, float) else resolve_keep(keep, n)

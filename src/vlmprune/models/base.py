@@ -130,6 +130,13 @@ class Adapter:
         """The norm between the last decoder layer and the head."""
         return self.text_model.norm
 
+    def first_norm(self, layer: int) -> nn.Module:
+        """The norm with which a decoder layer begins."""
+        norm = getattr(self.decoder_layers[layer], "input_layernorm", None)
+        if norm is None:
+            raise UserError(f"vlmprune does not know the norm with which decoder layers of {self.family} begin.")
+        return norm
+
     def rotary(self, hidden: Tensor, positions: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """cos and sin at a decoder layer of position ids [B, L], or [axes, B, L] for M-RoPE."""
         rotary = self.text_model.rotary_emb

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
 from vlmprune.core.signals import (
     DecoderKeys,
@@ -68,20 +67,18 @@ class LayerTap:
             self._handle.remove()
 
 
-def call_ahead(
-    adapter: Adapter,
-    layer: int,
-    hidden: Tensor,
-    rotary: tuple[Tensor, Tensor],
-    mask: Any,
-    cache: Cache | None,
-    past: int,
-) -> AttentionCall:
-    """What the attention call of a decoder layer that is still to run would see of these tokens."""
-    module: Any = adapter.decoder_layers[layer]
-    call = ahead(adapter.decoder_attention(layer), module.input_layernorm(hidden), rotary, mask)
+def call_ahead(adapter: Adapter, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any], past: int) -> AttentionCall:
+    """What the attention call of a decoder layer that is still to run would see of these tokens.
+
+    Args:
+        args, kwargs: what the layer will be called with.
+        past: tokens that the cache holds there; it is read, and nothing is written to it.
+    """
+    attention, cache = adapter.decoder_attention(layer), kwargs.get("past_key_values")
+    # `forward`, for calling the layer would run the session's hook on it once more
+    call = ahead(attention, lambda: adapter.decoder_layers[layer].forward(*args, **{**kwargs, "past_key_values": None}))
     if past and cache is not None:
-        stored = cache.layers[layer].keys[:, :, :past]  # type: ignore[union-attr,index]
+        stored = cache.layers[layer].keys[:, :, :past]
         call.key = torch.cat([stored, call.key], dim=2)
     return call
 
@@ -148,7 +145,8 @@ class DecoderReader:
             both = torch.cat([tokens, text]).to(self.hidden.device)
             states = self.hidden[row, both]
             if isinstance(need, DecoderStates):
-                states = self.adapter.final_norm(states)
+                final = need.norm == "final"
+                states = (self.adapter.final_norm if final else self.adapter.first_norm(self.layer + 1))(states)
             states = states.float().to(self.device)
             return Tokens(states[: len(tokens)], states[len(tokens) :])
         raise TypeError(f"unknown need {need!r}")

@@ -24,7 +24,7 @@ from vlmprune.runtime.outcome import kept_slots, report_of
 from vlmprune.runtime.prompt_text import ImageText, question_of, text_columns
 from vlmprune.runtime.select import Picked, prompt_seed, run_vision_stages
 from vlmprune.runtime.taps import AttentionCall
-from vlmprune.runtime.trimming import LaterCut, trim_caches
+from vlmprune.runtime.trimming import Cut, trim_caches
 
 if TYPE_CHECKING:
     from vlmprune.runtime.text import TextHooks
@@ -48,7 +48,7 @@ class Forward:
         self.seconds = 0.0
         self.stages: list[tuple[int, Kept]] = []
         self.so_far: dict[tuple[int, int, int], SoFar] = {}  # by stage of the recipe, row and image
-        self.later: list[LaterCut] = []
+        self.cuts: list[Cut] = []  # inside the LLM
         self.trimmed: dict[int, int] = {}
         self._tap: LayerTap | None = None
         self.fused: list[FusedLayer] = []  # of the layers that ran, and the one that runs
@@ -246,7 +246,7 @@ class Forward:
             self._end_fusion()
             if number in self.hooks.at_layer:
                 start = time.perf_counter()
-                hidden = self._run_at_layer(number, self.hooks.at_layer[number], hidden, kwargs)
+                hidden = self._run_at_layer(number, self.hooks.at_layer[number], hidden, args, kwargs)
                 self.seconds += time.perf_counter() - start
             self._note(number, hidden)
         segment = self.current = self._segment_of(number)
@@ -257,12 +257,7 @@ class Forward:
         untouched = not self.changed and self.state is None
         if untouched or (segment is self.segments[0] and not self.masks.special):
             return None
-        kwargs = {
-            **kwargs,
-            "attention_mask": self.masks.make(segment, number, hidden, kwargs.get("past_key_values")),
-            "position_embeddings": self._rotary(segment, number, hidden, kwargs["position_embeddings"]),
-            "position_ids": self._ids(segment),
-        }
+        kwargs = {**kwargs, **self._own_arguments(segment, number, hidden, kwargs)}
         if args:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
@@ -315,7 +310,9 @@ class Forward:
             self.fused[-1].stop()
             self.fused[-1].check()
 
-    def _run_at_layer(self, number: int, stage: Stage, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def _run_at_layer(
+        self, number: int, stage: Stage, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor:
         self.stop_capture()
         prompt, before, tap = self.prompt, self._segment_of(number - 1), self._tap
         assert prompt is not None
@@ -324,7 +321,7 @@ class Forward:
                 f"{stage.method.name} reads the attention of decoder layer {number - 1}, which does not use "
                 "transformers' attention functions."
             )
-        next_call = self._look_ahead(number, stage, hidden, kwargs)
+        next_call = self._look_ahead(number, stage, hidden, args, kwargs)
         entered = self.segments[0].layout.image, self.entering_embeds
         reader = DecoderReader(self.adapter, before, hidden, tap, prompt.tail, number - 1, next_call, entered)
         self._tap = None
@@ -347,23 +344,28 @@ class Forward:
             return hidden
         orders = [inside.order(row) for row in range(self.batch)]
         index, valid = pad_left(orders, self.device)
-        if stage.method.trims_cache:
-            self.later.append(LaterCut(number, index, valid))
+        self.cuts.append(Cut(number, index, valid))
         layout = self._cut(number, orders, self.hooks.policy(stage))
         return inside.write(gather_rows(hidden, index), layout)
 
     def _look_ahead(
-        self, number: int, stage: Stage, hidden: Tensor, kwargs: dict[str, Any]
+        self, number: int, stage: Stage, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Segment, AttentionCall] | None:
         """The call that layer `number` would make of all that reach it; it may have stored fewer than the last one."""
         if not any(getattr(need, "ahead", False) for need in stage.method.needs(self.adapter.info).values()):
             return None
-        cache, own = kwargs.get("past_key_values"), self._segment_of(number)
-        rotary = self._rotary(own, number, hidden, kwargs["position_embeddings"])
-        untouched = not self.changed and self.state is None
-        mask = kwargs.get("attention_mask") if untouched else self.masks.make(own, number, hidden, cache)
-        call = call_ahead(self.adapter, number, hidden, rotary, mask, cache, own.past.shape[1])
-        return own, call
+        own = self._segment_of(number)
+        if self.changed or self.state is not None:
+            kwargs = {**kwargs, **self._own_arguments(own, number, hidden, kwargs)}
+        return own, call_ahead(self.adapter, number, args, kwargs, own.past.shape[1])
+
+    def _own_arguments(self, segment: Segment, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What a decoder layer is given instead of the mask and the positions of layer 0's tokens."""
+        return {
+            "attention_mask": self.masks.make(segment, number, hidden, kwargs.get("past_key_values")),
+            "position_embeddings": self._rotary(segment, number, hidden, kwargs["position_embeddings"]),
+            "position_ids": self._ids(segment),
+        }
 
     def _rotary(
         self, segment: Segment, layer: int, hidden: Tensor, incoming: tuple[Tensor, Tensor]
@@ -388,7 +390,7 @@ class Forward:
         cache = getattr(output, "past_key_values", None)
         dirty = self.changed or (self.state is not None and not bool(self.new_valid.all()))
         if isinstance(cache, Cache) and (dirty or (self.prompt is not None and self.state is not None)):
-            stored, self.trimmed = trim_caches(cache, self.adapter, self.segments, self.hooks.at_layer, self.later)
+            stored, self.trimmed = trim_caches(cache, self.adapter, self.segments, self.hooks.at_layer, self.cuts)
             bands = [Band(s.start, s.valid, s.places, s.delta, s.own_positions) for s in stored]
             first = next(s for s in reversed(stored) if s.start <= self.first)
             removed = self.length - first.layout.source.shape[1] + (self.state.removed if self.state else 0)

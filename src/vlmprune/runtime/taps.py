@@ -61,19 +61,19 @@ _WRAPPED: dict[str, int] = {}  # implementation name -> running captures, so tha
 
 
 class _Enough(Exception):
-    """Ends an attention module's forward once its call was noted."""
+    """Ends a forward once the call of its attention module was noted."""
 
 
 _ENOUGH: set[nn.Module] = set()
 
 
-def ahead(module: nn.Module, states: Tensor, rotary: tuple[Tensor, Tensor], mask: Any) -> AttentionCall:
-    """The call that an attention module would make with these normed states: its projections, and nothing more."""
+def ahead(module: nn.Module, run: Callable[[], Any]) -> AttentionCall:
+    """The call that an attention module makes inside `run`, which ends there: its projections, and nothing more."""
     tap = Capture([module])
     tap.start()
     _ENOUGH.add(module)
     try:
-        module(hidden_states=states, position_embeddings=rotary, attention_mask=mask, past_key_values=None)
+        run()
     except _Enough:
         pass
     finally:

@@ -15,8 +15,8 @@ from vlmprune.runtime.cache import can_trim, trim
 from vlmprune.runtime.flow import Segment
 
 
-class LaterCut(NamedTuple):
-    """A cut after which the caches of earlier layers are shortened too.
+class Cut(NamedTuple):
+    """A cut inside the LLM.
 
     Attributes:
         number: the decoder layer before which it was made.
@@ -29,20 +29,25 @@ class LaterCut(NamedTuple):
 
 
 def trim_caches(
-    cache: Cache, adapter: Adapter, segments: Sequence[Segment], stages: Mapping[int, Stage], cuts: Sequence[LaterCut]
+    cache: Cache, adapter: Adapter, segments: Sequence[Segment], stages: Mapping[int, Stage], cuts: Sequence[Cut]
 ) -> tuple[list[Segment], dict[int, int]]:
-    """Let the layers from before the first of these cuts keep only what the last one left.
+    """Let the layers from before the first stage that trims caches keep only what the last of these stages left.
+
+    Args:
+        cuts: all that were made, in order, those of other stages too: they shorten what the next one counts among.
 
     Returns:
         The segments as they are stored then, and for each layer that was shortened the cut whose tokens it keeps.
     """
-    if not cuts:
+    trimming = {number for number, stage in stages.items() if stage.method.trims_cache}
+    last = max((at for at, cut in enumerate(cuts) if cut.number in trimming), default=None)
+    if last is None:
         return list(segments), {}
-    begin = min(number for number, stage in stages.items() if stage.method.trims_cache) - 1
-    end, valid = cuts[-1].number, cuts[-1].valid
+    cuts = cuts[: last + 1]
+    begin, end, valid = min(trimming) - 1, cuts[-1].number, cuts[-1].valid
     stored: list[Segment] = []
     trimmed: dict[int, int] = {}
-    last: tuple[Segment, bool] | None = None
+    previous: tuple[Segment, bool] | None = None
     for layer in range(len(adapter.decoder_layers)):
         segment = next(segment for segment in reversed(segments) if segment.start <= layer)
         cut = begin <= layer < end and can_trim(cache, layer)
@@ -50,14 +55,14 @@ def trim_caches(
         if index is not None:
             trim(cache, layer, segment.past.shape[1], index)
             trimmed[layer] = end
-        if last is None or last[0] is not segment or last[1] != cut:
+        if previous is None or previous[0] is not segment or previous[1] != cut:
             layout = segment.layout if index is None else segment.layout.take(index, valid)
             stored.append(replace(segment, start=layer, layout=layout, memo={}))
-        last = segment, cut
+        previous = segment, cut
     return stored, trimmed
 
 
-def _left(layer: int, cuts: Sequence[LaterCut]) -> Tensor:
+def _left(layer: int, cuts: Sequence[Cut]) -> Tensor:
     """[B, P] where the tokens that the last of these cuts left stand among those of a layer before it."""
     index, *earlier = [cut.taken for cut in reversed(cuts) if cut.number > layer]
     for among in earlier:

@@ -8,12 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from vlmprune.core.budget import Keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import DecoderMethod
 from vlmprune.core.selectors import ascending, top_k
 from vlmprune.core.signals import DecoderKeys, DecoderStates, Need
 from vlmprune.core.view import ImageView, ModelInfo
-from vlmprune.methods.checks import OFFICIAL, PAPER, one_of, whole
+from vlmprune.methods.checks import OFFICIAL, PAPER, UNIPRUNE, one_of, rounded_down, whole
 
 
 @dataclass
@@ -35,7 +36,9 @@ class Dart(DecoderMethod):
         image_pivots: p.
         text_pivots: q; fewer where fewer text tokens follow the image.
         compat: "official" gives each pivot keep // (p + q) tokens and takes pivots in the order of a CPython set.
-        start: with compat="official", prompt column of the image's first token, on which that order depends.
+            "uniprune", for reproduction only, does too, rounds shares down, compares h as the norm of layer K leaves
+            it, and numbers positions anew on InternVL; its pivots are 10 and 5.
+        start: in these, prompt column of the image's first token, on which that order depends.
 
     Differences from the authors' code:
         - The count is exact. Theirs is p + (p + q) * (keep // (p + q)): 132 for a budget of 128.
@@ -57,10 +60,20 @@ class Dart(DecoderMethod):
             whole(self, option)
         if self.image_pivots + self.text_pivots == 0:
             raise UserError("dart: image_pivots and text_pivots are both 0, and there must be a pivot.")
-        one_of(self, "compat", PAPER, OFFICIAL)
+        one_of(self, "compat", PAPER, OFFICIAL, UNIPRUNE)
+
+    @property
+    def exact(self) -> bool:
+        return self.compat == PAPER
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
-        return {"keys": DecoderKeys(), "states": DecoderStates()}
+        return {"keys": DecoderKeys(), "states": DecoderStates(norm="next" if self.compat == UNIPRUNE else "final")}
+
+    def positions(self, info: ModelInfo) -> str:
+        return "compact" if self.compat == UNIPRUNE and info.family == "internvl" else "original"
+
+    def budget(self, keep: Keep, n: int, total: int) -> int:
+        return rounded_down(keep, n) if self.compat == UNIPRUNE else super().budget(keep, n, total)
 
     def select(self, view: ImageView) -> Tensor:
         return ascending(torch.cat(self.rounds(view)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,11 +11,15 @@ import torch
 from torch import Tensor
 
 from vlmprune.core.budget import Keep
-from vlmprune.core.method import DecoderMethod, Scorer
+from vlmprune.core.errors import UserError
+from vlmprune.core.method import DecoderMethod, Method, Scorer
 from vlmprune.core.selectors import top_k
-from vlmprune.core.signals import LastQueryAttention, Need
+from vlmprune.core.signals import LastQueryAttention, Need, TextQueryAttention
 from vlmprune.core.view import ImageView, Merged, ModelInfo, Selection
-from vlmprune.methods.checks import PAPER, UNIPRUNE, one_of
+from vlmprune.methods.checks import PAPER, UNIPRUNE, one_of, rounded_down, true_or_false
+from vlmprune.methods.decoder.staged import share_of
+
+LAST, ALL_TEXT = "last", "all_text"
 
 
 @dataclass
@@ -30,6 +36,10 @@ class FastV(Scorer, DecoderMethod):
 
     Args:
         layer: K, the decoder layer (0-based) before which it acts.
+        query: "last", as the authors' code has it, or "all_text": the mean over all text tokens after the image, nearer
+            to the attention received on average of which the paper speaks.
+        average: `keep` is instead what enters a layer on average, and what stays is solved for: 192, 128 and 64 of
+            LLaVA-1.5's 576 tokens are 166, 98 and 30 after K = 2 of 32 layers.
         compat: "uniprune" leaves the kept tokens in order of score, each with the position it had (on InternVL numbered
             anew), and rounds shares down. For reproduction only: the image's tokens then see each other out of order.
 
@@ -44,25 +54,58 @@ class FastV(Scorer, DecoderMethod):
     name: ClassVar[str] = "fastv"
     summary: ClassVar[str] = "tokens the last prompt token attends to at decoder layer K-1"
 
+    depth: ClassVar[int | None] = None  # of the model, where the budget is an average
+
+    query: str = LAST
+    average: bool = False
     compat: str = PAPER
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        one_of(self, "query", LAST, ALL_TEXT)
+        true_or_false(self, "average")
         one_of(self, "compat", PAPER, UNIPRUNE)
+        if self.average and self.compat != PAPER:
+            raise UserError("fastv: average=True goes with compat='paper' alone.")
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
-        return {"attention": LastQueryAttention()}
+        return {"attention": LastQueryAttention() if self.query == LAST else TextQueryAttention()}
 
     def score(self, view: ImageView) -> Tensor:
-        return view["attention"]
+        rows = view["attention"]
+        return rows if self.query == LAST else rows.mean(0).nan_to_num()  # no text: all are alike
 
     def positions(self, info: ModelInfo) -> str:
         return "compact" if self.compat == UNIPRUNE and info.family == "internvl" else "original"
 
+    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[Method]:
+        if not self.average:
+            return (self,)
+        made = copy.copy(self)
+        made.__dict__["depth"] = info.decoder_layers
+        if isinstance(keep, float):
+            made.share(keep)  # says what is wrong before anything runs
+        return (made,)
+
+    def share(self, average: float) -> float:
+        """What stays before layer K, so that a layer is entered by `average` of the tokens on average.
+
+        Raises:
+            UserError: the layers before it alone see more.
+        """
+        assert self.depth is not None
+        left = (average * self.depth - self.layer) / (self.depth - self.layer)
+        if left <= 0:
+            raise UserError(
+                f"fastv: the {self.layer} of {self.depth} layers before it see every token, so that the average is "
+                f"above {self.layer / self.depth:.3f}: raise keep={average:.3f} or give an earlier layer."
+            )
+        return left
+
     def budget(self, keep: Keep, n: int, total: int) -> int:
-        if self.compat == UNIPRUNE and isinstance(keep, float):
-            return max(1, int(n * keep))
-        return super().budget(keep, n, total)
+        if self.average and total:
+            return super().budget(self.share(share_of(keep, total)), n, total)
+        return rounded_down(keep, n) if self.compat == UNIPRUNE else super().budget(keep, n, total)
 
     def select(self, view: ImageView) -> Selection:
         if self.compat == PAPER:

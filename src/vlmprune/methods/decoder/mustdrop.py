@@ -45,13 +45,15 @@ class MustDrop(Staged):
             (TextVQA); 0.005 and 0.001 for 64 (VizWiz). They tune them for each task.
         key_share: of the tokens, 0 for no key tokens.
         kv_prune: whether the caches are cut, where they are neither windows nor quantised. Without a cache there is
-            none to cut: then what is written sees what the prompt saw.
+            none to cut: then what is written sees what the prompt saw, as does an answer to be scored that comes in one
+            forward with the prompt.
 
     Differences from the authors' code:
         - Towers without a CLS token take the received attention for key tokens (ours).
         - New tokens count on from the prompt's last id in every layer; theirs take the length of that layer's cache, so
           that in cut layers they stand nearer to the text than it was read.
-        - Any batch and number of images; a single key token is no error; only the text's rows are computed.
+        - Any batch and number of images; a single key token is no error; only the text's rows are computed. Where
+          nothing passes the filter and there are no key tokens, the best token stays.
     """
 
     name: ClassVar[str] = "mustdrop"
@@ -109,10 +111,11 @@ class MustDrop(Staged):
     def select(self, view: ImageView) -> Tensor:
         rows = view["text"] if len(view["text"]) else torch.zeros_like(view["text"].sum(0))[None]
         together, single, key = rows.sum(0), rows.amax(0), self.key_tokens(view)
+        order = top_k(torch.maximum(together / together.sum().clamp(min=1e-12), single), view.n)
         if self.global_threshold is not None and self.individual_threshold is not None:
             ignored = (together < self.global_threshold * together.sum()) & (single < self.individual_threshold)
-            return (~ignored | key).nonzero().squeeze(1)
-        order = top_k(torch.maximum(together / together.sum().clamp(min=1e-12), single), view.n)
+            passed = (~ignored | key).nonzero().squeeze(1)
+            return passed if len(passed) else order[:1]
         return ascending(torch.cat([order[key[order]], order[~key[order]]])[: view.keep])
 
     def key_tokens(self, view: ImageView) -> Tensor:

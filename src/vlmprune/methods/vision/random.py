@@ -8,8 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vlmprune.core.budget import Keep
 from vlmprune.core.method import Scorer, check_layer, layer_within
 from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.methods.checks import PAPER, UNIPRUNE, one_of, rounded_down
 
 
 @dataclass
@@ -26,6 +28,8 @@ class Random(Scorer):
 
     Args:
         layer: decoder layer (0-based) before which it acts, or None for before the LLM.
+        compat: "uniprune" rounds shares down, and on InternVL numbers positions anew. For
+            reproduction only.
 
     Differences from the authors' code:
         - The generator is seeded from the run's seed and the prompt; theirs is the device's global one, unseeded.
@@ -37,17 +41,24 @@ class Random(Scorer):
     summary: ClassVar[str] = "a uniformly drawn subset of the tokens, before the LLM or (random@K) inside it"
 
     layer: int | None = None
+    compat: str = PAPER
 
     def __post_init__(self) -> None:
         if self.layer is not None:
             check_layer(self.name, self.layer)
+        one_of(self, "compat", PAPER, UNIPRUNE)
 
     def decoder_layer(self, info: ModelInfo) -> int | None:
         return None if self.layer is None else layer_within(self.name, self.layer, info)
 
     def positions(self, info: ModelInfo) -> str:
         """Before the LLM as the other methods that act there, so that the comparison is of the choice alone."""
+        if self.compat == UNIPRUNE and info.family == "internvl":
+            return "compact"
         return "compact" if self.layer is None and info.llava else "original"
+
+    def budget(self, keep: Keep, n: int, total: int) -> int:
+        return rounded_down(keep, n) if self.compat == UNIPRUNE else super().budget(keep, n, total)
 
     def score(self, view: ImageView) -> Tensor:
         order = torch.randperm(view.n, generator=view.generator())
