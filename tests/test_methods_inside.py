@@ -103,6 +103,22 @@ def test_both_position_policies(family: str, name: str, positions: str) -> None:
     assert largest(logits, wanted) < TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("policy", "recipes"),
+    [
+        ("original", ["fastv:0.5", "vtw:0.5", "dart:0.5", "random@2:0.5", "sparsevlm(version=+):0.5"]),
+        (
+            "compact",
+            ["pyramiddrop:0.5", "sparsevlm:0.5", "sparsevlm(version=1.0):0.5", "adaptinfer:0.5", "mustdrop:0.5"],
+        ),
+    ],
+)
+def test_positions_are_the_authors_on_llava_and_kept_where_they_tell_places(policy: str, recipes: list[str]) -> None:
+    for text in recipes:
+        assert set(policies_of(vlmprune.recipe(text), "llava").values()) == {policy}
+        assert set(policies_of(vlmprune.recipe(text), "qwen2_5_vl").values()) == {"original"}
+
+
 # ---------------------------------------------------------------------- recycling, step by step
 
 
