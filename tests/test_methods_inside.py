@@ -248,6 +248,6 @@ def test_what_was_recycled_has_no_rows_in_the_encoder() -> None:
     recipe = "sparsevlm@1:0.5 > mustdrop@3:0.5"
     with (
         vlmprune.prune(built("llava"), recipe),
-        pytest.raises(vlmprune.UserError, match="mustdrop reads the vision encoder, so it cannot follow a method that"),
+        pytest.raises(vlmprune.UserError, match="mustdrop reads what the vision side made of each token"),
     ):
         built("llava")(**inputs_of("llava", RAGGED))
