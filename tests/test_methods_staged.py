@@ -626,11 +626,8 @@ def test_a_layer_whose_attention_cannot_be_read_is_refused() -> None:
     info = adapter_for(built("qwen3_5")).info
     assert layers(PyramidDrop(), info) == [1, 3] and layers(SparseVLM(), info) == [2]
     for method in (SparseVLM(layers=(1,)), PyramidDrop(layers=(2,))):
-        with (
-            vlmprune.prune(built("qwen3_5"), Recipe((Stage(method, 0.3),))),
-            pytest.raises(vlmprune.UserError, match="linear attention"),
-        ):
-            built("qwen3_5")(**inputs_of("qwen3_5", RAGGED))
+        with pytest.raises(vlmprune.UserError, match="linear attention"):  # before anything runs
+            vlmprune.prune(built("qwen3_5"), Recipe((Stage(method, 0.3),)))
 
 
 @pytest.mark.parametrize("name", ["sparsevlm", "adaptinfer", "pyramiddrop"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -30,6 +31,13 @@ from vlmprune.scores import attention_rows
 ATTENTION_NEEDS = (
     LastQueryAttention, TextQueryAttention, VisualQueryAttention, TextSelfAttention, DecoderKeys, RotaryGain,
 )  # fmt: skip
+
+
+def check_readable(adapter: Adapter, layer: int, needs: Iterable[Need]) -> None:
+    """Raise UserError where a method that acts before `layer` reads an attention map that this model does not have."""
+    for need in needs:
+        if isinstance(need, ATTENTION_NEEDS):
+            adapter.decoder_attention(layer if getattr(need, "ahead", False) else layer - 1)
 
 
 class LayerTap:

@@ -13,6 +13,7 @@ from vlmprune.core.signals import Alignment
 from vlmprune.models.base import Adapter
 from vlmprune.runtime import deepstack
 from vlmprune.runtime.cache import state_of
+from vlmprune.runtime.decoder_signals import check_readable
 from vlmprune.runtime.flow import Prompt
 from vlmprune.runtime.forward import Forward
 from vlmprune.runtime.select import decoder_stages, fused_layers, vision_stages
@@ -37,6 +38,8 @@ class TextHooks:
         self.before_llm = vision_stages(adapter, recipe)
         self.at_layer = decoder_stages(adapter, recipe)
         self.fused = fused_layers(adapter, self.at_layer)
+        for layer, stage in self.at_layer.items():
+            check_readable(adapter, layer, stage.method.needs(adapter.info).values())
         self.read_prompt: Callable[[], Prompt | None] | None = None
         self.vision_seconds = 0.0
         self.prompt_mask: Tensor | None = None
