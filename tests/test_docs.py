@@ -169,6 +169,17 @@ def test_results_are_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert summary.count("| fastv@2 |") == 2
 
 
+def test_results_of_every_method_are_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fake_results import fill
+
+    fill(tmp_path / "results", methods=("random", "downsample", "fastv@2"), keeps=(0.333, 0.111), n=8)
+    monkeypatch.setattr(docs, "ALL_RESULTS", tmp_path / "results-all.md")
+    docs.take_all_results(tmp_path / "results")
+    page = (tmp_path / "results-all.md").read_text()
+    assert "`vlmprune bench --methods all` with torch 2.13.0" in page
+    assert page.count("| fastv@2 |") == 2 and "synth-ocr" not in page
+
+
 def test_readme_names_two_commands_that_set_up_everything() -> None:
     _, block = next(fenced("README.md", "sh"))
     bench, tests = (shlex.split(line, comments=True) for line in block.splitlines())

@@ -3,6 +3,7 @@
     python tools/docs.py                   write them anew
     python tools/docs.py --check           fail when one is stale
     python tools/docs.py --results DIR     take over tables and pictures of a result folder of `vlmprune bench`
+    python tools/docs.py --all-results DIR take over the overview of a result folder of `vlmprune bench --methods all`
     python tools/docs.py --pictures        draw the pictures of `vlmprune run` with the embedded model
 
 A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a key of `BLOCKS`.
@@ -31,6 +32,7 @@ from docs_text import plain, table  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 RESULTS = ROOT / "docs" / "results.md"
+ALL_RESULTS = ROOT / "docs" / "results-all.md"
 EXAMPLE = ROOT / "examples" / "residual" / "vlmprune_residual.py"
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -42,15 +44,28 @@ RUNS = {
 }
 RUN_KEEP = "0.222"
 
+ABOUT_ALL = """\
+Means over the tasks, as on the [page of the default run](results.md), which has them one by one with their
+intervals for eight methods. *kept* is what is left after the last cut, *entering* what enters a layer of the
+language model on average. A budget means what a method's authors mean by it: a share kept before the language model
+or from a layer on, a share kept at each of several cuts (`pyramiddrop`), or an average over layers (`sparsevlm`,
+`adaptinfer`, `mustdrop`, `autoprune`, `fitprune`, `vtw`), which five layers cannot always meet. So compare what
+costs the same, by *entering*, and not a column. The models are tiny and their world is generated: this says nothing
+about photographs. Methods that compare the picture with the question do so by the language model's embeddings, as
+these models have no text tower."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Keep the generated parts of README.md and docs/ equal to the code.")
     parser.add_argument("--check", action="store_true", help="write nothing, fail when something is stale")
     parser.add_argument("--results", type=Path, metavar="DIR", help="a result folder of `vlmprune bench`")
+    parser.add_argument("--all-results", type=Path, metavar="DIR", help="one of `vlmprune bench --methods all`")
     parser.add_argument("--pictures", action="store_true", help="draw the pictures of `vlmprune run`")
     asked = parser.parse_args(arguments)
     if asked.results:
         take_results(asked.results)
+    if asked.all_results:
+        take_all_results(asked.all_results)
     if asked.pictures:
         draw_pictures()
     stale = refresh(write=not asked.check)
@@ -148,7 +163,32 @@ def take_results(folder: Path) -> None:
         shutil.copyfile(picture, IMAGES / name)
 
 
-def origin(folder: Path) -> str:
+def take_all_results(folder: Path) -> None:
+    """Write the overview of a result folder of every method to docs/results-all.md."""
+    from vlmprune.report import build
+
+    summary = (build(folder)[-1].parent / "summary.md").read_text(encoding="utf-8")
+    parts = [
+        "# Results of every method",
+        origin(folder, "vlmprune bench --methods all"),
+        ABOUT_ALL,
+        *overviews(summary),
+    ]
+    ALL_RESULTS.write_text("\n\n".join(parts) + "\n", encoding="utf-8", newline="\n")
+
+
+def overviews(summary: str) -> list[str]:
+    """For each model its name and its table over all tasks, of the text of a report's summary.md."""
+    parts = []
+    for section in re.split(r"^## ", summary, flags=re.MULTILINE)[1:]:
+        title, _, body = section.partition("\n")
+        if title != "Notes":  # they explain marks in cells that the overview does not have
+            overview = next(part for part in body.split("\n\n") if part.strip().startswith("|"))
+            parts.append(f"**{title}**\n\n{overview.strip()}")
+    return parts
+
+
+def origin(folder: Path, command: str = "vlmprune bench") -> str:
     """With what, on what and from which commit a result folder was computed."""
     results = load_results(folder)
 
@@ -160,7 +200,7 @@ def origin(folder: Path) -> str:
     made = [result.made for result in results]
     commits = (str(m["commit"]) for m in made)  # with "+" after it where files differed
     return (
-        f"`vlmprune bench` with {versions}, commit {said(c[:12] + c[40:] for c in commits)}; {sizes} questions a "
+        f"`{command}` with {versions}, commit {said(c[:12] + c[40:] for c in commits)}; {sizes} questions a "
         f"task, seed {said(result.seed for result in results)}; on {said(m['device'] for m in made)}, "
         f"Python {said(m['python'] for m in made)}."
     )
@@ -170,14 +210,11 @@ def results_summary() -> str:
     """The overview tables of docs/results.md."""
     if not RESULTS.exists():
         return "Not measured for this version yet; `python3 tools/run.py vlmprune bench` makes the table."
-    introduction, *sections = re.split(r"^## ", RESULTS.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    parts = [introduction.strip().split("\n\n")[1]]
-    for section in sections:
-        title, _, body = section.partition("\n")
-        if title != "Notes":  # they explain marks in cells that the overview does not have
-            overview = next(part for part in body.split("\n\n") if part.strip().startswith("|"))
-            parts.append(f"**{title}**\n\n{overview.strip()}")
-    parts.append("[docs/results.md](docs/results.md) has every task with its interval, and the differences to vanilla.")
+    text = RESULTS.read_text(encoding="utf-8")
+    parts = [text.strip().split("\n\n")[1], *overviews(text)]
+    said = "[docs/results.md](docs/results.md) has every task with its interval, and the differences to vanilla"
+    also = "; [docs/results-all.md](docs/results-all.md) has every method." if ALL_RESULTS.exists() else "."
+    parts.append(said + also)
     return "\n\n".join(parts)
 
 
