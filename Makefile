@@ -16,7 +16,7 @@ test:    ## tests
 	$(RUN) pytest -n 2
 
 slow:    ## tests that take minutes
-	$(RUN) pytest -m slow
+	$(RUN) pytest -m slow -n 2
 
 lint:    ## ruff and mypy
 	$(RUN) ruff check
