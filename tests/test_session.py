@@ -335,3 +335,12 @@ def test_report_counts_tokens_after_the_cut_and_entering_a_layer() -> None:
     assert session.last.entering == [(18 * 3 + 6) / 4]
     assert [(layer, len(kept[0][0])) for layer, kept in session.last.stages] == [(0, 18), (3, 6)]
     assert session.last.grids[0][0].size == 36
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_tokens_after_each_stage_count_those_without_a_slot(family: str) -> None:
+    """VisionZip's CLS tokens."""
+    with vlmprune.prune(built(family), "visionzip:12 > fastv@2:5") as session:
+        built(family)(**inputs_of(family, [[0, 1], [2]]))
+    assert session.last.counts == [(0, [24, 12]), (2, [10, 5])]
+    assert [sum(map(len, kept)) for kept in session.last.stages[0][1]] < [24, 12]

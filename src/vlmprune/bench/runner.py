@@ -378,14 +378,10 @@ def _counts(session: Any, sample: int, visual: int, resizes: bool) -> dict[str, 
     if session is None:
         return {"visual_encoded": visual, "visual_kept": visual, "visual_entering": float(visual)}
     last = session.last
-    after = int(last.tokens[sample][1])
-    stages = [(int(layer), sum(len(slots) for slots in kept[sample])) for layer, kept in last.stages]
-    encoded = stages[0][1] if resizes and stages else visual
-    if stages:  # a merged token without a slot (VisionZip's CLS) is counted in `tokens` alone
-        stages[-1] = (stages[-1][0], after)
+    stages = [(int(layer), counts[sample]) for layer, counts in last.counts]
     return {
-        "visual_encoded": encoded,
-        "visual_kept": after,
+        "visual_encoded": stages[0][1] if resizes and stages else visual,
+        "visual_kept": int(last.tokens[sample][1]),
         "visual_entering": round(float(last.entering[sample]), 4),
         "stages": tuple(stages),
     }

@@ -19,6 +19,8 @@ class RunReport:
         kept: one entry a sample; per image or video, in prompt order, the slots kept at the end (sorted LongTensor,
             counted from that image's first slot). Tokens that merge others count at the slot that lends the position.
         stages: the same after each stage: `[(layer, kept), ...]`, layer 0 = before the LLM.
+        counts: visual tokens after each stage, per sample: `[(layer, counts), ...]`; unlike `stages` with merged tokens
+            that have no slot of their own (VisionZip's CLS token).
         tokens: visual tokens before and after, per sample.
         merged: how many of the tokens after were returned by a method that merges, per sample; among them may be some
             that still stand for one patch alone.
@@ -41,6 +43,7 @@ class RunReport:
 
     kept: Kept = field(default_factory=list)
     stages: list[tuple[int, Kept]] = field(default_factory=list)
+    counts: list[tuple[int, list[int]]] = field(default_factory=list)
     tokens: list[tuple[int, int]] = field(default_factory=list)
     merged: list[int] = field(default_factory=list)
     entering: list[float] = field(default_factory=list)

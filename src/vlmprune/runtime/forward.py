@@ -47,6 +47,7 @@ class Forward:
         self.changed = False
         self.seconds = 0.0
         self.stages: list[tuple[int, Kept]] = []
+        self.counts: list[tuple[int, list[int]]] = []
         self.so_far: dict[tuple[int, int, int], SoFar] = {}  # by stage of the recipe, row and image
         self.cuts: list[Cut] = []  # inside the LLM
         self.trimmed: dict[int, int] = {}
@@ -168,6 +169,7 @@ class Forward:
         for step in range(len(self.hooks.before_llm)):
             kept = [[kept_slots(states[step + 1].slots) for states in row] for row in picked]
             self.stages.append((0, kept))
+            self.counts.append((0, [sum(len(states[step + 1].slots) for states in row) for row in picked]))
         finals = [[states[-1] for states in row] for row in picked]
         whole = (len(now.slots) == len(image.columns) for now, image in _pairs(finals, prompt))
         return self.embeds if all(whole) else self._shorten(prompt, finals)
@@ -340,6 +342,7 @@ class Forward:
                 ]
             )
         self.stages.append((number, [[kept_slots(chosen.slots) for chosen in row] for row in inside.rows]))
+        self.counts.append((number, [sum(len(chosen.slots) for chosen in row) for row in inside.rows]))
         if not inside.cut:
             return hidden
         orders = [inside.order(row) for row in range(self.batch)]

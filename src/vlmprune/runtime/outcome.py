@@ -30,6 +30,7 @@ def report_of(run: Forward, prompt: Prompt) -> RunReport:
     return RunReport(
         kept=[of_row(row) for row in first_of],
         stages=[(layer, [kept[row] for row in first_of]) for layer, kept in run.stages],
+        counts=[(layer, [counts[row] for row in first_of]) for layer, counts in run.counts],
         tokens=[(sum(len(i.columns) for i in prompt.rows[row]), visual[-1][row]) for row in first_of],
         merged=[int(((last.image[row] >= 0) & (last.origin[row] < 0)).sum()) for row in first_of],
         entering=[
