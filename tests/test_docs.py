@@ -174,10 +174,12 @@ def test_results_of_every_method_are_taken_over(tmp_path: Path, monkeypatch: pyt
 
     fill(tmp_path / "results", methods=("random", "downsample", "fastv@2"), keeps=(0.333, 0.111), n=8)
     monkeypatch.setattr(docs, "ALL_RESULTS", tmp_path / "results-all.md")
+    monkeypatch.setattr(docs, "ALL_FIGURES", tmp_path / "all-methods.csv")
     docs.take_all_results(tmp_path / "results")
     page = (tmp_path / "results-all.md").read_text()
     assert "`vlmprune bench --methods all` with torch 2.13.0" in page
     assert page.count("| fastv@2 |") == 2 and "synth-ocr" not in page
+    assert "synth-ocr" in (tmp_path / "all-methods.csv").read_text()
 
 
 def test_readme_names_two_commands_that_set_up_everything() -> None:

@@ -33,6 +33,7 @@ from docs_text import plain, table  # noqa: E402
 IMAGES = ROOT / "docs" / "images"
 RESULTS = ROOT / "docs" / "results.md"
 ALL_RESULTS = ROOT / "docs" / "results-all.md"
+ALL_FIGURES = ROOT / "benchmarks" / "results" / "all-methods.csv"
 EXAMPLE = ROOT / "examples" / "residual" / "vlmprune_residual.py"
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -46,13 +47,14 @@ RUN_KEEP = "0.222"
 
 ABOUT_ALL = """\
 Means over the tasks, as on the [page of the default run](results.md), which has them one by one with their
-intervals for eight methods. *kept* is what is left after the last cut, *entering* what enters a layer of the
-language model on average. A budget means what a method's authors mean by it: a share kept before the language model
-or from a layer on, a share kept at each of several cuts (`pyramiddrop`), or an average over layers (`sparsevlm`,
-`adaptinfer`, `mustdrop`, `autoprune`, `fitprune`, `vtw`), which five layers cannot always meet. So compare what
-costs the same, by *entering*, and not a column. The models are tiny and their world is generated: this says nothing
-about photographs. Methods that compare the picture with the question do so by the language model's embeddings, as
-these models have no text tower."""
+intervals for eight methods; `benchmarks/results/all-methods.csv` has them of all, with operations by the three
+formulas. *kept* is what is left after the last cut, *entering* what enters a layer of the language model on
+average. A budget means what a method's authors mean by it: a share kept before the language model or from a layer
+on, a share kept at each of several cuts (`pyramiddrop`), or an average over layers (`sparsevlm`, `adaptinfer`,
+`mustdrop`, `autoprune`, `fitprune`, `vtw`), which five layers cannot always meet. So compare what costs the same,
+by *entering*, and not a column. The models are tiny and their world is generated: this says nothing about
+photographs. Methods that compare the picture with the question do so by the language model's embeddings, as these
+models have no text tower."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -164,10 +166,12 @@ def take_results(folder: Path) -> None:
 
 
 def take_all_results(folder: Path) -> None:
-    """Write the overview of a result folder of every method to docs/results-all.md."""
+    """Write the overview of a result folder of every method to docs/results-all.md, and keep its figures."""
     from vlmprune.report import build
 
-    summary = (build(folder)[-1].parent / "summary.md").read_text(encoding="utf-8")
+    report = build(folder)[-1].parent
+    shutil.copyfile(report / "summary.csv", ALL_FIGURES)
+    summary = (report / "summary.md").read_text(encoding="utf-8")
     parts = [
         "# Results of every method",
         origin(folder, "vlmprune bench --methods all"),
