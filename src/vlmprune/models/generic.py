@@ -75,7 +75,7 @@ class GenericAdapter(Adapter):
                     f"{self.family} hands its language model {name!r}, and vlmprune does not know how to shorten it."
                 )
         self._check_positions(call.get("position_ids"), call["inputs_embeds"])
-        mask, cache = call.get("attention_mask"), call.get("past_key_values")
+        mask, cache = call.get("attention_mask"), call.get("cache")
         past = 0 if cache is None else int(cache.get_seq_length())
         for given in mask.values() if isinstance(mask, dict) else [mask]:
             self._check_mask(given, past)

@@ -19,7 +19,7 @@ class PaliGemmaAdapter(PatchAdapter):
     window_cuts_blocks = False  # PaliGemma 2: the prefix sees all of itself in every layer
 
     def blocks(self, call: Mapping[str, Any]) -> Tensor | None:
-        types, cache = call.get("token_type_ids"), call.get("past_key_values")
+        types, cache = call.get("token_type_ids"), call.get("cache")
         first = cache is None or not cache.is_initialized or call.get("pixel_values") is not None
         return torch.where(types == 0, 0, -1) if types is not None and first else None
 

@@ -1,26 +1,103 @@
-"""Attributes put on one object over those of its class, and taken off again."""
+"""What a session puts on the objects of a model, and takes off again: attributes of their own, and hooks.
+
+A copy of the model that is made meanwhile (copied, pickled, saved) is made without all that: a plain model.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
 
-def put(owner: Any, name: str, value: Any) -> Callable[[], None]:
-    """Give `owner` an attribute of its own, past `nn.Module`'s bookkeeping.
+from vlmprune.core.errors import UserError
 
-    Returns:
-        What undoes it. An attribute that the object had of its own (another library's, such as accelerate's `forward`,
-        or a `generate` of the user's) is put back; otherwise the class's shows again.
-    """
-    had = name in owner.__dict__
-    own = owner.__dict__.get(name)
+REDUCE = "__reduce_ex__"  # what copy.deepcopy, pickle and torch.save ask an object for
+
+
+class Attachments:
+    """All that one session put on a model's objects."""
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+        self._undo: list[Callable[[], None]] = []
+        self._had: dict[int, dict[str, Any]] = {}  # of each owner, the attributes put on it and what it had there
+        self._owners: dict[int, Any] = {}
+
+    def put(self, owner: Any, name: str, value: Any) -> None:
+        """Give `owner` an attribute of its own, past `nn.Module`'s bookkeeping.
+
+        One that the object had of its own (another library's, such as accelerate's `forward`, or a `generate` of the
+        user's) is put back at the end, and is what a copy has; otherwise the class's shows again.
+        """
+        self._plain_copies(owner)
+        self._undo.append(put(owner, name, value, self._had[id(owner)]))
+
+    def pre_hook(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        """Run `hook(module, args, kwargs)` before each call of the module."""
+        self._plain_copies(module)
+        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        """Run `hook(module, args, output)` after each call of the module, with None for output where it raised."""
+        self._plain_copies(module)
+        self._handles.append(module.register_forward_hook(hook, always_call=True))
+
+    def undo(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        while self._undo:
+            self._undo.pop()()
+        self._handles, self._had, self._owners = [], {}, {}
+
+    def _plain_copies(self, owner: Any) -> None:
+        if id(owner) not in self._had:
+            self._had[id(owner)], self._owners[id(owner)] = {}, owner
+            self._undo.append(put(owner, REDUCE, _Reducer(self, owner), self._had[id(owner)]))
+
+    def plain_state(self, owner: Any, state: dict[str, Any]) -> dict[str, Any]:
+        """An object's attributes as they were without this session."""
+        plain = dict(state)
+        for name, own in self._had[id(owner)].items():
+            plain.pop(name, None)
+            if own is not _NOTHING:
+                plain[name] = own
+        ours = {handle.id for handle in self._handles}
+        for name, hooks in plain.items():
+            if name.startswith("_forward") and isinstance(hooks, dict):
+                plain[name] = type(hooks)((key, hook) for key, hook in hooks.items() if key not in ours)
+        return plain
+
+
+class _Reducer:
+    """Stands in for an object's `__reduce_ex__`."""
+
+    def __init__(self, attached: Attachments, owner: Any) -> None:
+        self._attached, self._owner = attached, owner
+
+    def __call__(self, protocol: Any) -> tuple[Any, ...]:
+        reduced: Any = type(self._owner).__reduce_ex__(self._owner, protocol)  # type: ignore[call-arg]
+        if isinstance(reduced, str) or not isinstance(reduced[2], dict):
+            raise UserError(
+                f"A {type(self._owner).__name__} cannot be copied while it is pruned: copy it outside the block."
+            )
+        return (*reduced[:2], self._attached.plain_state(self._owner, reduced[2]), *reduced[3:])
+
+
+_NOTHING = object()
+
+
+def put(owner: Any, name: str, value: Any, had: dict[str, Any] | None = None) -> Callable[[], None]:
+    """Give `owner` an attribute of its own; returns what undoes it. `had` takes down what it had there before."""
+    own = owner.__dict__.get(name, _NOTHING)
+    if had is not None:
+        had.setdefault(name, own)
     owner.__dict__[name] = value
 
     def undo() -> None:
-        if had:
-            owner.__dict__[name] = own
-        else:
+        if own is _NOTHING:
             owner.__dict__.pop(name, None)
+        else:
+            owner.__dict__[name] = own
 
     return undo

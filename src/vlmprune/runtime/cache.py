@@ -7,6 +7,7 @@ The cache object the user or `generate` holds is given a run-time subclass of it
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache as memoise
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
 from vlmprune.core.errors import UserError
+from vlmprune.runtime.expected import EMBEDS, POSITIONS
 
 _OPEN: set[int] = set()  # id of the text model of every open session
 
@@ -64,12 +66,15 @@ class PrunedState:
         owner: id of the text model, whose hooks the cache needs.
         first: the first decoder layer that stores keys (not a recurrent one), by which lengths are told.
         removed: logical minus physical length of that layer.
+        next_ids: [B] or [axes, B] the position ids with which decoding goes on behind a prefill; None once it did, or
+            where the cache was cut since.
     """
 
     bands: list[Band]
     owner: int
     first: int = 0
     removed: int = 0
+    next_ids: Tensor | None = None
 
     def tail(self, cache: Cache) -> int:
         """Tokens added since the bands were written, the same number in all of them; negative if some were removed."""
@@ -95,6 +100,7 @@ class PrunedCacheMixin:
 
     def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)  # type: ignore[misc]
+        self.vlmprune_state.next_ids = None
         tail = self.vlmprune_state.tail(self)  # type: ignore[arg-type]
         if tail < 0:
             for band in self.vlmprune_state.bands:
@@ -120,6 +126,8 @@ class PrunedCacheMixin:
     def _select(self, rows: Tensor) -> None:
         state = self.vlmprune_state
         state.bands = [band.select(rows) for band in state.bands]
+        if state.next_ids is not None:
+            state.next_ids = state.next_ids.index_select(-1, rows.to(state.next_ids.device))
 
     def _require_session(self) -> None:
         if self.vlmprune_state.owner not in _OPEN:
@@ -138,17 +146,63 @@ def adopt(cache: Cache, state: PrunedState) -> None:
     if state_of(cache) is None:
         cache.__class__ = _pruned_class(type(cache))  # type: ignore[arg-type]
     cache.vlmprune_state = state  # type: ignore[attr-defined]
+    cache.vlmprune_whole = False  # type: ignore[attr-defined]
 
 
 def release(cache: Cache) -> None:
     """Back to the class the cache had."""
     if state_of(cache) is not None:
-        del cache.vlmprune_state  # type: ignore[attr-defined]
+        del cache.vlmprune_state, cache.vlmprune_whole  # type: ignore[attr-defined]
         cache.__class__ = type(cache).__mro__[2]
 
 
 def state_of(cache: Cache | None) -> PrunedState | None:
     return getattr(cache, "vlmprune_state", None)
+
+
+def mark_whole(cache: Cache | None) -> None:
+    """Note that a cache holds every token that it was fed: a session saw them."""
+    if cache is not None:
+        cache.vlmprune_whole = True  # type: ignore[attr-defined]
+
+
+def is_whole(cache: Cache) -> bool:
+    """Whether a cache is known to hold every token: it is empty, or a session saw it being filled."""
+    return getattr(cache, "vlmprune_whole", False) or not bool(cache.get_seq_length())
+
+
+def check_unknown(cache: Cache, layers: Iterable[int], given: dict[str, Any], mask: Tensor | None) -> str | None:
+    """What speaks against taking a filled cache that no session saw being filled for a whole one; None if nothing does.
+
+    It may have been filled outside a session; or it is what somebody made of a pruned one, without its state.
+
+    Args:
+        layers: the decoder layers that store keys.
+        given: what the text model is called with.
+        mask: [B, past + S], where there is one.
+    """
+    stored = lengths(cache, layers) or {int(cache.get_seq_length())}
+    new, positions = given[EMBEDS].shape[1] if given.get(EMBEDS) is not None else 1, given.get(POSITIONS)
+    held = f"A cache that vlmprune did not see being filled holds {max(stored)} tokens"
+    if len(stored) > 1:
+        return f"{held} at one decoder layer and {min(stored)} at another"
+    after = max(stored) + new
+    if mask is not None:
+        return None if mask.shape[1] == after else f"{held}, and the attention mask counts {mask.shape[1] - new}"
+    if positions is not None and (positions.ndim == 2 or positions.shape[0] == 4):
+        last = int((positions if positions.ndim == 2 else positions[0])[:, -1].max()) + 1
+        return None if last == after else f"{held}, and the position ids go on behind {last - new}"
+    return f"{held}, and nothing tells whether these are all (pass attention_mask, or fill it in the same block)"
+
+
+def lengths(cache: Cache, layers: Iterable[int]) -> set[int]:
+    """Tokens stored at these decoder layers, of those whose length is told without asking the device."""
+    return {physical_length(cache, layer) for layer in layers if counts_freely(cache, layer)}
+
+
+def counts_freely(cache: Cache, layer: int) -> bool:
+    """Whether a decoder layer of the cache keeps all that it is given, and its length is a number on the host."""
+    return layer < len(cache.layers) and type(cache.layers[layer]) is DynamicLayer
 
 
 def physical_length(cache: Cache | None, layer: int) -> int:

@@ -24,6 +24,7 @@ from vlmprune.core.signals import (
 )
 from vlmprune.core.view import Tokens
 from vlmprune.models.base import Adapter
+from vlmprune.runtime.expected import CACHE, cache_in
 from vlmprune.runtime.flow import Segment
 from vlmprune.runtime.taps import AttentionCall, Capture, ahead
 from vlmprune.scores import attention_rows
@@ -75,19 +76,20 @@ class LayerTap:
             self._handle.remove()
 
 
-def call_ahead(adapter: Adapter, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any], past: int) -> AttentionCall:
+def call_ahead(adapter: Adapter, layer: int, given: dict[str, Any], past: int) -> AttentionCall:
     """What the attention call of a decoder layer that is still to run would see of these tokens.
 
     Args:
-        args, kwargs: what the layer will be called with.
+        given: what the layer will be called with.
         past: tokens that the cache holds there; it is read, and nothing is written to it.
     """
-    attention, cache = adapter.decoder_attention(layer), kwargs.get("past_key_values")
+    attention, cache, module = adapter.decoder_attention(layer), cache_in(given), adapter.decoder_layers[layer]
+    without = {**given, **{name: None for name in CACHE if name in given}}
     # `forward`, for calling the layer would run the session's hook on it once more
-    call = ahead(attention, lambda: adapter.decoder_layers[layer].forward(*args, **{**kwargs, "past_key_values": None}))
+    call = ahead(attention, lambda: module.forward(**without))
     if past and cache is not None:
-        stored = cache.layers[layer].keys[:, :, :past]
-        call.key = torch.cat([stored, call.key], dim=2)
+        stored: Any = cache.layers[layer]
+        call.key = torch.cat([stored.keys[:, :, :past], call.key], dim=2)
     return call
 
 

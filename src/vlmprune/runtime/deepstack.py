@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vlmprune.runtime.attributes import put
+from vlmprune.runtime.attributes import Attachments
 from vlmprune.runtime.flow import Layout, gather_rows
 
 FUNCTION = "_deepstack_process"
@@ -24,15 +24,15 @@ def shorten(kwargs: dict[str, Any], index: Tensor, layout: Layout) -> dict[str, 
     return {**kwargs, "visual_pos_masks": kept, "deepstack_visual_embeds": shorter}
 
 
-def wrap(text_model: nn.Module, index_now: Callable[[], Tensor | None]) -> Callable[[], None]:
-    """Let the text model add to hidden states of which some were removed inside it; returns what undoes it.
+def wrap(attached: Attachments, text_model: nn.Module, index_now: Callable[[], Tensor | None]) -> None:
+    """Let the text model add to hidden states of which some were removed inside it.
 
     Args:
         index_now: [B, P] where the tokens of the layer that has just run sat among those that entered layer 0, or None.
     """
     original: Any = getattr(text_model, FUNCTION, None)
     if original is None:
-        return lambda: None
+        return
 
     def process(hidden: Tensor, mask: Tensor, level: Tensor) -> Tensor:
         index = index_now()
@@ -40,7 +40,7 @@ def wrap(text_model: nn.Module, index_now: Callable[[], Tensor | None]) -> Calla
             return original(hidden, mask, level)
         return hidden + gather_rows(_spread(mask, level), index).to(hidden)
 
-    return put(text_model, FUNCTION, process)
+    attached.put(text_model, FUNCTION, process)
 
 
 def _spread(mask: Tensor, level: Tensor) -> Tensor:

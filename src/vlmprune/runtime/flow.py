@@ -49,6 +49,7 @@ class Prompt:
         tail: tokens at the end that are not prompt (prompt-lookup candidates, scored answers).
         blocks: [B, S] number of the block that a token sees all of, -1 for a token that attends causally; None when
             all do.
+        seconds: time that reading the encoder took for these images.
     """
 
     rows: list[list[PromptImage]]
@@ -56,6 +57,7 @@ class Prompt:
     ids: Tensor | None
     tail: int = 0
     blocks: Tensor | None = None
+    seconds: float = 0.0
 
 
 @dataclass

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
 from vlmprune.core.errors import UserError
 from vlmprune.core.recipe import Stage
-from vlmprune.core.report import Kept
+from vlmprune.core.report import Kept, RunReport
 from vlmprune.runtime import deepstack
-from vlmprune.runtime.cache import Band, PrunedState, adopt, physical_length, state_of
+from vlmprune.runtime.cache import Band, PrunedState, adopt, mark_whole, physical_length, state_of
 from vlmprune.runtime.decoder_signals import DecoderReader, LayerTap, call_ahead
+from vlmprune.runtime.expected import EMBEDS, HIDDEN, MASK, POSITIONS, ROTARY, cache_in, cache_of
 from vlmprune.runtime.flow import Layout, Prompt, Segment, gather_rows, pad_left
 from vlmprune.runtime.fusion import FusedLayer
 from vlmprune.runtime.inside import Inside, SoFar, candidates_of
@@ -25,6 +25,7 @@ from vlmprune.runtime.prompt_text import ImageText, question_of, text_columns
 from vlmprune.runtime.select import Picked, prompt_seed, run_vision_stages
 from vlmprune.runtime.taps import AttentionCall
 from vlmprune.runtime.trimming import Cut, trim_caches
+from vlmprune.runtime.watch import Watch
 
 if TYPE_CHECKING:
     from vlmprune.runtime.text import TextHooks
@@ -34,10 +35,10 @@ class Forward:
     """Bookkeeping from the text model's pre-hook to its forward hook."""
 
     def __init__(self, hooks: TextHooks, prompt: Prompt | None, mask: Tensor | None, kwargs: dict[str, Any]) -> None:
-        self.hooks, self.adapter, self.prompt = hooks, hooks.adapter, prompt
-        self.cache: Cache | None = kwargs.get("past_key_values")
+        self.hooks, self.adapter, self.expected, self.prompt = hooks, hooks.adapter, hooks.expected, prompt
+        self.cache = cache_in(kwargs)
         self.state = state_of(self.cache)
-        self.embeds: Tensor = kwargs["inputs_embeds"]
+        self.embeds: Tensor = kwargs[EMBEDS]
         self.batch, self.length = self.embeds.shape[:2]
         self.device = self.embeds.device
         if prompt is not None:  # the tower, or the ids, may be on another one
@@ -53,15 +54,21 @@ class Forward:
         self.trimmed: dict[int, int] = {}
         self._tap: LayerTap | None = None
         self.fused: list[FusedLayer] = []  # of the layers that ran, and the one that runs
-        self.masks = Masks(self.adapter, prompt is not None and prompt.blocks is not None)
-        self._read_mask(kwargs.get("attention_mask"), mask)
-        self._read_positions(kwargs.get("position_ids"))
+        self.masks = Masks(self.adapter, self.expected, prompt is not None and prompt.blocks is not None)
+        self._read_mask(kwargs.get(MASK), mask)
+        self._read_positions(kwargs.get(POSITIONS))
         self.whole = layout = self._whole_layout()
         bands = self.state.bands if self.state else [None]
         self.segments = [self._segment(band, layout) for band in bands]
         self.entering_embeds = self.embeds  # what enters layer 0, once the stages before the LLM have acted
         self.entered: Tensor | None = None  # [B, P] prompt column of what enters layer 0, where that is not all
         self.current = self.segments[0]  # of the decoder layer that runs
+        self.watch = Watch(self)
+
+    @property
+    def changing(self) -> bool:
+        """Whether decoder layers get masks and positions of the runtime's making: where any may see fewer tokens."""
+        return self.changed or self.state is not None or (self.prompt is not None and bool(self.hooks.at_layer))
 
     # ------------------------------------------------------------------ what came in
 
@@ -74,7 +81,12 @@ class Forward:
             mask = prompt_mask  # instead of a 4-D mask, or of flex attention's block mask
         elif isinstance(mask, Tensor) and mask.ndim == 4:
             row = mask[:, 0, -1, : past + self.length]  # the last query sees exactly the real tokens
-            mask = (row if row.dtype == torch.bool else row == 0).expand(self.batch, -1)
+            mask = (row if row.dtype == torch.bool else row == 0).expand(self.batch, -1)[:, -self.length :]
+        counted = mask.shape[1] if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        if self.state is not None and counted not in (None, self.length, self.past_places + self.length):
+            self.expected.surprise(
+                f"The attention mask counts {counted} tokens where {self.past_places + self.length} have been fed"
+            )
         if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= self.length:
             mask = mask.to(self.device, torch.bool).expand(self.batch, -1)
         else:
@@ -89,6 +101,12 @@ class Forward:
             positions = torch.arange(self.past_places, self.past_places + self.length, device=self.device)[None]
         self.positions = positions.to(self.device).expand(*positions.shape[:-2], self.batch, self.length)
         self.text_row = positions.ndim == 3 and positions.shape[0] == 4
+        awaited = None if self.state is None else self.state.next_ids
+        if awaited is not None:
+            axes = min(len(awaited), len(self.positions)) if awaited.ndim == self.positions.ndim - 1 == 2 else 0
+            due, found = awaited[-axes:].to(self.device), self.positions[-axes:, ..., 0]
+            if not bool((due == found)[..., self.new_valid[:, 0]].all()):
+                self.expected.surprise("The position ids do not go on where those of the pruned prompt ended")
 
     def _whole_layout(self) -> Layout:
         column = torch.arange(self.length, device=self.device).expand(self.batch, -1)
@@ -99,11 +117,16 @@ class Forward:
         layout = Layout(source, none.clone(), none.clone(), none.clone(), self.past_places + column, block)
         for row, images in enumerate(self.prompt.rows if self.prompt else []):
             for number, image in enumerate(images):
-                slots = torch.arange(len(image.columns), device=self.device)
-                layout.image[row, image.columns] = number
-                layout.slot[row, image.columns] = slots
-                layout.origin[row, image.columns] = slots
+                slots = self.shown(row, image.columns).nonzero().squeeze(1)
+                columns = image.columns[slots]
+                layout.image[row, columns] = number
+                layout.slot[row, columns] = slots
+                layout.origin[row, columns] = slots
         return layout
+
+    def shown(self, row: int, columns: Tensor) -> Tensor:
+        """[count] which of an image's slots, at these columns, the attention mask does not hide."""
+        return self.new_valid[row, columns]
 
     def _segment(self, band: Band | None, layout: Layout) -> Segment:
         """The new tokens, nothing cut yet, behind what a band of the cache holds."""
@@ -129,7 +152,7 @@ class Forward:
             start = time.perf_counter()
             embeds = self._run_before_llm(self.prompt)
             self.seconds += time.perf_counter() - start
-            kwargs = {**kwargs, "inputs_embeds": embeds}
+            kwargs = {**kwargs, EMBEDS: embeds}
             self.entering_embeds = embeds
             if self.entered is not None:
                 kwargs = deepstack.shorten(kwargs, self.entered, self.segments[0].layout)
@@ -140,7 +163,7 @@ class Forward:
         if mask is None and self.cache is None:
             # Without a cache and a mask, gaps in position ids would be read as borders between packed sequences.
             mask = torch.ones_like(first.layout.valid)
-        return {**kwargs, "attention_mask": mask, "position_ids": first.positions}
+        return {**kwargs, MASK: mask, POSITIONS: first.positions}
 
     def _split(self, layer: int) -> None:
         """Let a band begin at `layer`."""
@@ -160,6 +183,7 @@ class Forward:
                         self.adapter,
                         self.hooks.before_llm,
                         image.tokens,
+                        self.shown(row, image.columns),
                         self._text(row, number),
                         self._seed(row, number),
                     )
@@ -171,8 +195,10 @@ class Forward:
             self.stages.append((0, kept))
             self.counts.append((0, [sum(len(states[step + 1].slots) for states in row) for row in picked]))
         finals = [[states[-1] for states in row] for row in picked]
-        whole = (len(now.slots) == len(image.columns) for now, image in _pairs(finals, prompt))
-        return self.embeds if all(whole) else self._shorten(prompt, finals)
+        left = [now for row in finals for now in row]
+        as_they_were = all(now.features is None for now in left)
+        whole = as_they_were and sum(len(now.slots) for now in left) == int((self.whole.image >= 0).sum())
+        return self.embeds if whole else self._shorten(prompt, finals)
 
     def _seed(self, row: int, image: int) -> int:
         assert self.prompt is not None
@@ -241,28 +267,33 @@ class Forward:
 
     # ------------------------------------------------------------------ decoder layers
 
-    def at_layer(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def at_attention(self, number: int, given: dict[str, Any]) -> None:
+        self.watch.at_attention(number, given)
+
+    def at_rotary(self, ids: list[Tensor]) -> None:
+        self.watch.at_rotary(ids)
+
+    def at_layer(self, number: int, given: dict[str, Any]) -> dict[str, Any] | None:
         """Arguments for a decoder layer, or None to leave them as they are."""
-        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        hidden: Tensor = given[HIDDEN]
+        self.watch.at_layer(number, hidden, given)
         if self.prompt is not None:
             self._end_fusion()
             if number in self.hooks.at_layer:
                 start = time.perf_counter()
-                hidden = self._run_at_layer(number, self.hooks.at_layer[number], hidden, args, kwargs)
+                hidden = self._run_at_layer(number, self.hooks.at_layer[number], hidden, given)
                 self.seconds += time.perf_counter() - start
             self._note(number, hidden)
-        segment = self.current = self._segment_of(number)
+        segment = self.current = self.segment_of(number)
         if self.prompt is not None and number in self.hooks.fused:
             start = time.perf_counter()
             self._fuse(number, segment, self.prompt)
             self.seconds += time.perf_counter() - start
-        untouched = not self.changed and self.state is None
-        if untouched or (segment is self.segments[0] and not self.masks.special):
+        if not self.changing:
             return None
-        kwargs = {**kwargs, **self._own_arguments(segment, number, hidden, kwargs)}
-        if args:
-            return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden}
+        own = self._own_arguments(segment, number, hidden, given)
+        self.watch.own = own
+        return {**given, **own, HIDDEN: hidden}
 
     def _ids(self, segment: Segment) -> Tensor | None:
         """What a layer gets beside the rotary embedding: some scale their queries by it (Ministral 3).
@@ -271,7 +302,7 @@ class Forward:
         """
         return None if self.masks.flash or segment.positions.ndim == 3 else segment.positions
 
-    def _segment_of(self, layer: int) -> Segment:
+    def segment_of(self, layer: int) -> Segment:
         return next(segment for segment in reversed(self.segments) if segment.start <= layer)
 
     def _note(self, number: int, hidden: Tensor) -> None:
@@ -312,18 +343,16 @@ class Forward:
             self.fused[-1].stop()
             self.fused[-1].check()
 
-    def _run_at_layer(
-        self, number: int, stage: Stage, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
+    def _run_at_layer(self, number: int, stage: Stage, hidden: Tensor, given: dict[str, Any]) -> Tensor:
         self.stop_capture()
-        prompt, before, tap = self.prompt, self._segment_of(number - 1), self._tap
+        prompt, before, tap = self.prompt, self.segment_of(number - 1), self._tap
         assert prompt is not None
         if tap is not None and tap.reads_attention and tap.call is None:
             raise UserError(
                 f"{stage.method.name} reads the attention of decoder layer {number - 1}, which does not use "
                 "transformers' attention functions."
             )
-        next_call = self._look_ahead(number, stage, hidden, args, kwargs)
+        next_call = self._look_ahead(number, stage, hidden, given)
         entered = self.segments[0].layout.image, self.entering_embeds
         reader = DecoderReader(self.adapter, before, hidden, tap, prompt.tail, number - 1, next_call, entered)
         self._tap = None
@@ -352,22 +381,23 @@ class Forward:
         return inside.write(gather_rows(hidden, index), layout)
 
     def _look_ahead(
-        self, number: int, stage: Stage, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, number: int, stage: Stage, hidden: Tensor, given: dict[str, Any]
     ) -> tuple[Segment, AttentionCall] | None:
         """The call that layer `number` would make of all that reach it; it may have stored fewer than the last one."""
         if not any(getattr(need, "ahead", False) for need in stage.method.needs(self.adapter.info).values()):
             return None
-        own = self._segment_of(number)
-        if self.changed or self.state is not None:
-            kwargs = {**kwargs, **self._own_arguments(own, number, hidden, kwargs)}
-        return own, call_ahead(self.adapter, number, args, kwargs, own.past.shape[1])
+        own = self.segment_of(number)
+        if self.changing:
+            given = {**given, **self._own_arguments(own, number, hidden, given)}
+        with self.watch.looking_ahead():
+            return own, call_ahead(self.adapter, number, given, own.past.shape[1])
 
-    def _own_arguments(self, segment: Segment, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What a decoder layer is given instead of the mask and the positions of layer 0's tokens."""
+    def _own_arguments(self, segment: Segment, number: int, hidden: Tensor, given: dict[str, Any]) -> dict[str, Any]:
+        """What a decoder layer is given instead of the text model's own mask and the positions of layer 0's tokens."""
         return {
-            "attention_mask": self.masks.make(segment, number, hidden, kwargs.get("past_key_values")),
-            "position_embeddings": self._rotary(segment, number, hidden, kwargs["position_embeddings"]),
-            "position_ids": self._ids(segment),
+            MASK: self.masks.make(segment, number, hidden, cache_in(given)),
+            ROTARY: self._rotary(segment, number, hidden, given[ROTARY]),
+            POSITIONS: self._ids(segment),
         }
 
     def _rotary(
@@ -377,7 +407,8 @@ class Forward:
             key: object = ("rotary", self.adapter.layer_kind(layer), hidden.device)
             if key not in segment.memo:
                 positions = segment.positions[1:] if self.text_row else segment.positions
-                segment.memo[key] = self.adapter.rotary(hidden, positions.to(hidden.device), layer)
+                with self.watch.looking_ahead():
+                    segment.memo[key] = self.adapter.rotary(hidden, positions.to(hidden.device), layer)
             return segment.memo[key]
         if segment.index is None:
             return incoming
@@ -388,20 +419,32 @@ class Forward:
 
     # ------------------------------------------------------------------ afterwards
 
-    def leave(self, output: Any) -> None:
-        """Store on the cache what later forwards need, and write the report."""
-        cache = getattr(output, "past_key_values", None)
+    def leave(self, output: Any) -> RunReport | None:
+        """Store on the cache what later forwards need; returns the report of a prefill with images."""
+        self._end_fusion()
+        cache = cache_of(output)
+        self.watch.at_end(cache)
         dirty = self.changed or (self.state is not None and not bool(self.new_valid.all()))
-        if isinstance(cache, Cache) and (dirty or (self.prompt is not None and self.state is not None)):
+        if cache is not None and (dirty or (self.prompt is not None and self.state is not None)):
             stored, self.trimmed = trim_caches(cache, self.adapter, self.segments, self.hooks.at_layer, self.cuts)
             bands = [Band(s.start, s.valid, s.places, s.delta, s.own_positions) for s in stored]
             first = next(s for s in reversed(stored) if s.start <= self.first)
             removed = self.length - first.layout.source.shape[1] + (self.state.removed if self.state else 0)
-            adopt(cache, PrunedState(bands, id(self.adapter.text_model), self.first, removed))
-        if self.prompt is not None:
-            self._end_fusion()
-            self.hooks.report = report_of(self, self.prompt)
+            adopt(cache, PrunedState(bands, id(self.adapter.text_model), self.first, removed, self._next_ids()))
+            if self.prompt is not None and int(cache.get_seq_length()) != self.past_places + self.length:
+                self.expected.surprise("The cache does not tell how many tokens were fed to it")
+        elif self.state is not None:
+            self.state.next_ids = None
+        else:
+            mark_whole(cache)
+        return None if self.prompt is None else report_of(self, self.prompt)
 
-
-def _pairs(finals: list[list[Picked]], prompt: Prompt) -> list[tuple[Picked, Any]]:
-    return [pair for row, images in zip(finals, prompt.rows, strict=True) for pair in zip(row, images, strict=True)]
+    def _next_ids(self) -> Tensor | None:
+        """The ids with which the model goes on behind this prompt, [B] or [axes, B]."""
+        if self.prompt is None or not bool(self.new_valid[:, -1].all()):
+            return None
+        if self.positions.ndim == 2:
+            return self.positions[:, -1] + 1
+        axes = self.positions[1:] if self.text_row else self.positions
+        following = axes.masked_fill(~self.new_valid, -1).amax((0, 2)).expand(len(axes), -1) + 1
+        return torch.cat([self.positions[:1, :, -1] + 1, following]) if self.text_row else following

@@ -10,6 +10,7 @@ from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING, b
 from transformers.utils.generic import is_flash_attention_requested
 
 from vlmprune.models.base import Adapter
+from vlmprune.runtime.expected import Expected
 from vlmprune.runtime.flow import Segment
 
 SLIDING = "sliding_attention"
@@ -18,18 +19,14 @@ SLIDING = "sliding_attention"
 class Masks:
     """Masks of one forward.
 
-    Attributes:
-        special: whether decoder layers cannot be left to the text model's own masks and position ids even for layer 0's
-            tokens: its sliding windows count stored tokens where they should count the places these had (flash
-            attention can do no other), it knows nothing of images that see themselves in both directions, and flash
-            attention reads gaps in position ids as borders of packed sequences.
+    No decoder layer is left to the text model's own mask: its sliding windows count stored tokens where they should
+    count the places these had (flash attention can do no other), it knows nothing of images that see themselves in both
+    directions, and whether it took the mask that it was given nobody could tell.
     """
 
-    def __init__(self, adapter: Adapter, blocks: bool) -> None:
-        self.adapter, self.blocks = adapter, blocks
+    def __init__(self, adapter: Adapter, expected: Expected, blocks: bool) -> None:
+        self.adapter, self.expected, self.blocks = adapter, expected, blocks
         self.flash = is_flash_attention_requested(adapter.text_model.config)
-        layers = range(len(adapter.decoder_layers))
-        self.special = self.flash or blocks or any(adapter.layer_kind(layer) == SLIDING for layer in layers)
 
     def make(self, segment: Segment, layer: int, hidden: Tensor, cache: Cache | None) -> Any:
         """The mask for a decoder layer that sees the tokens of `segment`; one for all layers of a kind."""
@@ -45,14 +42,13 @@ class Masks:
             "inputs_embeds": hidden,
             # flash attention is told by the mask alone where a static cache ends
             "attention_mask": segment.valid if self.flash else segment.mask,
-            "past_key_values": cache,
             "position_ids": None,
             "layer_idx": layer,
         }
         special = kind == SLIDING or (self.blocks and kind == "full_attention")
         if not special:
             function: Any = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING.get(kind, create_causal_mask)
-            return function(**arguments)
+            return self.expected.mask(function, cache, arguments)
         length = segment.past.shape[1] + hidden.shape[1]
         if cache is not None:  # a static cache has room for more
             length = max(length, sum(cache.get_mask_sizes(hidden.shape[1], layer)))
@@ -67,7 +63,7 @@ class Masks:
                 together, near = blockwise_overlay(block), within
                 within = lambda *at: near(*at) | together(*at)  # noqa: E731
             arguments["and_mask_function"] = within
-        return create_causal_mask(**arguments)
+        return self.expected.mask(create_causal_mask, cache, arguments)
 
 
 def window_overlay(places: Tensor, window: int) -> Any:

@@ -31,7 +31,7 @@ def report_of(run: Forward, prompt: Prompt) -> RunReport:
         kept=[of_row(row) for row in first_of],
         stages=[(layer, [kept[row] for row in first_of]) for layer, kept in run.stages],
         counts=[(layer, [counts[row] for row in first_of]) for layer, counts in run.counts],
-        tokens=[(sum(len(i.columns) for i in prompt.rows[row]), visual[-1][row]) for row in first_of],
+        tokens=[(int((run.whole.image[row] >= 0).sum()), visual[-1][row]) for row in first_of],
         merged=[int(((last.image[row] >= 0) & (last.origin[row] < 0)).sum()) for row in first_of],
         entering=[
             sum(counts[row] * (end - s.start) for counts, end, s in zip(visual, ends, run.segments, strict=True))
@@ -46,7 +46,7 @@ def report_of(run: Forward, prompt: Prompt) -> RunReport:
         layers=layers_read(run.adapter, run.hooks.recipe),
         text=run.hooks.text_read,
         fused={layer.number: layer.raised for layer in run.fused},
-        seconds=run.seconds + sum(layer.seconds for layer in run.fused) + run.hooks.vision_seconds,
+        seconds=run.seconds + sum(layer.seconds for layer in run.fused) + prompt.seconds,
     )
 
 

@@ -69,14 +69,18 @@ def prompt_seed(seed: int, ids: Tensor | None, image: int) -> int:
 
 
 def run_vision_stages(
-    adapter: Adapter, stages: list[Stage], image: ImageTokens, text: ImageText, seed: int
+    adapter: Adapter, stages: list[Stage], image: ImageTokens, shown: Tensor, text: ImageText, seed: int
 ) -> list[Picked]:
-    """The image's tokens as they came from the tower, then after each of the stages before the LLM."""
+    """The image's tokens as they came from the tower, then after each of the stages before the LLM.
+
+    Args:
+        shown: [count] which of the image's slots the attention mask does not hide.
+    """
     device = image.features.device
     resized = image.features.shape[0] < image.count
-    whole = torch.arange(image.features.shape[0], device=device)
-    whole = torch.full_like(whole, -1) if image.made else whole
-    states = [Picked(whole, image.slots, image.features if resized else None)]
+    whole = torch.arange(image.features.shape[0], device=device)[shown.to(device)[image.slots]]
+    origin = torch.full_like(whole, -1) if image.made else whole
+    states = [Picked(origin, image.slots[whole], image.features[whole] if resized else None)]
     reached: dict[int, int] = {}
     for stage in stages:
         now = states[-1]

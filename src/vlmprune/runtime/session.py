@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from types import TracebackType
@@ -19,10 +20,11 @@ from vlmprune.core.method import POSITIONS, Method
 from vlmprune.core.recipe import Recipe, recipe
 from vlmprune.core.report import RunReport
 from vlmprune.models import adapter_for
-from vlmprune.runtime.attributes import put
-from vlmprune.runtime.cache import session_closed, session_opened
+from vlmprune.runtime.attributes import Attachments
+from vlmprune.runtime.cache import session_closed, session_opened, state_of
+from vlmprune.runtime.expected import EMBEDS, MASK, cache_in, interface, interface_of
 from vlmprune.runtime.flow import Prompt, PromptImage
-from vlmprune.runtime.text import TextHooks
+from vlmprune.runtime.text import Call, TextHooks
 from vlmprune.runtime.vision import (
     ImageTokens,
     VisionRecord,
@@ -94,21 +96,17 @@ class Session:
         self.model = self.adapter.model
         self._called = [self.model] if self.model is model else [self.model, model]  # and what is wrapped around it
         recipe.check(self.adapter.info)
-        self._text = TextHooks(self.adapter, recipe, positions, seed)
-        self._text.text_tower = text_tower
+        self._text = TextHooks(self.adapter, recipe, positions, seed, text_tower)
         if text_tower is not None and self.text is not None:
             clip = self.adapter.tower_rows and self.adapter.has_cls
             text_tower.check(self.adapter.family, self.adapter.config.vision_config if clip else None)
-        self._vision: list[VisionWrapper] = []
-        self._records: dict[str, VisionRecord] = {}
-        self._handles: list[Any] = []
-        self._undo: list[Callable[[], None]] = []
-        self._tail = 0
+        self._attached = Attachments()
+        self._now = _Now()
 
     @property
     def last(self) -> RunReport:
-        """What the last prefill with images did."""
-        return self._text.report
+        """What the last prefill did, of this thread, or else of any; empty where it had no images."""
+        return self._text.reports.last
 
     @property
     def text(self) -> str | None:
@@ -132,7 +130,7 @@ class Session:
             raise UserError(
                 "This model is being pruned already: chain methods in one recipe, as in 'divprune:0.5 > fastv:0.5'."
             )
-        self.model.__dict__["_vlmprune_session"] = self
+        self._attached.put(self.model, "_vlmprune_session", self)
         session_opened(self.adapter.text_model)
         try:
             self._install()
@@ -149,28 +147,26 @@ class Session:
     def _install(self) -> None:
         keys, first = encoder_keys(self.adapter, [self.recipe]), own_encoding(self.recipe)
         for modality in self.adapter.feature_functions:
-            wrapper = VisionWrapper(self.adapter, modality, keys, first, self._records.__setitem__)
-            wrapper.install()
-            self._vision.append(wrapper)
-        # PEFT's wrapper calls forward, past the hooks of the model inside
-        self._handles = [m.register_forward_pre_hook(self._before_model, with_kwargs=True) for m in self._called]
-        self._handles.append(self.adapter.inner.register_forward_pre_hook(self._before_inner, with_kwargs=True))
+            VisionWrapper(self.adapter, modality, keys, first, self._seen).install(self._attached)
+        for module in self._called:  # PEFT's wrapper calls forward, past the hooks of the model inside
+            self._attached.pre_hook(module, self._before_model)
+        self._attached.pre_hook(self.adapter.inner, self._before_inner)
+        self._attached.after(self.adapter.inner, self._after_inner)
         self._refuse_chunks()
         self._watch_generate_mask()
         if any(stage.method.trims_cache for stage in self._text.at_layer.values()):
             self._hold_candidates_back()
-        self._text.install()
+        self._text.install(self._attached)
 
     def _remove(self) -> None:
         self._text.remove()
-        for handle in self._handles:
-            handle.remove()
-        for wrapper in self._vision:
-            wrapper.remove()
-        while self._undo:
-            self._undo.pop()()
-        self.model.__dict__.pop("_vlmprune_session", None)
+        self._attached.undo()
         session_closed(self.adapter.text_model)
+
+    def _seen(self, modality: str, record: VisionRecord) -> None:
+        """Images were encoded: inside a call of the model, or before it."""
+        if self._text.running.call is not None:
+            self._text.running.call.records[modality] = record
 
     def _refuse_chunks(self) -> None:
         """With `prefill_chunk_size` an image would reach the language model in pieces, and pass it unpruned."""
@@ -185,19 +181,21 @@ class Session:
                 )
             return original(*args, **kwargs)
 
-        self._undo.append(put(self.model, "generate", wrapper))
+        self._attached.put(self.model, "generate", wrapper)
 
     def _watch_generate_mask(self) -> None:
-        """`generate` turns its 2-D mask into a 4-D one for static caches; remember the 2-D one."""
+        """`generate` turns its 2-D mask into a 4-D one for static caches, and ids into embeddings that were given."""
         original: Any = self.model.prepare_inputs_for_generation
 
         @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            mask = kwargs.get("attention_mask")
-            self._text.prompt_mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+            given = interface(original).named(args, kwargs)
+            mask, running = given.get(MASK), self._text.running
+            running.mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+            running.ids = given.get("input_ids")
             return original(*args, **kwargs)
 
-        self._undo.append(put(self.model, "prepare_inputs_for_generation", wrapper))
+        self._attached.put(self.model, "prepare_inputs_for_generation", wrapper)
 
     def _hold_candidates_back(self) -> None:
         """Prefill without the candidates of assisted decoding where caches are cut after it.
@@ -219,7 +217,7 @@ class Session:
             generator.get_candidates = none_at_first
             return generator
 
-        self._undo.append(put(self.model, "_get_candidate_generator", wrapper))
+        self._attached.put(self.model, "_get_candidate_generator", wrapper)
 
     def _before_model(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -230,25 +228,53 @@ class Session:
                 "A pruned model has fewer logits than labels: pass no labels, or run outside vlmprune.prune()."
             )
         logits = kwargs.get("logits_to_keep", 0)
-        self._tail = max(0, logits - 1) if isinstance(logits, int) else 0
+        self._now.tail = max(0, logits - 1) if isinstance(logits, int) else 0
         return args, {**kwargs, "labels": None} if labels is not None else kwargs
 
     def _before_inner(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note which images this forward carries; they may be encoded only inside it, so the prompt is read later."""
-        self._records.clear()
-        self._text.read_prompt = None
-        tail, self._tail = self._tail, 0
-        kwargs = current_names(self.adapter, kwargs)
-        encoded = {name: out for name, out in (kwargs.get("mm_encoder_outputs") or {}).items() if out is not None}
-        if encoded or any(kwargs.get(name) is not None for name in self.adapter.pixels.values()):
-            ids = kwargs.get("input_ids", args[0] if args else None)
-            embeds = kwargs.get("inputs_embeds")
-            masks = self._placeholders(ids, embeds)
-            blocks = self.adapter.blocks(kwargs)
-            self._text.read_prompt = functools.partial(self._prompt, ids, embeds, masks, encoded, tail, blocks)
-        mask = kwargs.get("attention_mask")
+        if module is not self.adapter.inner:
+            self._text.expected.surprise("A copy of the model that shares its hooks was called")
+        running, call = self._text.running, Call()
+        running.call, tail, self._now.tail = call, self._now.tail, 0
+        given = current_names(self.adapter, interface_of(module).named(args, kwargs))
+        call.cache = cache_in(given)
+        mask, ids, embeds = given.get(MASK), given.get("input_ids"), given.get(EMBEDS)
+        call.mask, running.mask = running.mask, None
+        known, running.ids = running.ids, None
         if isinstance(mask, Tensor) and mask.ndim == 2:  # the model may hand the text model another one
-            self._text.prompt_mask = mask
+            call.mask = mask
+        encoded = {name: out for name, out in (given.get("mm_encoder_outputs") or {}).items() if out is not None}
+        pictures = {name for name, pixels in self.adapter.pixels.items() if given.get(pixels) is not None}
+        begins = call.cache is None or (state_of(call.cache) is None and not bool(call.cache.get_seq_length()))
+        if encoded or pictures or begins:
+            self._text.reports.last = RunReport()
+        if encoded or pictures:
+            masks, blocks = self._placeholders(ids, embeds), self.adapter.blocks({**given, "cache": call.cache})
+            call.read = functools.partial(self._prompt, ids, embeds, masks, encoded, pictures, tail, blocks)
+        elif begins or embeds is not None:
+            self._refuse_unseen(ids, embeds, known)
+
+    def _after_inner(self, module: nn.Module, args: Any, output: Any) -> None:
+        call, self._text.running.call = self._text.running.call, None
+        if output is not None and call is not None and call.concerned and not call.texts:
+            self._text.expected.surprise("The model answered without calling its language model")
+
+    def _refuse_unseen(self, ids: Tensor | None, embeds: Tensor | None, known: Tensor | None) -> None:
+        """Images that were merged into the embeddings before: nobody sees them, and they would pass unpruned."""
+        if ids is None and embeds is not None and known is not None and known.shape == embeds.shape[:2]:
+            ids = known  # generate was given both
+        if ids is None:
+            raise UserError(
+                "vlmprune cannot tell whether these inputs_embeds hold images, and would let them pass unpruned: pass "
+                "input_ids and pixel_values instead, or give generate() the input_ids beside them."
+            )
+        counts = {name: int((ids == token).sum()) for name, token in self.adapter.placeholder_ids.items()}
+        if found := [f"{count} {name} placeholders" for name, count in counts.items() if count]:
+            raise UserError(
+                f"The prompt has {' and '.join(found)} and no images that vlmprune sees, so they would pass unpruned: "
+                "pass pixel_values, or what vlmprune.encode_images gives."
+            )
 
     def _placeholders(self, ids: Tensor | None, embeds: Tensor | None) -> dict[str, Tensor]:
         """[B, S] where the visual slots are, by modality."""
@@ -267,10 +293,12 @@ class Session:
         embeds: Tensor | None,
         masks: dict[str, Tensor],
         encoded: dict[str, Any],
+        pictures: set[str],
         tail: int,
         blocks: Tensor | None,
-    ) -> Prompt | None:
-        records = dict(self._records)
+        call: Call,
+    ) -> Prompt:
+        records = dict(call.records)
         for modality, output in encoded.items():
             record = getattr(output, "vlmprune_record", None)
             if record is None:
@@ -278,31 +306,42 @@ class Session:
                     "These images were encoded elsewhere: pass pixel_values, or use vlmprune.encode_images."
                 )
             records[modality] = record
+        if unseen := sorted(pictures - {*records}):
+            self._text.expected.surprise(f"The model encoded its {unseen[0]}s by another way than its get_*_features")
         wanted = own_encoding(self.recipe)
         if wanted is not None and any(record.shared for record in records.values()):
             raise UserError(f"{wanted} acts before or inside the encoder: pass pixel_values, not encoded images.")
         rows: list[list[PromptImage]] = [[] for _ in next(iter(masks.values()))]
         names = _numbered(embeds) if ids is None and embeds is not None else ids
-        copies = 1
+        copies = self._copies(masks, records)
         for modality, record in records.items():
-            counts, features = masks[modality].sum(1).tolist(), sum(image.count for image in record.images)
-            copies = max(1, sum(counts) // max(1, features))
-            if sum(counts) != copies * features:
-                raise UserError(
-                    f"The prompt has {sum(counts)} {modality} placeholder tokens (id "
-                    f"{self.adapter.placeholder_ids[modality]}) for {features} {modality} features."
-                )
-            images = iter(record.images)
+            mask, following = masks[modality], iter(record.images)
             taken: list[Any] = []
-            for row, count in enumerate(counts):
+            for row, count in enumerate(mask.sum(1).tolist()):
                 if row % copies == 0:  # beams repeat a sample's row, not its images
-                    taken = _take(images, count)
-                columns = masks[modality][row].nonzero().squeeze(1).split([image.count for image in taken])
+                    taken = _take(following, count)
+                columns = mask[row].nonzero().squeeze(1).split([image.count for image in taken])
                 rows[row] += self._images(taken, columns, None if names is None else names[row])
         for row_images in rows:
             row_images.sort(key=lambda image: int(image.columns[0]))
-        self._text.vision_seconds = sum(record.seconds for record in records.values() if not record.shared)
-        return Prompt(rows, [row // copies for row in range(len(rows))], ids, tail, blocks)
+        seconds = sum(record.seconds for record in records.values() if not record.shared)
+        return Prompt(rows, [row // copies for row in range(len(rows))], ids, tail, blocks, seconds)
+
+    def _copies(self, masks: dict[str, Tensor], records: dict[str, VisionRecord]) -> int:
+        """How many rows each sample has, as each image has one feature for each of its placeholders in each row."""
+        copies = 1
+        tokens = self.adapter.placeholder_ids
+        seen = {tokens[modality] for modality in records}  # an id may stand for images and videos
+        for modality, mask in masks.items():
+            images = records[modality].images if modality in records else []
+            slots, features = int(mask.sum()), sum(image.count for image in images)
+            copies = max(copies, slots // max(1, features)) if features else copies
+            if slots != copies * features and (images or tokens[modality] not in seen):
+                raise UserError(
+                    f"The prompt has {slots} {modality} placeholder tokens (id {tokens[modality]}) for {features} "
+                    f"{modality} features."
+                )
+        return copies
 
     def _images(self, pieces: list[ImageTokens], columns: Sequence[Tensor], ids: Tensor | None) -> list[PromptImage]:
         """Put pieces that make one image together, as the adapter says."""
@@ -314,6 +353,12 @@ class Session:
         return images
 
 
+class _Now(threading.local):
+    """What a thread is at: `tail`, how many tokens at the end of the next call are not prompt."""
+
+    tail = 0
+
+
 def _numbered(embeds: Tensor) -> Tensor:
     """[B, S] numbers, equal where the embeddings [B, S, D] of a row are: in place of ids, to tell markers apart."""
     return torch.stack([torch.unique(row, dim=0, return_inverse=True)[1] for row in embeds])
@@ -321,8 +366,11 @@ def _numbered(embeds: Tensor) -> Tensor:
 
 def _take(images: Iterator[ImageTokens], count: int) -> list[ImageTokens]:
     taken: list[ImageTokens] = []
-    while sum(image.count for image in taken) < count:
-        taken.append(next(images))
+    while (left := count - sum(image.count for image in taken)) > 0:
+        image = next(images, None)
+        if image is None or image.count > left:
+            raise UserError("The placeholders of a sample are not as many as its images have features.")
+        taken.append(image)
     return taken
 
 

@@ -7,6 +7,7 @@ would lose its mask function), and only while a forward that is to be read is ru
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,28 +57,42 @@ def joined_heads(call: AttentionCall) -> AttentionCall:
     return AttentionCall(query, key, query.shape[-1] ** -0.5, call.mask)
 
 
-_WATCHED: dict[nn.Module, list[AttentionCall]] = {}
 _WRAPPED: dict[str, int] = {}  # implementation name -> running captures, so that nested captures unwrap once
+_WRAPPING = threading.Lock()
 
 
 class _Enough(Exception):
     """Ends a forward once the call of its attention module was noted."""
 
 
-_ENOUGH: set[nn.Module] = set()
+Correct = Callable[[AttentionCall, Tensor, Tensor], Tensor]
+Check = Callable[[nn.Module, Tensor, Tensor, Any], None]  # of the module, its query, key and mask
+
+
+class _Taps(threading.local):
+    """What one thread reads and corrects: a model may run in several at once."""
+
+    def __init__(self) -> None:
+        self.watched: dict[nn.Module, list[AttentionCall]] = {}
+        self.edited: dict[nn.Module, Correct] = {}
+        self.guarded: dict[nn.Module, Check] = {}
+        self.enough: set[nn.Module] = set()
+
+
+_TAPS = _Taps()
 
 
 def ahead(module: nn.Module, run: Callable[[], Any]) -> AttentionCall:
     """The call that an attention module makes inside `run`, which ends there: its projections, and nothing more."""
     tap = Capture([module])
     tap.start()
-    _ENOUGH.add(module)
+    _TAPS.enough.add(module)
     try:
         run()
     except _Enough:
         pass
     finally:
-        _ENOUGH.discard(module)
+        _TAPS.enough.discard(module)
         tap.stop()
     return tap.calls[module][0]
 
@@ -101,7 +116,7 @@ class Capture:
         self._names: list[str] = []
 
     def start(self) -> None:
-        _WATCHED.update(self.calls)
+        _TAPS.watched.update(self.calls)
         configs: list[Any] = [module.config for module in self.calls]
         for name in sorted({config._attn_implementation for config in configs}):
             _wrap(name)
@@ -109,13 +124,9 @@ class Capture:
 
     def stop(self) -> None:
         for module in self.calls:
-            _WATCHED.pop(module, None)
+            _TAPS.watched.pop(module, None)
         while self._names:
             _unwrap(self._names.pop())
-
-
-Correct = Callable[[AttentionCall, Tensor, Tensor], Tensor]
-_EDITED: dict[nn.Module, Correct] = {}
 
 
 class Edit:
@@ -131,51 +142,78 @@ class Edit:
     def start(self) -> None:
         config: Any = self._module.config
         self._name = config._attn_implementation
-        _EDITED[self._module] = self._correct
+        _TAPS.edited[self._module] = self._correct
         _wrap(self._name)
 
     def stop(self) -> None:
         """May be called any number of times."""
         if self._name:
-            _EDITED.pop(self._module, None)
+            _TAPS.edited.pop(self._module, None)
             _unwrap(self._name)
             self._name = ""
 
 
+class Guard:
+    """Shows to `check` what the attention calls of these modules are made with, from `start` to `stop`."""
+
+    def __init__(self, modules: Iterable[nn.Module], check: Check) -> None:
+        self._check, self._modules, self._names = check, list(modules), list[str]()
+
+    def start(self) -> None:
+        _TAPS.guarded.update(dict.fromkeys(self._modules, self._check))
+        configs: list[Any] = [module.config for module in self._modules]
+        for name in sorted({config._attn_implementation for config in configs}):
+            _wrap(name)
+            self._names.append(name)
+
+    def stop(self) -> None:
+        """May be called any number of times."""
+        for module in self._modules:
+            _TAPS.guarded.pop(module, None)
+        while self._names:
+            _unwrap(self._names.pop())
+
+
 def _wrap(name: str) -> None:
-    _WRAPPED[name] = _WRAPPED.get(name, 0) + 1
-    if _WRAPPED[name] > 1:
-        return
+    with _WRAPPING:
+        _WRAPPED[name] = _WRAPPED.get(name, 0) + 1
+        if _WRAPPED[name] == 1:
+            ALL_ATTENTION_FUNCTIONS[name] = _tapped(name)
+
+
+def _tapped(name: str) -> Callable[..., Any]:
     previous = ALL_ATTENTION_FUNCTIONS.get(name)
     had_override = name in ALL_ATTENTION_FUNCTIONS._local_mapping
 
     def tapped(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if module in _WATCHED:
-            mask = args[0] if args else kwargs.get("attention_mask")
-            _WATCHED[module].extend(_calls(module, query, key, mask, kwargs))
-        if module in _ENOUGH:
+        mask = args[0] if args else kwargs.get("attention_mask")
+        if module in _TAPS.guarded and module not in _TAPS.enough:
+            _TAPS.guarded[module](module, query, key, mask)
+        if module in _TAPS.watched:
+            _TAPS.watched[module].extend(_calls(module, query, key, mask, kwargs))
+        if module in _TAPS.enough:
             raise _Enough
         function = previous if previous is not None else _eager_of(module)
         result = function(module, query, key, value, *args, **kwargs)
-        if module in _EDITED:
-            mask = args[0] if args else kwargs.get("attention_mask")
+        if module in _TAPS.edited:
             [call] = _calls(module, query, key, mask, kwargs)
-            result = (_EDITED[module](call, value.detach(), result[0]), *result[1:])
+            result = (_TAPS.edited[module](call, value.detach(), result[0]), *result[1:])
         return result
 
     tapped.previous, tapped.had_override = previous, had_override  # type: ignore[attr-defined]
-    ALL_ATTENTION_FUNCTIONS[name] = tapped
+    return tapped
 
 
 def _unwrap(name: str) -> None:
-    _WRAPPED[name] -= 1
-    if _WRAPPED[name]:
-        return
-    tapped: Any = ALL_ATTENTION_FUNCTIONS[name]
-    if tapped.had_override:
-        ALL_ATTENTION_FUNCTIONS[name] = tapped.previous
-    else:
-        del ALL_ATTENTION_FUNCTIONS[name]
+    with _WRAPPING:
+        _WRAPPED[name] -= 1
+        if _WRAPPED[name]:
+            return
+        tapped: Any = ALL_ATTENTION_FUNCTIONS[name]
+        if tapped.had_override:
+            ALL_ATTENTION_FUNCTIONS[name] = tapped.previous
+        else:
+            del ALL_ATTENTION_FUNCTIONS[name]
 
 
 def _eager_of(module: nn.Module) -> Callable[..., Any]:

@@ -1,72 +1,129 @@
-"""The text side: hooks on the text model and its decoder layers."""
+"""The text side: hooks on the text model, its decoder layers and their attention."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
+from vlmprune.core.errors import UserError
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.report import RunReport
 from vlmprune.core.signals import Alignment
 from vlmprune.models.base import Adapter
 from vlmprune.runtime import deepstack
-from vlmprune.runtime.cache import state_of
+from vlmprune.runtime.attributes import Attachments
+from vlmprune.runtime.cache import check_unknown, is_whole, mark_whole, state_of
 from vlmprune.runtime.decoder_signals import check_readable
+from vlmprune.runtime.expected import EMBEDS, Expected, cache_in, cache_of, interface_of
 from vlmprune.runtime.flow import Prompt
 from vlmprune.runtime.forward import Forward
 from vlmprune.runtime.select import decoder_stages, fused_layers, vision_stages
 
 if TYPE_CHECKING:
     from vlmprune.runtime.text_tower import TextTower
+    from vlmprune.runtime.vision import VisionRecord
+
+
+@dataclass
+class Call:
+    """One call of the multimodal model.
+
+    Attributes:
+        cache: what it was given.
+        mask: [B, past + S] of the prompt, also where `generate` hands the model a 4-D one.
+        read: finds out which images it carries, once they are encoded; None where it carries none.
+        records: what was read of the images that were encoded inside it, by modality.
+        texts: how often it has called the text model.
+    """
+
+    cache: Cache | None = None
+    mask: Tensor | None = None
+    read: Callable[[Call], Prompt] | None = None
+    records: dict[str, VisionRecord] = field(default_factory=dict)
+    texts: int = 0
+
+    @property
+    def concerned(self) -> bool:
+        """Whether its text model must be met by the session."""
+        return self.read is not None or state_of(self.cache) is not None
+
+
+class Running(threading.local):
+    """What is going on in one thread: a model may answer in several at once.
+
+    Attributes:
+        call: of the multimodal model.
+        forward: of the text model, where it concerns the session.
+        ids, mask: [B, S] and [B, past + S] that `generate` holds for the next call.
+    """
+
+    call: Call | None = None
+    forward: Forward | None = None
+    ids: Tensor | None = None
+    mask: Tensor | None = None
+
+
+class Reports:
+    """The report of the last prefill: of this thread, or else of any."""
+
+    def __init__(self) -> None:
+        self._latest, self._own = RunReport(), threading.local()
+
+    @property
+    def last(self) -> RunReport:
+        return getattr(self._own, "report", self._latest)
+
+    @last.setter
+    def last(self, report: RunReport) -> None:
+        self._latest = self._own.report = report
 
 
 class TextHooks:
     """Hooks of one session. Each forward of the text model that concerns it is a `Forward`; all others pass untouched.
 
     Attributes:
-        read_prompt: set by the session before each call of the multimodal model that carries images.
-        vision_seconds: time that reading the encoder took for these images.
-        prompt_mask: the 2-D mask `generate` holds, for when it hands the model a 4-D one.
-        report: what the last prefill did.
+        expected: what is taken for granted of the model; known once installed.
+        running, reports: by thread.
         text_tower, question: see `Session`.
     """
 
-    def __init__(self, adapter: Adapter, recipe: Recipe, positions: str | None, seed: int) -> None:
+    expected: Expected
+
+    def __init__(
+        self, adapter: Adapter, recipe: Recipe, positions: str | None, seed: int, text_tower: TextTower | None
+    ) -> None:
         self.adapter, self.recipe, self.positions, self.seed = adapter, recipe, positions, seed
         self.before_llm = vision_stages(adapter, recipe)
         self.at_layer = decoder_stages(adapter, recipe)
         self.fused = fused_layers(adapter, self.at_layer)
         for layer, stage in self.at_layer.items():
             check_readable(adapter, layer, stage.method.needs(adapter.info).values())
-        self.read_prompt: Callable[[], Prompt | None] | None = None
-        self.vision_seconds = 0.0
-        self.prompt_mask: Tensor | None = None
-        self.report = RunReport()
-        self.text_tower: TextTower | None = None
+        self.running, self.reports = Running(), Reports()
+        self.text_tower = text_tower
         self.question: str | list[str] | None = None
-        self._forward: Forward | None = None
-        self._handles: list[Any] = []
-        self._undo_deepstack: Callable[[], None] = lambda: None
 
-    def install(self) -> None:
-        text = self.adapter.text_model
-        self._handles = [
-            text.register_forward_pre_hook(self._enter, with_kwargs=True),
-            text.register_forward_hook(self._leave, always_call=True),
-        ]
+    def install(self, attached: Attachments) -> None:
+        text, self.expected = self.adapter.text_model, Expected(self.adapter)
+        attached.pre_hook(text, self._enter)
+        attached.after(text, self._leave)
+        attached.pre_hook(text.rotary_emb, self._rotary_hook)
         for number, layer in enumerate(self.adapter.decoder_layers):
-            self._handles.append(layer.register_forward_pre_hook(self._layer_hook(number), with_kwargs=True))
-        self._undo_deepstack = deepstack.wrap(
-            text, lambda: None if self._forward is None else self._forward.current.index
-        )
+            attached.pre_hook(layer, self._layer_hook(number))
+        for number in self.adapter.attention_layers:
+            attached.pre_hook(self.adapter.decoder_attention(number), self._attention_hook(number))
+        deepstack.wrap(attached, text, self._index_now)
 
     def remove(self) -> None:
         self._end()
-        self._undo_deepstack()
-        for handle in self._handles:
-            handle.remove()
+
+    def _index_now(self) -> Tensor | None:
+        return None if self.running.forward is None else self.running.forward.current.index
 
     @property
     def text_read(self) -> str | None:
@@ -84,29 +141,75 @@ class TextHooks:
         return self.positions or stage.method.positions(self.adapter.info)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        read, self.read_prompt = self.read_prompt, None
-        prompt = read() if read is not None else None
-        mask, self.prompt_mask = self.prompt_mask, None
-        if prompt is None and state_of(kwargs.get("past_key_values")) is None:
+        interface = interface_of(module)
+        given = interface.named(args, kwargs)
+        self.expected.no_other_cache(given)
+        call, cache = self.running.call or Call(), cache_in(given)
+        call.texts += 1
+        if call.texts > 1 and call.concerned:
+            self.expected.surprise("The model called its language model more than once in one forward")
+        if call.cache is not None and cache is not call.cache:
+            self.expected.surprise("The language model was not given the cache that the model was given")
+        prompt = call.read(call) if call.read is not None and call.texts == 1 else None
+        state = state_of(cache)
+        if prompt is None and state is None:
+            self._check_whole(cache, given, call.mask)
             return None
+        if state is not None and state.owner != id(module):
+            raise UserError("This cache was pruned on another model: use it with that one, or start with a new cache.")
+        if given.get(EMBEDS) is None:
+            self.expected.surprise("The language model was given no inputs_embeds")
         if prompt is not None:
-            self.adapter.check_prompt(kwargs)
-        self._forward = Forward(self, prompt, mask, kwargs)
-        return args, self._forward.enter(kwargs)
+            self.adapter.check_prompt({**given, "cache": cache})
+        self.running.forward = forward = Forward(self, prompt, call.mask, given)
+        return (), forward.enter(given)
+
+    def _check_whole(self, cache: Cache | None, given: dict[str, Any], mask: Tensor | None) -> None:
+        """A forward without images on a cache that was never pruned: make sure of the latter."""
+        if cache is not None and not is_whole(cache):
+            if reason := check_unknown(cache, self.adapter.attention_layers, given, mask):
+                self.expected.surprise(reason)
+            mark_whole(cache)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         forward = self._end()
-        if forward is not None and output is not None:  # None after an exception
-            forward.leave(output)
+        if output is None:  # after an exception
+            return
+        if forward is None:
+            mark_whole(cache_of(output))
+        elif (report := forward.leave(output)) is not None:
+            self.reports.last = report
 
     def _end(self) -> Forward | None:
-        forward, self._forward = self._forward, None
+        forward, self.running.forward = self.running.forward, None
         if forward is not None:
+            forward.watch.stop()
             forward.stop_capture()
         return forward
 
     def _layer_hook(self, number: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return None if self._forward is None else self._forward.at_layer(number, args, kwargs)
+            forward = self.running.forward
+            if forward is None:
+                return None
+            given = interface_of(module).named(args, kwargs)
+            changed = forward.at_layer(number, given)
+            if changed is None:
+                return None
+            # gradient checkpointing wants hidden states without a name
+            return (changed.pop("hidden_states"),), changed
 
         return hook
+
+    def _attention_hook(self, number: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.running.forward is not None:
+                self.running.forward.at_attention(number, interface_of(module).named(args, kwargs))
+
+        return hook
+
+    def _rotary_hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.running.forward is not None:
+            tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+            ids = [value for value in tensors if not torch.is_floating_point(value)]
+            self.running.forward.at_rotary(ids)

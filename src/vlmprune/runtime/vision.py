@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,7 @@ from vlmprune.core.signals import (
 from vlmprune.core.view import Grid, TowerRows, Whole
 from vlmprune.models.base import Adapter, Slots
 from vlmprune.models.patches import PatchAdapter
-from vlmprune.runtime.attributes import put
+from vlmprune.runtime.attributes import Attachments
 from vlmprune.runtime.encoder_merging import EncoderMerging
 from vlmprune.runtime.taps import AttentionCall, capture, joined_heads
 from vlmprune.scores import attention_rows, received_attention
@@ -196,7 +197,7 @@ class VisionWrapper:
         self.name = adapter.feature_functions[modality]
         self.original = getattr(adapter.inner, self.name)
 
-    def install(self) -> None:
+    def install(self, attached: Attachments) -> None:
         # generate inspects the signature to decide what to pre-encode, hence functools.wraps
         @functools.wraps(self.original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -204,15 +205,18 @@ class VisionWrapper:
             call = {**{name: value for name, value in bound.items() if name != "kwargs"}, **bound.get("kwargs", {})}
             return self.run(current_names(self.adapter, call))
 
-        self._undo = put(self.adapter.inner, self.name, wrapper)
-
-    def remove(self) -> None:
-        self._undo()
+        attached.put(self.adapter.inner, self.name, wrapper)
 
     def run(self, call: dict[str, Any]) -> Any:
-        """`get_*_features` of these arguments; the record is put on its output as `vlmprune_record`."""
-        if self.running:  # get_video_features of some families calls get_image_features
-            return self.original(**call)
+        """`get_*_features` of these arguments; the record is put on its output as `vlmprune_record`.
+
+        One thread at a time: merging inside the encoder changes its layers while it runs.
+        """
+        with _ENCODING:
+            # get_video_features of some families calls get_image_features
+            return self.original(**call) if self.running else self._run(call)
+
+    def _run(self, call: dict[str, Any]) -> Any:
         if self.stage is not None and self.stage.method.inside_encoder:
             return self._merged(call, self.stage)
         whole, used = self._resized(call) if self.stage is not None else (None, call)
@@ -265,7 +269,7 @@ class VisionWrapper:
         count = len(places[0].cells)
         keep = stage.method.budget(stage.keep, count, count)
         if keep >= count:
-            return VisionWrapper(adapter, self.modality, self.keys, None, self.seen).run(call)
+            return VisionWrapper(adapter, self.modality, self.keys, None, self.seen)._run(call)
         layers = adapter.encoder_layers(self.modality)[: adapter.used_layer + 1]
         with EncoderMerging(stage.method, layers, count, keep, adapter.has_cls, adapter.family) as merging:
             output = self.original(**{**call, "return_dict": True})
@@ -319,6 +323,7 @@ class VisionWrapper:
         return grid if budget >= grid.size else method.resize(grid, budget)
 
 
+_ENCODING = threading.RLock()
 _RUNNING: set[int] = set()  # id of every multimodal model that is encoding
 
 
