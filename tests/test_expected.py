@@ -366,7 +366,7 @@ def expected(family: str, spec: str, samples: str) -> tuple[torch.Tensor, torch.
 def test_the_checks_make_the_difference(name: str) -> None:
     """With the checks switched off, the same is answered, and wrongly: the test above can fail."""
     spec, model = SPECS["both"], copy.deepcopy(built("llava"))
-    tokens, logits = expected("llava", spec, str(RAGGED))
+    _, logits = expected("llava", spec, str(RAGGED))
     WRAPS[name](model)
     with unchecked():
         _, found = answers(model, inputs_of("llava", RAGGED), spec)
