@@ -155,7 +155,7 @@ def set_up(environment: Environment, held: Held) -> None:
 
 
 def constrained_by(constraints: Path) -> dict[str, str]:
-    """Variables that hold pip to a file of constraints, and to no other: in a build, too, whichever of them it reads."""
+    """Variables that hold pip to a file of constraints, and to no other; also in a build, whichever it reads."""
     return {"PIP_CONSTRAINT": str(constraints), "PIP_BUILD_CONSTRAINT": str(constraints)}
 
 

@@ -48,7 +48,8 @@ def verdict(window: Window, version: str, passes: bool) -> str:
         return f"{found} does not pass the tests of the window: it stays {window}."
     if numbers(version) < numbers(window.beyond):
         return f"{found} passes the tests of the window, in which it lies already: {window}."
-    return f"{found} passes the tests of the window, which can be widened in pyproject.toml: {widened(window, version)}."
+    wider = widened(window, version)
+    return f"{found} passes the tests of the window, which can be widened in pyproject.toml: {wider}."
 
 
 def main(arguments: list[str]) -> int:

@@ -46,7 +46,7 @@ class Window:
 
 
 def declared(checkout: Path) -> tuple[dict[str, Window], list[str]]:
-    """(windows by library, all other requirements) of pyproject.toml, those of the extras `bench` and `dev` included."""
+    """(windows by library, all other requirements) of pyproject.toml, with those of the extras `bench` and `dev`."""
     project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     windows, others = {}, []
