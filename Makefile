@@ -1,7 +1,7 @@
 # Short names for what tools/run.py does; make itself is not needed for anything.
 RUN = python3 tools/run.py
 
-.PHONY: help setup bench test slow lint format docs goldens ci
+.PHONY: help setup bench test slow window newest lint format docs goldens ci
 
 help:    ## this list
 	@grep -E '^[a-z]+: .*##' Makefile | sed 's/: *## */\t/' | expand -t 10
@@ -17,6 +17,13 @@ test:    ## tests
 
 slow:    ## tests that take minutes
 	$(RUN) pytest -m slow -n 2
+
+window:  ## tests with the oldest and the newest libraries
+	python3 tools/window.py oldest
+	python3 tools/window.py newest
+
+newest:  ## can the window of transformers be widened?
+	python3 tools/newest.py
 
 lint:    ## ruff and mypy
 	$(RUN) ruff check

@@ -1,11 +1,32 @@
-"""One thread a process: tests run side by side, and sums in one order are the same on every machine."""
+"""One thread a process: tests run side by side, and sums in one order are the same on every machine.
+
+And the mark of the tests that are repeated with other versions of the libraries.
+"""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the processes that tests start
 
+import pytest
 import torch
+from selection import SELECTION
 
 torch.set_num_threads(1)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m window` need not import the files of which nothing is selected."""
+    unwanted = collection_path.name.startswith("test_") and collection_path.name not in SELECTION
+    return True if unwanted and config.option.markexpr == "window" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        part = SELECTION.get(item.path.name)
+        if part and isinstance(item, pytest.Function):
+            values = item.callspec.params if hasattr(item, "callspec") else {}
+            if part.has(item.originalname, values):
+                item.add_marker("window")

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import modeling_flash_attention_utils as flash_utils
 from transformers.modeling_utils import PreTrainedModel
+from versions import behind, cache_of
 
 import vlmprune
 from vlmprune.core.method import DecoderMethod
@@ -226,7 +227,7 @@ def test_flash_with_a_new_image_in_the_second_turn(family: str, name: str) -> No
             out = model.generate(**first, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
             ids = torch.cat([out.sequences, more["input_ids"]], dim=1)
             turn = {**more, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            results.append((ids, *generate(model, turn, past_key_values=out.past_key_values)))
+            results.append((ids, *generate(model, turn, **behind(cache_of(out)))))
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
     assert largest(results[0][2], results[1][2]) < TOLERANCE
 
@@ -413,5 +414,5 @@ def test_flex_with_a_second_turn_of_text() -> None:
             extra = ids.shape[1] - inputs["input_ids"].shape[1]
             mask = torch.nn.functional.pad(inputs["attention_mask"], (0, extra), value=1)
             turn = {"input_ids": ids, "attention_mask": mask}
-            results.append(generate(model, turn, past_key_values=first.past_key_values))
+            results.append(generate(model, turn, **behind(cache_of(first))))
     assert torch.equal(results[0][0], results[1][0]) and largest(results[0][1], results[1][1]) < TOLERANCE

@@ -14,6 +14,7 @@ from test_scores import InnerSpy
 from tiny import FAMILIES, image_numbers, prompt
 from tiny_models import IMAGE, SLIDING, TEXT, TOWER, builder
 from torch import Tensor
+from versions import behind, cache_of
 
 import vlmprune
 from vlmprune.core.recipe import Recipe, Stage
@@ -189,10 +190,10 @@ def test_signals_behind_a_pruned_cache(family: str, layer: int) -> None:
     needs: dict[str, Need] = {"ahead": LastQueryAttention(ahead=True), "text": TextQueryAttention(heads="all")}
     spy = Onlooker(layer, needs, images=2)
     with vlmprune.prune(model, Recipe((Stage(spy, 0.5),))):
-        cache = model(**first, use_cache=True).past_key_values
+        cache = cache_of(model(**first, use_cache=True))
         both = torch.cat([first["attention_mask"], more["attention_mask"]], dim=1)
         with watched(family, layer) as ahead, watched(family, layer - 1) as before:
-            model(**{**more, "attention_mask": both}, past_key_values=cache)
+            model(**{**more, "attention_mask": both}, **behind(cache))
     assert cache.layers[layer].keys.shape[2] < cache.layers[layer - 1].keys.shape[2] or family == "gemma3"
     for seen, (row, image, text) in zip(spy.seen[2:], columns(family, [[1], [5]]), strict=True):
         maps = ahead["maps"][row]

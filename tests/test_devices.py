@@ -23,6 +23,7 @@ from torch.ao.quantization import quantize_dynamic
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import CompileConfig
+from versions import CACHE
 
 import vlmprune
 from vlmprune.models import adapter_for
@@ -255,7 +256,7 @@ def spread(family: str, tower: torch.device, layers: tuple[torch.device, ...], r
 
         @functools.wraps(original)
         def forward(*args: Any, **kwargs: Any) -> Any:
-            moved = send_to_device(kwargs, device, skip_keys=["past_key_values"])
+            moved = send_to_device(kwargs, device, skip_keys=[CACHE])
             return original(*send_to_device(args, device), **moved)
 
         module.forward = forward  # type: ignore[method-assign]

@@ -49,7 +49,7 @@ def script(path: str) -> Any:
     return module
 
 
-docs, runner = script("tools/docs.py"), script("tools/run.py")
+docs = script("tools/docs.py")
 methods: Any = import_module("docs_methods")  # where docs.py put it
 EXAMPLE = "vlmprune_residual.py"
 Residual = script(f"examples/residual/{EXAMPLE}").Residual
@@ -421,93 +421,3 @@ def test_families_are_listed_with_their_adapters_own_words(capsys: pytest.Captur
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if " family " in line)
     assert list(lines) == list(SUPPORTED)
     assert all(line.endswith(".") and len(line) > 60 for line in lines.values())
-
-
-# ---------------------------------------------------------------- the set-up
-
-
-@pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout whose set-up makes files instead of environments, and notes its steps in `steps`."""
-    (tmp_path / "pyproject.toml").write_text("")
-    (tmp_path / "constraints.txt").write_text("")
-    venv = tmp_path / ".venv"
-    python = venv / "bin" / "python"
-    for name, value in {"ROOT": tmp_path, "VENV": venv, "PYTHON": python, "MARK": venv / "vlmprune.json"}.items():
-        monkeypatch.setattr(runner, name, value)
-
-    def call(lock: tuple[int, ...], *command: str, **environment: str) -> None:
-        step = command[2]
-        with (tmp_path / "steps").open("a") as steps:
-            steps.write(step + "\n")
-        if step == "venv":
-            python.parent.mkdir(parents=True)
-            python.write_text("")
-
-    monkeypatch.setattr(runner, "call", call)
-    return tmp_path
-
-
-def steps(checkout: Path) -> list[str]:
-    """The steps of one set-up."""
-    file = checkout / "steps"
-    file.write_text("")
-    with runner.alone() as lock:
-        runner.set_up(lock)
-    return file.read_text().split()
-
-
-def test_set_up_once(checkout: Path) -> None:
-    assert steps(checkout) == ["venv", "pip"]
-    assert steps(checkout) == []
-
-
-def test_set_up_again_when_requirements_change(checkout: Path) -> None:
-    steps(checkout)
-    (checkout / "constraints.txt").write_text("torch==2.13.0")
-    assert steps(checkout) == ["pip"]
-
-
-def test_an_interrupted_set_up_starts_afresh(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = runner.call
-
-    def killed(lock: tuple[int, ...], *command: str, **environment: str) -> None:
-        if command[2] == "pip":
-            raise KeyboardInterrupt
-        whole(lock, *command, **environment)
-
-    monkeypatch.setattr(runner, "call", killed)
-    with pytest.raises(KeyboardInterrupt):
-        steps(checkout)
-    (checkout / ".venv" / "half-installed").write_text("")
-    monkeypatch.setattr(runner, "call", whole)
-    assert steps(checkout) == ["venv", "pip"]
-    assert not (checkout / ".venv" / "half-installed").exists()
-
-
-def test_an_environment_of_the_users_own_is_kept(checkout: Path) -> None:
-    (checkout / ".venv" / "bin").mkdir(parents=True)
-    for name in ("bin/python", "own"):
-        (checkout / ".venv" / name).write_text("")
-    assert steps(checkout) == ["pip"]
-    assert (checkout / ".venv" / "own").exists()
-
-
-def test_a_checkout_that_was_moved_is_set_up_anew(checkout: Path) -> None:
-    steps(checkout)
-    mark = checkout / ".venv" / "vlmprune.json"
-    mark.write_text(mark.read_text().replace(str(checkout), "/elsewhere"))
-    assert steps(checkout) == ["venv", "pip"]
-
-
-def test_a_failed_step_is_one_sentence(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise subprocess.CalledProcessError(1, ["pip", "install"])
-
-    monkeypatch.setattr(runner, "call", fail)
-    assert runner.main(["pytest"]) == 2
-    assert "The set-up failed at `pip install`" in capsys.readouterr().err
-    assert runner.main([]) == 2
-    assert "Say what to run" in capsys.readouterr().err

@@ -15,6 +15,7 @@ import torch
 from tiny import FAMILIES, image_numbers, prompt
 from tiny import alone as tiny_alone
 from torch import Tensor
+from versions import behind, cache_of
 
 import vlmprune
 from vlmprune.core.report import RunReport
@@ -306,7 +307,7 @@ def test_second_turn_on_the_same_cache(family: str, name: str) -> None:
         report = session.last
         answer = first.sequences[:, inputs["input_ids"].shape[1] :]
         turn = extend(family, inputs, torch.cat([answer, question], dim=1))
-        tokens, logits = generate(model, text_part(turn), past_key_values=first.past_key_values)
+        tokens, logits = generate(model, text_part(turn), **behind(cache_of(first)))
     said = torch.cat([answer, question, tokens], dim=1)
     expected = oracle(family, RAGGED, inputs, said, report, policies(DROPPING[name], family))
     assert largest(logits, expected[:, -STEPS:]) < TOLERANCE
@@ -326,7 +327,7 @@ def test_new_image_in_the_second_turn(family: str, name: str) -> None:
         for key, value in text_part(more).items():
             full[key] = torch.cat([full[key], value], dim=1)
         pixels = {key: value for key, value in more.items() if key not in TEXT}
-        tokens, logits = generate(model, {**full, **pixels}, past_key_values=first.past_key_values)
+        tokens, logits = generate(model, {**full, **pixels}, **behind(cache_of(first)))
         reports.append(session.last)
     report = copy.deepcopy(reports[0])
     report.stages = [
@@ -354,7 +355,7 @@ def test_loop_written_by_hand(family: str, name: str) -> None:
         out = model(**inputs, use_cache=True)
         for step in range(STEPS):
             assert largest(out.logits[:, -1], logits[:, step]) < TOLERANCE
-            out = model(input_ids=tokens[:, step : step + 1], past_key_values=out.past_key_values)
+            out = model(input_ids=tokens[:, step : step + 1], **behind(cache_of(out)))
 
 
 @families

@@ -20,6 +20,7 @@ from test_equivalence import RAGGED, built, extend, generate, inputs_of, largest
 from tiny import FAMILIES, IMAGE, alone, image_numbers
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from versions import behind, cache_of
 
 import vlmprune
 from vlmprune.core.errors import UserError
@@ -393,9 +394,9 @@ def test_a_new_image_behind_a_cache() -> None:
     both = {name: torch.cat([first[name], more[name]], dim=1) for name in ("input_ids", "attention_mask")}
     pixels = {"pixel_values": torch.cat([first["pixel_values"], more["pixel_values"]])}
     with torch.no_grad():
-        cache = model(**first).past_key_values
+        cache = cache_of(model(**first))
         with vlmprune.prune(model, Recipe((Stage(method, KEEP),))) as session:
-            logits = model(**{**more, "attention_mask": both["attention_mask"]}, past_key_values=cache).logits[:, -1:]
+            logits = model(**{**more, "attention_mask": both["attention_mask"]}, **behind(cache)).logits[:, -1:]
     columns = (both["input_ids"] == IMAGE)[0].nonzero().squeeze(1)
     slots = len(columns) // 2
     numbers = torch.full_like(both["input_ids"], -1)

@@ -34,6 +34,7 @@ from test_methods_staged import GOLDENS, HYBRID, LLAVA, SIX, merge_by_loops, pla
 from tiny import FAMILIES
 from torch import Tensor
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
+from versions import behind, cache_of
 
 import vlmprune
 from vlmprune.calibration import Fit, _Log, _Trial, fitprune
@@ -174,7 +175,7 @@ def test_decoding_sees_only_the_survivors_and_it_matters(family: str) -> None:
 def test_the_cache_holds_what_the_last_act_left() -> None:
     model, inputs = built("llava"), inputs_of("llava", RAGGED)
     with vlmprune.prune(model, MustDrop(layers=(2, 3)), 0.5) as session:
-        cache = model(**inputs).past_key_values
+        cache = cache_of(model(**inputs))
     lengths = [cache.layers[layer].get_seq_length() for layer in range(4)]
     text = (inputs["input_ids"] != 90) & inputs["attention_mask"].bool()
     counts = [[sum(map(len, kept[row])) + int(text[row].sum()) for row in range(2)] for _, kept in session.last.stages]
@@ -193,7 +194,7 @@ def test_second_turn_on_a_cut_cache(family: str, name: str) -> None:
         report = session.last
         answer = first.sequences[:, inputs["input_ids"].shape[1] :]
         turn = extend(family, inputs, torch.cat([answer, question], dim=1))
-        tokens, logits = generate(model, text_part(turn), past_key_values=first.past_key_values)
+        tokens, logits = generate(model, text_part(turn), **behind(cache_of(first)))
     said = torch.cat([answer, question, tokens], dim=1)
     expected = oracle(family, RAGGED, inputs, said, report, policies_of(recipe, family))
     assert largest(logits, expected[:, -STEPS:]) < TOLERANCE
@@ -208,9 +209,7 @@ def test_new_image_behind_a_cut_cache() -> None:
         full = text_part(extend("llava", inputs, answer))
         for key, value in text_part(more).items():
             full[key] = torch.cat([full[key], value], dim=1)
-        _, logits = generate(
-            model, {**full, "pixel_values": more["pixel_values"]}, past_key_values=first.past_key_values
-        )
+        _, logits = generate(model, {**full, "pixel_values": more["pixel_values"]}, **behind(cache_of(first)))
         again = session.last
         for row in range(2):  # padding is not in the way
             own = {key: value[row : row + 1] for key, value in inputs.items()}
@@ -221,7 +220,7 @@ def test_new_image_behind_a_cut_cache() -> None:
             real = rest["attention_mask"][0].bool()
             ids = torch.cat([alone_first.sequences, rest["input_ids"][:, real]], dim=1)
             turn = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": rest["pixel_values"]}
-            _, single = generate(model, turn, past_key_values=alone_first.past_key_values)
+            _, single = generate(model, turn, **behind(cache_of(alone_first)))
             assert largest(single[0], logits[row]) < TOLERANCE
             assert torch.equal(session.last.kept[0][0], again.kept[row][0])
 

@@ -26,6 +26,7 @@ from test_equivalence import (
 )
 from test_methods_staged import ALL, DROPPING, MERGING, clusters_by_loops, policies_of
 from torch import Tensor
+from versions import behind, cache_of
 
 import vlmprune
 from vlmprune.core.recipe import Recipe, Stage
@@ -75,7 +76,7 @@ def test_every_way_of_generating(family: str, name: str) -> None:
         first = model.generate(**inputs, **options, output_logits=True)
         answer, report = first.sequences[:, prompt:], session.last
         turn = text_part(extend(family, inputs, torch.cat([answer, question], dim=1)))
-        tokens, later = generate(model, turn, past_key_values=first.past_key_values)
+        tokens, later = generate(model, turn, **behind(cache_of(first)))
         same, fixed = generate(model, inputs, cache_implementation="static", disable_compile=True)
         beams = model.generate(**inputs, **options, num_beams=3, length_penalty=0.0, output_scores=True)
         greedy = model.generate(**one, max_new_tokens=8, do_sample=False)

@@ -17,6 +17,7 @@ import torch
 from test_equivalence import RAGGED, STEPS, TOLERANCE, built, extend, generate, inputs_of, largest, text_part
 from test_methods_on_models import METHODS, REFUSED, TRIMMING
 from torch import Tensor
+from versions import behind, cache_of
 
 import vlmprune
 
@@ -134,7 +135,7 @@ def test_second_turn_equals_one_without_a_cache(family: str, name: str) -> None:
         first = model.generate(**inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
         said = torch.cat([first.sequences[:, inputs["input_ids"].shape[1] :], question], dim=1)
         turn = extend(family, inputs, said)
-        tokens, logits = generate(model, text_part(turn), max_new_tokens=3, past_key_values=first.past_key_values)
+        tokens, logits = generate(model, text_part(turn), max_new_tokens=3, **behind(cache_of(first)))
         expected = uncached(family, inputs, torch.cat([said, tokens], dim=1))
     assert largest(logits, expected[:, -3:]) < TOLERANCE
 

@@ -14,6 +14,7 @@ from test_equivalence import RAGGED, built, cases, families, generate, inputs_of
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from versions import behind, cache_of
 
 import vlmprune
 from vlmprune import UserError
@@ -191,17 +192,17 @@ def test_an_adopted_cache_outside_its_context() -> None:
     model, inputs = built("llava"), inputs_of("llava", RAGGED)
     with vlmprune.prune(model, "divprune:0.3"):
         out = model(**inputs, use_cache=True)
-        cache = copy.deepcopy(out.past_key_values)
-        expected = model(input_ids=torch.tensor([[5], [6]]), past_key_values=out.past_key_values).logits
+        cache = copy.deepcopy(cache_of(out))
+        expected = model(input_ids=torch.tensor([[5], [6]]), **behind(cache_of(out))).logits
     with pytest.raises(UserError, match="inside such a context"):
-        model(input_ids=torch.tensor([[5], [6]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[5], [6]]), **behind(cache))
     with vlmprune.prune(model, "fastv:0.5"):  # any context on this model will do
         assert isinstance(cache, DynamicCache)
-        again = model(input_ids=torch.tensor([[5], [6]]), past_key_values=copy.deepcopy(cache)).logits
+        again = model(input_ids=torch.tensor([[5], [6]]), **behind(copy.deepcopy(cache))).logits
     assert torch.equal(expected, again)
     other = copy.deepcopy(model)
     with vlmprune.prune(other, "divprune:0.3"), pytest.raises(UserError, match="inside such a context"):
-        model(input_ids=torch.tensor([[5], [6]]), past_key_values=cache)
+        model(input_ids=torch.tensor([[5], [6]]), **behind(cache))
     cache.reset()
     assert type(cache) is DynamicCache
 

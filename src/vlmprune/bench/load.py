@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _WHOLE = 256 << 20  # bytes of weights up to which all of them are hashed
 _PIECE = 1 << 20
 _PIECES = 16
-_LIBRARIES = ("torch", "transformers", "vlmprune")
+_LIBRARIES = ("torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def weights_digest(folder: Path) -> str:
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that decide what a run computes."""
-    return {name: version(name) for name in _LIBRARIES}
+    return {**{name: version(name) for name in _LIBRARIES}, "vlmprune": vlmprune.__version__}
 
 
 def machine(model: Any) -> dict[str, Any]:

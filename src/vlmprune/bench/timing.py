@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import StoppingCriteria
+from transformers import Cache, StoppingCriteria
 
 import vlmprune
 from vlmprune.core.recipe import Recipe
@@ -160,7 +160,7 @@ def _generate(model: Any, inputs: Mapping[str, Any], recipe: Recipe | None, new_
         first=first - start,
         total=end - start,
         tokens=tokens,
-        kv_bytes=_kv_bytes(output.past_key_values),
+        kv_bytes=_kv_bytes(_cache_in(output)),
     )
 
 
@@ -181,6 +181,11 @@ def _span_of(module: nn.Module, device: torch.device) -> Iterator[list[float]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _cache_in(output: Mapping[str, Any]) -> Cache:
+    """The cache, under whatever name this version of transformers returns it."""
+    return next(value for value in output.values() if isinstance(value, Cache))
 
 
 def _kv_bytes(cache: Any) -> int:

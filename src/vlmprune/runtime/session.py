@@ -19,6 +19,7 @@ from vlmprune.core.errors import UserError
 from vlmprune.core.method import POSITIONS, Method
 from vlmprune.core.recipe import Recipe, recipe
 from vlmprune.core.report import RunReport
+from vlmprune.core.window import warn_outside
 from vlmprune.models import adapter_for
 from vlmprune.runtime.attributes import Attachments
 from vlmprune.runtime.cache import session_closed, session_opened, state_of
@@ -72,6 +73,7 @@ def prune(
         UserError: unsupported model, unknown method or option, a budget out of range, a text tower of another vision
             tower, a session already open.
     """
+    warn_outside()
     if positions is not None and positions not in POSITIONS:
         raise UserError(f"positions={positions!r}: choose from {' and '.join(POSITIONS)}.")
     if not isinstance(seed, Integral):
