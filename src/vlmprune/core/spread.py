@@ -107,11 +107,10 @@ class PromptColumns:
 
     def _rows(self, columns: Tensor, values: Tensor) -> Tensor:
         if values.shape[0] == len(self.samples):
-            first = self.samples[0]
-            columns = columns[[sample - first for sample in self.samples]]
+            columns = columns[list(self.samples)]
         elif values.shape[0] != len(columns):
             raise UserError(
-                f"{values.shape[0]} rows were given, and the last prefill had {len(self.samples)}: it is not of this run."
+                f"{values.shape[0]} rows were given, and the last prefill had {len(self.samples)}: they are not of it."
             )
         return columns.to(values.device)
 
