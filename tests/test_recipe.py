@@ -69,7 +69,9 @@ def test_a_method_object_and_a_recipe_are_taken_where_a_name_is() -> None:
     assert recipe(stage) == recipe(Recipe((stage,))) == Recipe((stage,))
 
 
-@pytest.mark.parametrize("keep", [0, -1, -0.5, 7.0, 1.5, math.nan, math.inf, True, False, "0.5", None, [0.5]])
+@pytest.mark.parametrize(
+    "keep", [0, -1, -0.5, 7.0, 1.5, math.nan, math.inf, True, False, "0.5", None, [], [[]], [0.5, [0.5]], [0.5, 2.0]]
+)
 def test_a_budget_out_of_range_is_refused(keep) -> None:
     with pytest.raises(UserError) as caught:
         recipe("hiprune", keep=keep)

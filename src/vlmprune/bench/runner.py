@@ -25,7 +25,7 @@ from vlmprune.bench.score import judge
 from vlmprune.bench.shapes import shape_of
 from vlmprune.bench.store import VANILLA, Record, Run, Store
 from vlmprune.bench.tasks import TASKS, Sample, Task, canvas_for, digest, get_task
-from vlmprune.core.budget import Keep, check_keep
+from vlmprune.core.budget import Keep, Keeps, check_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import POSITIONS, PixelMethod
 from vlmprune.core.recipe import Recipe, format_method, lacks_budget, recipe
@@ -139,10 +139,13 @@ def variants_of(text: str, keeps: Sequence[Keep]) -> list[Variant]:
 
 
 def _variant(parsed: Recipe) -> Variant:
+    keeps = [stage.keep for stage in parsed.stages if not isinstance(stage.keep, Keeps)]
+    if len(keeps) < len(parsed.stages):
+        raise UserError(f"{parsed} has a budget for each image of one prompt: a benchmark gives all images the same.")
     if len(parsed.stages) > 1:
         return Variant(str(parsed), None, str(parsed))
     stage = parsed.stages[0]
-    return Variant(format_method(stage.method), stage.keep, str(parsed))
+    return Variant(format_method(stage.method), keeps[0], str(parsed))
 
 
 def split_methods(text: str) -> tuple[str, ...]:

@@ -2,11 +2,68 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
 
 from vlmprune.core.errors import UserError
 
 Keep = float | int
+Budget = Keep | Sequence[Keep] | Sequence[Sequence[Keep]]  # what a user may give
+
+
+@dataclass(frozen=True)
+class Keeps:
+    """A budget for each image (or video), in prompt order. A method never sees it: an act is resolved by image first.
+
+    Attributes:
+        rows: the budgets of each sample's images.
+        shared: whether there is one row, which is every sample's.
+    """
+
+    rows: tuple[tuple[Keep, ...], ...]
+    shared: bool
+
+    def __str__(self) -> str:
+        rows = [list(row) for row in self.rows]
+        return str(rows[0] if self.shared else rows)
+
+    @property
+    def different(self) -> list[Keep]:
+        """Its budgets, each once: `1` and `1.0` are two."""
+        return list({(type(keep), keep): keep for row in self.rows for keep in row}.values())
+
+    def at(self, sample: int, image: int) -> Keep:
+        return self.rows[0 if self.shared else sample][image]
+
+    def check(self, counts: Sequence[int]) -> None:
+        """Raise UserError unless the samples of a prompt have these numbers of images."""
+        if not self.shared and len(self.rows) != len(counts):
+            raise UserError(
+                f"keep={self} has a list for each of {len(self.rows)} samples, and the batch has {len(counts)}."
+            )
+        for sample, count in enumerate(counts):
+            own = len(self.rows[0 if self.shared else sample])
+            if own != count:
+                raise UserError(
+                    f"keep={self} has {own} budget{'s' * (own != 1)} for sample {sample}, whose prompt has {count} "
+                    f"image{'s' * (count != 1)}: give one for each image, and a list for each sample where samples "
+                    "differ, as in [[0.5, 0.1], [0.5]]."
+                )
+
+    def in_a_row(self, count: int) -> list[Keep]:
+        """The budgets of all images of a batch, one sample after another, where it is known only how many they are.
+
+        Raises:
+            UserError: they cannot be so many.
+        """
+        budgets = [keep for row in self.rows for keep in row]
+        if self.shared and count % len(budgets) == 0:
+            return budgets * (count // len(budgets))
+        if self.shared or len(budgets) != count:
+            raise UserError(f"keep={self} has {len(budgets)} budgets, and {count} pictures are encoded together.")
+        return budgets
 
 
 def check_keep(keep: object) -> Keep:
@@ -25,8 +82,37 @@ def check_keep(keep: object) -> Keep:
     )
 
 
+def check_budget(budget: object) -> Keep | Keeps:
+    """Return a user's `keep` as a budget for all images or, where it is a list, for each; or raise UserError.
+
+    Args:
+        budget: a budget; a list of budgets, of the images of every sample; or such a list for each sample.
+    """
+    if not isinstance(budget, list | tuple):
+        return budget if isinstance(budget, Keeps) else check_keep(budget)
+    nested = [isinstance(row, list | tuple) for row in budget]
+    rows = budget if all(nested) else [budget]
+    if (any(nested) and not all(nested)) or not any(len(row) for row in rows):
+        raise UserError(
+            f"keep={budget!r} is not a budget for each image: give one list for the images of every sample "
+            "([0.5, 0.1]), or a list for each sample ([[0.5, 0.1], [0.5]])."
+        )
+    return Keeps(tuple(tuple(check_keep(keep) for keep in row) for row in rows), not all(nested))
+
+
+def parse_budget(text: str) -> Keep | Keeps:
+    """Read a budget as recipes write it: as `parse_keep`, or a list for each image such as `[0.5, 64]`."""
+    if not text.startswith("["):
+        return parse_keep(text)
+    try:
+        budgets = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        raise UserError(f"{text!r} is not a list of budgets: write one for each image, as in [0.5, 64].") from None
+    return check_budget(budgets)
+
+
 def parse_keep(text: str) -> Keep:
-    """Read a budget as the command line and recipes write it: `64` is a count, `0.222` or `1.0` a share."""
+    """Read one budget, as the command line and recipes write it: `64` is a count, `0.222` or `1.0` a share."""
     try:
         value: Keep = int(text)
     except ValueError:

@@ -1,7 +1,8 @@
 """Recipes: stages in the order in which they act, written `divprune:0.333 > fastv@2:0.333`.
 
 Grammar of a stage: `name`, then `(option=value, ...)`, `@layer` and `:keep`, each optional. A stage's share counts the
-tokens that reach it; a whole number is tokens an image. A method around another has that one, with the budget, first
+tokens that reach it; a whole number is tokens an image; a list, as in `divprune:[0.5, 0.1]`, has one of these for each
+image. A method around another has that one, with the budget, first
 inside its parentheses: `fuse(divprune:0.1, tau=0.1)@2`.
 """
 
@@ -9,10 +10,10 @@ from __future__ import annotations
 
 import ast
 import re
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
-from vlmprune.core.budget import Keep, check_keep, parse_keep
+from vlmprune.core.budget import Budget, Keep, Keeps, check_budget, parse_budget
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import POOLS, Method, PixelMethod
 from vlmprune.core.presets import PRESETS, written_out
@@ -32,11 +33,13 @@ class Stage:
     Attributes:
         keep: 1.0 where the method takes no budget.
         number: of the recipe's stages, which one an act belongs to.
+        variants: of an act with a budget for each image, the same act under each of these budgets.
     """
 
     method: Method
-    keep: Keep
+    keep: Keep | Keeps
     number: int = 0
+    variants: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
         if self.method.per not in (None, *POOLS):
@@ -44,6 +47,32 @@ class Stage:
 
     def __str__(self) -> str:
         return format_method(self.method, self.keep) if self.method.budgeted else format_method(self.method)
+
+    def acts(self, info: ModelInfo, number: int) -> list[Stage]:
+        """The acts of the stage `number` of a recipe."""
+        if not isinstance(self.keep, Keeps):
+            return [Stage(act, self.keep, number) for act in self.method.acts(info, self.keep)]
+        by_budget = [replace(self, keep=keep).acts(info, number) for keep in self.keep.different]
+        # All images go through the decoder together, so that what happens where cannot be a matter of one image.
+        places = [[(s.method.decoder_layer(info), s.method.needs(info)) for s in acts] for acts in by_budget]
+        if any(place != places[0] for place in places):
+            raise UserError(
+                f"{format_method(self.method)} acts at other layers under another budget: give all images the same "
+                f"one instead of keep={self.keep}."
+            )
+        return [Stage(acts[0].method, self.keep, number, acts) for acts in zip(*by_budget, strict=True)]
+
+    def at(self, sample: int, image: int) -> Stage:
+        """The same act with the budget of one image."""
+        if not isinstance(self.keep, Keeps):
+            return self
+        keep = self.keep.at(sample, image)
+        return next(stage for stage in self.variants if (type(stage.keep), stage.keep) == (type(keep), keep))
+
+    def budget(self, n: int, total: int) -> int:
+        """Tokens to keep of the `n` of an image that reach this act (see `Method.budget`)."""
+        assert not isinstance(self.keep, Keeps)  # it is `at` an image
+        return self.method.budget(self.keep, n, total)
 
 
 @dataclass(frozen=True)
@@ -57,14 +86,16 @@ class Recipe:
 
     def acts(self, info: ModelInfo) -> list[Stage]:
         """The stages as single acts: a method that acts at several layers makes several."""
-        return [
-            Stage(act, stage.keep, number)
-            for number, stage in enumerate(self.stages)
-            for act in stage.method.acts(info, stage.keep)
-        ]
+        return [act for number, stage in enumerate(self.stages) for act in stage.acts(info, number)]
 
     def check(self, info: ModelInfo) -> None:
         """Raise UserError where the stages cannot act in the order they are written in on this model."""
+        for stage in self.stages:
+            if stage.method.inside_encoder and isinstance(stage.keep, Keeps) and len(stage.keep.different) > 1:
+                raise UserError(
+                    f"{format_method(stage.method)} merges inside the encoder, where all pictures come down to one "
+                    f"number of tokens: give all images the same budget instead of keep={stage.keep}."
+                )
         last = -2
         for stage in self.acts(info):
             layer = stage.method.decoder_layer(info)
@@ -75,12 +106,12 @@ class Recipe:
             last = place
 
 
-def recipe(spec: str | Method | Recipe | Stage, keep: Keep | None = None, **options: Any) -> Recipe:
+def recipe(spec: str | Method | Recipe | Stage, keep: Budget | None = None, **options: Any) -> Recipe:
     """A recipe from a name, a recipe string, a method object, or a recipe.
 
     Args:
         spec: what to run. A string may be a chain with budgets of its own, or the name of a preset.
-        keep: the budget, for a single stage that has none in `spec`.
+        keep: the budget, for a single stage that has none in `spec`; a list has one for each image (see `prune`).
         options: hyperparameters of the method, for a single stage given by name.
 
     Raises:
@@ -120,12 +151,12 @@ def lacks_budget(text: str) -> bool:
     return written is None and method.budgeted
 
 
-def _parse_stage(part: str, whole: str, keep: Keep | None, options: dict[str, Any]) -> Stage:
+def _parse_stage(part: str, whole: str, keep: Budget | None, options: dict[str, Any]) -> Stage:
     method, written = _parse_method(part, whole, options)
     return Stage(method, _the_keep(method, written, keep))
 
 
-def _parse_method(part: str, whole: str, options: dict[str, Any]) -> tuple[Method, Keep | None]:
+def _parse_method(part: str, whole: str, options: dict[str, Any]) -> tuple[Method, Keep | Keeps | None]:
     """A method and the budget written with it, if any."""
     match = _STAGE.match(part)
     if match is None:
@@ -133,7 +164,7 @@ def _parse_method(part: str, whole: str, options: dict[str, Any]) -> tuple[Metho
             f"{part.strip()!r} in {whole!r} is not a stage: write name(option=value)@layer:keep, as in fastv@2:0.333."
         )
     name = match["name"]
-    written = parse_keep(match["keep"].strip()) if match["keep"] is not None else None
+    written = parse_budget(match["keep"].strip()) if match["keep"] is not None else None
     items = _items(match["options"] or "", whole)
     settings: dict[str, Any] = {}
     if name not in METHODS:
@@ -173,7 +204,7 @@ def make_method(name: str, options: dict[str, Any]) -> Method:
     return cls(**options)
 
 
-def _the_keep(method: Method, written: Keep | None, given: Keep | None) -> Keep:
+def _the_keep(method: Method, written: Keep | Keeps | None, given: Budget | None) -> Keep | Keeps:
     name = method.name
     if not method.budgeted:
         if written is not None or given is not None:
@@ -183,7 +214,7 @@ def _the_keep(method: Method, written: Keep | None, given: Keep | None) -> Keep:
         raise UserError(f"{name}: the budget is given twice, in the recipe ({written}) and as keep={given}.")
     if written is None and given is None:
         raise UserError(f"{name} needs a budget: give keep=0.222, or write it in the recipe as {name}:0.222.")
-    return check_keep(given) if written is None else written
+    return check_budget(given) if written is None else written
 
 
 def _items(text: str, whole: str) -> list[str]:
@@ -215,7 +246,7 @@ def _parse_options(items: list[str], whole: str) -> dict[str, Any]:
     return options
 
 
-def format_method(method: Method, keep: Keep | None = None) -> str:
+def format_method(method: Method, keep: Keep | Keeps | None = None) -> str:
     """`name(option=value)@layer:keep` with the options that differ from the defaults; the inverse of parsing."""
     budget = "" if keep is None else f":{keep}"
     shown, place = [], ""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
 from torch import Tensor
 
+from vlmprune.core.errors import UserError
+from vlmprune.core.spread import PromptColumns
 from vlmprune.core.view import Grid, Whole
 
 Kept = list[list[Tensor]]
@@ -29,8 +34,8 @@ class RunReport:
             whose tokens it holds since.
         layers: encoder layer (0-based) that was read for each signal, by `method.signal`.
         text: what text-guided methods compared the image with: "CLIP text tower" or "instruction embeddings".
-        columns: per sample, the prompt column of each token that is left after the last layer (for aligning shortened
-            `logits` or `hidden_states` with the prompt); -1 for a filler.
+        columns: per sample, the prompt column of each token that is left after the last layer, as `columns_of(-1)`.
+        prompt: the same for every decoder layer, by which `columns_of` and `spread` go.
         grids: the slot grid of each image of each sample (its `frames` are tiles or a video's frames), None where there
             is none.
         cells: the cell of that grid that each slot shows, -1 for a slot that shows none (image_newline, CLS).
@@ -51,8 +56,63 @@ class RunReport:
     layers: dict[str, int] = field(default_factory=dict)
     text: str | None = None
     columns: Tensor | None = None
+    prompt: PromptColumns | None = None
     grids: list[list[Grid | None]] = field(default_factory=list)
     cells: Kept = field(default_factory=list)
     wholes: list[list[tuple[Whole, ...]]] = field(default_factory=list)
     fused: dict[int, float] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def columns_of(self, layer: int) -> Tensor:
+        """Which columns of the prompt the tokens stand at that a decoder layer ran on.
+
+        Args:
+            layer: 0-based; -1 is the last.
+
+        Returns:
+            LongTensor [samples, P], in the layer's order. -1 for a filler on the left, and for a merged token without a
+            slot of its own (VisionZip's CLS token); other merged tokens stand at the column of their anchor.
+
+        Raises:
+            UserError: no such layer, or no prefill with images yet.
+        """
+        return self._prompt().of(layer)
+
+    @overload
+    def spread(self, values: Tensor, layer: int | None = None, fill: float = math.nan) -> Tensor: ...
+    @overload
+    def spread(
+        self, values: Sequence[Tensor | None], layer: None = None, fill: float = math.nan
+    ) -> tuple[Tensor | None, ...]: ...
+    def spread(
+        self, values: Tensor | Sequence[Tensor | None], layer: int | None = None, fill: float = math.nan
+    ) -> Tensor | tuple[Tensor | None, ...]:
+        """Lay what this prefill returned back over the S columns of the prompt.
+
+        Args:
+            values: `hidden_states` or `attentions` as the model returned them, a tuple over layers; or one tensor:
+                states or logits [B, P, D] to [B, S, D]; a map [B, H, P, P] to [B, H, S, S]; of a step of decoding the
+                rows [B, H, Q, P + t] to [B, H, Q, S + t], where the t keys of later tokens stay as they are. A map
+                under a static cache loses the room behind the prompt.
+            layer: of a single tensor, the decoder layer that ran on these tokens, by default the last (logits,
+                `last_hidden_state`). `hidden_states[i]` is what layer i-1 put out, of the tokens before a cut at i.
+            fill: what stands where a token was dropped, and at padding.
+
+        Returns:
+            New tensors of the same type and device. A merged token stands at the column of its anchor, one without a
+            slot of its own nowhere, and of two with one anchor the first.
+
+        Raises:
+            UserError: the shapes are not of this prefill, the rows are of a sliding window or behind an older cache, or
+                no prefill with images was run yet.
+        """
+        if isinstance(values, Tensor):
+            return self._prompt().spread(values, -1 if layer is None else layer, fill)
+        if layer is not None:
+            raise UserError("layer= goes with a single tensor: the entries of a tuple are told by their order.")
+        return self._prompt().spread_all(values, fill)
+
+    def _prompt(self) -> PromptColumns:
+        if self.prompt is None:
+            raise UserError("No prompt with images was run under this session yet.")
+        return self.prompt

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vlmprune.core.errors import UserError
 from vlmprune.core.view import Grid, TowerRows
 from vlmprune.models.base import Adapter, Slots
 
@@ -90,6 +91,11 @@ class PatchAdapter(Adapter):
     def resize(self, modality: str, call: dict[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
         if not self.interpolates:
             return super().resize(modality, call, grids)
+        if len(set(grids)) > 1:
+            raise UserError(
+                f"{self.family} encodes pictures of one size together, so they cannot be resized to different budgets: "
+                "give all images the same one."
+            )
         name, patch = self.pixels[modality], self.config.vision_config.patch_size
         size = (grids[0].rows * patch, grids[0].cols * patch)  # one size a batch, as the processor makes them
         pixels = call[name]

@@ -181,7 +181,7 @@ class Forward:
                 states = [
                     run_vision_stages(
                         self.adapter,
-                        self.hooks.before_llm,
+                        [stage.at(prompt.samples[row], number) for stage in self.hooks.before_llm],
                         image.tokens,
                         self.shown(row, image.columns),
                         self._text(row, number),

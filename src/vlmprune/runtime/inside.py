@@ -72,7 +72,8 @@ def candidates_of(
     """Physical indices of the tokens of one image to which fusion draws attention, of those that are there now."""
     data = prompt.rows[row][image].tokens
     tokens = (layout.image[row] == image).nonzero().squeeze(1)
-    keep = stage.method.budget(stage.keep, len(tokens), so_far.reached or len(tokens))
+    stage = stage.at(prompt.samples[row], image)
+    keep = stage.budget(len(tokens), so_far.reached or len(tokens))
     if keep >= len(tokens):
         return tokens[:0]
     now = Picked(layout.origin[row, tokens], layout.slot[row, tokens])
@@ -103,14 +104,15 @@ class Inside:
         tokens = (layout.image[row] == image).nonzero().squeeze(1)
         slots, origin = layout.slot[row, tokens], layout.origin[row, tokens]
         so_far.reached = so_far.reached or len(tokens)
-        keep = self.stage.method.budget(self.stage.keep, len(tokens), so_far.reached)
+        stage = self.stage.at(self.prompt.samples[row], image)
+        keep = stage.budget(len(tokens), so_far.reached)
         if keep >= len(tokens):
             return Chosen(tokens, slots, origin)
         self.cut = True
-        view = view_of(self.reader.adapter, self.stage, data, text, Picked(origin, slots), keep, seed, so_far)
-        needs = self.stage.method.needs(view.info).items()
+        view = view_of(self.reader.adapter, stage, data, text, Picked(origin, slots), keep, seed, so_far)
+        needs = stage.method.needs(view.info).items()
         inner = {name: self.reader.read(need, row, tokens) for name, need in needs if name not in view.signals}
-        chosen = choose(self.stage, replace(view, signals={**view.signals, **inner}))
+        chosen = choose(stage, replace(view, signals={**view.signals, **inner}))
         if not isinstance(chosen, Merged):
             return Chosen(tokens[chosen], slots[chosen], origin[chosen])
         anchors = chosen.anchors.to(tokens.device)

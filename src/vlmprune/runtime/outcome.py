@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from vlmprune.core.report import RunReport
-from vlmprune.runtime.flow import Prompt
+from vlmprune.core.spread import PromptColumns
+from vlmprune.runtime.flow import Layout, Prompt
 from vlmprune.runtime.vision import layers_read
 
 if TYPE_CHECKING:
@@ -27,6 +28,15 @@ def report_of(run: Forward, prompt: Prompt) -> RunReport:
         images = range(len(prompt.rows[row]))
         return [kept_slots(last.slot[row][last.image[row] == image]) for image in images]
 
+    prompt_columns = PromptColumns(
+        length=run.length,
+        bands=[(segment.start, _columns(segment.layout)[first_of].cpu()) for segment in run.segments],
+        samples=prompt.samples,
+        depth=depth,
+        kinds={layer: run.adapter.layer_kind(layer) for layer in run.adapter.attention_layers},
+        trimmed=run.trimmed,
+        cached=run.past_places > 0,
+    )
     return RunReport(
         kept=[of_row(row) for row in first_of],
         stages=[(layer, [kept[row] for row in first_of]) for layer, kept in run.stages],
@@ -38,7 +48,8 @@ def report_of(run: Forward, prompt: Prompt) -> RunReport:
             / depth
             for row in first_of
         ],
-        columns=last.source[first_of].cpu(),
+        columns=prompt_columns.of(-1),
+        prompt=prompt_columns,
         grids=[[image.tokens.grid for image in prompt.rows[row]] for row in first_of],
         cells=[[image.tokens.places.cells.cpu() for image in prompt.rows[row]] for row in first_of],
         wholes=[[image.tokens.places.wholes or () for image in prompt.rows[row]] for row in first_of],
@@ -48,6 +59,11 @@ def report_of(run: Forward, prompt: Prompt) -> RunReport:
         fused={layer.number: layer.raised for layer in run.fused},
         seconds=run.seconds + sum(layer.seconds for layer in run.fused) + prompt.seconds,
     )
+
+
+def _columns(layout: Layout) -> Tensor:
+    """[B, P] prompt columns of the tokens, -1 for fillers and for what stands at no slot."""
+    return layout.source.masked_fill((layout.image >= 0) & (layout.slot < 0), -1)
 
 
 def kept_slots(slots: Tensor) -> Tensor:

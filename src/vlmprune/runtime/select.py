@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlmprune.core.budget import Keeps
 from vlmprune.core.errors import UserError
 from vlmprune.core.fusion import layers_before
 from vlmprune.core.method import Method, PixelMethod
@@ -17,6 +18,7 @@ from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.signals import Alignment, DecoderNeed, EncoderNeed, Features, PromptText
 from vlmprune.core.view import ImageView, Merged, Selection, TowerRows
 from vlmprune.models.base import Adapter
+from vlmprune.runtime.flow import Prompt
 from vlmprune.runtime.prompt_text import ImageText
 from vlmprune.runtime.vision import ImageTokens, signal_key
 
@@ -62,6 +64,23 @@ def fused_layers(adapter: Adapter, stages: Mapping[int, Stage]) -> dict[int, int
     return layers
 
 
+def check_budgets(recipe: Recipe, prompt: Prompt) -> None:
+    """Raise UserError where budgets for each image do not fit the images of a prompt."""
+    images = dict(zip(prompt.samples, prompt.rows, strict=True))  # beams repeat a sample's row
+    for stage in recipe.stages:
+        if not isinstance(stage.keep, Keeps):
+            continue
+        stage.keep.check([len(row) for row in images.values()])
+        if not isinstance(stage.method, PixelMethod):
+            continue
+        used = [image.tokens.keep for row in images.values() for image in row]
+        due = [stage.keep.at(sample, number) for sample, row in images.items() for number in range(len(row))]
+        if used != due:  # images and videos are encoded apart, and neither knows where the other stands
+            raise UserError(
+                f"{stage} cannot tell which budget is whose where images and videos are mixed: give all the same one."
+            )
+
+
 def prompt_seed(seed: int, ids: Tensor | None, image: int) -> int:
     """A seed of the prompt's own: the same in any batch, on any device, for every beam."""
     digest = zlib.crc32(ids.to("cpu", torch.int64).numpy().tobytes()) if ids is not None else 0
@@ -71,7 +90,7 @@ def prompt_seed(seed: int, ids: Tensor | None, image: int) -> int:
 def run_vision_stages(
     adapter: Adapter, stages: list[Stage], image: ImageTokens, shown: Tensor, text: ImageText, seed: int
 ) -> list[Picked]:
-    """The image's tokens as they came from the tower, then after each of the stages before the LLM.
+    """The image's tokens as they came from the tower, then after each stage before the LLM, taken `at` this image.
 
     Args:
         shown: [count] which of the image's slots the attention mask does not hide.
@@ -85,7 +104,7 @@ def run_vision_stages(
     for stage in stages:
         now = states[-1]
         total = reached.setdefault(stage.number, len(now.slots))
-        keep = stage.method.budget(stage.keep, len(now.slots), total)
+        keep = stage.budget(len(now.slots), total)
         acted = isinstance(stage.method, PixelMethod) or stage.method.inside_encoder
         if acted or keep >= len(now.slots):
             states.append(now)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vlmprune.core.budget import Keep
+from vlmprune.core.budget import Budget
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import POSITIONS, Method
 from vlmprune.core.recipe import Recipe, recipe
@@ -25,6 +25,7 @@ from vlmprune.runtime.attributes import Attachments
 from vlmprune.runtime.cache import session_closed, session_opened, state_of
 from vlmprune.runtime.expected import EMBEDS, MASK, cache_in, interface, interface_of
 from vlmprune.runtime.flow import Prompt, PromptImage
+from vlmprune.runtime.select import check_budgets
 from vlmprune.runtime.text import Call, TextHooks
 from vlmprune.runtime.vision import (
     ImageTokens,
@@ -45,7 +46,7 @@ IGNORED = -100  # label of a token that no loss is asked for; PaliGemma's proces
 def prune(
     model: nn.Module,
     method: str | Method | Recipe,
-    keep: Keep | None = None,
+    keep: Budget | None = None,
     *,
     positions: str | None = None,
     seed: int = 0,
@@ -58,7 +59,9 @@ def prune(
         model: a vision-language model such as `LlavaForConditionalGeneration`, also inside PEFT's or torch.compile's
             wrapper.
         method: a name (`"hiprune"`), a recipe (`"divprune:0.333 > fastv@2:0.333"`), or such an object.
-        keep: share of each image's visual tokens in (0, 1], or a number of tokens an image. A recipe may carry its own.
+        keep: share of each image's visual tokens in (0, 1], or a number of tokens an image. A list has one for each
+            image or video of a prompt, in prompt order, `[0.5, 0.1]` for every sample or `[[0.5, 0.1], [64]]` sample by
+            sample. A recipe may carry its own.
         positions: "original" keeps the position ids that the kept tokens had, "compact" re-numbers them; by default
             what the method's authors do for this family.
         seed: for methods that draw random numbers.
@@ -327,7 +330,9 @@ class Session:
         for row_images in rows:
             row_images.sort(key=lambda image: int(image.columns[0]))
         seconds = sum(record.seconds for record in records.values() if not record.shared)
-        return Prompt(rows, [row // copies for row in range(len(rows))], ids, tail, blocks, seconds)
+        prompt = Prompt(rows, [row // copies for row in range(len(rows))], ids, tail, blocks, seconds)
+        check_budgets(self.recipe, prompt)
+        return prompt
 
     def _copies(self, masks: dict[str, Tensor], records: dict[str, VisionRecord]) -> int:
         """How many rows each sample has, as each image has one feature for each of its placeholders in each row."""

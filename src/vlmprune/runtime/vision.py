@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmprune.core.budget import Keep, resolve_keep
+from vlmprune.core.budget import Keep, Keeps, resolve_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import PixelMethod
 from vlmprune.core.recipe import Recipe, Stage
@@ -57,6 +57,7 @@ class ImageTokens:
         places: where its `count` placeholder slots lie.
         signals: encoder statistics as rows of the m tokens.
         made: whether the tokens were made by merging inside the encoder, so that no statistic is theirs.
+        keep: its own budget, where one of several told how it was resized.
     """
 
     features: Tensor
@@ -64,6 +65,7 @@ class ImageTokens:
     places: Slots
     signals: dict[Key, Any] = field(default_factory=dict)
     made: bool = False
+    keep: Keep | None = None
 
     @property
     def count(self) -> int:
@@ -83,7 +85,8 @@ class ImageTokens:
             return self
         places = replace(self.places, cells=self.places.cells.to(device))
         signals = {key: _moved(value, device) for key, value in self.signals.items()}
-        return ImageTokens(self.features.to(device), self.slots.to(device), places, signals, self.made)
+        features, slots = self.features.to(device), self.slots.to(device)
+        return replace(self, features=features, slots=slots, places=places, signals=signals)
 
 
 def _moved(signal: Any, device: torch.device) -> Any:
@@ -219,7 +222,8 @@ class VisionWrapper:
     def _run(self, call: dict[str, Any]) -> Any:
         if self.stage is not None and self.stage.method.inside_encoder:
             return self._merged(call, self.stage)
-        whole, used = self._resized(call) if self.stage is not None else (None, call)
+        budgets = self._budgets(call)
+        whole, used = self._resized(call, budgets) if self.stage is not None else (None, call)
         modules = self.adapter.encoder_attentions(self.modality)
         layers = sorted({layer for kind, layer in self.keys if kind != PIXELS})
         tower: list[Tensor] = []
@@ -240,6 +244,8 @@ class VisionWrapper:
         features = self.adapter.features(self.modality, used, getattr(output, "pooler_output", None))
         places = self.adapter.slots(self.modality, used)
         record = VisionRecord([_tokens(f, p) for f, p in zip(features, places, strict=True)])
+        for image, keep in zip(record.images, budgets or (), strict=bool(budgets)):
+            image.keep = keep
         for key in sorted(self.keys):
             kind, layer = key
             seen = [] if kind == PIXELS else calls[modules[layer]]
@@ -267,7 +273,8 @@ class VisionWrapper:
                 "puts patches or tiles together behind it."
             )
         count = len(places[0].cells)
-        keep = stage.method.budget(stage.keep, count, count)
+        budget = stage.keep.different[0] if isinstance(stage.keep, Keeps) else stage.keep  # one for all
+        keep = stage.method.budget(budget, count, count)
         if keep >= count:
             return VisionWrapper(adapter, self.modality, self.keys, None, self.seen)._run(call)
         layers = adapter.encoder_layers(self.modality)[: adapter.used_layer + 1]
@@ -304,7 +311,13 @@ class VisionWrapper:
             chunks = [received_attention(c.query, c.key, c.scaling, c.real) for c in calls]
         return [rows.rows for rows in self.adapter.rows(self.modality, call, chunks)]
 
-    def _resized(self, call: dict[str, Any]) -> tuple[list[Slots] | None, dict[str, Any]]:
+    def _budgets(self, call: dict[str, Any]) -> list[Keep] | None:
+        """Of each picture, where they differ and the pictures are resized by them."""
+        if self.stage is None or not isinstance(self.stage.keep, Keeps):
+            return None
+        return self.stage.keep.in_a_row(len(self.adapter.slots(self.modality, call)))
+
+    def _resized(self, call: dict[str, Any], budgets: list[Keep] | None) -> tuple[list[Slots] | None, dict[str, Any]]:
         """The images' own slots and the arguments for smaller ones; None and `call` where the budget is every token."""
         assert self.stage is not None and isinstance(self.stage.method, PixelMethod)
         places = self.adapter.slots(self.modality, call)
@@ -312,7 +325,9 @@ class VisionWrapper:
             raise UserError(
                 f"{self.stage.method.name} needs a model whose slots form a grid: this one has slots outside it."
             )
-        smaller = [self._smaller(place.grid, self.stage.method, self.stage.keep) for place in places if place.grid]
+        method, keep = self.stage.method, self.stage.keep
+        keeps = [keep] * len(places) if not isinstance(keep, Keeps) else budgets or []
+        smaller = [self._smaller(p.grid, method, own) for p, own in zip(places, keeps, strict=True) if p.grid]
         if smaller == [place.grid for place in places]:
             return None, call
         return places, self.adapter.resize(self.modality, call, smaller)

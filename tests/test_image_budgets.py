@@ -1,0 +1,191 @@
+"""A budget for each image: `keep=[0.5, 0.1]` and `keep=[[...], [...]]`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_equivalence import RAGGED, STEPS, TOLERANCE, alone, built, extend, generate, inputs_of, largest, oracle
+from test_equivalence import policies as policies_of
+from test_methods_on_models import EDITING, MERGING, RECYCLING
+from tiny import FAMILIES
+
+import vlmprune
+from vlmprune.core.budget import Keeps, check_budget, parse_keep
+from vlmprune.core.method import PixelMethod
+from vlmprune.core.recipe import recipe
+
+EACH = [[0.5, 3], [0.2]]  # for RAGGED: two images beside one
+WITHDRAWING = {"vtw"}  # the budget says at which layer
+METHODS = [name for name in vlmprune.METHODS if not issubclass(vlmprune.METHODS[name], PixelMethod)]
+LISTED = [name for name in METHODS if name not in WITHDRAWING]
+INSIDE = "fuse(hiprune, lambda_=0)@2"
+CHAIN = "divprune:[[0.5, 20], [0.4]] > fastv@2:[[0.5, 3], [5]]"
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def ran(family: str, spec: str, keep: Any, inputs: dict[str, Any] | None = None, **options: Any) -> Any:
+    """New tokens, their logits and the report."""
+    with vlmprune.prune(built(family), spec, keep) as session:
+        tokens, logits = generate(built(family), inputs_of(family, RAGGED) if inputs is None else inputs, **options)
+    return tokens, logits, session.last
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", METHODS)
+def test_equal_budgets_are_the_one_budget(name: str) -> None:
+    for keep, equal in ((0.4, [[0.4, 0.4], [0.4]]), (5, [[5, 5], [5]])):
+        if name in WITHDRAWING and isinstance(keep, int):
+            continue
+        one, listed = ran("llava", name, keep), ran("llava", name, equal)
+        assert torch.equal(one[0], listed[0]) and torch.equal(one[1], listed[1])
+        assert one[2].tokens == listed[2].tokens
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", LISTED)
+def test_each_image_has_the_tokens_of_its_own_budget(name: str) -> None:
+    """At every stage, and a sample of a batch is what it is alone; the methods that only drop equal the oracle."""
+    spec = f"{name}(lambda_=0)" if name in EDITING else name
+    tokens, logits, report = ran("llava", spec, EACH)
+    for row, seeds in enumerate(RAGGED):
+        single = alone("llava", RAGGED, row)
+        _, own_logits, own = ran("llava", spec, EACH[row], single)
+        assert largest(own_logits[0], logits[row]) < TOLERANCE
+        assert own.tokens == [report.tokens[row]]
+        for number in range(len(seeds)):
+            alike = ran("llava", spec, EACH[row][number], single)[2]
+            assert len(report.stages[0][1][row][number]) == len(alike.stages[0][1][0][number])
+            if name not in ("autoprune", "recoverable", "prumerge", "prumerge+"):  # counts that another image moves
+                assert [len(kept[row][number]) for _, kept in report.stages] == [
+                    len(kept[0][number]) for _, kept in alike.stages
+                ]
+    if name not in MERGING | RECYCLING:
+        due = oracle("llava", RAGGED, inputs_of("llava", RAGGED), tokens, report, policies_of(f"{spec}:0.3", "llava"))
+        assert largest(logits, due) < TOLERANCE
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("spec", [CHAIN, f"random@2:{EACH}"])
+def test_on_every_family(family: str, spec: str) -> None:
+    """Tiles of an image and frames of a video share its budget; images and videos count in prompt order."""
+    tokens, logits, report = ran(family, spec, None)
+    plain = spec.replace(str(EACH), "0.3").replace("[[0.5, 20], [0.4]]", "0.3").replace("[[0.5, 3], [5]]", "0.3")
+    due = oracle(family, RAGGED, inputs_of(family, RAGGED), tokens, report, policies_of(plain, family))
+    assert largest(logits, due) < TOLERANCE
+    for row, seeds in enumerate(RAGGED):
+        left = [FAMILIES[family].slots(seed) for seed in seeds]
+        for stage in recipe(spec).stages:
+            assert isinstance(stage.keep, Keeps)
+            budgets = stage.keep.rows[row]
+            left = [min(k, n) if isinstance(k, int) else max(1, round(k * n)) for k, n in zip(budgets, left)]
+        assert [len(kept) for kept in report.kept[row]] == left
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spec", ["divprune", "pyramiddrop", INSIDE, "visionzip"])
+def test_beams_answers_and_a_static_cache(spec: str) -> None:
+    inputs = inputs_of("llava", RAGGED)
+    tokens, logits, report = ran("llava", spec, EACH)
+    static = ran("llava", spec, EACH, cache_implementation="static", disable_compile=True)
+    assert torch.equal(tokens, static[0]) and largest(logits, static[1]) < TOLERANCE
+    with vlmprune.prune(built("llava"), spec, EACH) as session:
+        beams = built("llava").generate(**inputs, num_beams=3, max_new_tokens=STEPS, do_sample=False)
+        assert session.last.tokens == report.tokens
+        for row in range(len(RAGGED)):
+            single = alone("llava", RAGGED, row)
+            with pytest.raises(vlmprune.UserError):
+                built("llava")(**single)  # two lists, one sample
+    for row in range(len(RAGGED)):
+        single = alone("llava", RAGGED, row)
+        with vlmprune.prune(built("llava"), spec, EACH[row]):
+            own = built("llava").generate(**single, num_beams=3, max_new_tokens=STEPS, do_sample=False)
+        count = own.shape[1] - single["input_ids"].shape[1]
+        assert torch.equal(own[0, -count:], beams[row, -STEPS:][:count])
+    torch.manual_seed(0)
+    assert ran("llava", spec, EACH, num_return_sequences=2, do_sample=True)[2].tokens == report.tokens
+
+
+@torch.no_grad()
+def test_a_list_counts_the_images_of_the_new_prompt() -> None:
+    model, inputs = built("llava"), inputs_of("llava", [[0]])
+    more = inputs_of("llava", [[1]], seed=50)
+    with vlmprune.prune(model, "divprune", keep=[7]) as session:
+        first = model.generate(**inputs, max_new_tokens=STEPS, do_sample=False, return_dict_in_generate=True)
+        turn = extend("llava", inputs, first.sequences[:, inputs["input_ids"].shape[1] :])
+        full = {key: torch.cat([turn[key], more[key]], dim=1) for key in ("input_ids", "attention_mask")}
+        full["pixel_values"] = more["pixel_values"]
+        generate(model, full, past_key_values=first.past_key_values)
+    assert [[len(kept) for kept in row] for row in session.last.kept] == [[7]]
+
+
+@torch.no_grad()
+def test_pictures_resized_each_to_its_own_budget() -> None:
+    family, each = "qwen2_5_vl", [[0.6, 1], [1.0]]
+    _, logits, report = ran(family, "downsample", each)
+    assert len(report.kept[0][1]) == 1
+    for row in range(len(RAGGED)):
+        _, own, single = ran(family, "downsample", each[row], alone(family, RAGGED, row))
+        assert largest(own[0], logits[row]) < TOLERANCE and single.tokens == [report.tokens[row]]
+    same = ran(family, "downsample", 0.6), ran(family, "downsample", [[0.6, 0.6], [0.6]])
+    assert torch.equal(same[0][1], same[1][1])
+    encoded = vlmprune.encode_images(built(family), inputs_of(family, RAGGED), "divprune:[[0.5, 1], [2]]")
+    assert ran(family, "divprune", [[0.5, 1], [2]], encoded.inputs())[2].tokens[1][1] == 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("family", "spec", "keep", "sentence"),
+    [
+        ("llava", "divprune", [0.5, 0.1], r"keep=\[0.5, 0.1\] has 2 budgets for sample 1, whose prompt has 1 image:"),
+        ("llava", "fastv", [[0.5], [0.5]], "has 1 budget for sample 0, whose prompt has 2 images"),
+        ("llava", "fastv", [[0.5, 0.5]], "a list for each of 1 samples, and the batch has 2"),
+        ("llava", "vtw", [[0.5, 0.8], [0.5]], "vtw acts at other layers under another budget"),
+        ("llava", "pyramiddrop(average=True)", [[0.9, 0.001], [0.5]], "raise keep=0.001"),
+        ("llava", "tome(inside=True)", [[0.5, 0.4], [0.5]], "merges inside the encoder"),
+        ("llava", "prumerge(adaptive=True)", [0.5, 0.4], "takes no budget"),
+        ("llava", "divprune:0.5 > fastv@2:0.5", [0.5, 0.1], "A chain carries its own budgets"),
+        ("llava", "divprune", [0.5, "a"], "keep='a' is not a budget"),
+        ("llava", "divprune", [0.5, [0.1]], "is not a budget for each image"),
+        ("llava with SigLIP", "downsample", [[0.5, 0.1], [0.5]], "pictures of one size together"),
+        ("qwen2_5_vl", "downsample", [0.5, 0.1], "has 2 budgets, and 3 pictures are encoded together"),
+        ("qwen2_5_vl mixed", "downsample", [[0.5, 0.1], [0.3]], "budgets"),
+    ],
+)
+def test_what_does_not_fit_is_told(family: str, spec: str, keep: Any, sentence: str) -> None:
+    with pytest.raises(vlmprune.UserError, match=sentence):
+        ran(family, spec, keep)
+
+
+@torch.no_grad()
+def test_images_and_videos_cannot_be_told_apart_before_they_are_encoded() -> None:
+    family, beside, apart = "qwen2_5_vl mixed", [[0, 1], [2, 3]], [[0, 2], [1, 3]]  # odd ones are videos
+    with pytest.raises(vlmprune.UserError, match="images and videos are mixed"):
+        ran(family, "downsample", [0.5, 0.2], inputs_of(family, beside))
+    inputs = inputs_of(family, apart)
+    assert ran(family, "downsample", [0.6, 0.6], inputs)[2].tokens == ran(family, "downsample", 0.6, inputs)[2].tokens
+    assert ran(family, "downsample", [0.6, 1], inputs)[2].tokens[0][1] < sum(map(FAMILIES[family].slots, apart[0]))
+
+
+def test_a_list_goes_round_in_a_recipe() -> None:
+    for text in ("divprune:[0.5, 64]", "fuse(divprune:[[0.5, 1.0], [1]])@2", CHAIN):
+        assert str(recipe(text)) == text and recipe(str(recipe(text))) == recipe(text)
+    assert recipe("divprune", keep=(0.5, 64)) == recipe("divprune:[0.5, 64]")
+    assert check_budget([1, 1.0]).different == [1, 1.0]
+    with pytest.raises(vlmprune.UserError, match="is not a list of budgets"):
+        recipe("divprune:[0.5")
+    with pytest.raises(vlmprune.UserError, match=r"'\[0.5, 0.1\]' is not a budget"):
+        parse_keep("[0.5, 0.1]")
+
+
+def test_a_benchmark_has_one_budget_for_all_images() -> None:
+    from vlmprune.bench.runner import variants_of
+
+    with pytest.raises(vlmprune.UserError, match="a benchmark gives all images the same"):
+        variants_of("divprune:[0.5, 0.1]", [0.5])
