@@ -20,8 +20,10 @@ class Wrong(Exception):
 
 def try_methods(adapter: Adapter, prompts: Prompts) -> tuple[list[str], bool]:
     """A line for each method, those that cannot run together by their reason; and whether none of them broke."""
-    compared = "not compared: " + reason if (reason := no_comparison(adapter)) else "compared with a run without one"
-    lines, unbroken = [f"methods (keep {KEEP}, {TOKENS} tokens with a cache for {prompts.name}, {compared}):"], True
+    what = f"keep {KEEP}, {prompts.name}, {TOKENS} tokens generated with a cache"
+    reason = no_comparison(adapter)
+    compared = f"not compared with a run without one: {reason}" if reason else "compared with a run without one"
+    lines, unbroken = [f"methods ({what} and {compared}):"], True
     refused: dict[str, list[str]] = {}
     layer = layer_after_attention(adapter)
     for name in sorted(vlmprune.METHODS):
@@ -57,7 +59,7 @@ def _run(adapter: Adapter, prompts: Prompts, spec: str) -> str:
                 expected = uncached(adapter, prompts.inputs, answer)
         except UserError as error:
             if session.last.tokens:  # it did prune: what comes later is no refusal
-                raise Wrong(str(error)) from error
+                raise Wrong(in_words(error)) from error
             raise
     if expected is None and no_comparison(adapter) is None:
         expected = oracle(adapter, prompts, answer.tokens, report, policies_of(adapter, vlmprune.recipe(spec, KEEP)))

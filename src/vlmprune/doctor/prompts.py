@@ -92,8 +92,14 @@ class Answer:
 
 
 @torch.no_grad()
-def generate(adapter: Adapter, inputs: Mapping[str, Any], count: int = TOKENS, **options: Any) -> Answer:
-    """Greedy decoding of exactly `count` tokens with a cache; never of a placeholder, which no image would stand for."""
+def generate(
+    adapter: Adapter, inputs: Mapping[str, Any], count: int = TOKENS, cache: Mapping[str, Cache] | None = None
+) -> Answer:
+    """Greedy decoding of exactly `count` tokens with a cache, none of them a placeholder, which has no image behind it.
+
+    Args:
+        inputs: of the whole conversation; without pixels where `cache` holds the first turn, as `Answer.cache` gave it.
+    """
     model: Any = adapter.model
     never = {*(model.generation_config.suppress_tokens or ()), *adapter.placeholder_ids.values()}
     positions: list[Tensor | None] = []
@@ -113,13 +119,13 @@ def generate(adapter: Adapter, inputs: Mapping[str, Any], count: int = TOKENS, *
             suppress_tokens=sorted(never),
             return_dict_in_generate=True,
             output_logits=True,
-            **options,
+            **(cache or {}),
         )
     finally:
         handle.remove()
     tokens = out.sequences[:, inputs["input_ids"].shape[1] :]
-    cache = {name: value for name, value in out.items() if isinstance(value, Cache)}
-    return Answer(tokens, torch.stack(out.logits, dim=1), cache, positions[0])
+    left = {name: value for name, value in out.items() if isinstance(value, Cache)}
+    return Answer(tokens, torch.stack(out.logits, dim=1), left, positions[0])
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ def converse(adapter: Adapter, prompts: Prompts, turns: int = 2) -> Conversation
     behind = torch.cat([first.tokens, prompts.question.expand(len(first.tokens), -1)], dim=1)
     longer = with_text(adapter, prompts.inputs, behind)
     text = {name: longer[name] for name in TOKEN_ARGUMENTS if name in longer}
-    second = generate(adapter, text, **first.cache)
+    second = generate(adapter, text, cache=first.cache)
     return Conversation([first, second], torch.cat([behind, second.tokens], dim=1))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -103,7 +104,7 @@ def prove(adapter: Adapter, asked: list[Asked]) -> tuple[list[str], bool]:
     for one in asked:
         if one.unpruned:
             turns = ", and a second turn" if len(one.unpruned) == 2 else ""
-            note(f"keep 1.0, {one.prompts.name}{turns}", lambda one=one: _identity(adapter, one))
+            note(f"keep 1.0, {one.prompts.name}{turns}", partial(_identity, adapter, one))
         if one.failure is not None:
             turn = ", a second turn" if one.unpruned else ""
             lines.append(f"  {one.prompts.name}{turn}: no proof, the unpruned model fails: {in_words(one.failure)}")
@@ -111,7 +112,7 @@ def prove(adapter: Adapter, asked: list[Asked]) -> tuple[list[str], bool]:
         lines.append(f"  {proof_recipes(adapter)[-1]} is not compared with an oracle: {reason}")
         return lines, proven
     for case in cases_of(adapter, asked):
-        note(case.name, lambda case=case: case.judge(adapter))
+        note(case.name, partial(case.judge, adapter))
     return lines, proven
 
 

@@ -39,9 +39,7 @@ def oracle_name(adapter: Adapter) -> str:
     return "cutting oracle" if is_recurrent(adapter.model) else "masking oracle"
 
 
-def oracle(
-    adapter: Adapter, prompts: Prompts, said: Tensor, report: RunReport, policies: Mapping[int, str]
-) -> Tensor:
+def oracle(adapter: Adapter, prompts: Prompts, said: Tensor, report: RunReport, policies: Mapping[int, str]) -> Tensor:
     """[B, N, V] logits of all that was said after the prompts; row by row on a model with recurrent layers.
 
     Args:
@@ -85,8 +83,8 @@ def policies_of(adapter: Adapter, recipe: Recipe, positions: str | None = None) 
 def uncached(adapter: Adapter, inputs: Mapping[str, Any], answer: Answer) -> Tensor:
     """[B, T, V] the logits of an answer by one forward of the whole text, without a cache.
 
-    It tells the model how many tokens stand behind the prompt (`logits_to_keep`), lest methods take them for a question,
-    and counts positions as `generate` did, as some scores depend on where the counting begins.
+    It says how many tokens stand behind the prompt (`logits_to_keep`), lest methods take them for a question. Positions
+    are counted as `generate` did, for some scores depend on where the counting begins.
     """
     extra = answer.tokens.shape[1] - 1
     longer = with_text(adapter, inputs, answer.tokens[:, :-1])

@@ -18,7 +18,6 @@ from vlmprune.core.report import RunReport
 from vlmprune.models import adapter_for
 from vlmprune.models.base import Adapter
 
-
 # Arguments with one number for each token of the prompt, [B, S].
 TOKEN_ARGUMENTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 
