@@ -27,8 +27,9 @@ from vlmprune.core.view import Grid, ImageView, Whole
 from vlmprune.doctor import diagnose, examine, sample_picture
 from vlmprune.doctor.anatomy import attention_backends, ranges
 from vlmprune.doctor.layout import DROPPED, KEPT, NOTHING, Layout, describe_layout
+from vlmprune.doctor.methods import layer_after_attention
 from vlmprune.doctor.picture import COLORS, draw_layout
-from vlmprune.doctor.proof import layer_after_attention, proof_recipe
+from vlmprune.doctor.proof import proof_recipes
 from vlmprune.models import adapter_for
 
 
@@ -43,12 +44,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def difference(text: str) -> float:
-    found = re.search(r"largest difference (\S+) on logits", text)
-    assert found is not None
-    return float(found[1])
+    """The largest of all proofs."""
+    found = re.findall(r"largest difference (\S+) \(at most", text)
+    assert found
+    return max(map(float, found))
 
 
 # ---------------------------------------------------------------- whole reports
+
+
+PROOFS = [
+    "keep 1.0, one prompt, and a second turn",
+    "keep 1.0, a batch with padding, and a second turn",
+    *(
+        f"{recipe}, {positions} positions, {asked}"
+        for recipe in ("divprune:0.5", "fastv@2:0.5", "divprune:0.5 > fastv@2:0.5")
+        for positions in ("original", "compact")
+        for asked in ("one prompt", "a batch with padding", "a batch with padding, a second turn")
+    ),
+]
 
 
 def test_report_of_a_folder(folder: Path) -> None:
@@ -63,7 +77,10 @@ def test_report_of_a_folder(folder: Path) -> None:
     assert len(drawing) == 7 and "".join(drawing).count("#") == 24
     for name in vlmprune.METHODS:
         assert re.search(rf"^  {re.escape(name)} +(works: 49 -> \d+ tokens|no: )", text, re.MULTILINE)
-    assert "keep 1.0 equals vanilla bit for bit" in text and "equals the masking oracle" in text
+    proofs = text.partition("proof on this model")[2].splitlines()[1:]
+    assert [line.partition(": ")[0].strip() for line in proofs] == PROOFS
+    assert all("equals vanilla bit for bit" in line for line in proofs[:2])
+    assert all("equals the masking oracle" in line for line in proofs[2:])
     assert difference(text) < 2e-4 and diagnosis.sound
 
 
@@ -77,13 +94,16 @@ def test_the_proof_can_fail(folder: Path, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr(vlmprune, "prune", compact, raising=False)
     assert cli.main(["doctor", str(folder)]) == 1
     text = capsys.readouterr().out
-    assert "DIFFERS from the masking oracle" in text and difference(text) > 2e-3
+    wrong = [line for line in text.splitlines() if "DIFFERS from the masking oracle" in line]
+    assert len(wrong) == 9 and all("original positions" in line for line in wrong) and difference(text) > 2e-3
+    assert "  divprune     BREAKS: what it generates differs" in text  # its authors keep original positions
 
 
 def test_embedded_models() -> None:
     for name in ("llava", "qwen2_5_vl"):
         diagnosis = diagnose(name)
         assert diagnosis.sound and "bit for bit" in diagnosis.text and difference(diagnosis.text) < 2e-4
+        assert diagnosis.text.count("works: ") == len(vlmprune.METHODS)
 
 
 FOLDERS = {
@@ -108,6 +128,7 @@ def test_folders_of_families(family: str, tmp_path: Path, monkeypatch: pytest.Mo
     for words in [*FOLDERS[family], f"family {family}, its own adapter"]:
         assert words in diagnosis.text
     assert diagnosis.sound and difference(diagnosis.text) < 2e-4
+    assert "no proof" not in diagnosis.text and "a second turn" in diagnosis.text
 
 
 def test_a_family_without_an_adapter() -> None:
@@ -123,13 +144,16 @@ def test_half_precision_is_not_judged_by_the_oracle() -> None:
     model, inputs = FAMILIES["llava"].build().bfloat16(), prompt(FAMILIES["llava"], [[0]])
     diagnosis = examine("half", model, {**inputs, "pixel_values": inputs["pixel_values"].bfloat16()})
     assert "bfloat16 on cpu" in diagnosis.text and "equals vanilla bit for bit" in diagnosis.text
+    assert "tokens generated with a cache and not compared with a run without one: it needs float32" in diagnosis.text
     assert "not compared with an oracle: it needs float32" in diagnosis.text and diagnosis.sound
 
 
 def test_a_backend_that_the_oracle_cannot_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = FAMILIES["llava"].build(), prompt(FAMILIES["llava"], [[0]])
-    monkeypatch.setattr("vlmprune.doctor.proof.ORACLE_BACKENDS", ("eager",))
-    assert "it needs sdpa or eager attention to mask columns, and sdpa is on" in examine("x", model, inputs).text
+    monkeypatch.setattr("vlmprune.doctor.reference.ORACLE_BACKENDS", ("eager",))
+    diagnosis = examine("x", model, inputs)
+    assert "it needs sdpa or eager attention to mask columns, and sdpa is on" in diagnosis.text
+    assert "  fastv        works: " in diagnosis.text and diagnosis.sound  # by a forward without a cache
 
 
 class Broken(Scorer):
@@ -152,12 +176,11 @@ def test_a_method_that_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_proof_suits_the_model() -> None:
     adapter = adapter_for(FAMILIES["qwen3_5"].build())
-    assert proof_recipe(adapter) == "divprune:0.5 > fastv@2:0.5"
+    assert proof_recipes(adapter) == ["divprune:0.5", "fastv@2:0.5", "divprune:0.5 > fastv@2:0.5"]
     adapter.text_config.layer_types = ["linear_attention", "linear_attention", "linear_attention", "full_attention"]
-    assert layer_after_attention(adapter) is None and proof_recipe(adapter) == "divprune:0.5"
+    assert layer_after_attention(adapter) is None and proof_recipes(adapter) == ["divprune:0.5"]
     adapter.text_config.layer_types = ["linear_attention", "linear_attention", "full_attention", "linear_attention"]
-    assert proof_recipe(adapter) == "divprune:0.5 > fastv@3:0.5"
-    assert proof_recipe(adapter_for(FAMILIES["llava"].build())) == "divprune:0.5 > fastv@2:0.5"
+    assert proof_recipes(adapter)[-1] == "divprune:0.5 > fastv@3:0.5"
 
 
 def test_a_method_gets_a_layer_that_it_can_read() -> None:
@@ -168,7 +191,10 @@ def test_a_method_gets_a_layer_that_it_can_read() -> None:
     assert re.search(
         r"^  .*fastv.* no: Decoder layer 1 of this model has no attention map", diagnosis.text, re.MULTILINE
     )
-    assert "fastv@1:0.5 equals the cutting oracle" in diagnosis.text and diagnosis.sound
+    assert (
+        "fastv@1:0.5, compact positions, a batch with padding: equals the cutting oracle" in diagnosis.text
+        and diagnosis.sound
+    )
 
 
 def test_words() -> None:

@@ -300,16 +300,25 @@ def test_prompt_lookup_equals_greedy(family: str, name: str) -> None:
 
 @dropping
 def test_second_turn_on_the_same_cache(family: str, name: str) -> None:
+    check_second_turn(family, DROPPING[name])
+
+
+@cases({"before and inside": DROPPING["before and inside"], "fastv": DROPPING["fastv"]})
+def test_second_turn_under_compact_positions(family: str, name: str) -> None:
+    check_second_turn(family, DROPPING[name], "compact")
+
+
+def check_second_turn(family: str, spec: str, positions: str | None = None) -> None:
     model, inputs = built(family), inputs_of(family, RAGGED)
     question = torch.tensor([[21, 22, 23, 24], [31, 32, 33, 34]])
-    with vlmprune.prune(model, DROPPING[name]) as session:
+    with vlmprune.prune(model, spec, positions=positions) as session:
         first = model.generate(**inputs, max_new_tokens=STEPS, do_sample=False, return_dict_in_generate=True)
         report = session.last
         answer = first.sequences[:, inputs["input_ids"].shape[1] :]
         turn = extend(family, inputs, torch.cat([answer, question], dim=1))
         tokens, logits = generate(model, text_part(turn), **behind(cache_of(first)))
     said = torch.cat([answer, question, tokens], dim=1)
-    expected = oracle(family, RAGGED, inputs, said, report, policies(DROPPING[name], family))
+    expected = oracle(family, RAGGED, inputs, said, report, policies(spec, family, positions))
     assert largest(logits, expected[:, -STEPS:]) < TOLERANCE
 
 

@@ -192,6 +192,19 @@ def test_methods_that_read_the_encoder_are_refused_in_words(name: str, reason: s
         model(**inputs)
 
 
+def test_what_needs_no_encoder_runs_without_one() -> None:
+    """CDPruner compares the question with the LLM's own embeddings where the tower is not to be read."""
+    model = built("got_ocr2")
+    with vlmprune.prune(model, "cdpruner", keep=0.5) as session:
+        model(**prompt(USUAL["got_ocr2"], [[0]]))
+    assert session.last.tokens == [(4, 2)]
+
+
+def test_a_decoder_layer_without_the_mlp_that_a_method_reads() -> None:
+    with pytest.raises(UserError, match="the MLP of decoder layer 2"):
+        vlmprune.prune(built("lfm2_vl"), "topv", keep=0.5)
+
+
 def test_features_of_several_encoder_layers() -> None:
     model = VIP_MANY.build()
     with pytest.raises(UserError, match="several encoder layers"), vlmprune.prune(model, "hiprune", keep=0.5):

@@ -149,7 +149,8 @@ def doctor(
 ) -> None:
     """Say where a model's visual tokens are and what works, and prove that pruning is exact on it.
 
-    The exit code is 1 where a proof fails.
+    The proofs generate with a cache: one prompt, a batch with padding, a second turn. The exit code is 1 where a proof
+    or a method fails.
     """
     from vlmprune.doctor import diagnose
 

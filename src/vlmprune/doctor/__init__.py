@@ -14,8 +14,10 @@ from vlmprune.bench.load import load_model
 from vlmprune.core.errors import UserError
 from vlmprune.doctor.anatomy import describe_model
 from vlmprune.doctor.layout import Layout, describe_layout
+from vlmprune.doctor.methods import in_words, try_methods
 from vlmprune.doctor.picture import save_layout
-from vlmprune.doctor.proof import prove, try_methods
+from vlmprune.doctor.prompts import ask, one_prompt, padded_batch
+from vlmprune.doctor.proof import prove
 from vlmprune.models import adapter_for
 from vlmprune.report.run import chat_inputs, check_picture_path
 
@@ -59,16 +61,24 @@ def examine(
 ) -> Diagnosis:
     """The same for a model and what its processor made of one picture and a question."""
     adapter = adapter_for(model)
-    with vlmprune.prune(model, SHOWN) as session, torch.no_grad():
-        model(**inputs)
-    layout = Layout.of(adapter, inputs, session.last)
-    methods, unbroken = try_methods(adapter, inputs)
-    proof, proven = prove(adapter, inputs)
-    parts = [describe_model(name, adapter, inputs), describe_layout(layout, SHOWN), methods, proof]
-    if target is not None:
-        save_layout(layout, sample, f"The visual tokens of {name}", SHOWN, target)
-        parts.append([f"The layout is drawn in {target}."])
-    return Diagnosis("\n\n".join("\n".join(lines) for lines in parts), unbroken and proven)
+    parts, shown = [describe_model(name, adapter, inputs)], True
+    try:
+        with vlmprune.prune(model, SHOWN) as session, torch.no_grad():
+            model(**inputs)
+        layout = Layout.of(adapter, inputs, session.last)
+        parts.append(describe_layout(layout, SHOWN))
+        if target is not None:
+            save_layout(layout, sample, f"The visual tokens of {name}", SHOWN, target)
+            parts.append([f"The layout is drawn in {target}."])
+    except Exception as error:  # a model on which this fails is what doctor is for: the rest of the report says more
+        parts.append([f"a sample picture: pruning it with {SHOWN} FAILS: {in_words(error)}"])
+        shown = False
+    asked = [ask(adapter, prompts(adapter, inputs)) for prompts in (one_prompt, padded_batch)]
+    able = [one.prompts for one in asked if one.unpruned]
+    methods, unbroken = try_methods(adapter, able[-1] if able else asked[0].prompts)
+    proof, proven = prove(adapter, asked)
+    text = "\n\n".join("\n".join(lines) for lines in [*parts, methods, proof])
+    return Diagnosis(text, shown and unbroken and proven)
 
 
 def sample_picture() -> Image.Image:

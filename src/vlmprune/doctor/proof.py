@@ -1,140 +1,127 @@
-"""Which methods run on a model, and the proof that pruning is exact on it."""
+"""The proofs that pruning is exact on a model: each generates with a cache, as users do, and is held against what it
+must give."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
 
 import vlmprune
-from vlmprune.core.errors import UserError
-from vlmprune.core.report import RunReport
+from vlmprune.doctor.methods import Wrong, in_words, layer_after_attention
+from vlmprune.doctor.prompts import TOKENS, Asked, Prompts, converse, narrower_window, sliding_window
+from vlmprune.doctor.reference import difference, no_oracle, oracle, oracle_name, policies_of
 from vlmprune.models.base import Adapter
-from vlmprune.runtime.oracle import cutting_oracle, is_recurrent, masking_oracle
 
-TOKENS = 4
-KEEP = 0.5
-TOLERANCE = 1e-3  # of the logits' spread; right and wrong are four orders of magnitude apart
-ORACLE_BACKENDS = ("sdpa", "eager")
+POSITIONS = ("original", "compact")
 
 
-def try_methods(adapter: Adapter, inputs: Mapping[str, Any]) -> tuple[list[str], bool]:
-    """A line a method, those that cannot run together by their reason; and whether none of them broke."""
-    lines, unbroken = [f"methods (keep {KEEP}):"], True
-    refused: dict[str, list[str]] = {}
-    layer = layer_after_attention(adapter)
-    for name in sorted(vlmprune.METHODS):
-        wanted = [name]
-        if is_recurrent(adapter.model) and "layer" in vlmprune.METHODS[name].__dataclass_fields__ and layer:
-            wanted.append(f"{name}@{layer}")  # its own layer may be recurrent and have nothing to read
-        for spec in wanted:
-            try:
-                lines.append(f"  {spec:12} works: {_run(adapter, inputs, spec)}")
-                break
-            except UserError as error:
-                refused.setdefault(str(error), []).append(spec)
-            except Exception as error:  # a method of a third party may do anything
-                lines.append(f"  {spec:12} BREAKS: {type(error).__name__}: {_first_line(error)}")
-                unbroken = False
-                break
-    lines += [f"  {', '.join(names):12} no: {reason}" for reason, names in refused.items()]
-    return lines, unbroken
+@dataclass(frozen=True)
+class Case:
+    """A pruned generation that the oracle judges.
+
+    Attributes:
+        spec: the recipe.
+        positions: the policy.
+        prompts: what is asked.
+        turns: 2 for the second turn on the first one's cache.
+        window: tokens of the sliding window, where the model's own is longer than the prompts.
+    """
+
+    spec: str
+    positions: str
+    prompts: Prompts
+    turns: int = 1
+    window: int | None = None
+
+    @property
+    def name(self) -> str:
+        turn = ", a second turn" if self.turns == 2 else ""
+        window = f", a window of {self.window} tokens" if self.window else ""
+        return f"{self.spec}, {self.positions} positions, {self.prompts.name}{turn}{window}"
+
+    def judge(self, adapter: Adapter) -> str:
+        """What was measured.
+
+        Raises:
+            Wrong: the proof fails.
+        """
+        with sliding_window(adapter, self.window):
+            with vlmprune.prune(adapter.model, self.spec, positions=self.positions) as session:
+                talk = converse(adapter, self.prompts, self.turns)
+                report = session.last
+            policies = policies_of(adapter, vlmprune.recipe(self.spec), self.positions)
+            expected = oracle(adapter, self.prompts, talk.said, report, policies)
+        if not all(after < before for before, after in report.tokens):
+            raise Wrong(f"nothing was pruned: {report.tokens} tokens before and after")
+        words, equal = difference(talk.turns[-1].logits, expected[:, -TOKENS:])
+        if not equal:
+            raise Wrong(f"DIFFERS from the {oracle_name(adapter)}: {words}")
+        return f"equals the {oracle_name(adapter)}: {words}"
 
 
-def _run(adapter: Adapter, inputs: Mapping[str, Any], spec: str) -> str:
-    with vlmprune.prune(adapter.model, spec, keep=KEEP) as session, torch.no_grad():
-        adapter.model(**inputs)
-    before, after = session.last.tokens[0]
-    read = ", ".join(f"{signal.split('.')[1]} of layer {layer}" for signal, layer in session.last.layers.items())
-    return f"{before} -> {after} tokens" + (f"; reads {read}" if read else "")
+def proof_recipes(adapter: Adapter, keep: float = 0.5) -> list[str]:
+    """A cut before the language model and, where the decoder has a layer to read, one inside it, and both."""
+    before, layer = f"divprune:{keep}", layer_after_attention(adapter)
+    if layer is None:
+        return [before]
+    inside = f"fastv@{layer}:{keep}"
+    return [before, inside, f"{before} > {inside}"]
 
 
-def layer_after_attention(adapter: Adapter) -> int | None:
-    """The first decoder layer, from 2 on where there is one, whose predecessor has an attention map."""
-    after = [layer + 1 for layer in adapter.attention_layers if layer + 1 < len(adapter.decoder_layers)]
-    return next((layer for layer in after if layer >= 2), after[-1] if after else None)
+def cases_of(adapter: Adapter, asked: list[Asked]) -> Iterator[Case]:
+    """Every recipe under both policies, for everything that the unpruned model can answer."""
+    able = [(one.prompts, turns) for one in asked for turns in (1, 2) if len(one.unpruned) >= turns]
+    second = [(prompts, turns) for prompts, turns in able if turns == 2][-1:]  # of the batch, where there is one
+    for spec in proof_recipes(adapter):
+        for positions in POSITIONS:
+            for prompts, turns in [*((prompts, turns) for prompts, turns in able if turns == 1), *second]:
+                yield Case(spec, positions, prompts, turns)
+    for prompts, turns in second or able[-1:]:
+        if (window := narrower_window(adapter, prompts)) is not None:
+            for positions in POSITIONS:
+                yield Case(proof_recipes(adapter)[-1], positions, prompts, turns, window)
 
 
-def proof_recipe(adapter: Adapter) -> str:
-    """A cut before the language model, and one inside it where the decoder has a layer to read."""
-    layer = layer_after_attention(adapter)
-    return "divprune:0.5" if layer is None else f"divprune:0.5 > fastv@{layer}:0.5"
+def prove(adapter: Adapter, asked: list[Asked]) -> tuple[list[str], bool]:
+    """A line for each proof, and whether all of them hold; a proof that raises an error does not.
+
+    What the unpruned model cannot answer is not proven, and the line says so; one prompt it must answer.
+    """
+    lines = [f"proof on this model ({TOKENS} tokens with a cache, {TOKENS} more in a second turn after a question):"]
+    proven = bool(asked[0].unpruned)
+
+    def note(name: str, judge: Callable[[], str]) -> None:
+        nonlocal proven
+        try:
+            lines.append(f"  {name}: {judge()}")
+        except Exception as error:  # whatever the runtime or the model raises: the proof is not made
+            lines.append(f"  {name}: FAILS: {in_words(error)}")
+            proven = False
+
+    for one in asked:
+        if one.unpruned:
+            turns = ", and a second turn" if len(one.unpruned) == 2 else ""
+            note(f"keep 1.0, {one.prompts.name}{turns}", partial(_identity, adapter, one))
+        if one.failure is not None:
+            turn = ", a second turn" if one.unpruned else ""
+            lines.append(f"  {one.prompts.name}{turn}: no proof, the unpruned model fails: {in_words(one.failure)}")
+    if reason := no_oracle(adapter):
+        lines.append(f"  {proof_recipes(adapter)[-1]} is not compared with an oracle: {reason}")
+        return lines, proven
+    for case in cases_of(adapter, asked):
+        note(case.name, partial(case.judge, adapter))
+    return lines, proven
 
 
-def prove(adapter: Adapter, inputs: Mapping[str, Any]) -> tuple[list[str], bool]:
-    """keep 1.0 against the unpruned model, a pruned run against the oracle; and whether both hold."""
-    same, proven = _identity(adapter.model, inputs), True
-    verdict = "equals vanilla bit for bit" if same else "DIFFERS from vanilla"
-    lines = ["proof on this model:", f"  keep 1.0 {verdict}, prefill and {TOKENS} decoded tokens"]
-    spec = proof_recipe(adapter)
-    if reason := _no_oracle(adapter):
-        lines.append(f"  {spec} is not compared with an oracle: {reason}")
-    else:
-        line, proven = _oracle(adapter, inputs, spec)
-        lines.append(f"  {line}")
-    return lines, same and proven
-
-
-def _identity(model: Any, inputs: Mapping[str, Any]) -> bool:
-    vanilla = _generate(model, inputs)
-    with vlmprune.prune(model, "divprune", keep=1.0):
-        whole = _generate(model, inputs)
-    return torch.equal(vanilla[0], whole[0]) and torch.equal(vanilla[1], whole[1])
-
-
-def _no_oracle(adapter: Adapter) -> str | None:
-    """Why the oracle cannot judge this model, or None."""
-    dtypes = {parameter.dtype for parameter in adapter.model.parameters()} - {torch.float32}
-    if dtypes:
-        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-        return f"it needs float32, and rounding to {names} hides small errors (without a GPU, doctor loads float32)"
-    backend = adapter.text_model.config._attn_implementation
-    if backend not in ORACLE_BACKENDS:
-        return f"it needs sdpa or eager attention to mask columns, and {backend} is on"
-    return None
-
-
-def _oracle(adapter: Adapter, inputs: Mapping[str, Any], spec: str) -> tuple[str, bool]:
-    model = adapter.model
-    with vlmprune.prune(model, spec, positions="original") as session:
-        tokens, logits = _generate(model, inputs)
-    recurrent = is_recurrent(model)
-    oracle = cutting_oracle if recurrent else masking_oracle
-    numbers = image_numbers(adapter, inputs, session.last)
-    expected = oracle(model, inputs, tokens, session.last, image=numbers)
-    error, spread = float((logits - expected).abs().max()), float(expected.std())
-    equal = error <= TOLERANCE * spread
-    name = "cutting oracle (some layers are recurrent)" if recurrent else "masking oracle"
-    return (
-        f"{spec} {'equals' if equal else 'DIFFERS from'} the {name}: largest difference {error:.1e} on logits of "
-        f"spread {spread:.2g}"
-    ), equal
-
-
-def image_numbers(adapter: Adapter, inputs: Mapping[str, Any], report: RunReport) -> Tensor:
-    """[1, S] number of the image that a prompt column shows, -1 for text: all of the sample picture's are one."""
-    ids = inputs["input_ids"]
-    columns = torch.isin(ids[0], torch.tensor(list(adapter.placeholder_ids.values()), device=ids.device))
-    sizes = torch.tensor([len(cells) for cells in report.cells[0]], device=ids.device)
-    numbers = torch.full_like(ids, -1)
-    numbers[0, columns] = torch.arange(len(sizes), device=ids.device).repeat_interleave(sizes)
-    return numbers
-
-
-@torch.no_grad()
-def _generate(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    out = model.generate(
-        **inputs,
-        max_new_tokens=TOKENS,
-        min_new_tokens=TOKENS,
-        do_sample=False,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, dim=1)
-
-
-def _first_line(error: Exception) -> Any:
-    return next(iter(str(error).strip().splitlines()), "")
+def _identity(adapter: Adapter, asked: Asked) -> str:
+    """Keeping everything against the unpruned model."""
+    with vlmprune.prune(adapter.model, proof_recipes(adapter, keep=1.0)[-1]):
+        whole = converse(adapter, asked.prompts, len(asked.unpruned)).turns
+    for vanilla, own in zip(asked.unpruned, whole, strict=True):
+        if not torch.equal(vanilla.tokens, own.tokens) or not torch.equal(vanilla.logits, own.logits):
+            error = float((vanilla.logits - own.logits).abs().max())
+            raise Wrong(f"DIFFERS from vanilla: largest difference {error:.1e} (at most 0)")
+    return "equals vanilla bit for bit, prefill and decoding"

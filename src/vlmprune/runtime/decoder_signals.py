@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vlmprune.core.errors import UserError
 from vlmprune.core.signals import (
     DecoderKeys,
     DecoderStates,
@@ -35,10 +36,15 @@ ATTENTION_NEEDS = (
 
 
 def check_readable(adapter: Adapter, layer: int, needs: Iterable[Need]) -> None:
-    """Raise UserError where a method that acts before `layer` reads an attention map that this model does not have."""
+    """Raise UserError where a method that acts before `layer` reads what the layer before it does not have."""
     for need in needs:
         if isinstance(need, ATTENTION_NEEDS):
             adapter.decoder_attention(layer if getattr(need, "ahead", False) else layer - 1)
+        elif isinstance(need, MlpInput) and not hasattr(adapter.decoder_layers[layer - 1], "mlp"):
+            raise UserError(
+                f"vlmprune does not find the MLP of decoder layer {layer - 1} of this model, and the method reads it: "
+                "choose another method."
+            )
 
 
 class LayerTap:

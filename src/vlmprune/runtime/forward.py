@@ -406,7 +406,9 @@ class Forward:
         if segment.own_positions:
             key: object = ("rotary", self.adapter.layer_kind(layer), hidden.device)
             if key not in segment.memo:
-                positions = segment.positions[1:] if self.text_row else segment.positions
+                # Not `text_row`: a further turn's ids come on one axis, and are spread over those that were lowered.
+                text_row = segment.positions.ndim == 3 and segment.positions.shape[0] == 4
+                positions = segment.positions[1:] if text_row else segment.positions
                 with self.watch.looking_ahead():
                     segment.memo[key] = self.adapter.rotary(hidden, positions.to(hidden.device), layer)
             return segment.memo[key]

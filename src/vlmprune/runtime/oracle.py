@@ -18,6 +18,20 @@ from vlmprune.core.report import RunReport
 from vlmprune.models import adapter_for
 from vlmprune.models.base import Adapter
 
+# Arguments with one number for each token of the prompt, [B, S].
+TOKEN_ARGUMENTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+
+
+def with_text(adapter: Adapter, inputs: Mapping[str, Any], tokens: Tensor) -> dict[str, Any]:
+    """The inputs with text `tokens` [B, T] behind every prompt, of the token types that the model writes."""
+    ids, count = inputs["input_ids"], tokens.shape[1]
+    later = {"attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": adapter.later_token_type}
+    return {
+        **inputs,
+        **{name: nn.functional.pad(inputs[name], (0, count), value=later[name]) for name in later if name in inputs},
+        "input_ids": torch.cat([ids, tokens.to(ids)], dim=1),
+    }
+
 
 def is_recurrent(model: nn.Module) -> bool:
     """Whether some decoder layers are recurrent, so that the cutting oracle is the one to ask."""
@@ -138,20 +152,14 @@ class _Reference:
     ) -> None:
         self.model, self.adapter, self.policies = model, adapter_for(model), policies
         self.trimmed, self.prompt = report.trimmed, inputs["input_ids"].shape[1]
-        ids = torch.cat([inputs["input_ids"], tokens[:, :-1].to(inputs["input_ids"])], dim=1)
+        self.full = with_text(self.adapter, inputs, tokens[:, :-1])
+        ids, extra = self.full["input_ids"], tokens.shape[1] - 1
         self.length, self.device, self.steps = ids.shape[1], ids.device, tokens.shape[1]
-        extra = self.length - inputs["input_ids"].shape[1]
-
-        def longer(values: Tensor, value: int) -> Tensor:
-            return nn.functional.pad(values, (0, extra), value=value)
-
         self.itself = torch.eye(self.length, dtype=torch.bool, device=self.device)
-        self.real = longer(inputs["attention_mask"], 1).bool()
-        self.full = {**inputs, "input_ids": ids, "attention_mask": self.real.long()}
-        for name, later in (("mm_token_type_ids", 0), ("token_type_ids", self.adapter.later_token_type)):
-            if name in inputs:
-                self.full[name] = longer(inputs[name], later)
-        self.image = _image_numbers(self.adapter, self.full) if image is None else longer(image, -1)
+        self.real = self.full["attention_mask"].bool()
+        self.image = (
+            _image_numbers(self.adapter, self.full) if image is None else nn.functional.pad(image, (0, extra), value=-1)
+        )
         self.visible = {0: self.real}
         for layer, kept in report.stages:
             self.visible[layer] = self.real & _kept_columns(self.image, kept)

@@ -45,6 +45,8 @@ from vlmprune.scores import attention_rows, received_attention
 Key = tuple[str, int]  # what was read, at which encoder layer
 JOINED = ", joined"  # all heads as one
 PIXELS = "pixels"
+TOWER = "tower"  # what the layers give out
+NOT_ATTENTION = (PIXELS, TOWER)
 
 
 @dataclass
@@ -145,12 +147,12 @@ def encoder_layer(adapter: Adapter, layer: EncoderLayer) -> int:
 def signal_key(adapter: Adapter, need: Need) -> Key:
     """Which statistic a need resolves to on this model; UserError where its encoder cannot be read."""
     if isinstance(need, Alignment):  # falls back on what needs no encoder
-        return ("tower", adapter.used_layer)
+        return (TOWER, adapter.used_layer)
     if isinstance(need, Pixels):
         return (PIXELS, int(need.normalized))  # of no layer
     adapter.check_statistics()
     if isinstance(need, TowerFeatures):
-        return ("tower", adapter.used_layer)
+        return (TOWER, adapter.used_layer)
     if isinstance(need, ClsAttention):
         kind = "cls" if adapter.has_cls else "received"
         return (kind + JOINED * need.joined, encoder_layer(adapter, need.layer))
@@ -225,10 +227,10 @@ class VisionWrapper:
         budgets = self._budgets(call)
         whole, used = self._resized(call, budgets) if self.stage is not None else (None, call)
         modules = self.adapter.encoder_attentions(self.modality)
-        layers = sorted({layer for kind, layer in self.keys if kind != PIXELS})
+        layers = sorted({layer for kind, layer in self.keys if kind not in NOT_ATTENTION})
         tower: list[Tensor] = []
         handle = None
-        if any(kind == "tower" for kind, _ in self.keys) and self.adapter.tower_rows:
+        if any(kind == TOWER for kind, _ in self.keys) and self.adapter.tower_rows:
             handle = self.adapter.encoder_layers(self.modality)[self.adapter.used_layer].register_forward_hook(
                 lambda module, args, output: tower.append(output[0] if isinstance(output, tuple) else output)
             )
@@ -248,7 +250,7 @@ class VisionWrapper:
             image.keep = keep
         for key in sorted(self.keys):
             kind, layer = key
-            seen = [] if kind == PIXELS else calls[modules[layer]]
+            seen = [] if kind in NOT_ATTENTION else calls[modules[layer]]
             per_image = self._statistic(key, seen, tower, used)
             for image, rows in zip(record.images, per_image or [None] * len(features), strict=True):
                 image.signals[key] = TowerRows(image.features, None) if rows is None else rows
@@ -298,7 +300,7 @@ class VisionWrapper:
         kind = key[0]
         if kind == PIXELS:
             return self.adapter.pixel_rows(self.modality, call, normalized=bool(key[1]))
-        if kind == "tower":
+        if kind == TOWER:
             return self.adapter.rows(self.modality, call, tower) if tower else None
         if kind.endswith(JOINED):
             kind, calls = kind.removesuffix(JOINED), [joined_heads(c) for c in calls]

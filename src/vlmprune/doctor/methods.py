@@ -1,0 +1,93 @@
+"""Which methods work on a model: each is generated with, and its logits are held against a reference."""
+
+from __future__ import annotations
+
+import vlmprune
+from vlmprune.core.errors import UserError
+from vlmprune.core.report import RunReport
+from vlmprune.doctor.prompts import Prompts, generate
+from vlmprune.doctor.reference import difference, no_comparison, no_oracle, oracle, policies_of, uncached
+from vlmprune.models.base import Adapter
+from vlmprune.runtime.oracle import is_recurrent
+
+KEEP = 0.5
+TOKENS = 4  # that each method generates
+
+
+class Wrong(Exception):
+    """What was generated differs from what it must be."""
+
+
+def try_methods(adapter: Adapter, prompts: Prompts) -> tuple[list[str], bool]:
+    """A line for each method, those that cannot run together by their reason; and whether none of them broke."""
+    what = f"keep {KEEP}, {prompts.name}, {TOKENS} tokens generated with a cache"
+    reason = no_comparison(adapter)
+    compared = f"not compared with a run without one: {reason}" if reason else "compared with a run without one"
+    lines, unbroken = [f"methods ({what} and {compared}):"], True
+    refused: dict[str, list[str]] = {}
+    layer = layer_after_attention(adapter)
+    for name in sorted(vlmprune.METHODS):
+        wanted = [name]
+        if is_recurrent(adapter.model) and "layer" in vlmprune.METHODS[name].__dataclass_fields__ and layer:
+            wanted.append(f"{name}@{layer}")  # its own layer may be recurrent and have nothing to read
+        for spec in wanted:
+            try:
+                lines.append(f"  {spec:12} works: {_run(adapter, prompts, spec)}")
+                break
+            except UserError as error:
+                refused.setdefault(str(error), []).append(spec)
+            except Exception as error:  # a method of a third party may do anything
+                lines.append(f"  {spec:12} BREAKS: {in_words(error)}")
+                unbroken = False
+                break
+    lines += [f"  {', '.join(names):12} no: {reason}" for reason, names in refused.items()]
+    return lines, unbroken
+
+
+def _run(adapter: Adapter, prompts: Prompts, spec: str) -> str:
+    """Generate with a method, and compare.
+
+    Raises:
+        UserError: the method cannot prune this model.
+        Wrong: it generated something else than it must.
+    """
+    with vlmprune.prune(adapter.model, spec, keep=KEEP) as session:
+        try:
+            answer = generate(adapter, prompts.inputs, TOKENS)
+            report, expected = session.last, None
+            if no_comparison(adapter) is None and not _only_drops(adapter, spec, report):
+                expected = uncached(adapter, prompts.inputs, answer)
+        except UserError as error:
+            if session.last.tokens:  # it did prune: what comes later is no refusal
+                raise Wrong(in_words(error)) from error
+            raise
+    if expected is None and no_comparison(adapter) is None:
+        expected = oracle(adapter, prompts, answer.tokens, report, policies_of(adapter, vlmprune.recipe(spec, KEEP)))
+    if expected is not None:
+        words, equal = difference(answer.logits, expected)
+        if not equal:
+            raise Wrong(f"what it generates differs from a run without a cache: {words}")
+    before, after = report.tokens[0]
+    read = ", ".join(f"{signal.split('.')[1]} of layer {layer}" for signal, layer in report.layers.items())
+    return f"{before} -> {after} tokens" + (f"; reads {read}" if read else "")
+
+
+def _only_drops(adapter: Adapter, spec: str, report: RunReport) -> bool:
+    """Whether the oracle can say what a method must generate: it makes no tokens and edits no attention."""
+    makes = any(report.merged) or any(
+        stage.method.stage == "pixels" or stage.method.inside_encoder
+        for stage in vlmprune.recipe(spec, KEEP).acts(adapter.info)
+    )
+    return not makes and not report.fused and no_oracle(adapter) is None
+
+
+def layer_after_attention(adapter: Adapter) -> int | None:
+    """The first decoder layer, from 2 on where there is one, whose predecessor has an attention map."""
+    after = [layer + 1 for layer in adapter.attention_layers if layer + 1 < len(adapter.decoder_layers)]
+    return next((layer for layer in after if layer >= 2), after[-1] if after else None)
+
+
+def in_words(error: Exception) -> str:
+    """An error in one line."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return first if isinstance(error, Wrong) else f"{type(error).__name__}: {first}"
