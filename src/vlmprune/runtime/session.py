@@ -21,6 +21,7 @@ from vlmprune.core.report import RunReport
 from vlmprune.models import adapter_for
 from vlmprune.runtime.attributes import put
 from vlmprune.runtime.cache import session_closed, session_opened
+from vlmprune.runtime.candidates import watch_candidates
 from vlmprune.runtime.flow import Prompt, PromptImage
 from vlmprune.runtime.text import TextHooks
 from vlmprune.runtime.vision import (
@@ -157,8 +158,8 @@ class Session:
         self._handles.append(self.adapter.inner.register_forward_pre_hook(self._before_inner, with_kwargs=True))
         self._refuse_chunks()
         self._watch_generate_mask()
-        if any(stage.method.trims_cache for stage in self._text.at_layer.values()):
-            self._hold_candidates_back()
+        trims = any(stage.method.trims_cache for stage in self._text.at_layer.values())
+        self._undo.append(watch_candidates(self.model, hold_back=trims))
         self._text.install()
 
     def _remove(self) -> None:
@@ -198,28 +199,6 @@ class Session:
             return original(*args, **kwargs)
 
         self._undo.append(put(self.model, "prepare_inputs_for_generation", wrapper))
-
-    def _hold_candidates_back(self) -> None:
-        """Prefill without the candidates of assisted decoding where caches are cut after it.
-
-        In one forward with the prompt they would see all that the prompt sees, and their logits would be others than
-        those of decoding step by step.
-        """
-        original: Any = self.model._get_candidate_generator
-
-        @functools.wraps(original)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            generator = original(*args, **kwargs)
-            candidates = generator.get_candidates
-
-            def none_at_first(input_ids: Tensor, *rest: Any, **more: Any) -> tuple[Tensor, None]:
-                generator.get_candidates = candidates
-                return input_ids, None
-
-            generator.get_candidates = none_at_first
-            return generator
-
-        self._undo.append(put(self.model, "_get_candidate_generator", wrapper))
 
     def _before_model(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
