@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vlmprune.core.report import RunReport
+from vlmprune.models.base import Adapter
 from vlmprune.runtime.flow import Prompt
 from vlmprune.runtime.vision import layers_read
 
@@ -43,11 +44,16 @@ def report_of(run: Forward, prompt: Prompt) -> RunReport:
         cells=[[image.tokens.places.cells.cpu() for image in prompt.rows[row]] for row in first_of],
         wholes=[[image.tokens.places.wholes or () for image in prompt.rows[row]] for row in first_of],
         trimmed=run.trimmed,
-        layers=layers_read(run.adapter, run.hooks.recipe),
+        layers=layers_read(_as_called(run, prompt), run.hooks.recipe),
         text=run.hooks.text_read,
         fused={layer.number: layer.raised for layer in run.fused},
         seconds=run.seconds + sum(layer.seconds for layer in run.fused) + run.hooks.vision_seconds,
     )
+
+
+def _as_called(run: Forward, prompt: Prompt) -> Adapter:
+    """The adapter of the call that encoded the images: it may have asked for another layer than the config does."""
+    return next((image.tokens.adapter for images in prompt.rows for image in images), run.adapter)
 
 
 def kept_slots(slots: Tensor) -> Tensor:

@@ -29,7 +29,6 @@ from vlmprune.runtime.vision import (
     VisionRecord,
     VisionWrapper,
     current_names,
-    encoder_keys,
     joined,
     own_encoding,
 )
@@ -148,9 +147,9 @@ class Session:
         self._remove()
 
     def _install(self) -> None:
-        keys, first = encoder_keys(self.adapter, [self.recipe]), own_encoding(self.recipe)
+        first = own_encoding(self.recipe)
         for modality in self.adapter.feature_functions:
-            wrapper = VisionWrapper(self.adapter, modality, keys, first, self._records.__setitem__)
+            wrapper = VisionWrapper(self.adapter, modality, [self.recipe], first, self._records.__setitem__)
             wrapper.install()
             self._vision.append(wrapper)
         # PEFT's wrapper calls forward, past the hooks of the model inside
@@ -333,18 +332,18 @@ def encode_images(
     plain inputs instead.
 
     Args:
-        inputs: what the processor returned.
+        inputs: what the processor returned, and options of the encoder such as `vision_feature_layer`.
         methods: names, method objects or recipes that will be run on these images; also a single one.
     """
     adapter = adapter_for(model)
     several = [methods] if isinstance(methods, str | Method | Recipe) else methods
     recipes = [_with_any_keep(method) for method in several]
-    keys = encoder_keys(adapter, [r for r in recipes if own_encoding(r) is None])
+    sharing = [r for r in recipes if own_encoding(r) is None]
     outputs, rest = {}, current_names(adapter, inputs)
     for modality, name in adapter.feature_functions.items():
         if rest.get(adapter.pixels[modality]) is None:
             continue
-        wrapper = VisionWrapper(adapter, modality, keys, None, lambda modality, record: None)
+        wrapper = VisionWrapper(adapter, modality, sharing, None, lambda modality, record: None)
         known = inspect.signature(getattr(adapter.inner, name)).parameters
         outputs[modality] = wrapper.run({key: rest[key] for key in known if rest.get(key) is not None})
         outputs[modality].vlmprune_record.shared = True
