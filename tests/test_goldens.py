@@ -13,10 +13,12 @@ import check_goldens
 import numpy as np
 import pytest
 import torch
-from golden_runners import RUNNERS, Case, Failed, runner_of
-from golden_runners.case import find, run
+from golden_runners import RUNNERS, Case, Failed, adaptive, runner_of, spatial
+from golden_runners.case import find, run, view
 
 from vlmprune.methods.cluster import cluster_merge
+from vlmprune.methods.decoder.mustdrop import MustDrop
+from vlmprune.methods.vision.gprune import GPrune
 
 TESTS = Path(__file__).parent
 GOLDENS = TESTS / "goldens"
@@ -189,3 +191,26 @@ def test_a_folder_without_cases_is_one_sentence(tmp_path: Path, make: bool) -> N
     )
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.count("\n") == 1 and "holds no golden cases" in done.stderr
+
+
+def test_mustdrop_where_no_token_passes_the_filter() -> None:
+    """The authors go on with the key tokens alone; what the library keeps without any says nothing about the filter."""
+    method = MustDrop(global_threshold=1.0, individual_threshold=1.0)
+    signals = {"text": torch.full((2, 6), 0.01), "cls": torch.zeros(6)}
+    image = view(6, 5, signals)
+    assert adaptive._passing(method, image) == []
+    signals["text"][1, [0, 3, 5]] = 1.0
+    assert adaptive._passing(method, image) == [0, 3, 5]
+
+
+@pytest.mark.parametrize("iterations", [1, 5, 10])
+def test_gprune_scores_are_held_to_float64(iterations: int) -> None:
+    generator = torch.Generator().manual_seed(9)  # where a plain product of float32 is off by more than 1e-5
+    centres = torch.randn(8, 64, generator=generator)
+    own = centres[torch.randint(0, 8, (1024,), generator=generator)]
+    tokens = (3 * 512 * (own + 0.3 * torch.randn(1024, 64, generator=generator))).round() / 512
+    options = {"temperature": 0.005, "iterations": iterations}
+    default, authors = GPrune(**options), GPrune(**options, compat="official")
+    spatial._same_scores(default, authors, tokens)
+    with pytest.raises(Failed, match="scores differ"):
+        spatial._same_scores(default, GPrune(temperature=0.006, iterations=iterations), tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ class Adapter:
     A subclass overrides what differs; the defaults describe transformers' usual layout (`model.model.language_model`).
 
     Attributes:
+        config: the model's; in `called_with`'s copy, with what one call sets otherwise.
         family: the config's model_type, for methods' defaults and for people.
         feature_functions: the function of `model.model` that encodes each modality.
         pixels: the argument of that function that holds the pixels.
@@ -93,6 +95,37 @@ class Adapter:
     def knows(cls, config: Any) -> bool:
         """Whether a model with this config is as the adapter describes it; others get the generic adapter."""
         return True
+
+    def called_with(self, function: str, call: Mapping[str, Any]) -> Adapter:
+        """The adapter as one call sees the model: what is given in the call goes before what the config says.
+
+        Args:
+            function: the `get_*_features` that is called.
+            call: its arguments by name; those that the config has too (`vision_feature_layer`, ...) count.
+
+        Raises:
+            UserError: with these settings the model is none that the adapter `knows`.
+        """
+        named = inspect.signature(getattr(self.inner, function)).parameters
+        given = {
+            name: value
+            for name, value in call.items()
+            if name in named and hasattr(self.config, name) and not isinstance(value, Tensor | None)
+        }
+        given = {name: value for name, value in given.items() if value != getattr(self.config, name)}
+        if not given:
+            return self
+        config = copy.copy(self.config)
+        vars(config).update(given)
+        if not self.knows(config):
+            settings = " and ".join(f"{name}={value!r}" for name, value in given.items())
+            raise UserError(
+                f"vlmprune cannot follow {settings} in a call of this {self.family}: set it in model.config instead, "
+                "before vlmprune.prune()."
+            )
+        adapter = copy.copy(self)
+        adapter.config = config
+        return adapter
 
     # ------------------------------------------------------------------ the language model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,6 +14,11 @@ from vlmprune.models.patches import PatchAdapter, layer_of_hidden_state
 class InternVLAdapter(PatchAdapter):
     family = "internvl"
     normalisation = IMAGENET
+
+    @classmethod
+    def knows(cls, config: Any) -> bool:
+        """Not features from several layers of the tower."""
+        return isinstance(config.vision_feature_layer, int)
 
     @property
     def patches_a_side(self) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 from vlmprune.models.base import CLIP, HALF, Normalisation
 from vlmprune.models.patches import PatchAdapter, layer_of_hidden_state
 
-TOWERS = ("clip_vision_model", "siglip_vision_model")
+CLIP_TOWER, SIGLIP_TOWER = "clip_vision_model", "siglip_vision_model"
 
 
 class LlavaAdapter(PatchAdapter):
@@ -19,12 +19,17 @@ class LlavaAdapter(PatchAdapter):
 
     @classmethod
     def knows(cls, config: Any) -> bool:
-        """Not another tower (Pixtral's in Pixtral-12B), nor features from several of its layers."""
-        return config.vision_config.model_type in TOWERS and isinstance(config.vision_feature_layer, int)
+        """Not another tower (Pixtral's in Pixtral-12B), features from several of its layers, or a patch left out.
+
+        The strategy "default" leaves out the tower's first token, which is a patch where there is no CLS token.
+        """
+        tower = config.vision_config.model_type
+        whole = tower == CLIP_TOWER or config.vision_feature_select_strategy == "full"
+        return tower in (CLIP_TOWER, SIGLIP_TOWER) and isinstance(config.vision_feature_layer, int) and whole
 
     @property
     def has_cls(self) -> bool:
-        return self.config.vision_config.model_type == "clip_vision_model"
+        return self.config.vision_config.model_type == CLIP_TOWER
 
     @property
     def normalisation(self) -> Normalisation:  # type: ignore[override]

@@ -30,7 +30,7 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
             values.split(self.tiles(call)),
             call["image_sizes"],
             image_newline=torch.full(values.shape[-1:], float("nan"), device=values.device),
-            vision_aspect_ratio=call.get("vision_aspect_ratio") or self.config.vision_aspect_ratio,
+            vision_aspect_ratio=self.config.vision_aspect_ratio,
         )
         return packed
 

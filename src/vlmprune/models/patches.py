@@ -114,5 +114,12 @@ def block_mean(values: Tensor, grid: Grid, side: int) -> Tensor:
 
 
 def layer_of_hidden_state(index: int, depth: int) -> int:
-    """The encoder layer that makes `hidden_states[index]`; hidden_states[0] are the embeddings."""
-    return (index + depth + 1 if index < 0 else index) - 1
+    """The encoder layer that makes `hidden_states[index]`.
+
+    Raises:
+        UserError: none does: hidden_states[0] are the embeddings, hidden_states[depth] is the last.
+    """
+    layer = (index + depth + 1 if index < 0 else index) - 1
+    if not 0 <= layer < depth:
+        raise UserError(f"No encoder layer makes the features of vision_feature_layer={index}: there are {depth}.")
+    return layer

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vlmprune.core.report import RunReport
 from vlmprune.core.spread import PromptColumns
+from vlmprune.models.base import Adapter
 from vlmprune.runtime.flow import Layout, Prompt
 from vlmprune.runtime.vision import layers_read
 
@@ -54,7 +55,7 @@ def report_of(run: Forward, prompt: Prompt) -> RunReport:
         cells=[[image.tokens.places.cells.cpu() for image in prompt.rows[row]] for row in first_of],
         wholes=[[image.tokens.places.wholes or () for image in prompt.rows[row]] for row in first_of],
         trimmed=run.trimmed,
-        layers=layers_read(run.adapter, run.hooks.recipe),
+        layers=layers_read(_as_called(run, prompt), run.hooks.recipe),
         text=run.hooks.text_read,
         fused={layer.number: layer.raised for layer in run.fused},
         seconds=run.seconds + sum(layer.seconds for layer in run.fused) + prompt.seconds,
@@ -64,6 +65,11 @@ def report_of(run: Forward, prompt: Prompt) -> RunReport:
 def _columns(layout: Layout) -> Tensor:
     """[B, P] prompt columns of the tokens, -1 for fillers and for what stands at no slot."""
     return layout.source.masked_fill((layout.image >= 0) & (layout.slot < 0), -1)
+
+
+def _as_called(run: Forward, prompt: Prompt) -> Adapter:
+    """The adapter of the call that encoded the images: it may have asked for another layer than the config does."""
+    return next((image.tokens.adapter for images in prompt.rows for image in images), run.adapter)
 
 
 def kept_slots(slots: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def run_vision_stages(
         signals = vision_signals(adapter, stage, image, text, now)
         cells = image.cells(now.slots)
         view = ImageView(keep, now.slots, image.grid, adapter.info, signals, seed, cells, image.count)
-        states.append(_apply(adapter, stage, view, now, image))
+        states.append(_apply(stage, view, now, image))
     return states
 
 
@@ -133,7 +133,7 @@ def vision_signals(adapter: Adapter, stage: Stage, image: ImageTokens, text: Ima
             if isinstance(need, Features):
                 signals[name] = image.features[now.origin].float()
                 continue
-            key = signal_key(adapter, need)
+            key = signal_key(image.adapter, need)
             if key not in image.signals:
                 raise UserError(
                     f"These images were encoded without what {stage.method.name} reads: name it in encode_images."
@@ -156,12 +156,12 @@ def _float(signal: Any) -> Any:
     return signal.float()
 
 
-def _apply(adapter: Adapter, stage: Stage, view: ImageView, now: Picked, image: ImageTokens) -> Picked:
+def _apply(stage: Stage, view: ImageView, now: Picked, image: ImageTokens) -> Picked:
     chosen = choose(stage, view)
     if not isinstance(chosen, Merged):
         features = None if now.features is None else now.features[chosen]
         return Picked(now.origin[chosen], now.slots[chosen], features)
-    features = adapter.project(chosen.features) if chosen.space == "tower" else chosen.features
+    features = image.adapter.project(chosen.features) if chosen.space == "tower" else chosen.features
     anchors = chosen.anchors.to(now.slots.device)
     slots = torch.where(anchors >= 0, now.slots[anchors.clamp(min=0)], -1)
     return Picked(torch.full_like(slots, -1), slots, features.to(image.features))

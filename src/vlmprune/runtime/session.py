@@ -23,6 +23,7 @@ from vlmprune.core.window import warn_outside
 from vlmprune.models import adapter_for
 from vlmprune.runtime.attributes import Attachments
 from vlmprune.runtime.cache import session_closed, session_opened, state_of
+from vlmprune.runtime.candidates import watch_candidates
 from vlmprune.runtime.expected import EMBEDS, MASK, cache_in, interface, interface_of
 from vlmprune.runtime.flow import Prompt, PromptImage
 from vlmprune.runtime.select import check_budgets
@@ -32,7 +33,6 @@ from vlmprune.runtime.vision import (
     VisionRecord,
     VisionWrapper,
     current_names,
-    encoder_keys,
     joined,
     own_encoding,
 )
@@ -150,17 +150,17 @@ class Session:
         self._remove()
 
     def _install(self) -> None:
-        keys, first = encoder_keys(self.adapter, [self.recipe]), own_encoding(self.recipe)
+        first = own_encoding(self.recipe)
         for modality in self.adapter.feature_functions:
-            VisionWrapper(self.adapter, modality, keys, first, self._seen).install(self._attached)
+            VisionWrapper(self.adapter, modality, [self.recipe], first, self._seen).install(self._attached)
         for module in self._called:  # PEFT's wrapper calls forward, past the hooks of the model inside
             self._attached.pre_hook(module, self._before_model)
         self._attached.pre_hook(self.adapter.inner, self._before_inner)
         self._attached.after(self.adapter.inner, self._after_inner)
         self._refuse_chunks()
         self._watch_generate_mask()
-        if any(stage.method.trims_cache for stage in self._text.at_layer.values()):
-            self._hold_candidates_back()
+        trims = any(stage.method.trims_cache for stage in self._text.at_layer.values())
+        watch_candidates(self._attached, self.model, hold_back=trims)
         self._text.install(self._attached)
 
     def _remove(self) -> None:
@@ -201,28 +201,6 @@ class Session:
             return original(*args, **kwargs)
 
         self._attached.put(self.model, "prepare_inputs_for_generation", wrapper)
-
-    def _hold_candidates_back(self) -> None:
-        """Prefill without the candidates of assisted decoding where caches are cut after it.
-
-        In one forward with the prompt they would see all that the prompt sees, and their logits would be others than
-        those of decoding step by step.
-        """
-        original: Any = self.model._get_candidate_generator
-
-        @functools.wraps(original)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            generator = original(*args, **kwargs)
-            candidates = generator.get_candidates
-
-            def none_at_first(input_ids: Tensor, *rest: Any, **more: Any) -> tuple[Tensor, None]:
-                generator.get_candidates = candidates
-                return input_ids, None
-
-            generator.get_candidates = none_at_first
-            return generator
-
-        self._attached.put(self.model, "_get_candidate_generator", wrapper)
 
     def _before_model(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -409,18 +387,18 @@ def encode_images(
     plain inputs instead.
 
     Args:
-        inputs: what the processor returned.
+        inputs: what the processor returned, and options of the encoder such as `vision_feature_layer`.
         methods: names, method objects or recipes that will be run on these images; also a single one.
     """
     adapter = adapter_for(model)
     several = [methods] if isinstance(methods, str | Method | Recipe) else methods
     recipes = [_with_any_keep(method) for method in several]
-    keys = encoder_keys(adapter, [r for r in recipes if own_encoding(r) is None])
+    sharing = [r for r in recipes if own_encoding(r) is None]
     outputs, rest = {}, current_names(adapter, inputs)
     for modality, name in adapter.feature_functions.items():
         if rest.get(adapter.pixels[modality]) is None:
             continue
-        wrapper = VisionWrapper(adapter, modality, keys, None, lambda modality, record: None)
+        wrapper = VisionWrapper(adapter, modality, sharing, None, lambda modality, record: None)
         known = inspect.signature(getattr(adapter.inner, name)).parameters
         outputs[modality] = wrapper.run({key: rest[key] for key in known if rest.get(key) is not None})
         outputs[modality].vlmprune_record.shared = True

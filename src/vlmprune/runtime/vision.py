@@ -6,6 +6,7 @@ object: `generate` encodes before the prefill and hands that object on, so a rec
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import threading
@@ -57,6 +58,7 @@ class ImageTokens:
         features: [m, D] projected features; m < count after a pixel method.
         slots: [m] the slot each token stands at.
         places: where its `count` placeholder slots lie.
+        adapter: of the model as the call that encoded them saw it, by which their signals are named.
         signals: encoder statistics as rows of the m tokens.
         made: whether the tokens were made by merging inside the encoder, so that no statistic is theirs.
         keep: its own budget, where one of several told how it was resized.
@@ -65,6 +67,7 @@ class ImageTokens:
     features: Tensor
     slots: Tensor
     places: Slots
+    adapter: Adapter
     signals: dict[Key, Any] = field(default_factory=dict)
     made: bool = False
     keep: Keep | None = None
@@ -115,7 +118,8 @@ def joined(pieces: Sequence[ImageTokens]) -> ImageTokens:
     thumbnail = Whole("thumbnail", last.grid, small)
     whole = Slots(last.grid._replace(frames=frames), torch.cat(cells), (thumbnail,))
     signals = {key: _joined_signal([piece.signals[key] for piece in pieces]) for key in pieces[0].signals}
-    return ImageTokens(torch.cat([piece.features for piece in pieces]), torch.cat(slots), whole, signals)
+    features = torch.cat([piece.features for piece in pieces])
+    return ImageTokens(features, torch.cat(slots), whole, last.adapter, signals)
 
 
 def _joined_signal(values: list[Any]) -> Any:
@@ -188,17 +192,22 @@ def own_encoding(recipe: Recipe) -> Stage | None:
 
 
 class VisionWrapper:
-    """Stands before one `get_*_features` while a session or `encode_images` is open."""
+    """Stands before one `get_*_features` while a session or `encode_images` is open.
+
+    Args:
+        recipes: what will be run on the images; UserError where their methods cannot read this encoder.
+    """
 
     def __init__(
         self,
         adapter: Adapter,
         modality: str,
-        keys: set[Key],
+        recipes: Sequence[Recipe],
         stage: Stage | None,
         seen: Callable[[str, VisionRecord], None],
     ) -> None:
-        self.adapter, self.modality, self.keys, self.stage, self.seen = adapter, modality, keys, stage, seen
+        self.adapter, self.modality, self.recipes, self.stage, self.seen = adapter, modality, recipes, stage, seen
+        self.keys = encoder_keys(adapter, recipes)
         self.name = adapter.feature_functions[modality]
         self.original = getattr(adapter.inner, self.name)
 
@@ -218,10 +227,15 @@ class VisionWrapper:
         One thread at a time: merging inside the encoder changes its layers while it runs.
         """
         with _ENCODING:
-            # get_video_features of some families calls get_image_features
-            return self.original(**call) if self.running else self._run(call)
+            if self.running:  # get_video_features of some families calls get_image_features
+                return self.original(**call)
+            called = copy.copy(self)
+            called.adapter = self.adapter.called_with(self.name, call)
+            called.keys = encoder_keys(called.adapter, self.recipes)
+            return called._encoded(call)
 
-    def _run(self, call: dict[str, Any]) -> Any:
+    def _encoded(self, call: dict[str, Any]) -> Any:
+        """`run`, with the adapter as this call sees the model."""
         if self.stage is not None and self.stage.method.inside_encoder:
             return self._merged(call, self.stage)
         budgets = self._budgets(call)
@@ -245,7 +259,7 @@ class VisionWrapper:
         start = time.perf_counter()
         features = self.adapter.features(self.modality, used, getattr(output, "pooler_output", None))
         places = self.adapter.slots(self.modality, used)
-        record = VisionRecord([_tokens(f, p) for f, p in zip(features, places, strict=True)])
+        record = VisionRecord([_tokens(f, p, self.adapter) for f, p in zip(features, places, strict=True)])
         for image, keep in zip(record.images, budgets or (), strict=bool(budgets)):
             image.keep = keep
         for key in sorted(self.keys):
@@ -278,7 +292,9 @@ class VisionWrapper:
         budget = stage.keep.different[0] if isinstance(stage.keep, Keeps) else stage.keep  # one for all
         keep = stage.method.budget(budget, count, count)
         if keep >= count:
-            return VisionWrapper(adapter, self.modality, self.keys, None, self.seen)._run(call)
+            plain = copy.copy(self)
+            plain.stage = None
+            return plain._encoded(call)
         layers = adapter.encoder_layers(self.modality)[: adapter.used_layer + 1]
         with EncoderMerging(stage.method, layers, count, keep, adapter.has_cls, adapter.family) as merging:
             output = self.original(**{**call, "return_dict": True})
@@ -286,8 +302,8 @@ class VisionWrapper:
         features = adapter.features(self.modality, call, output.pooler_output)
         for rows, place, anchors in zip(features, places, merging.anchors(), strict=True):
             order = anchors.argsort() if stage.method.restores_order else torch.arange(keep, device=rows.device)
-            cells = place.cells.to(rows.device)
-            record.images.append(ImageTokens(rows[order], anchors[order], replace(place, cells=cells), made=True))
+            own = replace(place, cells=place.cells.to(rows.device))
+            record.images.append(ImageTokens(rows[order], anchors[order], own, adapter, made=True))
         output.pooler_output = _spread_rows(record, output.pooler_output, [image.features for image in record.images])
         output["vlmprune_record"] = record
         self.seen(self.modality, record)
@@ -384,7 +400,7 @@ def cell_slots(small: Grid, grid: Grid) -> Tensor:
     return (frames[:, None, None] + rows[:, None] * grid.cols + cols).flatten()
 
 
-def _tokens(features: Tensor, places: Slots) -> ImageTokens:
+def _tokens(features: Tensor, places: Slots, adapter: Adapter) -> ImageTokens:
     device = features.device
     places = Slots(places.grid, places.cells.to(device), places.wholes)
-    return ImageTokens(features, torch.arange(features.shape[0], device=device), places)
+    return ImageTokens(features, torch.arange(features.shape[0], device=device), places, adapter)

@@ -105,16 +105,19 @@ class GPrune(Method):
         graphs = [(shown & part).nonzero().squeeze(1) for part in (first, ~first)]
         return [graph for graph in graphs if len(graph)]
 
-    def score(self, features: Tensor) -> Tensor:
-        """Importance of each token of one graph, [n], from its features [n, D]."""
-        features = features.to(getattr(torch, self.score_dtype))
-        unit = nn.functional.normalize(features, dim=1)
+    def flow(self, features: Tensor) -> Tensor:
+        """P of the formula, [n, n], of one graph's features [n, D], in `score_dtype`."""
+        unit = nn.functional.normalize(features.to(getattr(torch, self.score_dtype)), dim=1)
         weights = unit @ unit.T
         weights = weights.masked_fill(weights < self.similarity, 0) / self.temperature
-        flow = weights.masked_fill(weights.abs() < 1e-6, -5000).softmax(1)
-        degree, mass = (flow > 0).sum(1), features.norm(dim=-1)[None]
+        return weights.masked_fill(weights.abs() < 1e-6, -5000).softmax(1)
+
+    def score(self, features: Tensor) -> Tensor:
+        """Importance of each token of one graph, [n], from its features [n, D]."""
+        flow = self.flow(features)
+        degree, mass = (flow > 0).sum(1), features.to(flow.dtype).norm(dim=-1)
         if self.score_dtype != "float32" or self.compat != PAPER:
-            return (mass @ torch.linalg.matrix_power(flow, self.iterations))[0] / degree
+            return (mass[None] @ torch.linalg.matrix_power(flow, self.iterations))[0] / degree
         for _ in range(self.iterations):
-            mass = mass @ flow
-        return mass[0] / degree
+            mass = (mass[:, None] * flow).sum(0)  # pairwise sums: a third of the rounding of a matrix product
+        return mass / degree
