@@ -70,8 +70,8 @@ class RunReport:
             layer: 0-based; -1 is the last.
 
         Returns:
-            LongTensor [samples, P], in the layer's order. -1 for a filler on the left, and for a merged token without a
-            slot of its own (VisionZip's CLS token); other merged tokens stand at the column of their anchor.
+            LongTensor [samples, P], in the layer's order; -1 for a filler on the left. A merged token stands at the
+            column of its anchor, one without a slot of its own (VisionZip's CLS token) at that of a token behind it.
 
         Raises:
             UserError: no such layer, or no prefill with images yet.

@@ -20,8 +20,9 @@ class PromptColumns:
 
     Attributes:
         length: columns S of the prompt as it was given; behind a cache, of its new part.
-        bands: [(layer, columns), ...]: from this decoder layer on, the columns [samples, P] of the tokens; -1 for a
-            filler on the left, and for a merged token without a slot of its own (VisionZip's CLS token).
+        bands: [(layer, columns, own), ...]: from this decoder layer on, the columns [samples, P] of the tokens, -1 for
+            a filler on the left; and whether each is the token's own [samples, P], not so of a merged token without a
+            slot (VisionZip's CLS token), which stands in front of another one's.
         samples: sample of each row of the batch; several rows where beams or answers share a prompt.
         depth: number of decoder layers.
         kinds: the kind of attention of each decoder layer that has some.
@@ -30,7 +31,7 @@ class PromptColumns:
     """
 
     length: int
-    bands: Sequence[tuple[int, Tensor]]
+    bands: Sequence[tuple[int, Tensor, Tensor]]
     samples: Sequence[int]
     depth: int
     kinds: Mapping[int, str]
@@ -39,9 +40,12 @@ class PromptColumns:
 
     def of(self, layer: int) -> Tensor:
         """[samples, P] columns of the tokens that a decoder layer (0-based, negative from the end) ran on."""
+        return self._band(layer)[1]
+
+    def _band(self, layer: int) -> tuple[int, Tensor, Tensor]:
         if not -self.depth <= layer < self.depth:
             raise UserError(f"There is no decoder layer {layer}: this model has layers 0 to {self.depth - 1}.")
-        return next(columns for start, columns in reversed(self.bands) if start <= layer % self.depth)
+        return next(band for band in reversed(self.bands) if band[0] <= layer % self.depth)
 
     def spread(self, values: Tensor, layer: int, fill: float) -> Tensor:
         """A single tensor, see `RunReport.spread`."""
@@ -72,7 +76,7 @@ class PromptColumns:
         )
 
     def _states(self, values: Tensor, layer: int, fill: float) -> Tensor:
-        columns = self._rows(self.of(layer), values)
+        columns = self._rows(layer, values)
         if values.shape[1] != columns.shape[1]:
             raise UserError(
                 f"{values.shape[1]} tokens were given where decoder layer {layer % self.depth} ran on "
@@ -85,14 +89,16 @@ class PromptColumns:
             raise UserError(f"A tensor of {values.ndim} axes is neither hidden states [B, P, D] nor maps [B, H, Q, K].")
         if self.cached:
             raise UserError("Attention of a prompt that went on behind a cache cannot be spread: its keys are of both.")
-        number, columns = layer % self.depth, self.of(layer)
-        if values.shape[2] == columns.shape[1]:  # the prefill; a static cache has room behind it, which nobody sees
-            rows = self._rows(columns, values)
+        number = layer % self.depth
+        if (
+            values.shape[2] == self.of(layer).shape[1]
+        ):  # the prefill; a static cache has room behind it, which nobody sees
+            rows = self._rows(number, values)
             keys = laid(self._keys(values, rows, number), rows, self.length, 3, fill)
             return laid(keys, rows, self.length, 2, fill)
         if self.kinds.get(number) == SLIDING:
             raise UserError(f"Decoder layer {number} remembers a window alone, whose keys a step does not tell apart.")
-        rows = self._rows(self.of(self.trimmed.get(number, number)), values)
+        rows = self._rows(self.trimmed.get(number, number), values)
         prompt = laid(self._keys(values, rows, number), rows, self.length, 3, fill)
         return torch.cat([prompt, values[..., rows.shape[1] :]], dim=3)
 
@@ -105,7 +111,10 @@ class PromptColumns:
             )
         return values[..., : columns.shape[1]]
 
-    def _rows(self, columns: Tensor, values: Tensor) -> Tensor:
+    def _rows(self, layer: int, values: Tensor) -> Tensor:
+        """[B, P] for each row of `values` the columns at which its tokens are laid, -1 for none."""
+        _, columns, own = self._band(layer)
+        columns = columns.where(own, -1)
         if values.shape[0] == len(self.samples):
             columns = columns[list(self.samples)]
         elif values.shape[0] != len(columns):

@@ -8,6 +8,7 @@ from vlmprune.core.report import RunReport
 from vlmprune.doctor.prompts import Prompts, generate
 from vlmprune.doctor.reference import difference, no_comparison, no_oracle, oracle, policies_of, uncached
 from vlmprune.models.base import Adapter
+from vlmprune.runtime.expected import Unexpected
 from vlmprune.runtime.oracle import is_recurrent
 
 KEEP = 0.5
@@ -59,7 +60,8 @@ def _run(adapter: Adapter, prompts: Prompts, spec: str) -> str:
             if no_comparison(adapter) is None and not drops:
                 expected = uncached(adapter, prompts.inputs, answer)
         except UserError as error:
-            if session.last.tokens:  # it did prune: what comes later is no refusal
+            # it did prune, or met what nobody expects: no refusal
+            if session.last.tokens or isinstance(error, Unexpected):
                 raise Wrong(in_words(error)) from error
             raise
     if drops:

@@ -10,7 +10,7 @@ from torch import Tensor
 from vlmprune.core.report import RunReport
 from vlmprune.core.spread import PromptColumns
 from vlmprune.models.base import Adapter
-from vlmprune.runtime.flow import Layout, Prompt
+from vlmprune.runtime.flow import Prompt
 from vlmprune.runtime.vision import layers_read
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ def report_of(run: Forward, prompt: Prompt) -> RunReport:
 
     prompt_columns = PromptColumns(
         length=run.length,
-        bands=[(segment.start, _columns(segment.layout)[first_of].cpu()) for segment in run.segments],
+        bands=[
+            (s.start, s.layout.source[first_of].cpu(), ((s.layout.image < 0) | (s.layout.slot >= 0))[first_of].cpu())
+            for s in run.segments
+        ],
         samples=prompt.samples,
         depth=depth,
         kinds={layer: run.adapter.layer_kind(layer) for layer in run.adapter.attention_layers},
@@ -60,11 +63,6 @@ def report_of(run: Forward, prompt: Prompt) -> RunReport:
         fused={layer.number: layer.raised for layer in run.fused},
         seconds=run.seconds + sum(layer.seconds for layer in run.fused) + prompt.seconds,
     )
-
-
-def _columns(layout: Layout) -> Tensor:
-    """[B, P] prompt columns of the tokens, -1 for fillers and for what stands at no slot."""
-    return layout.source.masked_fill((layout.image >= 0) & (layout.slot < 0), -1)
 
 
 def _as_called(run: Forward, prompt: Prompt) -> Adapter:
