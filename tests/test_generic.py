@@ -331,7 +331,7 @@ VISION = {
 @pytest.mark.parametrize(
     ("build", "missing"),
     [
-        (lambda: FAMILIES["llava"].build().model, "looked for model.model, found none"),
+        (lambda: FAMILIES["llava"].build().model.language_model, "found neither.*if this is a part"),
         (lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**TEXT)), "language_model or .*found neither"),
         (
             lambda: small(
@@ -342,7 +342,7 @@ VISION = {
                 },
                 text_config={**TEXT, "cross_attention_layers": [1]},
             ),
-            "get_image_features, found none",
+            "get_image_features in its MllamaModel, found none",
         ),
         (
             lambda: small(
@@ -363,35 +363,37 @@ VISION = {
         ),
         (gemma4(num_kv_shared_layers=2), "share keys and values"),
     ],
-    ids=["inner model", "text only", "mllama", "florence2", "gemma4"],
+    ids=["text model", "text only", "mllama", "florence2", "gemma4"],
 )  # fmt: skip
 def test_another_layout(build: Any, missing: str) -> None:
-    with pytest.raises(UserError, match=rf"cannot prune .* supports .*llava.*{missing}") as caught:
+    with pytest.raises(UserError, match=rf"cannot prune a .*{missing}.*adding-a-family") as caught:
         vlmprune.prune(build(), "divprune", keep=0.3)
     assert "\n" not in str(caught.value)
 
 
 def test_each_thing_looked_for() -> None:
     """The parts of a usual model one after another, until nothing is missing."""
-    model, inner = torch.nn.Module(), torch.nn.Module()
+    inner: Any = torch.nn.Module()
     text = transformers.LlamaModel(transformers.LlamaConfig(**TEXT))
-    model.config, model.model = transformers.LlamaConfig(**TEXT), inner
-    assert "language_model" in str(misfit(model))
+    inner.config = transformers.LlamaConfig(**TEXT)
+    assert "language_model" in str(misfit(inner))
     inner.language_model = text
-    assert "get_image_features" in str(misfit(model))
+    assert "get_image_features" in str(misfit(inner))
     inner.get_image_features = print
-    assert "image_token_id" in str(misfit(model))
-    model.config.image_token_index = IMAGE
-    assert misfit(model) is None
-    model.config.layer_types = ["chunked_attention"] * 4
-    assert "chunked_attention" in str(misfit(model))
-    model.config.layer_types = None
+    assert "image_token_id" in str(misfit(inner))
+    inner.config.image_token_index = IMAGE
+    assert misfit(inner) is None
+    inner.config.layer_types = ["chunked_attention"] * 4
+    assert "chunked_attention" in str(misfit(inner))
+    inner.config.layer_types = None
+    text.layers[2].self_attn.is_causal = False
+    assert "decoder layer 2 attends in both directions" in str(misfit(inner))
     text.layers[1].self_attn = torch.nn.Identity()
-    assert "attention in decoder layer 1, found none" in str(misfit(model))
+    assert "attention in decoder layer 1, found none" in str(misfit(inner))
     text.layers[0] = torch.nn.Linear(2, 2)
-    assert "position_embeddings" in str(misfit(model))
+    assert "position_embeddings" in str(misfit(inner))
     del text.rotary_emb
-    assert "looked for rotary_emb in its LlamaModel" in str(misfit(model))
+    assert "looked for rotary_emb in its LlamaModel" in str(misfit(inner))
 
 
 def test_features_that_are_not_where_they_belong() -> None:

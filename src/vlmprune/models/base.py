@@ -67,8 +67,10 @@ class Adapter:
     A subclass overrides what differs; the defaults describe transformers' usual layout (`model.model.language_model`).
 
     Attributes:
+        model: what the user calls.
+        inner: the multimodal model in it, with the vision encoder and the text model; without a head, `model` itself.
         family: the config's model_type, for methods' defaults and for people.
-        feature_functions: the function of `model.model` that encodes each modality.
+        feature_functions: the function of `inner` that encodes each modality.
         pixels: the argument of that function that holds the pixels.
         renamed: arguments that processors still return under an older name: {older: name}.
         normalisation: of the processor that the family is published with.
@@ -83,11 +85,11 @@ class Adapter:
     later_token_type: ClassVar[int] = 0  # token_type_ids of what the model writes
     window_cuts_blocks: ClassVar[bool] = True  # whether a sliding window also limits what a block's tokens see of it
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, inner: nn.Module) -> None:
         self.model = model
-        self.inner: Any = model.model
-        self.config: Any = model.config
-        self.text_config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
+        self.inner: Any = inner
+        self.config: Any = self.inner.config
+        self.text_config: Any = self.config.get_text_config()
 
     @classmethod
     def knows(cls, config: Any) -> bool:
@@ -145,7 +147,7 @@ class Adapter:
         return rotary(hidden, positions)
 
     def blocks(self, call: Mapping[str, Any]) -> Tensor | None:
-        """Tokens that see each other in both directions, in a call of `model.model` with these arguments.
+        """Tokens that see each other in both directions, in a call of `inner` with these arguments.
 
         Returns:
             [B, S] the number of each token's block, -1 for a token that attends causally; None when all do.

@@ -34,8 +34,8 @@ class GenericAdapter(Adapter):
     a sample for some. Encoder statistics exist where every picture gives one tower token a slot, CLS apart.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
+    def __init__(self, model: nn.Module, inner: nn.Module) -> None:
+        super().__init__(model, inner)
         self.family = self.config.model_type
         wanted = {"image": "get_image_features", "video": "get_video_features"}
         ids = {modality: placeholder(self.config, modality) for modality in wanted}

@@ -22,6 +22,7 @@ from vlmprune.models import adapter_for
 from vlmprune.runtime.attributes import put
 from vlmprune.runtime.cache import session_closed, session_opened
 from vlmprune.runtime.flow import Prompt, PromptImage
+from vlmprune.runtime.head import Head, can_generate
 from vlmprune.runtime.text import TextHooks
 from vlmprune.runtime.vision import (
     ImageTokens,
@@ -52,8 +53,8 @@ def prune(
     """Prune the visual tokens of an unmodified transformers model inside a `with` block.
 
     Args:
-        model: a vision-language model such as `LlavaForConditionalGeneration`, also inside PEFT's or torch.compile's
-            wrapper.
+        model: a vision-language model such as `LlavaForConditionalGeneration`, one with another head (ColPali) or none
+            (`AutoModel`); also inside PEFT's, torch.compile's or DDP's wrapper, or a pipeline. Pass what you call.
         method: a name (`"hiprune"`), a recipe (`"divprune:0.333 > fastv@2:0.333"`), or such an object.
         keep: share of each image's visual tokens in (0, 1], or a number of tokens an image. A recipe may carry its own.
         positions: "original" keeps the position ids that the kept tokens had, "compact" re-numbers them; by default
@@ -92,7 +93,9 @@ class Session:
     ) -> None:
         self.recipe, self.adapter = recipe, adapter_for(model)
         self.model = self.adapter.model
-        self._called = [self.model] if self.model is model else [self.model, model]  # and what is wrapped around it
+        self._called = [self.model]
+        if isinstance(model, nn.Module) and model is not self.model:  # what is wrapped around it; not a pipeline
+            self._called.append(model)
         recipe.check(self.adapter.info)
         self._text = TextHooks(self.adapter, recipe, positions, seed)
         self._text.text_tower = text_tower
@@ -154,12 +157,18 @@ class Session:
             self._vision.append(wrapper)
         # PEFT's wrapper calls forward, past the hooks of the model inside
         self._handles = [m.register_forward_pre_hook(self._before_model, with_kwargs=True) for m in self._called]
+        if not can_generate(self.model) and self.adapter.inner is not self.model:
+            self._handles += Head(self.adapter, lambda: self.last).install()  # before the hook that reads the images
         self._handles.append(self.adapter.inner.register_forward_pre_hook(self._before_inner, with_kwargs=True))
+        if can_generate(self.model):
+            self._watch_generate()
+        self._text.install()
+
+    def _watch_generate(self) -> None:
         self._refuse_chunks()
         self._watch_generate_mask()
         if any(stage.method.trims_cache for stage in self._text.at_layer.values()):
             self._hold_candidates_back()
-        self._text.install()
 
     def _remove(self) -> None:
         self._text.remove()
