@@ -111,5 +111,5 @@ def _misfit_refusal(model: Any, model_type: str | None, reason: str) -> str:
     variant = ", a variant that its family's adapter does not know" if model_type in FAMILIES else ""
     return (
         f"vlmprune cannot prune a {type(model).__name__} (model_type {model_type!r}{variant}): {reason}; pass the "
-        "whole vision-language model if this is a part of one, else docs/adding-a-family.md says how to write an adapter."
+        "whole vision-language model if this is a part of one, or write an adapter as docs/adding-a-family.md says."
     )

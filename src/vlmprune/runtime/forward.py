@@ -218,7 +218,11 @@ class Forward:
                 layout.slot[row, here] = now.slots.to(self.device)
                 layout.origin[row, here] = now.origin.to(self.device)
                 if now.features is not None:
-                    embeds[row, here] = now.features.to(embeds)
+                    image = prompt.rows[row][number]
+                    at = image.columns[image.tokens.slots]
+                    added = self.adapter.entering(image.tokens.features, self.embeds[row, at])
+                    made = now.features.to(embeds)
+                    embeds[row, here] = made if added is None else made + added
         for segment in self.segments:
             segment.index = None  # from here on, counted among the tokens that enter layer 0
         return embeds
@@ -257,9 +261,13 @@ class Forward:
             self._fuse(number, segment, self.prompt)
             self.seconds += time.perf_counter() - start
         untouched = not self.changed and self.state is None
-        if untouched or (segment is self.segments[0] and not self.masks.special):
+        same = untouched or (segment is self.segments[0] and not self.masks.special)
+        if not same:
+            kwargs = {**kwargs, **self._own_arguments(segment, number, hidden, kwargs)}
+        if self._tap is not None:
+            self._tap.rotary = kwargs["position_embeddings"]
+        if same:
             return None
-        kwargs = {**kwargs, **self._own_arguments(segment, number, hidden, kwargs)}
         if args:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
@@ -366,25 +374,29 @@ class Forward:
         """What a decoder layer is given instead of the mask and the positions of layer 0's tokens."""
         return {
             "attention_mask": self.masks.make(segment, number, hidden, kwargs.get("past_key_values")),
-            "position_embeddings": self._rotary(segment, number, hidden, kwargs["position_embeddings"]),
+            "position_embeddings": self._rotary(segment, number, kwargs["position_embeddings"]),
             "position_ids": self._ids(segment),
         }
 
-    def _rotary(
-        self, segment: Segment, layer: int, hidden: Tensor, incoming: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _rotary(self, segment: Segment, layer: int, incoming: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         if segment.own_positions:
-            key: object = ("rotary", self.adapter.layer_kind(layer), hidden.device)
+            key: object = ("rotary", id(incoming[0]))
             if key not in segment.memo:
-                positions = segment.positions[1:] if self.text_row else segment.positions
-                segment.memo[key] = self.adapter.rotary(hidden, positions.to(hidden.device), layer)
-            return segment.memo[key]
+                new, old = self._rotary_ids(segment), self._rotary_ids(self.segments[0])
+                found = self.adapter.rotary_at(layer, new, incoming, old)
+                segment.memo[key] = incoming, found  # kept, lest another pair get its id
+            return segment.memo[key][1]
         if segment.index is None:
             return incoming
         cos, sin = incoming
         if id(cos) not in segment.memo:  # a model may have a pair for each kind of layer
-            segment.memo[id(cos)] = (gather_rows(cos, segment.index), gather_rows(sin, segment.index))
-        return segment.memo[id(cos)]
+            taken = gather_rows(cos, segment.index), gather_rows(sin, segment.index)
+            segment.memo[id(cos)] = incoming, taken  # likewise
+        return segment.memo[id(cos)][1]
+
+    def _rotary_ids(self, segment: Segment) -> Tensor:
+        """Its position ids without the row that counts text."""
+        return segment.positions[1:] if self.text_row else segment.positions
 
     # ------------------------------------------------------------------ afterwards
 
