@@ -12,7 +12,7 @@ import torch
 import transformers
 from test_decoder_signals import Onlooker
 from tiny import FAMILIES, Family, alone, image_numbers, prompt
-from tiny_generic import GLM, USUAL, VIP_MANY, gemma4
+from tiny_generic import GLM, MOLMO, USUAL, VIP_MANY, gemma4
 from tiny_models import IMAGE, LINE_BREAK, PATCH, TEXT, TOWER, VIDEO, builder, strengthen
 from torch import Tensor
 
@@ -180,6 +180,7 @@ def test_statistics_without_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
         ("llava_next_video video", "does not make one token for each"),
         ("aria", "a resampler"),
         ("got_ocr2", "no single stack"),
+        ("molmo2", "attention stands between"),
     ],
 )
 def test_methods_that_read_the_encoder_are_refused_in_words(name: str, reason: str) -> None:
@@ -258,6 +259,123 @@ def test_a_family_s_variant_with_features_of_several_layers(name: str) -> None:
         pass
 
 
+# ---------------------------------------------------------------- what is looked at, not taken for granted
+
+
+@torch.no_grad()
+def test_each_layer_gets_its_own_rotary_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against Molmo 2's own table of which layer gets which."""
+    model, inputs = built("molmo2"), prompt(USUAL["molmo2"], RAGGED)
+    with vlmprune.prune(model, "divprune:0.6 > fastv@2:0.5", positions="compact") as session:
+        tokens, logits = generate(model, inputs)
+    text = model.model.language_model
+    assert text.rope_types == ["unscaled", "scaled"] * 2
+
+    def table(self: Any, layer: int, positions: Tensor, given: Any, given_positions: Any) -> Any:
+        own = {"scaled": text.rotary_emb, "unscaled": text.rotary_emb_unscaled}[text.rope_types[layer]]
+        return own(given[0], positions)
+
+    monkeypatch.setattr(GenericAdapter, "rotary_at", table)
+    numbers = image_numbers(USUAL["molmo2"], RAGGED)
+    expected = masking_oracle(model, inputs, tokens, session.last, {0: "compact", 2: "compact"}, numbers)
+    assert largest(logits, expected) < TOLERANCE
+
+
+@torch.no_grad()
+def test_a_rotary_embedding_that_nothing_makes() -> None:
+    """Re-numbering is refused, and what needs none goes on."""
+    model, inputs = MOLMO(), prompt(USUAL["molmo2"], RAGGED)
+
+    def turned(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        cos, sin = kwargs["position_embeddings"]
+        return args, {**kwargs, "position_embeddings": (sin, cos)}
+
+    model.model.language_model.layers[3].register_forward_pre_hook(turned, with_kwargs=True)
+    with (
+        vlmprune.prune(model, "fastv@2:0.5", positions="compact"),
+        pytest.raises(UserError, match=r"layer 3 of molmo2 gets positions by a rule.*positions='original'"),
+    ):
+        model(**inputs)
+    with vlmprune.prune(model, "fastv@2:0.5", positions="original") as session:
+        generate(model, inputs)
+    assert session.last.tokens == [(18, 8), (9, 4)]
+
+
+@torch.no_grad()
+def test_rotary_embeddings_that_are_equal_so_far_are_told_apart_later() -> None:
+    adapter = adapter_for(built("molmo2"))
+    text, like = adapter.text_model, torch.zeros(1, 1, 8)
+    start, later = torch.zeros(1, 1).long(), torch.tensor([[40]])
+    assert torch.equal(
+        adapter.rotary_at(0, later, text.rotary_emb(like, start), start)[0], text.rotary_emb(like, later)[0]
+    )
+    for layer, own in ((0, text.rotary_emb_unscaled), (1, text.rotary_emb)):
+        found = adapter.rotary_at(layer, later, own(like, later), later)
+        assert torch.equal(found[0], own(like, later)[0]) and torch.equal(found[1], own(like, later)[1])
+
+
+def entering(model: Any, inputs: dict[str, Tensor], spec: str) -> tuple[Tensor, Any]:
+    """[B, P, D] what enters the first decoder layer, and the report."""
+    seen: list[Tensor] = []
+    layer = model.model.language_model.layers[0]
+    with vlmprune.prune(model, spec, positions="original") as session:
+        handle = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        model(**inputs)
+        handle.remove()
+    return seen[0], session.last
+
+
+MERGERS = ["tome:0.5", "trim:0.5", "pool:0.5"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spec", MERGERS)
+def test_new_tokens_of_a_model_that_adds_features_to_the_placeholder(
+    spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are those of the same model with nothing at the placeholder, and its embedding on top."""
+    monkeypatch.setattr(GenericAdapter, "_patch_grid", lambda self, pixels: Grid(3, 3))  # pool needs one
+    model, inputs = MOLMO(), prompt(USUAL["molmo2"], RAGGED)
+    table = model.get_input_embeddings().weight
+    placeholder = table[IMAGE].clone()
+    found, report = entering(model, inputs, spec)
+    table[IMAGE] = 0
+    bare, same = entering(model, inputs, spec)
+    assert any(report.merged) and torch.equal(report.columns, same.columns)
+    image = torch.zeros_like(report.columns, dtype=torch.bool)
+    for row, columns in enumerate(report.columns):
+        image[row] = (columns >= 0) & (inputs["input_ids"][row, columns.clamp(min=0)] == IMAGE)
+    assert image.sum(1).tolist() == [after for _, after in report.tokens]
+    assert largest(found, bare + image[..., None] * placeholder) < 1e-6 and float(placeholder.abs().max()) > 0.1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spec", MERGERS[:2])
+def test_features_that_are_changed_on_their_way(spec: str) -> None:
+    model, inputs = USUAL["vipllava"].build(), prompt(USUAL["vipllava"], RAGGED)
+
+    def scaled(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "inputs_embeds": 2 * kwargs["inputs_embeds"]}
+
+    model.model.language_model.register_forward_pre_hook(scaled, with_kwargs=True)
+    with (
+        vlmprune.prune(model, spec),
+        pytest.raises(UserError, match=r"vipllava changes the encoder's features before .* only drop tokens"),
+    ):
+        model(**inputs)
+    with vlmprune.prune(model, "divprune:0.5") as session:
+        model(**inputs)
+    assert session.last.tokens == [(72, 36), (36, 18)]
+
+
+def test_molmo_whose_images_see_themselves_in_both_directions() -> None:
+    """With `mm_token_type_ids`, all images of a sample are one block."""
+    model, inputs = built("molmo2"), prompt(USUAL["molmo2"], RAGGED)
+    types = {"mm_token_type_ids": (inputs["input_ids"] == IMAGE).int()}
+    with vlmprune.prune(model, "divprune", keep=0.5), pytest.raises(UserError, match="in both directions"):
+        model.generate(**inputs, **types, max_new_tokens=2)
+
+
 # ---------------------------------------------------------------- what it cannot know
 
 
@@ -328,6 +446,13 @@ def test_masks() -> None:
             adapter.check_prompt({**call, "attention_mask": mask})
     with pytest.raises(UserError, match="attention masks of its own"):
         adapter.check_prompt({**call, "attention_mask": object()})
+    cache = transformers.DynamicCache()  # of nine tokens, of which a sliding window shows the last two
+    cache.update(torch.zeros(1, 1, 9, 8), torch.zeros(1, 1, 9, 8), 0)
+    window = torch.nn.functional.pad(causal[..., :4], (2, 0), value=True)
+    adapter.check_prompt({**call, "attention_mask": window, "past_key_values": cache})
+    window[..., 1, 4] = True
+    with pytest.raises(UserError, match="in both directions"):
+        adapter.check_prompt({**call, "attention_mask": window, "past_key_values": cache})
 
 
 def small(name: str, **parts: Any) -> Any:
@@ -344,7 +469,7 @@ VISION = {
 @pytest.mark.parametrize(
     ("build", "missing"),
     [
-        (lambda: FAMILIES["llava"].build().model, "looked for model.model, found none"),
+        (lambda: FAMILIES["llava"].build().model.language_model, "found neither.*if this is a part"),
         (lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**TEXT)), "language_model or .*found neither"),
         (
             lambda: small(
@@ -355,7 +480,7 @@ VISION = {
                 },
                 text_config={**TEXT, "cross_attention_layers": [1]},
             ),
-            "get_image_features, found none",
+            "get_image_features in its MllamaModel, found none",
         ),
         (
             lambda: small(
@@ -376,35 +501,37 @@ VISION = {
         ),
         (gemma4(num_kv_shared_layers=2), "share keys and values"),
     ],
-    ids=["inner model", "text only", "mllama", "florence2", "gemma4"],
+    ids=["text model", "text only", "mllama", "florence2", "gemma4"],
 )  # fmt: skip
 def test_another_layout(build: Any, missing: str) -> None:
-    with pytest.raises(UserError, match=rf"cannot prune .* supports .*llava.*{missing}") as caught:
+    with pytest.raises(UserError, match=rf"cannot prune a .*{missing}.*adding-a-family") as caught:
         vlmprune.prune(build(), "divprune", keep=0.3)
     assert "\n" not in str(caught.value)
 
 
 def test_each_thing_looked_for() -> None:
     """The parts of a usual model one after another, until nothing is missing."""
-    model, inner = torch.nn.Module(), torch.nn.Module()
+    inner: Any = torch.nn.Module()
     text = transformers.LlamaModel(transformers.LlamaConfig(**TEXT))
-    model.config, model.model = transformers.LlamaConfig(**TEXT), inner
-    assert "language_model" in str(misfit(model))
+    inner.config = transformers.LlamaConfig(**TEXT)
+    assert "language_model" in str(misfit(inner))
     inner.language_model = text
-    assert "get_image_features" in str(misfit(model))
+    assert "get_image_features" in str(misfit(inner))
     inner.get_image_features = print
-    assert "image_token_id" in str(misfit(model))
-    model.config.image_token_index = IMAGE
-    assert misfit(model) is None
-    model.config.layer_types = ["chunked_attention"] * 4
-    assert "chunked_attention" in str(misfit(model))
-    model.config.layer_types = None
+    assert "image_token_id" in str(misfit(inner))
+    inner.config.image_token_index = IMAGE
+    assert misfit(inner) is None
+    inner.config.layer_types = ["chunked_attention"] * 4
+    assert "chunked_attention" in str(misfit(inner))
+    inner.config.layer_types = None
+    text.layers[2].self_attn.is_causal = False
+    assert "decoder layer 2 attends in both directions" in str(misfit(inner))
     text.layers[1].self_attn = torch.nn.Identity()
-    assert "attention in decoder layer 1, found none" in str(misfit(model))
+    assert "attention in decoder layer 1, found none" in str(misfit(inner))
     text.layers[0] = torch.nn.Linear(2, 2)
-    assert "position_embeddings" in str(misfit(model))
+    assert "position_embeddings" in str(misfit(inner))
     del text.rotary_emb
-    assert "looked for rotary_emb in its LlamaModel" in str(misfit(model))
+    assert "looked for rotary_emb in its LlamaModel" in str(misfit(inner))
 
 
 def test_features_that_are_not_where_they_belong() -> None:

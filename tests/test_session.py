@@ -211,13 +211,22 @@ SMALL = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_hidden
 
 
 @pytest.mark.parametrize(
-    "model",
-    [LlamaForCausalLM(LlamaConfig(**SMALL)), BertModel(BertConfig(**SMALL)), torch.nn.Linear(2, 2), None],
-    ids=["llama", "bert", "linear", "none"],
+    ("model", "found", "step"),
+    [
+        (LlamaForCausalLM(LlamaConfig(**SMALL)), "a LlamaForCausalLM (model_type 'llama'): looked for", "adding-a-fam"),
+        (BertModel(BertConfig(**SMALL)), "a BertModel (model_type 'bert'): looked for language_model", "adding-a-fam"),
+        (torch.nn.Linear(2, 2), "a Linear, which is not a vision-language model", "AutoModelForImageTextToText"),
+        (None, "a NoneType, which is not a vision-language model", "AutoModelForImageTextToText"),
+        ("llava-hf/llava-1.5-7b-hf", "not its name 'llava-hf/llava-1.5-7b-hf'", "AutoModelForImageTextToText"),
+    ],
+    ids=["llama", "bert", "linear", "none", "name"],
 )
-def test_unsupported_models(model: Any) -> None:
-    with pytest.raises(UserError, match=r"cannot prune .* supports .*llava"):
+def test_unsupported_models(model: Any, found: str, step: str) -> None:
+    """One sentence names what was handed over and the next step, and no list of families."""
+    with pytest.raises(UserError) as caught:
         vlmprune.prune(model, "divprune", keep=0.3)
+    sentence = str(caught.value)
+    assert found in sentence and step in sentence and "llava, llava_next" not in sentence and "\n" not in sentence
 
 
 @pytest.mark.parametrize(

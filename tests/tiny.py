@@ -32,6 +32,7 @@ class Family:
         kind: its images or videos.
         by_sample: whether the tiles of all images of a sample stand in one row of the pixel argument.
         types: argument that tells image tokens from text, and its values for text, images and videos.
+        joined: what the arguments of several images still need once they stand one after another.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Family:
     kind: Kind
     by_sample: bool = False
     types: tuple[str, tuple[int, int, int]] | None = None
+    joined: Callable[[Arguments], Arguments] = dict
 
     def image(self, seed: int) -> tuple[Arguments, list[int]]:
         """Arguments of one image or video, and its ids in the prompt (placeholders and markers)."""
@@ -175,7 +177,7 @@ def _batch(family: Family, rows: list[Row]) -> dict[str, Tensor]:
         name, (text, image, video) = family.types
         ids = inputs["input_ids"]
         inputs[name] = torch.where(ids == IMAGE, image, torch.where(ids == VIDEO, video, text)).int()
-    return inputs
+    return family.joined(inputs)
 
 
 def prompt(family: Family, samples: list[Sample], seed: int = 0, text: int = 7) -> dict[str, Tensor]:

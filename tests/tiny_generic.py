@@ -38,6 +38,21 @@ GEMMA4_TOWER = {
     "model_type": "gemma4_vision", **TOWER, "num_key_value_heads": 4, "head_dim": 8, "pooling_kernel_size": 2,
     "position_embedding_size": 64,
 }  # fmt: skip
+# two rotary embeddings, by layer; features are added to the placeholder's embedding
+MOLMO_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8, "hidden_size": 32}
+MOLMO = builder(
+    "Molmo2",
+    {**MOLMO_HEADS, "intermediate_size": 48, "num_hidden_layers": 3, "image_size": [24, 24], "patch_size": 4},
+    {
+        "model_type": "molmo2_text", **TEXT, "head_dim": 8, "additional_vocab_size": 0, "rope_scaling_layers": [1, 3],
+        "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
+    },
+    adapter_config={
+        **MOLMO_HEADS, "intermediate_size": 48, "text_hidden_size": 32, "vision_feature_layer": [2, 1],
+    },
+    image_patch_id=IMAGE, image_start_token_id=92, low_res_image_start_token_id=92, image_end_token_id=93,
+    frame_start_token_id=94, frame_end_token_id=95,
+)  # fmt: skip
 
 
 def gemma4(**text: Any) -> Callable[..., Any]:
@@ -83,6 +98,19 @@ def _naflex(seed: int) -> tuple[Arguments, list[int]]:
 def _gemma4_image(seed: int) -> tuple[Arguments, list[int]]:
     places = torch.cartesian_prod(torch.arange(4), torch.arange(6)).flip(1)[None]
     return {"pixel_values": _pixels(1, 24, 48, seed=seed), "image_position_ids": places}, [IMAGE] * 6
+
+
+def _molmo_image(seed: int) -> tuple[Arguments, list[int]]:
+    """One crop of 6 x 6 patches, 2 x 2 of which are pooled into a token."""
+    patches = torch.arange(36).view(3, 2, 3, 2).transpose(1, 2).reshape(9, 4)
+    arguments = {"pixel_values": _pixels(1, 36, 48, seed=seed), "image_token_pooling": patches}
+    return {**arguments, "image_grids": torch.tensor([[3, 3, 0, 0]])}, [92, *[IMAGE] * 9, 93]
+
+
+def _molmo_batch(inputs: Arguments) -> Arguments:
+    """Patches are numbered through all crops."""
+    numbers = torch.arange(len(inputs["image_grids"])).repeat_interleave(9)
+    return {**inputs, "image_token_pooling": inputs["image_token_pooling"] + 36 * numbers[:, None]}
 
 
 def _video_llama(seed: int) -> tuple[Arguments, list[int]]:
@@ -164,6 +192,7 @@ USUAL = {
     ),
     "got_ocr2": _family("got_ocr2", lambda attention="eager": _got("eager"), fixed(32, 4)),
     "gemma4": _family("gemma4", gemma4(), _kind(_gemma4_image), types=QWEN_TYPES),
+    "molmo2": _family("molmo2", MOLMO, _kind(_molmo_image), joined=_molmo_batch),
 }  # fmt: skip
 VIP_MANY = _family(
     "vipllava",

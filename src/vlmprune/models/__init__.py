@@ -44,40 +44,72 @@ def summary(adapter: str) -> str:
     return (ast.get_docstring(adapter_class) or ast.get_docstring(tree) or "").partition("\n")[0]
 
 
-def unwrapped(model: Any) -> Any:
-    """The transformers model inside the wrappers of torch.compile and PEFT."""
-    while True:
-        if "_orig_mod" in getattr(model, "_modules", {}):
-            model = model._orig_mod
-        elif hasattr(model, "get_base_model"):
-            model = model.get_base_model()
-        else:
-            return model
-
-
 def adapter_for(model: Any) -> Adapter:
     """The adapter of a transformers model: its family's, or the generic one where the model has the usual layout.
 
-    `adapter_for(model).model` is the model itself where `model` is a wrapper around it.
+    Args:
+        model: with a language-model head, another head (ColPali), or none (`AutoModel`); also inside PEFT's,
+            torch.compile's or DDP's wrapper, or a pipeline. `adapter_for(model).model` is the model inside these.
 
     Raises:
-        UserError: neither; the sentence names the families there are, and what the generic adapter missed.
+        UserError: neither fits; the sentence says what was found, what is missing, and what to do.
     """
     from vlmprune.models.generic import GenericAdapter
     from vlmprune.models.layout import misfit
+    from vlmprune.models.unwrapping import multimodal_of, unwrapped
 
     model = unwrapped(model)
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type in FAMILIES and hasattr(model, "model"):
+    inner = multimodal_of(model)
+    if inner is None:
+        raise UserError(_refusal(model))
+    model_type = inner.config.model_type
+    if model_type in FAMILIES:
         module, _, name = FAMILIES[model_type].partition(":")
         adapter = getattr(import_module(module), name)
-        if adapter.knows(model.config):
-            return adapter(model)
-    reason = misfit(model)
+        if adapter.knows(inner.config):
+            return adapter(model, inner)
+    reason = misfit(inner)
     if reason is not None:
-        what = f"a {model_type!r} model" if model_type else f"a {type(model).__name__}"
-        raise UserError(
-            f"vlmprune cannot prune {what}: it supports {', '.join(sorted(FAMILIES))} and other models of "
-            f"transformers' usual layout (here: {reason})."
+        raise UserError(_misfit_refusal(model, model_type, reason))
+    return GenericAdapter(model, inner)
+
+
+def _refusal(model: Any) -> str:
+    """One sentence on what is not a model with a vision encoder: what it is, and the next step."""
+    from vlmprune.models.layout import misfit
+    from vlmprune.models.unwrapping import nested
+
+    kind = type(model).__name__
+    if isinstance(model, str):
+        return (
+            f"vlmprune prunes a model, not its name {model!r}: load it first, for instance with "
+            "AutoModelForImageTextToText.from_pretrained(...)."
         )
-    return GenericAdapter(model)
+    places = nested(model)
+    if len(places) == 1:
+        return (
+            f"vlmprune cannot prune a {kind}, but the model inside it: pass x.{places[0]} instead of x, and go on "
+            "calling x."
+        )
+    if places:
+        return (
+            f"vlmprune cannot prune a {kind}, which holds several models: pass one of "
+            f"{', '.join(f'x.{place}' for place in places)}."
+        )
+    if not hasattr(model, "config"):
+        return (
+            f"vlmprune cannot prune a {kind}, which is not a vision-language model of transformers and holds none: "
+            "pass such a model, as AutoModelForImageTextToText.from_pretrained(...) returns it."
+        )
+    inner = getattr(model, "model", model)
+    return _misfit_refusal(
+        model, getattr(model.config, "model_type", None), misfit(inner) or "its parts do not belong together"
+    )
+
+
+def _misfit_refusal(model: Any, model_type: str | None, reason: str) -> str:
+    variant = ", a variant that its family's adapter does not know" if model_type in FAMILIES else ""
+    return (
+        f"vlmprune cannot prune a {type(model).__name__} (model_type {model_type!r}{variant}): {reason}; pass the "
+        "whole vision-language model if this is a part of one, or write an adapter as docs/adding-a-family.md says."
+    )

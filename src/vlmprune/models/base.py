@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -62,15 +62,20 @@ IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
+Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # something of the right dtype and device, position ids
+
+
 class Adapter:
     """Where things are in one family's model, how its patches become visual slots, and how it counts positions.
 
     A subclass overrides what differs; the defaults describe transformers' usual layout (`model.model.language_model`).
 
     Attributes:
-        config: the model's; in `called_with`'s copy, with what one call sets otherwise.
+        model: what the user calls.
+        inner: the multimodal model in it, with the vision encoder and the text model; without a head, `model` itself.
+        config: of `inner`; in `called_with`'s copy, with what one call sets otherwise.
         family: the config's model_type, for methods' defaults and for people.
-        feature_functions: the function of `model.model` that encodes each modality.
+        feature_functions: the function of `inner` that encodes each modality.
         pixels: the argument of that function that holds the pixels.
         renamed: arguments that processors still return under an older name: {older: name}.
         normalisation: of the processor that the family is published with.
@@ -85,11 +90,12 @@ class Adapter:
     later_token_type: ClassVar[int] = 0  # token_type_ids of what the model writes
     window_cuts_blocks: ClassVar[bool] = True  # whether a sliding window also limits what a block's tokens see of it
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, inner: Any) -> None:
         self.model = model
-        self.inner: Any = model.model
-        self.config: Any = model.config
-        self.text_config: Any = model.config.get_text_config()  # type: ignore[union-attr,operator]
+        self.inner = inner
+        self.config: Any = self.inner.config
+        self.text_config: Any = self.config.get_text_config()
+        self._rotary_of: dict[int, Rotary] = {}  # by decoder layer, once seen to be its own
 
     @classmethod
     def knows(cls, config: Any) -> bool:
@@ -177,8 +183,67 @@ class Adapter:
             return rotary(hidden, positions, self.layer_kind(layer))
         return rotary(hidden, positions)
 
+    def rotaries(self, layer: int) -> list[Rotary]:
+        """What may make the rotary embedding of a decoder layer, the likeliest first."""
+        return [partial(self.rotary, layer=layer)]
+
+    def rotary_at(
+        self, layer: int, positions: Tensor, given: tuple[Tensor, Tensor], given_positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """cos and sin that the model would give a decoder layer at other position ids.
+
+        Args:
+            positions: [B, P], or [axes, B, P] for M-RoPE, without the row that counts text.
+            given: cos and sin that the layer is given in this forward.
+            given_positions: what the model made them of, [B or 1, L] or [axes, B, L].
+
+        Raises:
+            UserError: nothing in the text model makes `given` of `given_positions`.
+        """
+        like = given[0]
+        rotary = self._rotary_of.get(layer)
+        if rotary is None:
+            choices = self.rotaries(layer)
+            distances = [distance(choice(like, given_positions.to(like.device)), given) for choice in choices]
+            best = min(distances)
+            if best > rounding(like):
+                raise UserError(
+                    f"Decoder layer {layer} of {self.family} gets positions by a rule that vlmprune does not know, so "
+                    "they cannot be re-numbered: prune with positions='original'."
+                )
+            rotary = choices[distances.index(best)]
+            if distances.count(best) == 1:  # else they may still differ at higher positions: look again next time
+                self._rotary_of[layer] = rotary
+        return rotary(like, positions.to(like.device))
+
+    def entering(self, features: Tensor, embeds: Tensor) -> Tensor | None:
+        """What must be added to projected features to make embeddings of them, or None if nothing.
+
+        Args:
+            features: [m, D] projected features of an image.
+            embeds: [m, D] what the language model was handed at their slots.
+
+        Returns:
+            None where these are the same, [D] the placeholder's embedding where the model adds that (Molmo 2).
+
+        Raises:
+            UserError: the one is made of the other in another way.
+        """
+        features = features.to(embeds)
+        if within_rounding(features, embeds):
+            return None
+        for token in set(self.placeholder_ids.values()):
+            placeholder = self.inner.get_input_embeddings()(torch.tensor(token, device=embeds.device)).to(embeds)
+            if within_rounding(features + placeholder, embeds):
+                return placeholder
+        raise UserError(
+            f"{self.family} changes the encoder's features before its language model sees them, in a way that vlmprune "
+            "does not know: methods that make new tokens cannot run on it, those that only drop tokens (divprune, "
+            "fastv, ...) can."
+        )
+
     def blocks(self, call: Mapping[str, Any]) -> Tensor | None:
-        """Tokens that see each other in both directions, in a call of `model.model` with these arguments.
+        """Tokens that see each other in both directions, in a call of `inner` with these arguments.
 
         Returns:
             [B, S] the number of each token's block, -1 for a token that attends causally; None when all do.
@@ -287,6 +352,24 @@ class Adapter:
             f"The vision encoder of {self.family} takes pictures of one size only: resize the picture before the "
             "processor instead."
         )
+
+
+def distance(found: Sequence[Tensor], given: Sequence[Tensor]) -> float:
+    """The largest difference between pairs of tensors that may differ in their first axis (1 or the batch)."""
+    if any(a.shape[1:] != b.shape[1:] for a, b in zip(found, given, strict=True)):
+        return float("inf")
+    return max(float((a - b).detach().abs().max()) for a, b in zip(found, given, strict=True))
+
+
+def rounding(values: Tensor) -> float:
+    """What rounding may make of numbers up to 1, twice over; in float32 also a cosine compiled otherwise."""
+    return max(1e-5, 2 * torch.finfo(values.dtype).eps)
+
+
+def within_rounding(found: Tensor, given: Tensor) -> bool:
+    """Whether tensors of one shape and dtype are equal but for the last bits."""
+    largest = float(given.detach().abs().max())
+    return float((found - given).detach().abs().max()) <= 4 * torch.finfo(given.dtype).eps * largest
 
 
 def attention_of(layer: Any) -> nn.Module:

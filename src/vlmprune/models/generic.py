@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from vlmprune.core.errors import UserError
 from vlmprune.core.view import Grid, TowerRows
-from vlmprune.models.base import Adapter, Slots, raster
-from vlmprune.models.layout import RECURRENT_KINDS, attends, placeholder, text_model_of
+from vlmprune.models.base import Adapter, Rotary, Slots, raster
+from vlmprune.models.layout import ATTENTION_KINDS, RECURRENT_KINDS, attends, placeholder, text_model_of
 from vlmprune.models.patches import layer_of_hidden_state
 
 TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "vision_embed_tokens")
@@ -34,8 +34,8 @@ class GenericAdapter(Adapter):
     a sample for some. Encoder statistics exist where every picture gives one tower token a slot, CLS apart.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
+    def __init__(self, model: nn.Module, inner: Any) -> None:
+        super().__init__(model, inner)
         self.family = self.config.model_type
         wanted = {"image": "get_image_features", "video": "get_video_features"}
         ids = {modality: placeholder(self.config, modality) for modality in wanted}
@@ -56,6 +56,19 @@ class GenericAdapter(Adapter):
         if name is None:
             raise UserError(f"The language model of {self.family} has no final norm by a name that vlmprune knows.")
         return getattr(self.text_model, name)
+
+    def rotaries(self, layer: int) -> list[Rotary]:
+        """All in the text model, as it may have several for its layers (Molmo 2), for each kind of layer."""
+        text, own = self.text_model, super().layer_kind(layer)
+        kinds = [own, *sorted({super(GenericAdapter, self).layer_kind(i) for i in range(len(text.layers))} - {own})]
+        others = [m for m in text.children() if any(name.endswith("inv_freq") for name, _ in m.named_buffers())]
+        found: list[Rotary] = []
+        for module in dict.fromkeys([text.rotary_emb, *others]):
+            if "layer_type" in inspect.signature(module.forward).parameters:
+                found += [partial(module, layer_type=kind) for kind in kinds if kind in ATTENTION_KINDS]
+            else:
+                found.append(module)
+        return found
 
     def layer_kind(self, layer: int) -> str:
         kind = super().layer_kind(layer)
@@ -95,7 +108,8 @@ class GenericAdapter(Adapter):
         if not isinstance(mask, Tensor):
             raise UserError(f"{self.family} makes attention masks of its own: use sdpa or eager attention to prune it.")
         seen = mask if mask.dtype == torch.bool else mask == 0
-        if bool(seen.triu(past + 1).any()):
+        before = min(past, mask.shape[-1] - mask.shape[-2])  # columns; a sliding window holds fewer than all
+        if bool(seen.triu(before + 1).any()):
             raise UserError(
                 f"In {self.family}, tokens of an image see each other in both directions, by a rule that vlmprune does "
                 "not know."
@@ -155,16 +169,17 @@ class GenericAdapter(Adapter):
         return None
 
     @cached_property
+    def _between(self) -> list[str]:
+        """Names of what stands between tower and text model, and of its parameters."""
+        inside = (self.tower, self.text_model)
+        modules = [module for name, module in self.inner.named_children() if module not in inside]
+        return [name.lower() for module in modules for name, _ in module.named_parameters(prefix=type(module).__name__)]
+
+    @property
     def _resamples(self) -> bool:
         """Whether something between tower and text model asks the patches by learned queries."""
-        inside = (self.tower, self.text_model)
-        between = [module for name, module in self.inner.named_children() if module not in inside]
-        names = [
-            name.lower() for module in between for name, _ in module.named_parameters(prefix=type(module).__name__)
-        ]
-        return any(
-            word in name for name in names for word in ("resampler", "perceiver", "qformer", "latents", ".query")
-        )
+        words = ("resampler", "perceiver", "qformer", "latents", ".query")
+        return any(word in name for name in self._between for word in words)
 
     def _refuse_statistics(self, reason: str) -> None:
         raise UserError(f"Methods that read the vision encoder cannot run on {self.family}: {reason}.")
@@ -202,6 +217,8 @@ class GenericAdapter(Adapter):
     def rows(self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor]) -> list[TowerRows]:
         if not chunks:
             self._refuse_statistics("its vision encoder does not use transformers' attention functions")
+        if any(".q_proj" in name for name in self._between):  # it may pool patches in any order (Molmo 2)
+            self._refuse_statistics("attention stands between its vision encoder and the language model")
         sizes = {tuple(chunk.shape[1:2]) for chunk in chunks}
         pictures = sum(len(chunk) for chunk in chunks)
         cls = int(self.has_cls)

@@ -14,22 +14,19 @@ ATTENTION_KINDS = ("full_attention", "sliding_attention")
 RECURRENT_KINDS = ("linear_attention", "conv")  # layers with a state instead of keys a token
 
 
-def misfit(model: Any) -> str | None:
-    """What was looked for in a model and is missing, or why its decoder cannot be cut; None where all is there."""
-    inner, config = getattr(model, "model", None), getattr(model, "config", None)
-    if not isinstance(inner, nn.Module):
-        return "looked for model.model, found none"
-    text = text_model_of(inner)
+def misfit(inner: Any) -> str | None:
+    """What was looked for in a multimodal model and is missing, or why its decoder cannot be cut; None if nothing."""
+    text, config = text_model_of(inner), inner.config
     if text is None:
-        return "looked for model.model.language_model or model.model.text_model, found neither"
+        return f"looked for {' or '.join(TEXT_MODELS)} in its {type(inner).__name__}, found neither"
     if not hasattr(inner, "get_image_features"):
-        return "looked for model.model.get_image_features, found none"
+        return f"looked for get_image_features in its {type(inner).__name__}, found none"
     for part in ("layers", "rotary_emb"):
         if not hasattr(text, part):
             return f"looked for {part} in its {type(text).__name__}, found none"
     if placeholder(config, "image") is None:
         return "looked for image_token_id or image_token_index in its config, found neither"
-    return _uncuttable(text, config.get_text_config())  # type: ignore[union-attr]
+    return _uncuttable(text, config.get_text_config())
 
 
 def _uncuttable(text: Any, config: Any) -> str | None:
@@ -45,13 +42,18 @@ def _uncuttable(text: Any, config: Any) -> str | None:
         arguments = inspect.signature(layer.forward).parameters
         if "position_embeddings" not in arguments:
             return "looked for position_embeddings among the arguments of its decoder layers, found none"
-        if kinds[number] in ATTENTION_KINDS and not attends([layer]):
+        if kinds[number] not in ATTENTION_KINDS:
+            continue
+        if not attends([layer]):
             return f"looked for self_attn, attn or attention in decoder layer {number}, found none"
+        if not getattr(attention_of(layer), "is_causal", True):
+            return f"decoder layer {number} attends in both directions, and vlmprune makes causal masks"
     return None
 
 
 def text_model_of(inner: Any) -> Any:
-    return next((getattr(inner, name) for name in TEXT_MODELS if hasattr(inner, name)), None)
+    found = (getattr(inner, name, None) for name in TEXT_MODELS)
+    return next((module for module in found if isinstance(module, nn.Module)), None)
 
 
 def placeholder(config: Any, modality: str) -> int | None:

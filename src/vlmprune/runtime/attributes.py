@@ -38,10 +38,10 @@ class Attachments:
         self._plain_copies(module)
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
-    def after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """Run `hook(module, args, output)` after each call of the module, with None for output where it raised."""
+    def after(self, module: nn.Module, hook: Callable[..., Any], always: bool = True) -> None:
+        """Run `hook(module, args, output)` after each call of the module; `always`: with None where it raised, too."""
         self._plain_copies(module)
-        self._handles.append(module.register_forward_hook(hook, always_call=True))
+        self._handles.append(module.register_forward_hook(hook, always_call=always))
 
     def undo(self) -> None:
         for handle in self._handles:

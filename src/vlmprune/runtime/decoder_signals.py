@@ -52,6 +52,7 @@ class LayerTap:
 
     def __init__(self, adapter: Adapter, layer: int, needs: list[Need], hidden: Tensor) -> None:
         self.layer = layer
+        self.rotary: tuple[Tensor, Tensor] | None = None  # cos and sin that the layer was called with
         self.input = hidden if any(isinstance(need, LayerInput) for need in needs) else None
         self.mlp_input: Tensor | None = None
         self._capture: Capture | None = None
@@ -176,12 +177,9 @@ class DecoderReader:
         return prompt[(self.layout.image[row, prompt] < 0) & (prompt > tokens.max())]
 
     def _gain(self, row: int, queries: Tensor, keys: Tensor) -> Tensor:
-        call, positions = self.call, self.segment.positions
-        assert call is not None
-        if positions.ndim == 3 and positions.shape[0] == 4:  # beside the three axes, one that counts tokens
-            positions = positions[1:]
-        cos, sin = self.adapter.rotary(self.hidden, positions.to(self.hidden.device), self.layer)
-        cos, sin = (turn[row if len(turn) > 1 else 0].float().to(self.device) for turn in (cos, sin))
+        call = self.call
+        assert call is not None and self.tap is not None and self.tap.rotary is not None
+        cos, sin = (turn[row if len(turn) > 1 else 0].float().to(self.device) for turn in self.tap.rotary)
         half = cos.shape[-1] // 2
         ones = torch.cat([(cos - sin)[:, :half], (cos + sin)[:, half:]], dim=1)
         still = call.query.shape[-1] - 2 * half  # dimensions that are not rotated

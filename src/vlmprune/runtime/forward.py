@@ -83,7 +83,7 @@ class Forward:
             row = mask[:, 0, -1, : past + self.length]  # the last query sees exactly the real tokens
             mask = (row if row.dtype == torch.bool else row == 0).expand(self.batch, -1)[:, -self.length :]
         counted = mask.shape[1] if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        if self.state is not None and counted not in (None, self.length, self.past_places + self.length):
+        if counted not in (None, self.length, self.past_places + self.length):
             self.expected.surprise(
                 f"The attention mask counts {counted} tokens where {self.past_places + self.length} have been fed"
             )
@@ -244,7 +244,11 @@ class Forward:
                 layout.slot[row, here] = now.slots.to(self.device)
                 layout.origin[row, here] = now.origin.to(self.device)
                 if now.features is not None:
-                    embeds[row, here] = now.features.to(embeds)
+                    image = prompt.rows[row][number]
+                    at = image.columns[image.tokens.slots]
+                    added = self.adapter.entering(image.tokens.features, self.embeds[row, at])
+                    made = now.features.to(embeds)
+                    embeds[row, here] = made if added is None else made + added
         for segment in self.segments:
             segment.index = None  # from here on, counted among the tokens that enter layer 0
         return embeds
@@ -289,9 +293,11 @@ class Forward:
             start = time.perf_counter()
             self._fuse(number, segment, self.prompt)
             self.seconds += time.perf_counter() - start
-        if not self.changing:
+        own = self._own_arguments(segment, number, hidden, given) if self.changing else None
+        if self._tap is not None:
+            self._tap.rotary = given[ROTARY] if own is None else own[ROTARY]
+        if own is None:
             return None
-        own = self._own_arguments(segment, number, hidden, given)
         self.watch.own = own
         return {**given, **own, HIDDEN: hidden}
 
@@ -396,28 +402,32 @@ class Forward:
         """What a decoder layer is given instead of the text model's own mask and the positions of layer 0's tokens."""
         return {
             MASK: self.masks.make(segment, number, hidden, cache_in(given)),
-            ROTARY: self._rotary(segment, number, hidden, given[ROTARY]),
+            ROTARY: self._rotary(segment, number, given[ROTARY]),
             POSITIONS: self._ids(segment),
         }
 
-    def _rotary(
-        self, segment: Segment, layer: int, hidden: Tensor, incoming: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _rotary(self, segment: Segment, layer: int, incoming: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         if segment.own_positions:
-            key: object = ("rotary", self.adapter.layer_kind(layer), hidden.device)
+            key: object = ("rotary", id(incoming[0]))
             if key not in segment.memo:
-                # Not `text_row`: a further turn's ids come on one axis, and are spread over those that were lowered.
-                text_row = segment.positions.ndim == 3 and segment.positions.shape[0] == 4
-                positions = segment.positions[1:] if text_row else segment.positions
+                new, old = self._rotary_ids(segment), self._rotary_ids(self.segments[0])
                 with self.watch.looking_ahead():
-                    segment.memo[key] = self.adapter.rotary(hidden, positions.to(hidden.device), layer)
-            return segment.memo[key]
+                    found = self.adapter.rotary_at(layer, new, incoming, old)
+                segment.memo[key] = incoming, found  # kept, lest another pair get its id
+            return segment.memo[key][1]
         if segment.index is None:
             return incoming
         cos, sin = incoming
         if id(cos) not in segment.memo:  # a model may have a pair for each kind of layer
-            segment.memo[id(cos)] = (gather_rows(cos, segment.index), gather_rows(sin, segment.index))
-        return segment.memo[id(cos)]
+            taken = gather_rows(cos, segment.index), gather_rows(sin, segment.index)
+            segment.memo[id(cos)] = incoming, taken  # likewise
+        return segment.memo[id(cos)][1]
+
+    def _rotary_ids(self, segment: Segment) -> Tensor:
+        """Its position ids without the row that counts text."""
+        # Not `text_row`: a further turn's ids come on one axis, and are spread over those that were lowered.
+        text_row = segment.positions.ndim == 3 and segment.positions.shape[0] == 4
+        return segment.positions[1:] if text_row else segment.positions
 
     # ------------------------------------------------------------------ afterwards
 

@@ -72,6 +72,7 @@ def masking_oracle(
     def note_masks(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = kwargs.get("attention_mask")
         whole["full"] = given.get("full_attention") if isinstance(given, dict) else None
+        run.note_positions(kwargs.get("position_ids"))
 
     def hook_for(number: int) -> Any:
         stage, kind = run.stage_of(number), run.adapter.layer_kind(number)
@@ -87,9 +88,11 @@ def masking_oracle(
                 sees = run.as_bool(kwargs.get("attention_mask"))  # the unpruned model's own
             # A query that may see nothing (padding) sees itself, lest its softmax be NaN.
             allowed = (sees & run.seen(number)) | run.itself
-            if (stage, kind) not in rotary:
-                rotary[stage, kind] = run.adapter.rotary(hidden, run.positions[stage], number)
-            changed = {"attention_mask": run.as_mask(allowed, hidden), "position_embeddings": rotary[stage, kind]}
+            given = kwargs["position_embeddings"]
+            key = stage, id(given[0])  # of a pair that lives as long as the forward
+            if key not in rotary:
+                rotary[key] = run.adapter.rotary_at(number, run.positions[stage], given, run.given_positions)
+            changed = {"attention_mask": run.as_mask(allowed, hidden), "position_embeddings": rotary[key]}
             return args, {**kwargs, **changed, "position_ids": run.ids(stage)}
 
         return hook
@@ -124,7 +127,9 @@ def cutting_oracle(
             recurrent = run.adapter.layer_kind(number) == "linear_attention"
             changed = {
                 "attention_mask": None if recurrent else run.as_mask(causal, hidden),
-                "position_embeddings": run.adapter.rotary(hidden, run.positions[stage][..., columns], number),
+                "position_embeddings": run.adapter.rotary_at(
+                    number, run.positions[stage][..., columns], kwargs["position_embeddings"], run.given_positions
+                ),
                 "position_ids": run.ids(stage, columns),
             }
             return (hidden, *args[1:]) if args else (), {
@@ -135,7 +140,10 @@ def cutting_oracle(
 
         return hook
 
-    return run.logits(hook_for)
+    def note_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        run.note_positions(kwargs.get("position_ids"))
+
+    return run.logits(hook_for, run.adapter.text_model.register_forward_pre_hook(note_positions, with_kwargs=True))
 
 
 class _Reference:
@@ -168,6 +176,11 @@ class _Reference:
             before = self.positions[max(at for at in self.positions if at <= layer)]
             compact = policies.get(layer) == "compact"
             self.positions[layer] = _renumber(before, self.visible[layer], self.image) if compact else before
+
+    def note_positions(self, given: Tensor | None) -> None:
+        """What the model itself counts: [B or 1, S] or [axes, B, S], without the row that counts text."""
+        ids = torch.arange(self.length, device=self.device)[None] if given is None else given
+        self.given_positions = ids[1:] if ids.ndim == 3 and ids.shape[0] == 4 else ids
 
     def seen(self, layer: int) -> Tensor:
         """[B, S, S] columns that are there for each query: what is decoded finds trimmed caches."""

@@ -26,6 +26,7 @@ from vlmprune.runtime.cache import session_closed, session_opened, state_of
 from vlmprune.runtime.candidates import watch_candidates
 from vlmprune.runtime.expected import EMBEDS, MASK, cache_in, interface, interface_of
 from vlmprune.runtime.flow import Prompt, PromptImage
+from vlmprune.runtime.head import Head, can_generate
 from vlmprune.runtime.select import check_budgets
 from vlmprune.runtime.text import Call, TextHooks
 from vlmprune.runtime.vision import (
@@ -56,8 +57,8 @@ def prune(
     """Prune the visual tokens of an unmodified transformers model inside a `with` block.
 
     Args:
-        model: a vision-language model such as `LlavaForConditionalGeneration`, also inside PEFT's or torch.compile's
-            wrapper.
+        model: a vision-language model such as `LlavaForConditionalGeneration`, one with another head (ColPali) or none
+            (`AutoModel`); also inside PEFT's, torch.compile's or DDP's wrapper, or a pipeline. Pass what you call.
         method: a name (`"hiprune"`), a recipe (`"divprune:0.333 > fastv@2:0.333"`), or such an object.
         keep: share of each image's visual tokens in (0, 1], or a number of tokens an image. A list has one for each
             image or video of a prompt, in prompt order, `[0.5, 0.1]` for every sample or `[[0.5, 0.1], [64]]` sample by
@@ -99,7 +100,9 @@ class Session:
     ) -> None:
         self.recipe, self.adapter = recipe, adapter_for(model)
         self.model = self.adapter.model
-        self._called = [self.model] if self.model is model else [self.model, model]  # and what is wrapped around it
+        self._called = [self.model]
+        if isinstance(model, nn.Module) and model is not self.model:  # what is wrapped around it; not a pipeline
+            self._called.append(model)
         recipe.check(self.adapter.info)
         self._text = TextHooks(self.adapter, recipe, positions, seed, text_tower)
         if text_tower is not None and self.text is not None:
@@ -155,13 +158,19 @@ class Session:
             VisionWrapper(self.adapter, modality, [self.recipe], first, self._seen).install(self._attached)
         for module in self._called:  # PEFT's wrapper calls forward, past the hooks of the model inside
             self._attached.pre_hook(module, self._before_model)
+        if not can_generate(self.model) and self.adapter.inner is not self.model:
+            Head(self.adapter, lambda: self.last).install(self._attached)  # before the hook that reads the images
         self._attached.pre_hook(self.adapter.inner, self._before_inner)
         self._attached.after(self.adapter.inner, self._after_inner)
+        if can_generate(self.model):
+            self._watch_generate()
+        self._text.install(self._attached)
+
+    def _watch_generate(self) -> None:
         self._refuse_chunks()
         self._watch_generate_mask()
         trims = any(stage.method.trims_cache for stage in self._text.at_layer.values())
         watch_candidates(self._attached, self.model, hold_back=trims)
-        self._text.install(self._attached)
 
     def _remove(self) -> None:
         self._text.remove()
