@@ -60,7 +60,7 @@ SELECTION = {
             "test_equals_the_oracle",
             "test_budget_is_exact_and_a_batch_is_each_sample_alone",
         ),
-        {"name": ("aya_vision", "mistral3", "vipllava", "lfm2_vl", "gemma4")},
+        {"name": ("aya_vision", "mistral3", "deepseek_vl", "lfm2_vl", "gemma4")},
     ),
     "test_session.py": Part(("test_the_model_is_what_it_was", "test_an_adopted_cache_outside_its_context")),
     "test_deprecations.py": Part(),
