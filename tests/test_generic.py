@@ -449,10 +449,10 @@ def test_masks() -> None:
     cache = transformers.DynamicCache()  # of nine tokens, of which a sliding window shows the last two
     cache.update(torch.zeros(1, 1, 9, 8), torch.zeros(1, 1, 9, 8), 0)
     window = torch.nn.functional.pad(causal[..., :4], (2, 0), value=True)
-    adapter.check_prompt({**call, "attention_mask": window, "past_key_values": cache})
+    adapter.check_prompt({**call, "attention_mask": window, "cache": cache})
     window[..., 1, 4] = True
     with pytest.raises(UserError, match="in both directions"):
-        adapter.check_prompt({**call, "attention_mask": window, "past_key_values": cache})
+        adapter.check_prompt({**call, "attention_mask": window, "cache": cache})
 
 
 def small(name: str, **parts: Any) -> Any:

@@ -12,6 +12,7 @@ import torch
 from tiny_images import Arguments, Kind, Place, paint
 from tiny_models import IMAGE, LAYERS, PAD, SUPPRESSED, VIDEO, VOCABULARY, strengthen
 from torch import Tensor
+from versions import named
 
 __all__ = [
     "FAMILIES", "IMAGE", "LAYERS", "PAD", "SUPPRESSED", "VIDEO", "VOCABULARY", "Family", "alone", "image_numbers",
@@ -177,7 +178,7 @@ def _batch(family: Family, rows: list[Row]) -> dict[str, Tensor]:
         name, (text, image, video) = family.types
         ids = inputs["input_ids"]
         inputs[name] = torch.where(ids == IMAGE, image, torch.where(ids == VIDEO, video, text)).int()
-    return family.joined(inputs)
+    return named(family.name, family.joined(inputs))
 
 
 def prompt(family: Family, samples: list[Sample], seed: int = 0, text: int = 7) -> dict[str, Tensor]:

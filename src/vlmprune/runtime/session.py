@@ -219,6 +219,8 @@ class Session:
             raise UserError(
                 "A pruned model has fewer logits than labels: pass no labels, or run outside vlmprune.prune()."
             )
+        if (ids := interface_of(module).named(args, kwargs).get("input_ids")) is not None:
+            self._text.running.ids = ids  # a head may hand on embeddings of them
         logits = kwargs.get("logits_to_keep", 0)
         self._now.tail = max(0, logits - 1) if isinstance(logits, int) else 0
         return args, {**kwargs, "labels": None} if labels is not None else kwargs
@@ -326,7 +328,8 @@ class Session:
         copies = 1
         tokens = self.adapter.placeholder_ids
         seen = {tokens[modality] for modality in records}  # an id may stand for images and videos
-        for modality, mask in masks.items():
+        for modality in sorted(masks, key=lambda modality: modality not in records):
+            mask = masks[modality]
             images = records[modality].images if modality in records else []
             slots, features = int(mask.sum()), sum(image.count for image in images)
             copies = max(copies, slots // max(1, features)) if features else copies
@@ -408,7 +411,7 @@ def encode_images(
         if rest.get(adapter.pixels[modality]) is None:
             continue
         wrapper = VisionWrapper(adapter, modality, sharing, None, lambda modality, record: None)
-        known = inspect.signature(getattr(adapter.inner, name)).parameters
+        known = [adapter.renamed.get(key, key) for key in inspect.signature(getattr(adapter.inner, name)).parameters]
         outputs[modality] = wrapper.run({key: rest[key] for key in known if rest.get(key) is not None})
         outputs[modality].vlmprune_record.shared = True
         del rest[adapter.pixels[modality]]

@@ -228,7 +228,7 @@ class VisionWrapper:
         """
         with _ENCODING:
             if self.running:  # get_video_features of some families calls get_image_features
-                return self.original(**call)
+                return self._encode(call)
             called = copy.copy(self)
             called.adapter = self.adapter.called_with(self.name, call)
             called.keys = encoder_keys(called.adapter, self.recipes)
@@ -251,7 +251,7 @@ class VisionWrapper:
         try:
             _RUNNING.add(id(self.adapter.inner))
             with capture([modules[layer] for layer in layers]) as calls:
-                output = self.original(**{**used, "return_dict": True})
+                output = self._encode({**used, "return_dict": True})
         finally:
             _RUNNING.discard(id(self.adapter.inner))
             if handle is not None:
@@ -275,6 +275,12 @@ class VisionWrapper:
         self.seen(self.modality, record)
         return output
 
+    def _encode(self, call: dict[str, Any]) -> Any:
+        """The model's own function, by the names that this version of it knows."""
+        stated = inspect.signature(self.original).parameters
+        older = {new: old for old, new in self.adapter.renamed.items() if old in stated and new not in stated}
+        return self.original(**{older.get(name, name): value for name, value in call.items()})
+
     @property
     def running(self) -> bool:
         return id(self.adapter.inner) in _RUNNING
@@ -297,7 +303,7 @@ class VisionWrapper:
             return plain._encoded(call)
         layers = adapter.encoder_layers(self.modality)[: adapter.used_layer + 1]
         with EncoderMerging(stage.method, layers, count, keep, adapter.has_cls, adapter.family) as merging:
-            output = self.original(**{**call, "return_dict": True})
+            output = self._encode({**call, "return_dict": True})
         record = VisionRecord([])
         features = adapter.features(self.modality, call, output.pooler_output)
         for rows, place, anchors in zip(features, places, merging.anchors(), strict=True):
