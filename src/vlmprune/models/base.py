@@ -107,9 +107,10 @@ class Adapter:
     def decoder_attention(self, layer: int) -> nn.Module:
         """The module of decoder layer `layer` that calls the attention function."""
         if self.layer_kind(layer) == "linear_attention":
+            after = [str(read + 1) for read in self.attention_layers if read + 1 < len(self.decoder_layers)]
             raise UserError(
-                f"Decoder layer {layer} of this model has no attention map (it is a linear attention layer): choose a "
-                f"layer after one of {', '.join(map(str, self.attention_layers))}."
+                f"Decoder layer {layer} of this model has no attention map (it is a linear attention layer): act before "
+                f"one of the layers {', '.join(after)}, which follow one that has."
             )
         return attention_of(self.decoder_layers[layer])
 
