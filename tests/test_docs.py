@@ -493,6 +493,13 @@ def test_an_environment_of_the_users_own_is_kept(checkout: Path) -> None:
     assert (checkout / ".venv" / "own").exists()
 
 
+def test_a_folder_of_the_users_own_that_is_no_environment_is_kept(checkout: Path, capsys: Any) -> None:
+    (checkout / ".venv").mkdir()
+    (checkout / ".venv" / "notes.txt").write_text("mine")
+    assert runner.main(["pytest"]) == 2 and "move it away" in capsys.readouterr().err
+    assert (checkout / ".venv" / "notes.txt").read_text() == "mine" and not (checkout / "steps").exists()
+
+
 def test_a_checkout_that_was_moved_is_set_up_anew(checkout: Path) -> None:
     steps(checkout)
     mark = checkout / ".venv" / "vlmprune.json"

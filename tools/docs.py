@@ -232,7 +232,7 @@ def draw_pictures() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     example_samples(FIXED)[0].image.save(IMAGES / "scene.png")
     for name, (picture, (_, question, _, method)) in RUNS.items():
-        run_image(ROOT / picture, question, method=method, keep=parse_keep(RUN_KEEP), overlay=IMAGES / name)
+        run_image(ROOT / picture, question, method=method, keep=parse_keep(RUN_KEEP), overlay=IMAGES / name, force=True)
 
 
 def picture(name: str, text: str) -> Callable[[], str]:

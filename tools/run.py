@@ -34,6 +34,8 @@ def main(command: list[str]) -> int:
         return complain("Say what to run: python3 tools/run.py vlmprune bench, or python3 tools/run.py pytest.")
     try:
         with alone() as lock:
+            if foreign():
+                return complain(f"{VENV} is not an environment of this tool and holds no Python: move it away.")
             set_up(lock)
     except KeyboardInterrupt:
         complain("Interrupted: the same command starts the set-up afresh.")
@@ -79,9 +81,9 @@ def set_up(lock: tuple[int, ...]) -> None:
     # made by another Python is made anew.
     ours_and_stale = found is not None and any(found.get(key) != wanted[key] for key in ("place", "python"))
     if not works or ours_and_stale:
-        shutil.rmtree(VENV, ignore_errors=True)
-        VENV.mkdir()
+        VENV.mkdir(exist_ok=True)
         MARK.write_text("{}", encoding="utf-8")
+        clear()
         call(lock, getattr(sys, "_base_executable", sys.executable), "-m", "venv", str(VENV))
     elif found is not None:
         MARK.write_text("{}", encoding="utf-8")
@@ -89,6 +91,20 @@ def set_up(lock: tuple[int, ...]) -> None:
     held = {"PIP_CONSTRAINT": "constraints.txt", "PIP_BUILD_CONSTRAINT": "constraints.txt"}
     call(lock, str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "-e", ".[dev]", **held)
     MARK.write_text(json.dumps(wanted), encoding="utf-8")
+
+
+def foreign() -> bool:
+    """Whether there is a `.venv` that this tool neither made nor can install into."""
+    return VENV.exists() and found_state() is None and not PYTHON.exists() and any(VENV.iterdir())
+
+
+def clear() -> None:
+    """Empty `.venv` but for its mark, so that a set-up killed in between still knows that it is ours."""
+    for child in VENV.iterdir():
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child, ignore_errors=True)
+        elif child != MARK:
+            child.unlink()
 
 
 def wanted_state() -> dict[str, str]:

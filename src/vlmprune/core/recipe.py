@@ -85,7 +85,7 @@ def _places(stage: Stage, info: ModelInfo) -> list[int]:
 
 
 def _clash(stages: Sequence[Stage], info: ModelInfo) -> str | None:
-    """What keeps the stages from acting in the order they stand in; only before the LLM may several act at one place."""
+    """What keeps the stages from acting in this order; only before the LLM may several act at one place."""
     acted = [(place, stage) for stage in stages for place in _places(stage, info)]
     for (last, before), (place, stage) in pairwise(acted):
         if place < last:
@@ -104,7 +104,8 @@ def _in_order(stages: Sequence[Stage], info: ModelInfo) -> str | None:
         if places and BEFORE_LLM < places[0] <= last and isinstance(getattr(stage.method, "layer", None), int):
             if last + 1 >= info.decoder_layers:
                 return None
-            stage = replace(stage, method=replace(stage.method, layer=last + 1))
+            behind: Any = {"layer": last + 1}
+            stage = replace(stage, method=replace(stage.method, **behind))
             places = _places(stage, info)
         ordered.append(stage)
         last = max([last, *places])

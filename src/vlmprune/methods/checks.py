@@ -60,8 +60,8 @@ def average_too_small(name: str, average: float, first: int, depth: int) -> User
     least = (first * 1000 // depth + 1) / 1000  # the first number of three digits above first / depth
     earlier = " or an earlier layer" if first > 1 else ""
     return UserError(
-        f"{name}: the first {first} of {depth} layers see every token, so that an average of {average:.3g} cannot be "
-        f"met: give a budget of {least} or more{earlier}."
+        f"{name}: the {first} of {depth} layers before it see every token, so that an average of {average:.3g} cannot "
+        f"be met: give a budget of {least} or more{earlier}."
     )
 
 

@@ -59,7 +59,7 @@ class VTW(Method):
         if self.layer is not None:
             return (self,)
         if not isinstance(keep, float):
-            raise UserError(f"vtw drops all tokens of an image at once: a budget of {keep} tokens is not a share of layers, as 0.5 is.")
+            raise UserError(f"vtw drops all tokens of an image: {keep} of them is not a share of layers, as 0.5 is.")
         layer = max(1, round(keep * info.decoder_layers))
         return () if layer >= info.decoder_layers else (replace(self, layer=layer),)
 
