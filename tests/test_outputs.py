@@ -7,9 +7,10 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fake_results import right_but, small
+from fake_results import fill
 from PIL import Image
 from tiny_folder import save_llava
 
@@ -20,6 +21,7 @@ from vlmprune.calibration import Fit
 from vlmprune.core.errors import UserError
 from vlmprune.core.outputs import EXTENSIONS, FOLDER_MARK, check_picture, save_picture
 
+SMALL: dict[str, Any] = {"models": ["llava"], "methods": ["random"], "keeps": [0.25], "tasks": ["synth-ocr"], "n": 4}
 QUESTION = ["-q", "What is it?", "--method", "random", "--keep", "0.5"]
 
 
@@ -37,9 +39,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_nothing(*_: object, **__: object) -> None:
         raise AssertionError("the work has begun")
 
-    for module in [module for name, module in sys.modules.items() if name.startswith("vlmprune")]:
-        if getattr(module, "load_model", None) is load.load_model:
-            monkeypatch.setattr(module, "load_model", load_nothing)
+    monkeypatch.setattr(load, "_load", load_nothing)
 
 
 def same(path: Path) -> Path:
@@ -159,7 +159,7 @@ def test_bench_does_not_fill_the_folder_of_the_model_it_reads(model: str, capsys
 
 
 def test_report_overwrites_no_folder_of_the_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small(tmp_path, right_but(0), tasks=["synth-ocr"])
+    fill(tmp_path, **SMALL)
     mine = tmp_path / "report" / "index.html"
     mine.parent.mkdir()
     mine.write_text("mine")
@@ -173,7 +173,7 @@ def test_a_result_folder_is_known_by_its_mark_or_its_comparison(tmp_path: Path) 
     folder = tmp_path / "results"
     Store(folder).close()  # killed before it had any result
     Store(folder).close()
-    small(tmp_path / "moved", right_but(0), tasks=["synth-ocr"])
+    fill(tmp_path / "moved", **SMALL)
     (tmp_path / "moved" / FOLDER_MARK).unlink(missing_ok=True)  # copied without hidden files
     Store(tmp_path / "moved").close()
 

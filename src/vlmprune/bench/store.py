@@ -2,6 +2,7 @@
 
 Layout of a result folder:
 
+    .vlmprune                             that vlmprune may write here; locked by the process that does
     comparison.json                       which runs the tables compare (see `Store.compare`)
     runs/MODEL/TASK/METHOD-KEY.jsonl      one line a sample, appended as replies come
     runs/MODEL/TASK/METHOD-KEY.json       written once, when every sample is there

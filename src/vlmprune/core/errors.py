@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 _ALONE = object()
@@ -26,7 +27,7 @@ class Option:
     def typed(self) -> str:
         """As the command line spells it; a switch, whose value is True, stands alone."""
         flag = "--" + self.name.replace("_", "-")
-        return flag if self.value is _ALONE or self.value is True else f"{flag} {self.value}"
+        return flag if self.value is _ALONE or self.value is True else f"{flag} {shlex.quote(str(self.value))}"
 
 
 class UserError(ValueError):
