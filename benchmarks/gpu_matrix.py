@@ -46,6 +46,8 @@ from transformers.utils.logging import set_verbosity_error
 import vlmprune
 from vlmprune.bench.load import machine
 from vlmprune.bench.store import write_json
+from vlmprune.core.errors import UserError
+from vlmprune.core.outputs import check_file
 from vlmprune.models import adapter_for
 from vlmprune.runtime.oracle import cutting_oracle, is_recurrent, masking_oracle
 
@@ -336,6 +338,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, default=4, help="decoder layers of the larger geometries (default: 4)")
     parser.add_argument("--new-tokens", type=int, help="tokens to generate (default: 12, on a CPU 4)")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--force", action="store_true", help="overwrite a file that is there")
     args = parser.parse_args(arguments)
     args.device = "cuda" if torch.cuda.is_available() else "cpu"
     args.new_tokens = args.new_tokens or (12 if args.device == "cuda" else 4)
@@ -345,6 +348,11 @@ def main(arguments: list[str] | None = None) -> int:
         for name in given:
             if name not in known:
                 parser.error(f"there is no {kind} {name!r}: choose from {', '.join(known)}")
+    try:
+        if args.out:
+            check_file(args.out, "report", force=args.force)
+    except UserError as error:
+        parser.error(error.typed)
     set_verbosity_error()
     torch._logging.set_logs(dynamo=logging.ERROR)  # graph breaks are counted, not told
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

@@ -30,6 +30,7 @@ from vlmprune.bench.tasks import TASKS, canvas_for
 from vlmprune.bench.timing import Spread, Timing, measure
 from vlmprune.core.budget import parse_keep
 from vlmprune.core.errors import UserError
+from vlmprune.core.outputs import check_file
 
 RANDOM = ("llava-1.5-7b", "qwen2.5-vl-7b")
 TEXT_TOKENS = 40
@@ -134,15 +135,18 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--force", action="store_true", help="overwrite a file that is there")
     args = parser.parse_args()
     if args.new_tokens < 2:
         parser.error("--new-tokens must be at least 2")
     logging.set_verbosity_error()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        if args.out:
+            check_file(args.out, "report", force=args.force)
         recipes = [None, *(v.recipe for text in split_methods(args.methods) for v in variants_of(text, [args.keep]))]
     except UserError as error:
-        parser.error(str(error))
+        parser.error(error.typed)
     console = Console()
     if not console.is_terminal:  # a log or a pipe has no width to fit
         console = Console(width=200)
@@ -155,7 +159,7 @@ def main() -> None:
                 else loaded_model(name, args.batch)
             )
         except UserError as error:
-            parser.error(str(error))
+            parser.error(error.typed)
         timings = measure(model, inputs, recipes, args.new_tokens, args.repeats)
         place = machine(model)
         console.print(sheet(f"{name}, batch {args.batch}, {place['device']}: milliseconds, median (range)", timings))

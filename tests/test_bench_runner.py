@@ -53,7 +53,7 @@ def content(out: Path) -> dict[str, object]:
     """Everything in a result folder but where and from which commit it was made."""
     files: dict[str, object] = {}
     for path in sorted(out.rglob("*")):
-        if path.is_file() and path.name != ".lock":
+        if path.is_file() and path.name != ".vlmprune":
             data: object = path.read_bytes()
             if path.suffix == ".json":
                 data = {**json.loads(path.read_text()), "made": 0}

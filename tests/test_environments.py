@@ -127,6 +127,13 @@ def test_an_interrupted_set_up_starts_afresh(checkout: Path, monkeypatch: pytest
     assert not (checkout / ".venv" / "half-installed").exists()
 
 
+def test_a_folder_of_the_users_own_that_is_no_environment_is_kept(checkout: Path, capsys: Any) -> None:
+    (checkout / ".venv").mkdir()
+    (checkout / ".venv" / "notes.txt").write_text("mine")
+    assert runner.main(["pytest"]) == 2 and "move it away" in capsys.readouterr().err
+    assert (checkout / ".venv" / "notes.txt").read_text() == "mine" and not (checkout / "steps").exists()
+
+
 def test_an_environment_of_the_users_own_is_kept(checkout: Path) -> None:
     (checkout / ".venv" / "bin").mkdir(parents=True)
     for name in ("bin/python", "own"):

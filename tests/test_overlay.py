@@ -16,11 +16,12 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 import vlmprune
 from vlmprune.core.errors import UserError
+from vlmprune.core.outputs import check_picture
 from vlmprune.core.report import RunReport
 from vlmprune.core.view import Grid, Whole
 from vlmprune.report import draw, draw_run, overlay, run_image
 from vlmprune.report.overlay import CONTOUR, Window, coarsen, fit, seen_window, sheet
-from vlmprune.report.run import check_picture_path, open_image
+from vlmprune.report.run import open_image
 from vlmprune.runtime.vision import cell_slots
 
 
@@ -288,7 +289,7 @@ def test_mistakes_are_found_before_a_model_is_loaded(arguments: dict[str, Any], 
 def test_an_overlay_may_not_replace_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a.png").mkdir()
     with pytest.raises(UserError, match="is a folder"):
-        check_picture_path(tmp_path / "a.png")
+        check_picture(tmp_path / "a.png", "overlay")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from vlmprune.bench.store import Run
 from vlmprune.bench.table import Table, build_tables
 from vlmprune.bench.tasks import Sample
 from vlmprune.core.errors import UserError
+from vlmprune.core.outputs import FOLDER_MARK
 from vlmprune.report import build, write_examples
 from vlmprune.report import tables as shown
 from vlmprune.report.examples import load_examples
@@ -208,7 +209,8 @@ def test_a_method_stands_near_its_tokens_however_many_there_are(count: int, tmp_
 
 def files_of(folder: Path) -> dict[str, bytes]:
     report = folder / "report"
-    return {str(path.relative_to(report)): path.read_bytes() for path in sorted(report.rglob("*")) if path.is_file()}
+    written = (path for path in sorted(report.rglob("*")) if path.is_file() and path.name != FOLDER_MARK)
+    return {str(path.relative_to(report)): path.read_bytes() for path in written}
 
 
 EXAMPLE = {

@@ -238,7 +238,7 @@ def test_unsupported_models(model: Any, found: str, step: str) -> None:
         ({"method": "divprune"}, "needs a budget"),
         ({"method": "fastv", "keep": 0.3, "layer": 4}, "cannot act before decoder layer 4"),
         ({"method": "fastv", "keep": 0.3, "layer": 0}, "layer=0"),
-        ({"method": "fastv:0.5 > divprune:0.5"}, "order in which they act"),
+        ({"method": "fastv:0.5 > divprune:0.5"}, "write 'divprune:0.5 > fastv@2:0.5'"),
         ({"method": "random", "keep": 0.3, "seed": "one"}, "must be a whole number"),
         ({"method": "divprune", "keep": 0.3, "positions": "shuffled"}, "choose from original and compact"),
         ({"method": "hiprune", "keep": 0.3, "beta": 1}, "has no option 'beta'"),

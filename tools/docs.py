@@ -49,9 +49,8 @@ ABOUT_ALL = """\
 Means over the tasks, as on the [page of the default run](results.md), which has them one by one with their
 intervals for eight methods; `benchmarks/results/all-methods.csv` has them of all, with operations by the three
 formulas. *kept* is what is left after the last cut, *entering* what enters a layer of the language model on
-average. A budget means what a method's authors mean by it: a share kept before the language model or from a layer
-on, a share kept at each of several cuts (`pyramiddrop`), or an average over layers (`sparsevlm`, `adaptinfer`,
-`mustdrop`, `autoprune`, `fitprune`, `vtw`), which five layers cannot always meet. So compare what costs the same,
+average. A budget means [what a method's authors mean by it](quickstart.md#the-budget), for some an average over
+layers, which five layers cannot always meet. So compare what costs the same,
 by *entering*, and not a column. The models are tiny and their world is generated: this says nothing about
 photographs. Methods that compare the picture with the question do so by the language model's embeddings, as these
 models have no text tower."""
@@ -232,7 +231,7 @@ def draw_pictures() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     example_samples(FIXED)[0].image.save(IMAGES / "scene.png")
     for name, (picture, (_, question, _, method)) in RUNS.items():
-        run_image(ROOT / picture, question, method=method, keep=parse_keep(RUN_KEEP), overlay=IMAGES / name)
+        run_image(ROOT / picture, question, method=method, keep=parse_keep(RUN_KEEP), overlay=IMAGES / name, force=True)
 
 
 def picture(name: str, text: str) -> Callable[[], str]:
@@ -304,6 +303,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "methods-overview": made_by("docs_methods", "overview"),
     "methods-defaults": made_by("docs_methods", "defaults"),
     "methods-in-full": made_by("docs_methods", "in_full"),
+    "budgets": made_by("docs_methods", "budgets"),
     "methods-absent": made_by("docs_methods", "absent"),
     "signals": made_by("docs_methods", "costs"),
     "presets": made_by("docs_methods", "presets"),

@@ -149,8 +149,8 @@ READ = "test_generic.test_encoder_statistics_where_every_slot_is_a_patch"
 REFUSED = "test_generic.test_methods_that_read_the_encoder_are_refused_in_words"
 
 INAPPLICABLE = ""  # nothing there that could be tested
-OUTSIDE = "slots outside a grid (tiles, newline or CLS slots): resize the picture before the processor"
-ONE_SIZE = "the encoder takes pictures of one size: resize the picture before the processor"
+OUTSIDE = "slots outside a grid (tiles, newline or CLS slots), so that there is no one grid to shrink"
+ONE_SIZE = "the encoder takes pictures of one size, so that resizing saves no tokens"
 UNTESTED = "untested"
 FAILING = "a test is marked as expected to fail"
 OWN_MASK = "the text model alone makes no two-way masks, so that there is no such reference"

@@ -133,6 +133,12 @@ def costs() -> str:
     return table(("signal", "in words", "cost"), ([f"`{k}`", s.words, s.cost] for k, s in SIGNALS.items()))
 
 
+def budgets() -> str:
+    """Methods whose budget is something else than what is left when they have acted."""
+    rows = ([f"`{name}`", cls.budget_means] for name, cls in methods() if cls.budget_means)
+    return table(("method", "its budget is"), rows)
+
+
 def absent() -> str:
     return table(("method", "why not"), ([f"`{name}`", plain(why)] for name, why in NOT_IMPLEMENTED.items()))
 

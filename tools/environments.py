@@ -141,9 +141,9 @@ def set_up(environment: Environment, held: Held) -> None:
     # made by another Python is made anew.
     ours_and_stale = found is not None and any(found.get(key) != wanted[key] for key in ("place", "python"))
     if not environment.python.exists() or ours_and_stale:
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
+        place.mkdir(parents=True, exist_ok=True)
         mark.write_text("{}", encoding="utf-8")
+        clear(environment)
         call(environment, held, getattr(sys, "_base_executable", sys.executable), "-m", "venv", str(place))
     elif found is not None:
         mark.write_text("{}", encoding="utf-8")
@@ -152,6 +152,21 @@ def set_up(environment: Environment, held: Held) -> None:
     pip = [str(environment.python), "-m", "pip", "install", "--disable-pip-version-check"]
     call(environment, held, *pip, *environment.requirements, **constrained_by(constraints))
     mark.write_text(json.dumps(wanted), encoding="utf-8")
+
+
+def foreign(environment: Environment) -> bool:
+    """Whether its folder is somebody's own: neither made here, nor an environment that can be installed into."""
+    place = environment.place
+    return place.exists() and environment.found() is None and not environment.python.exists() and any(place.iterdir())
+
+
+def clear(environment: Environment) -> None:
+    """Empty its folder but for the mark, so that a set-up killed in between still knows that it is ours."""
+    for child in environment.place.iterdir():
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child, ignore_errors=True)
+        elif child != environment.mark:
+            child.unlink()
 
 
 def constrained_by(constraints: Path) -> dict[str, str]:

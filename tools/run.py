@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from environments import OLDEST, Environment, activated, alone, complain, failed, set_up
+from environments import OLDEST, Environment, activated, alone, complain, failed, foreign, set_up
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,6 +40,9 @@ def main(command: list[str]) -> int:
     environment = pinned(ROOT)
     try:
         with alone(environment) as held:
+            if foreign(environment):
+                place = environment.place
+                return complain(f"{place} is not an environment of this tool and holds no Python: move it away.")
             set_up(environment, held)
     except KeyboardInterrupt:
         complain("Interrupted: the same command starts the set-up afresh.")

@@ -23,6 +23,8 @@ from training.train import ROOT, verdicts
 from vlmprune.assets import load_embedded
 from vlmprune.assets.questions import BENCHMARK_TASKS, CHANCE, TASKS, Question, ask_all, normalise_answer
 from vlmprune.assets.world import Scene, draw_scene
+from vlmprune.core.errors import UserError
+from vlmprune.core.outputs import check_file
 
 HELD_OUT_STREAM = 20_000_003  # no training seed is this large
 MARGIN = 0.10  # a task nearer than this to chance says nothing, and is left out of averages
@@ -134,7 +136,13 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, help="where to write; by default training/results/MODEL.json and docs/embedded.md"
     )
+    parser.add_argument("--force", action="store_true", help="overwrite a file that is at --out")
     args = parser.parse_args()
+    try:
+        if args.out:
+            check_file(args.out, "report", force=args.force)
+    except UserError as error:
+        parser.error(error.typed)
     torch.set_num_threads(1)
     backend = get_backend(args.model)
     if args.checkpoint:

@@ -25,8 +25,11 @@ from training.states import STATE_METRICS, StateHeads
 from training.tokenizer import build_tokenizer, word_ids
 from vlmprune.assets.questions import Question
 from vlmprune.assets.world import draw_scene
+from vlmprune.core.errors import UserError
+from vlmprune.core.outputs import check_folder, make_folder
 
 ROOT = Path(__file__).resolve().parent
+ASSETS = ROOT.parent / "src" / "vlmprune" / "assets"  # the models made here, which a new training replaces
 LOG_EVERY, SAVE_EVERY = 50, 100
 _ACCURACY_DECAY = 0.97  # of the running accuracy, a step
 
@@ -154,6 +157,8 @@ class Trainer:
             self.save(f"after-{stage.name}.pt")
         tokenizer = build_tokenizer(self.backend, **self.backend.token_names)
         folder = self.args.out / self.args.model
+        if self.args.out != ASSETS:
+            make_folder(folder)
         self.backend.export(self.model.eval().cpu(), tokenizer, folder)
         for path in folder.iterdir():
             path.chmod(0o644)  # safetensors writes files that only their owner can read
@@ -317,8 +322,13 @@ def main() -> None:
     parser.add_argument("--no-autocast", action="store_true", help="float32 all through")
     parser.add_argument("--checkpoints", type=Path, default=ROOT / "checkpoints")
     parser.add_argument("--logs", type=Path, default=ROOT / "logs")
-    parser.add_argument("--out", type=Path, default=ROOT.parent / "src" / "vlmprune" / "assets")
+    parser.add_argument("--out", type=Path, default=ASSETS)
+    parser.add_argument("--force", action="store_true", help="write into a folder of --out that holds other files")
     args = parser.parse_args()
+    try:
+        check_folder(args.out / args.model, "model", force=args.force or args.out == ASSETS)
+    except UserError as error:
+        parser.error(error.typed)
     torch.set_num_threads(args.threads)
     Trainer(args).run()
 

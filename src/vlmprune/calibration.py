@@ -15,6 +15,7 @@ import vlmprune
 from vlmprune.core.budget import Keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
+from vlmprune.core.outputs import check_file
 from vlmprune.core.view import ImageView, ModelInfo
 from vlmprune.methods.decoder.fitprune import FitPrune, expendable
 
@@ -35,9 +36,14 @@ class Fit:
     alpha: float
     images: int
 
-    def save(self, path: str | Path) -> None:
-        """Write it as JSON, as the method's option `recipe` reads it."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write it as JSON, as the method's option `recipe` reads it.
+
+        Raises:
+            UserError: it would overwrite another file than a fitted recipe, and `force` is not given.
+        """
+        path = check_file(Path(path), "fitted recipe", force=force or _is_fit(Path(path)))
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Fit:
@@ -46,6 +52,14 @@ class Fit:
             return cls(**{**values, "shares": tuple(values["shares"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no recipe that Fit.save wrote.") from error
+
+
+def _is_fit(path: Path) -> bool:
+    try:
+        Fit.load(path)
+    except UserError:
+        return False
+    return True
 
 
 @torch.no_grad()

@@ -8,15 +8,17 @@ from typing import Annotated, Any
 
 import vlmprune
 from vlmprune.core.errors import UserError
+from vlmprune.core.extras import SHELL, check_packages, needs
 
 try:
     import typer
-except ModuleNotFoundError:
-    raise SystemExit("The command line needs typer and rich: pip install 'vlmprune[bench]'.") from None
+except ImportError:
+    raise SystemExit(f"The command line {needs(SHELL)}") from None
 
 OK, UNSOUND, USAGE, INTERRUPTED = 0, 1, 2, 130
 _MODEL = "An embedded model's name, a local folder, or a hub id."
 _TEXT_TOWER = "The CLIP model (folder or hub id) whose vision tower the model has, for methods that read the question."
+_FORCE = "Overwrite, or write among, files that vlmprune has not written."
 
 app = typer.Typer(
     name="vlmprune",
@@ -49,16 +51,17 @@ def run(
     keep: Annotated[str | None, typer.Option(help="Share (0.222) or number (64) of visual tokens to keep.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Where to draw kept and dropped patches.")] = None,
     text_tower: Annotated[str | None, typer.Option(help=_TEXT_TOWER)] = None,
+    force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
 ) -> None:
     """Ask a model about a picture, pruned or not."""
     from vlmprune.core.budget import parse_keep
     from vlmprune.report import run_image
 
+    check_packages("run")
     _quiet()
     budget = None if keep is None else parse_keep(keep)
-    typer.echo(
-        run_image(image, question, model=model, method=method, keep=budget, overlay=overlay, text_tower=text_tower)
-    )
+    asked: dict[str, Any] = {"model": model, "method": method, "keep": budget, "text_tower": text_tower}
+    typer.echo(run_image(image, question, **asked, overlay=overlay, force=force))
 
 
 @app.command()
@@ -79,8 +82,10 @@ def bench(
     batch_size: Annotated[int | None, typer.Option(help="Questions a batch; 32 without it.")] = None,
     positions: Annotated[str | None, typer.Option(help="original or compact; each method's own without it.")] = None,
     text_tower: Annotated[str | None, typer.Option(help=_TEXT_TOWER)] = None,
+    force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
 ) -> None:
     """Compare methods on the generated benchmark, then write the report."""
+    check_packages("bench")
     from vlmprune.bench.runner import FULL, Plan, split_methods
 
     if full and limit is not None:
@@ -94,37 +99,42 @@ def bench(
         "batch_size": batch_size,
     }
     given = {name: value for name, value in asked.items() if value is not None}
-    _bench(Plan(seed=seed, positions=positions, text_tower=text_tower, **given), out)
+    _bench(Plan(seed=seed, positions=positions, text_tower=text_tower, **given), out, force)
 
 
-def _bench(plan: Any, out: Path) -> None:
+def _bench(plan: Any, out: Path, force: bool) -> None:
     from rich.console import Console
 
     from vlmprune.bench.console import print_tables, progress_bars
     from vlmprune.bench.runner import run_bench
     from vlmprune.bench.table import build_tables
-    from vlmprune.report import build
+    from vlmprune.report import build, check_report
 
+    check_report(out, force=force)
     _quiet()
     console = Console()
     try:
         with progress_bars(console) as progress:
-            run_bench(plan, out, progress)
+            run_bench(plan, out, progress, force=force)
     except KeyboardInterrupt:
         typer.echo(f"Interrupted: the finished batches are in {out}; the same command continues.", err=True)
         raise typer.Exit(INTERRUPTED) from None
     print_tables(console, build_tables(out))
-    for path in build(out):
+    for path in build(out, force=force):
         if path.suffix == ".html":
             console.print(f"Report: {path}", soft_wrap=True, highlight=False)
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A result folder of vlmprune bench.")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="A result folder of vlmprune bench.")],
+    force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
+) -> None:
     """Write tables, plots and the HTML page of a result folder anew; no model is needed."""
+    check_packages("report")
     from vlmprune.report import build
 
-    for path in build(folder):
+    for path in build(folder, force=force):
         typer.echo(str(path))
 
 
@@ -146,16 +156,18 @@ def doctor(
     picture: Annotated[
         Path | None, typer.Option(help="Where to draw the token layout of a sample picture (.png, .jpg, .webp).")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
 ) -> None:
     """Say where a model's visual tokens are and what works, and prove that pruning is exact on it.
 
     The proofs generate with a cache: one prompt, a batch with padding, a second turn. The exit code is 1 where a proof
     or a method fails.
     """
+    check_packages("doctor")
     from vlmprune.doctor import diagnose
 
     _quiet()
-    diagnosis = diagnose(model, picture)
+    diagnosis = diagnose(model, picture, force=force)
     typer.echo(diagnosis.text)
     if not diagnosis.sound:
         raise typer.Exit(UNSOUND)
@@ -214,7 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
         code = app(arguments, standalone_mode=False)
         return code if isinstance(code, int) else OK
     except UserError as error:
-        return _complain(str(error))
+        return _complain(error.typed)
     except Exception as error:
         # Usage errors of typer (an unknown option, a missing argument); their class is not public.
         if not hasattr(error, "format_message"):

@@ -26,7 +26,7 @@ from vlmprune.bench.shapes import shape_of
 from vlmprune.bench.store import VANILLA, Record, Run, Store
 from vlmprune.bench.tasks import TASKS, Sample, Task, canvas_for, digest, get_task
 from vlmprune.core.budget import Keep, Keeps, check_keep
-from vlmprune.core.errors import UserError
+from vlmprune.core.errors import Option, UserError
 from vlmprune.core.method import POSITIONS, PixelMethod
 from vlmprune.core.recipe import Recipe, format_method, lacks_budget, recipe
 from vlmprune.report import write_examples
@@ -79,7 +79,8 @@ class Plan:
             if number < 1:
                 raise UserError(f"The {what} must be at least 1, not {number}.")
         if self.positions is not None and self.positions not in POSITIONS:
-            raise UserError(f"positions={self.positions!r} is not a policy: choose {' or '.join(POSITIONS)}.")
+            choice = f" is not a policy: choose {' or '.join(POSITIONS)}."
+            raise UserError(Option("positions", self.positions), choice)
         self.variants()
         for model in self.models:
             find_model(model)
@@ -186,13 +187,16 @@ class Job:
     done: int
 
 
-def run_bench(plan: Plan, out: str | Path, progress: Callable[[Progress], None] = lambda _: None) -> list[Run]:
+def run_bench(
+    plan: Plan, out: str | Path, progress: Callable[[Progress], None] = lambda _: None, *, force: bool = False
+) -> list[Run]:
     """Compute what a result folder lacks of a plan.
 
     Args:
         plan: what to run.
         out: the result folder. What it holds already is not computed again.
         progress: called before every step and at the end of each model.
+        force: write into `out` although it holds files that vlmprune has not written.
 
     Returns:
         The runs of the plan.
@@ -202,7 +206,7 @@ def run_bench(plan: Plan, out: str | Path, progress: Callable[[Progress], None] 
     """
     plan.check()
     runs: list[Run] = []
-    with Store(out) as store:
+    with Store(out, force=force) as store:
         for number, name in enumerate(plan.models):
             loaded = load_model(name, plan.device, plan.text_tower)
             bench = ModelBench(plan, loaded, store)

@@ -2,6 +2,7 @@
 
 Layout of a result folder:
 
+    .vlmprune                             that vlmprune may write here; locked by the process that does
     comparison.json                       which runs the tables compare (see `Store.compare`)
     runs/MODEL/TASK/METHOD-KEY.jsonl      one line a sample, appended as replies come
     runs/MODEL/TASK/METHOD-KEY.json       written once, when every sample is there
@@ -16,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -25,7 +27,8 @@ from typing import Any
 
 from vlmprune.bench.score import judge
 from vlmprune.core.budget import Keep
-from vlmprune.core.errors import UserError
+from vlmprune.core.errors import Option, UserError
+from vlmprune.core.outputs import FOLDER_MARK, check_folder, is_our_folder, make_folder
 
 SCHEMA = 1
 VANILLA = "vanilla"
@@ -146,20 +149,25 @@ class Record:
 class Store:
     """A result folder open for writing by one process.
 
+    Args:
+        folder: new, empty, or one of results.
+        force: write into another, too.
+
     Raises:
-        UserError: the folder cannot be written, or another process is writing to it.
+        UserError: the folder must not or cannot be written, or another process is writing to it.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, force: bool = False) -> None:
         self.folder = Path(folder)
         self._appends = 0
+        check_folder(self.folder, "results", force=force or _holds_results(self.folder))
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / ".lock").open("w")
+            self._lock = (make_folder(self.folder) / FOLDER_MARK).open("a")
         except OSError as error:
             raise UserError(f"Results cannot be written to {str(self.folder)!r}: {error.strerror}.") from error
         if not _lock(self._lock):
-            raise UserError(f"Another run is writing to {str(self.folder)!r}: wait for it, or give another --out.")
+            other = "Another run is writing to ", repr(str(self.folder)), ": wait for it, or give another "
+            raise UserError(*other, Option("out"), ".")
 
     def close(self) -> None:
         self._lock.close()
@@ -239,14 +247,18 @@ def load_results(folder: str | Path, every: bool = False) -> list[Result]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"There is no result folder {str(folder)!r}: `vlmprune bench --out {folder}` makes one.")
+        if folder.exists():
+            raise UserError(f"{str(folder)!r} is a file, and not a result folder.")
+        raise UserError(f"There is no result folder {str(folder)!r}: {bench_into(folder)} makes one.")
+    if any(folder.iterdir()) and not is_our_folder(folder) and not (folder / _COMPARISON).exists():
+        raise UserError(f"{str(folder)!r} is not a result folder: give one that `vlmprune bench --out` has filled.")
     results = [result for path in sorted(folder.glob("runs/*/*/*.json")) if (result := _read_result(path))]
     comparison = _read_comparison(folder)
     if not every:
         shown = comparison["settings"]
         results = [r for r in results if r.setting == shown.get(r.model, {}).get(r.task)]
     if not results:
-        raise UserError(f"There is no finished run in {str(folder)!r}: `vlmprune bench --out {folder}` makes some.")
+        raise UserError(f"There is no finished run in {str(folder)!r}: {bench_into(folder)} makes some.")
     models, methods = list(comparison["settings"]), [VANILLA, *comparison["methods"]]
     tasks = {model: list(of) for model, of in comparison["settings"].items()}
 
@@ -337,7 +349,20 @@ def _read_comparison(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         return {"methods": list(content["methods"]), "settings": {m: dict(t) for m, t in content["settings"].items()}}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{str(path)!r} cannot be read: delete it, and run vlmprune bench again.") from None
+        raise UserError(f"{str(path)!r} cannot be read: delete it, and {bench_into(folder)} writes it anew.") from None
+
+
+def _holds_results(folder: Path) -> bool:
+    """Whether its comparison is one of ours."""
+    try:
+        return (folder / _COMPARISON).exists() and bool(_read_comparison(folder)["settings"])
+    except UserError:
+        return False
+
+
+def bench_into(folder: str | Path) -> str:
+    """The command that fills a result folder, for hints."""
+    return f"`vlmprune bench --out {shlex.quote(str(folder))}`"
 
 
 def _complete_lines(path: Path) -> list[bytes]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
-from vlmprune.core.errors import UserError
+from vlmprune.core.errors import Option, UserError
 
 Keep = float | int
 Budget = Keep | Sequence[Keep] | Sequence[Sequence[Keep]]  # what a user may give
@@ -66,20 +66,26 @@ class Keeps:
         return budgets
 
 
+_NO_BUDGET = " is not a budget: give a share above 0 and at most 1 (0.222), or a number of tokens an image (64)."
+
+
 def check_keep(keep: object) -> Keep:
     """Return `keep` as a float in (0, 1] or an int >= 1, or raise UserError.
 
     A float is a share of an image's visual tokens, an int a number of tokens an image: `1` is one, `1.0` all of them.
     """
-    number = isinstance(keep, Real) and not isinstance(keep, bool)
-    if number and isinstance(keep, Integral) and int(keep) >= 1:
-        return int(keep)
-    if number and not isinstance(keep, Integral) and 0.0 < float(keep) <= 1.0:  # type: ignore[arg-type]
-        return float(keep)  # type: ignore[arg-type]
-    raise UserError(
-        f"keep={keep!r} is not a budget: give a share above 0 and at most 1 (0.222), "
-        "or a number of tokens an image (64)."
-    )
+    budget = _budget(keep)
+    if budget is None:
+        raise UserError(Option("keep", keep), _NO_BUDGET)
+    return budget
+
+
+def _budget(keep: object) -> Keep | None:
+    if not isinstance(keep, Real) or isinstance(keep, bool):
+        return None
+    if isinstance(keep, Integral):
+        return int(keep) if int(keep) >= 1 else None
+    return float(keep) if 0.0 < float(keep) <= 1.0 else None
 
 
 def check_budget(budget: object) -> Keep | Keeps:
@@ -113,16 +119,19 @@ def parse_budget(text: str) -> Keep | Keeps:
 
 def parse_keep(text: str) -> Keep:
     """Read one budget, as the command line and recipes write it: `64` is a count, `0.222` or `1.0` a share."""
-    try:
-        value: Keep = int(text)
-    except ValueError:
+    budget = _budget(_number(text))
+    if budget is None:
+        raise UserError(f"{text!r}{_NO_BUDGET}")
+    return budget
+
+
+def _number(text: str) -> Keep | None:
+    for kind in (int, float):
         try:
-            value = float(text)
+            return kind(text)
         except ValueError:
-            raise UserError(
-                f"{text!r} is not a budget: write a share such as 0.222 or a number of tokens such as 64."
-            ) from None
-    return check_keep(value)
+            continue
+    return None
 
 
 def resolve_keep(keep: Keep, n: int) -> int:

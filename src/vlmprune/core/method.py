@@ -58,6 +58,7 @@ class Method:
     summary: ClassVar[str] = ""
 
     wraps: ClassVar[str | None] = None  # the option that holds another method, whose budget is this one's
+    budget_means: ClassVar[str] = ""  # where it is not what is left when the method has acted
     least: ClassVar[int] = 1  # tokens that `select` may come down to, where it is not `exact`
 
     per: str | None = field(default=None, kw_only=True)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 from vlmprune.core.budget import Budget, Keep, Keeps, check_budget, parse_budget
-from vlmprune.core.errors import UserError
+from vlmprune.core.errors import Option, UserError
 from vlmprune.core.method import POOLS, Method, PixelMethod
 from vlmprune.core.presets import PRESETS, written_out
 from vlmprune.core.registry import METHODS, unknown
@@ -24,6 +26,7 @@ _STAGE = re.compile(
     r"^\s*(?P<name>[A-Za-z][\w+.-]*)\s*(?:\((?P<options>.*)\))?\s*(?:@(?P<layer>[\d\s,]+))?\s*(?::(?P<keep>[^:]*))?$"
 )
 _OPTION = re.compile(r"^(?P<key>\w+)\s*=\s*(?P<value>.+)$")
+_EXAMPLE = 0.222  # the budget that errors advise
 
 
 @dataclass(frozen=True)
@@ -96,14 +99,58 @@ class Recipe:
                     f"{format_method(stage.method)} merges inside the encoder, where all pictures come down to one "
                     f"number of tokens: give all images the same budget instead of keep={stage.keep}."
                 )
-        last = -2
-        for stage in self.acts(info):
-            layer = stage.method.decoder_layer(info)
-            first = isinstance(stage.method, PixelMethod) or stage.method.inside_encoder
-            place = (-1 if first else 0) if layer is None else layer
-            if place < last or (place == last and place != 0):  # only before the LLM may stages follow at one place
-                raise UserError(f"Recipe {str(self)!r}: write the stages in the order in which they act.")
-            last = place
+        if (clash := _clash(self.stages, info)) is not None:
+            better = _in_order(self.stages, info)
+            advice = "leave one of them out" if better is None else f"write {better!r}"
+            raise UserError(f"In {str(self)!r}, {clash}: {advice}.")
+
+
+BEFORE_ENCODER, BEFORE_LLM = -1, 0  # places of methods that act at no decoder layer
+
+
+def _places(stage: Stage, info: ModelInfo) -> list[int]:
+    """The decoder layers before which a stage acts, or one of the places before the LLM."""
+    first = isinstance(stage.method, PixelMethod) or stage.method.inside_encoder
+    layers = (act.method.decoder_layer(info) for act in Recipe((stage,)).acts(info))
+    return [(BEFORE_ENCODER if first else BEFORE_LLM) if layer is None else layer for layer in layers]
+
+
+def _clash(stages: Sequence[Stage], info: ModelInfo) -> str | None:
+    """What keeps the stages from acting in this order; only before the LLM may several act at one place."""
+    acted = [(place, stage) for stage in stages for place in _places(stage, info)]
+    for (last, before), (place, stage) in pairwise(acted):
+        if place < last:
+            return f"{_name(stage)} acts {_where(place)}, earlier than {_name(before)}, which acts {_where(last)}"
+        if place == last != BEFORE_LLM:
+            return f"{_name(before)} and {_name(stage)} both act {_where(place)}, where only one method can"
+    return None
+
+
+def _in_order(stages: Sequence[Stage], info: ModelInfo) -> str | None:
+    """The recipe with the same methods in their order, those at a layer that is taken moved behind it, if it works."""
+    ordered: list[Stage] = []
+    last = BEFORE_ENCODER
+    for stage in sorted(stages, key=lambda stage: min(_places(stage, info), default=BEFORE_LLM)):
+        places = _places(stage, info)
+        if places and BEFORE_LLM < places[0] <= last and isinstance(getattr(stage.method, "layer", None), int):
+            if last + 1 >= info.decoder_layers:
+                return None
+            behind: Any = {"layer": last + 1}
+            stage = replace(stage, method=replace(stage.method, **behind))
+            places = _places(stage, info)
+        ordered.append(stage)
+        last = max([last, *places])
+    return None if _clash(ordered, info) else str(Recipe(tuple(ordered)))
+
+
+def _name(stage: Stage) -> str:
+    return format_method(stage.method)
+
+
+def _where(place: int) -> str:
+    if place > BEFORE_LLM:
+        return f"before decoder layer {place}"
+    return "before the LLM" if place == BEFORE_LLM else "before or inside the vision encoder"
 
 
 def recipe(spec: str | Method | Recipe | Stage, keep: Budget | None = None, **options: Any) -> Recipe:
@@ -129,17 +176,28 @@ def recipe(spec: str | Method | Recipe | Stage, keep: Budget | None = None, **op
         raise UserError(f"{spec!r} is not a method: give a name, a recipe string, a method object or a recipe.")
     if not spec.strip(" >"):
         raise UserError(f"The recipe {spec!r} names no method: write one, as in 'divprune:0.333 > fastv@2:0.333'.")
-    spec = written_out(spec)
-    parts = spec.split(">")
+    parts = written_out(spec).split(">")
     if len(parts) > 1 and options:
         raise UserError(
-            "Options beside a chain are ambiguous: write them inside it, as in 'hiprune(alpha=0.2):0.5 > ...'."
+            "Options beside a chain are ambiguous: write them inside it, as in 'hiprune(alpha=0.2):0.5 > fastv@2:0.5'."
         )
-    if len(parts) > 1 and keep is not None:
-        raise UserError(
-            f"A chain carries its own budgets: write one for each stage of {spec!r} instead of keep={keep}."
-        )
-    return Recipe(tuple(_parse_stage(part, spec, keep, options) for part in parts))
+    parsed = [_parse_method(part, spec, options) for part in parts]
+    if len(parts) > 1:
+        _check_budgets_of_chain(spec, keep)
+    return Recipe(tuple(Stage(method, _the_keep(method, written, keep, spec.strip())) for method, written in parsed))
+
+
+def _check_budgets_of_chain(spec: str, keep: Budget | None) -> None:
+    """Raise UserError unless each stage has its budget with it, and none is given beside the chain."""
+    parts = [part.strip() for part in spec.split(">")]
+    lacks = any(map(lacks_budget, parts))
+    advised = _EXAMPLE if keep is None else check_budget(keep)
+    whole = " > ".join(f"{part}:{advised}" if lacks_budget(part) else part for part in parts)
+    if keep is not None:
+        instead = f"write {whole!r} instead of " if lacks else "leave out "
+        raise UserError("A chain carries its own budgets: ", instead, Option("keep", keep), ".")
+    if lacks:
+        raise UserError(f"Every stage of a chain needs a budget: write {whole!r}.")
 
 
 def lacks_budget(text: str) -> bool:
@@ -149,11 +207,6 @@ def lacks_budget(text: str) -> bool:
         return False
     method, written = _parse_method(text, text, {})
     return written is None and method.budgeted
-
-
-def _parse_stage(part: str, whole: str, keep: Budget | None, options: dict[str, Any]) -> Stage:
-    method, written = _parse_method(part, whole, options)
-    return Stage(method, _the_keep(method, written, keep))
 
 
 def _parse_method(part: str, whole: str, options: dict[str, Any]) -> tuple[Method, Keep | Keeps | None]:
@@ -204,16 +257,27 @@ def make_method(name: str, options: dict[str, Any]) -> Method:
     return cls(**options)
 
 
-def _the_keep(method: Method, written: Keep | Keeps | None, given: Budget | None) -> Keep | Keeps:
+def _the_keep(
+    method: Method, written: Keep | Keeps | None, given: Budget | None, text: str | None = None
+) -> Keep | Keeps:
+    """The budget, from the recipe or beside it.
+
+    Args:
+        text: the recipe as the user wrote it; None where a method object was given.
+    """
     name = method.name
     if not method.budgeted:
         if written is not None or given is not None:
             raise UserError(f"{format_method(method)} takes no budget, for its options say what is kept: leave it out.")
         return 1.0
     if written is not None and given is not None:
-        raise UserError(f"{name}: the budget is given twice, in the recipe ({written}) and as keep={given}.")
+        beside = Option("keep", given)
+        raise UserError(f"{name}: the budget is given twice, in the recipe ({written}) and as ", beside, ".")
     if written is None and given is None:
-        raise UserError(f"{name} needs a budget: give keep=0.222, or write it in the recipe as {name}:0.222.")
+        in_recipe = "" if text is None else f", or write it in the recipe as {text}:{_EXAMPLE}"
+        means = method.budget_means and f", {method.budget_means}"
+        needs = f"{text or format_method(method)} needs a budget{means}: give "
+        raise UserError(needs, Option("keep", _EXAMPLE), f"{in_recipe}.")
     return check_budget(given) if written is None else written
 
 

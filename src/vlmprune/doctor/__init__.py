@@ -12,6 +12,7 @@ from PIL import Image
 import vlmprune
 from vlmprune.bench.load import load_model
 from vlmprune.core.errors import UserError
+from vlmprune.core.outputs import check_picture
 from vlmprune.doctor.anatomy import describe_model
 from vlmprune.doctor.layout import Layout, describe_layout
 from vlmprune.doctor.methods import in_words, try_methods
@@ -19,7 +20,7 @@ from vlmprune.doctor.picture import save_layout
 from vlmprune.doctor.prompts import ask, one_prompt, padded_batch
 from vlmprune.doctor.proof import prove
 from vlmprune.models import adapter_for
-from vlmprune.report.run import chat_inputs, check_picture_path
+from vlmprune.report.run import chat_inputs
 
 QUESTION = "What color is the circle?"
 SHOWN = "random:0.5"  # what the layout is drawn with
@@ -38,17 +39,18 @@ class Diagnosis:
     sound: bool
 
 
-def diagnose(name: str, picture: Path | None = None) -> Diagnosis:
+def diagnose(name: str, picture: Path | None = None, *, force: bool = False) -> Diagnosis:
     """Load a model, look at one generated picture, and report.
 
     Args:
         name: an embedded model, a folder or a hub id.
         picture: where to draw the token layout of the sample picture: a .png, .jpg or .webp file.
+        force: overwrite a file there that vlmprune has not written.
 
     Raises:
         UserError: the model cannot be loaded or pruned, or `picture` cannot be written.
     """
-    target = None if picture is None else check_picture_path(picture, "picture")
+    target = None if picture is None else check_picture(picture, "picture", force=force)
     loaded = load_model(name)
     sample = sample_picture()
     inputs = sample_inputs(loaded.processor, sample).to(loaded.model.device, loaded.model.dtype)

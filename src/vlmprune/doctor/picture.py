@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from vlmprune.core.errors import UserError
+from vlmprune.core.outputs import save_picture
 from vlmprune.doctor.layout import DROPPED, KEPT, NOTHING, Block, Layout, Shown, in_lines
 from vlmprune.report.overlay import CONTOUR, FAINT, INK, PAPER, fit, wrap
 
@@ -36,7 +37,7 @@ class Piece(NamedTuple):
 def save_layout(layout: Layout, sample: Image.Image | None, title: str, method: str, target: Path) -> None:
     """Draw the layout and write it to `target`."""
     try:
-        draw_layout(layout, sample, title, method).save(target)
+        save_picture(draw_layout(layout, sample, title, method), target)
     except OSError as error:
         raise UserError(f"The picture cannot be written to {str(target)!r}: {error.strerror or error}.") from error
 

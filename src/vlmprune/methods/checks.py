@@ -55,6 +55,16 @@ def share_below_one(method: Method, option: str) -> None:
         raise UserError(f"{method.name}: {option}={value!r} must be a number from 0 to below 1.")
 
 
+def average_too_small(name: str, average: float, first: int, depth: int) -> UserError:
+    """The error for a budget that is an average over `depth` layers, the `first` of which see every token anyway."""
+    least = (first * 1000 // depth + 1) / 1000  # the first number of three digits above first / depth
+    earlier = " or an earlier layer" if first > 1 else ""
+    return UserError(
+        f"{name}: the {first} of {depth} layers before it see every token, so that an average of {average:.3g} cannot "
+        f"be met: give a budget of {least} or more{earlier}."
+    )
+
+
 def rounded_down(keep: Keep, n: int) -> int:
     """A budget as UniPruneBench counts: of n tokens a share's whole part, at least one."""
     return max(1, int(n * keep)) if isinstance(keep, float) else resolve_keep(keep, n)

@@ -146,9 +146,10 @@ class Adapter:
     def decoder_attention(self, layer: int) -> nn.Module:
         """The module of decoder layer `layer` that calls the attention function."""
         if self.layer_kind(layer) == "linear_attention":
+            after = [str(read + 1) for read in self.attention_layers if read + 1 < len(self.decoder_layers)]
             raise UserError(
-                f"Decoder layer {layer} of this model has no attention map (it is a linear attention layer): choose a "
-                f"layer after one of {', '.join(map(str, self.attention_layers))}."
+                f"Decoder layer {layer} of this model has no attention map (it is a linear attention layer): act "
+                f"before one of the layers {', '.join(after)}, which follow one that has."
             )
         return attention_of(self.decoder_layers[layer])
 
@@ -349,8 +350,8 @@ class Adapter:
     def resize(self, modality: str, call: dict[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
         """The arguments of `get_*_features` for the same pieces resized to these slot grids."""
         raise UserError(
-            f"The vision encoder of {self.family} takes pictures of one size only: resize the picture before the "
-            "processor instead."
+            f"The vision encoder of {self.family} takes pictures of one size only, so that resizing saves no tokens: "
+            "choose a method that drops them, such as random."
         )
 
 

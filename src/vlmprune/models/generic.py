@@ -201,7 +201,7 @@ class GenericAdapter(Adapter):
     def slots(self, modality: str, call: dict[str, Any]) -> list[Slots]:
         """After `features`, which counts them. A grid only where each slot can be nothing but a patch in its place."""
         if not self._counts:  # asked by a method that resizes
-            raise UserError(f"vlmprune cannot resize pictures for {self.family}: resize them before the processor.")
+            raise UserError(f"vlmprune cannot resize pictures for {self.family}: choose a method that drops tokens.")
         grid = self._patch_grid(call[self.pixels[modality]])
         return [
             raster(grid) if grid is not None and grid.size == count else Slots(None, torch.arange(count))

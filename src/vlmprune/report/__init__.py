@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 _LAZY = {
     "build": "vlmprune.report.assemble",
+    "check_report": "vlmprune.report.assemble",
     "draw": "vlmprune.report.overlay",
     "draw_run": "vlmprune.report.overlay",
     "run_image": "vlmprune.report.run",
@@ -14,12 +15,12 @@ _LAZY = {
 }
 
 if TYPE_CHECKING:
-    from vlmprune.report.assemble import build
+    from vlmprune.report.assemble import build, check_report
     from vlmprune.report.examples import write_examples
     from vlmprune.report.overlay import draw, draw_run
     from vlmprune.report.run import run_image
 
-__all__ = ["build", "draw", "draw_run", "run_image", "write_examples"]
+__all__ = ["build", "check_report", "draw", "draw_run", "run_image", "write_examples"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,8 @@ from PIL import Image
 
 from vlmprune.bench.table import Table, build_tables
 from vlmprune.core.errors import UserError
+from vlmprune.core.extras import check_packages
+from vlmprune.core.outputs import check_folder, make_folder
 from vlmprune.report.examples import sheet_of, slug
 from vlmprune.report.latex import latex
 from vlmprune.report.page import examples_of, render
@@ -16,7 +18,17 @@ from vlmprune.report.plots import AXES, Style, accuracy_figure, png, pruned_meth
 from vlmprune.report.tables import blocks, categories, comma_separated, markdown
 
 
-def build(folder: str | Path) -> list[Path]:
+def check_report(folder: str | Path, *, force: bool = False) -> Path:
+    """Where the report of a result folder goes.
+
+    Raises:
+        UserError: a package that draws it is missing, or DIR/report holds files of others and `force` is not given.
+    """
+    check_packages("report")
+    return check_folder(Path(folder) / "report", "report", force=force)
+
+
+def build(folder: str | Path, *, force: bool = False) -> list[Path]:
     """Write the report of a result folder.
 
     DIR/report/ gets `summary.md`, `summary.csv`, `summary.tex`, `categories.csv`, a plot for each model and token count
@@ -25,19 +37,21 @@ def build(folder: str | Path) -> list[Path]:
 
     Args:
         folder: what `vlmprune bench --out` named.
+        force: write into DIR/report although it holds files that vlmprune has not written.
 
     Returns:
         The files written, `index.html` last.
 
     Raises:
-        UserError: no such folder, no finished run in it, a broken file, or a folder that cannot be written.
+        UserError: no such folder, no finished run in it, a broken file, a folder that must not or cannot be written, or
+            a missing package.
     """
     folder = Path(folder)
+    out = check_report(folder, force=force)
     tables = build_tables(folder)
-    out = folder / "report"
     try:
-        for part in (out, out / "plots", out / "overlays"):
-            part.mkdir(parents=True, exist_ok=True)
+        for part in (make_folder(out) / "plots", out / "overlays"):
+            part.mkdir(exist_ok=True)
         written = [
             _text(out / "summary.md", markdown(tables)),
             _text(out / "summary.csv", comma_separated(tables)),

@@ -22,9 +22,10 @@ from PIL import Image
 import vlmprune
 from vlmprune.bench.protocol import protocol_for
 from vlmprune.bench.score import judge
-from vlmprune.bench.store import VANILLA, write_json
+from vlmprune.bench.store import VANILLA, bench_into, write_json
 from vlmprune.bench.tasks import TASKS, Canvas, Sample, canvas_for
 from vlmprune.core.errors import UserError
+from vlmprune.core.outputs import check_folder, make_folder
 from vlmprune.core.recipe import Recipe
 from vlmprune.core.report import RunReport
 from vlmprune.core.view import Grid
@@ -150,7 +151,7 @@ def write_examples(
         The files of this model's examples.
 
     Raises:
-        UserError: a recipe that cannot act on the model.
+        UserError: a recipe that cannot act on the model, or a folder that is not one of results.
     """
     target = Path(folder) / "examples"
     path = target / f"{slug(model_name)}.json"
@@ -158,7 +159,8 @@ def write_examples(
     known = _replies_of(path, weights)
     if known is not None and all(str(item) in replies for replies in known for item in [VANILLA, *parsed]):
         return _files(path)
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(check_folder(Path(folder), "examples"))
+    target.mkdir(exist_ok=True)
     samples = example_samples(canvas_for(model.config))
     scenes = []
     for number, sample in enumerate(samples):
@@ -261,7 +263,7 @@ def load_examples(folder: str | Path, model_name: str, weights: Collection[str] 
             return []
         return [_example(scene) for scene in content["scenes"]]
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{str(path)!r} is broken: delete it, and `vlmprune bench` makes it anew.") from None
+        raise UserError(f"{str(path)!r} is broken: delete it, and {bench_into(folder)} makes it anew.") from None
 
 
 def _example(scene: dict[str, Any]) -> Example:
@@ -294,7 +296,10 @@ def picture(folder: str | Path, example: Example) -> Image.Image:
         with Image.open(path) as opened:
             return opened.convert("RGB")
     except OSError:
-        raise UserError(f"The example picture {str(path)!r} cannot be read: delete {str(path.parent)!r}.") from None
+        raise UserError(
+            f"The example picture {str(path)!r} cannot be read: delete the folder {str(path.parent)!r}, and "
+            f"{bench_into(folder)} makes it anew."
+        ) from None
 
 
 def sheet_of(folder: str | Path, example: Example, recipes: Sequence[str]) -> Image.Image:

@@ -15,14 +15,14 @@ import vlmprune
 from vlmprune.bench.load import load_model
 from vlmprune.bench.protocol import chat_prompt, generation_kwargs
 from vlmprune.core.budget import Keep
-from vlmprune.core.errors import UserError
+from vlmprune.core.errors import Option, UserError
 from vlmprune.core.method import PixelMethod
+from vlmprune.core.outputs import check_picture, save_picture
 from vlmprune.core.recipe import Recipe, recipe
 from vlmprune.models.weights import first_sentence
 from vlmprune.report.overlay import draw_run
 
 MAX_NEW_TOKENS = 128
-_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def _to_stderr(sentence: str) -> None:
@@ -38,6 +38,7 @@ def run_image(
     overlay: str | Path | None = None,
     text_tower: str | None = None,
     *,
+    force: bool = False,
     note: Callable[[str], None] = _to_stderr,
 ) -> str:
     """Answer a question about a picture, pruned or not, and draw what was kept.
@@ -51,15 +52,18 @@ def run_image(
         overlay: where to draw kept and dropped patches: a .png, .jpg or .webp file.
         text_tower: the CLIP model (folder or hub id) whose vision tower the model has, for methods that compare the
             picture with the question.
+        force: overwrite a file at `overlay` that vlmprune has not written; the picture asked about never is.
         note: told in one sentence what the user should know beside the answer.
 
     Raises:
         UserError: anything above cannot be used, in one sentence.
     """
     if not question.strip():
-        raise UserError("There is no question: give one after -q.")
+        raise UserError("There is no question: give one, such as ", Option("question", "What is this?"), ".")
     asked = _recipe(method, keep, overlay)
-    target = None if overlay is None else check_picture_path(Path(overlay))
+    target = None
+    if overlay is not None:
+        target = check_picture(Path(overlay), "overlay", reads=[Path(image_path)], force=force)
     image = open_image(Path(image_path))
     loaded = load_model(model)
     tower = None if text_tower is None else vlmprune.TextTower.from_pretrained(text_tower, loaded.processor.tokenizer)
@@ -86,7 +90,7 @@ def run_image(
             )
             _save(sheet, target)
         except UserError as error:
-            raise UserError(f"{error} The answer was: {answer}") from error
+            raise UserError(*error.parts, f" The answer was: {answer}") from error
     return answer
 
 
@@ -94,26 +98,17 @@ def _recipe(method: str | None, keep: Keep | None, overlay: object) -> Recipe | 
     if method is not None:
         return recipe(method, keep)
     if keep is not None:
-        raise UserError(f"keep={keep} prunes nothing without a method: add one, such as --method hiprune.")
+        example = Option("method", "hiprune")
+        raise UserError(Option("keep", keep), " prunes nothing without a method: add one, such as ", example, ".")
     if overlay is not None:
-        raise UserError("Without a method every token is kept and there is nothing to draw: add --method and --keep.")
+        added = Option("method", "hiprune"), " and ", Option("keep", 0.222)
+        raise UserError("Without a method there is nothing to draw, for every token is kept: add ", *added, ".")
     return None
-
-
-def check_picture_path(path: Path, what: str = "overlay") -> Path:
-    """The path if a picture (called `what` in an error) can be written there, else UserError."""
-    if path.suffix.lower() not in _EXTENSIONS:
-        raise UserError(f"The {what} {str(path)!r} must end in {', '.join(_EXTENSIONS[:-1])} or {_EXTENSIONS[-1]}.")
-    if path.is_dir():
-        raise UserError(f"The {what} {str(path)!r} is a folder: give a file.")
-    if not path.parent.is_dir():
-        raise UserError(f"The {what} cannot be written: there is no folder {str(path.parent)!r}.")
-    return path
 
 
 def _save(sheet: Image.Image, target: Path) -> None:
     try:
-        sheet.save(target)
+        save_picture(sheet, target)
     except OSError as error:
         raise UserError(f"The overlay cannot be written to {str(target)!r}: {error.strerror or error}.") from error
 

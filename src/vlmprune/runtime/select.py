@@ -128,7 +128,7 @@ def vision_signals(adapter: Adapter, stage: Stage, image: ImageTokens, text: Ima
             if bool((now.origin < 0).any()):
                 raise UserError(
                     f"{stage.method.name} reads what the vision side made of each token, so it cannot follow a method "
-                    "that merges tokens: put it first in the recipe."
+                    "that merges tokens: put one before it that only drops them, such as divprune."
                 )
             if isinstance(need, Features):
                 signals[name] = image.features[now.origin].float()

@@ -51,6 +51,7 @@ class AdaptInfer(Scorer, Staged):
 
     name: ClassVar[str] = "adaptinfer"
     summary: ClassVar[str] = "at several layers, attention from text tokens weighted by attention among them"
+    budget_means: ClassVar[str] = "an average over layers"
     least: ClassVar[int] = 0
 
     def positions(self, info: ModelInfo) -> str:

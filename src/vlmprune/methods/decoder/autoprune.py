@@ -39,8 +39,7 @@ class AutoPrune(Method):
     on LLaVA; elsewhere kept, a cluster standing at its centre.
 
     Args:
-        flash: r_l is the row of the last prompt token alone, all that is read after layer 1. A reconstruction: the
-            supplement says no more, and there is no code.
+        flash: r_l is the row of the last prompt token alone, all that is read after layer 1. There is no code.
         mi_rows: with `flash` (ours): "text" computes I of layers 0 and 1 as above; "none" takes both as 0.
         mi_reduce: "sum" over heads as above, or "mean": 32 times the mean, for other numbers of heads (ours).
         x0, k0, gamma, lam: of the curve, steepest at x0: 14.9 by default, of 32 layers where there are fewer (ours).
@@ -54,6 +53,7 @@ class AutoPrune(Method):
     name: ClassVar[str] = "autoprune"
     stage: ClassVar[str] = "decoder"
     summary: ClassVar[str] = "after every layer, along a curve set by mutual information of text and image"
+    budget_means: ClassVar[str] = "an average over layers"
     after: ClassVar[int | None] = None  # the layer after which an act stands
 
     flash: bool = False

@@ -16,7 +16,7 @@ from vlmprune.core.method import DecoderMethod, Method, Scorer
 from vlmprune.core.selectors import top_k
 from vlmprune.core.signals import LastQueryAttention, Need, TextQueryAttention
 from vlmprune.core.view import ImageView, Merged, ModelInfo, Selection
-from vlmprune.methods.checks import PAPER, UNIPRUNE, one_of, rounded_down, true_or_false
+from vlmprune.methods.checks import PAPER, UNIPRUNE, average_too_small, one_of, rounded_down, true_or_false
 from vlmprune.methods.decoder.staged import share_of
 
 LAST, ALL_TEXT = "last", "all_text"
@@ -96,10 +96,7 @@ class FastV(Scorer, DecoderMethod):
         assert self.depth is not None
         left = (average * self.depth - self.layer) / (self.depth - self.layer)
         if left <= 0:
-            raise UserError(
-                f"fastv: the {self.layer} of {self.depth} layers before it see every token, so that the average is "
-                f"above {self.layer / self.depth:.3f}: raise keep={average:.3f} or give an earlier layer."
-            )
+            raise average_too_small("fastv", average, self.layer, self.depth)
         return left
 
     def budget(self, keep: Keep, n: int, total: int) -> int:

@@ -58,6 +58,7 @@ class MustDrop(Staged):
 
     name: ClassVar[str] = "mustdrop"
     summary: ClassVar[str] = "at several layers, what all text together or one word attends to; cuts the cache"
+    budget_means: ClassVar[str] = "an average over layers"
 
     global_threshold: float | None = None
     individual_threshold: float | None = None

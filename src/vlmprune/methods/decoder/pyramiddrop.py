@@ -8,11 +8,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vlmprune.core.errors import UserError
 from vlmprune.core.method import Scorer
 from vlmprune.core.signals import LastQueryAttention, Need
 from vlmprune.core.view import ImageView, ModelInfo
-from vlmprune.methods.checks import true_or_false
+from vlmprune.methods.checks import average_too_small, true_or_false
 from vlmprune.methods.decoder.staged import Staged
 
 
@@ -46,6 +45,7 @@ class PyramidDrop(Scorer, Staged):
 
     name: ClassVar[str] = "pyramiddrop"
     summary: ClassVar[str] = "at several layers, tokens the last prompt token attends to at the next one"
+    budget_means: ClassVar[str] = "what each cut leaves of the one before"
     looks_ahead: ClassVar[bool] = True
 
     average: bool = False
@@ -74,10 +74,7 @@ class PyramidDrop(Scorer, Staged):
             UserError: the layers before the first act alone see more.
         """
         if average <= layers[0] / depth:
-            raise UserError(
-                f"pyramiddrop: the {layers[0]} of {depth} layers before its first act see every token, so that the "
-                f"average is above {layers[0] / depth:.3f}: raise keep={average:.3f} or give earlier layers."
-            )
+            raise average_too_small("pyramiddrop", average, layers[0], depth)
         bounds = [*layers, depth]
         low, high = 0.0, 1.0
         for _ in range(60):

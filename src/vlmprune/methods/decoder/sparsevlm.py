@@ -63,6 +63,7 @@ class SparseVLM(Staged):
 
     name: ClassVar[str] = "sparsevlm"
     summary: ClassVar[str] = "at several layers, attention from text that matches the image; recycles the rest"
+    budget_means: ClassVar[str] = "an average over layers"
 
     version: str = V15
     gravity_eps: float = 0.0

@@ -42,6 +42,7 @@ class VTW(Method):
     name: ClassVar[str] = "vtw"
     stage: ClassVar[str] = "decoder"
     summary: ClassVar[str] = "all of the image is dropped before decoder layer K"
+    budget_means: ClassVar[str] = "the share of layers that see the image"
     least: ClassVar[int] = 0
 
     layer: int | None = None
@@ -58,7 +59,7 @@ class VTW(Method):
         if self.layer is not None:
             return (self,)
         if not isinstance(keep, float):
-            raise UserError(f"vtw drops all tokens of an image: keep={keep} is no share of layers, as 0.5 would be.")
+            raise UserError(f"vtw drops all tokens of an image: {keep} of them is not a share of layers, as 0.5 is.")
         layer = max(1, round(keep * info.decoder_layers))
         return () if layer >= info.decoder_layers else (replace(self, layer=layer),)
 

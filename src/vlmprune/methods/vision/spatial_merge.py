@@ -78,8 +78,8 @@ class SpatialMerge(Method):
             if count > len(windows):
                 least = view.n - len(windows) * (self.side**2 - 1)
                 raise UserError(
-                    f"spatial-merge: with all windows merged {least} of {view.n} tokens are left: give keep={least} or "
-                    "more."
+                    f"spatial-merge: with all windows merged {least} of {view.n} tokens are left: give a budget "
+                    f"of {least} or more."
                 )
         else:
             count = int((likeness(rows[windows]) >= self.threshold).sum())

@@ -1,0 +1,38 @@
+"""Which packages beyond the core each command needs: asked when it starts, not when it has done its work."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from vlmprune.core.errors import UserError
+
+EXTRA = "bench"  # in pyproject.toml, which has them all
+DRAWING = ("matplotlib", "jinja2")
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "run": ("jinja2",),  # chat templates
+    "doctor": ("jinja2",),
+    "bench": ("rich", *DRAWING),
+    "report": DRAWING,
+    "list": (),
+}
+SHELL = ("typer",)  # of all commands
+
+
+def check_packages(command: str) -> None:
+    """Raise UserError unless everything that a command will need can be imported."""
+    if missing := [name for name in PACKAGES[command] if not _there(name)]:
+        raise UserError(f"vlmprune {command} {needs(missing)}")
+
+
+def needs(missing: list[str] | tuple[str, ...]) -> str:
+    """The end of the sentence that says which packages are missing, and how to get them."""
+    return f"needs {' and '.join(missing)}: pip install 'vlmprune[{EXTRA}]', or '.[{EXTRA}]' in a clone."
+
+
+def _there(name: str) -> bool:
+    """Imported, not just looked for: a package that is there may be broken."""
+    try:
+        import_module(name)
+    except ImportError:
+        return False
+    return True

@@ -1,0 +1,121 @@
+"""Nothing that the user has is lost to what vlmprune writes: the one place that says what may be written where.
+
+What vlmprune wrote itself may be overwritten. It is known by a mark: pictures name it as the software that made them
+(EXIF), folders hold a file `.vlmprune`. Everything else needs `force`, and what a command reads is never written over.
+Commands ask before they begin to work.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from vlmprune.core.errors import Option, UserError
+
+FOLDER_MARK = ".vlmprune"
+_MARK = "vlmprune"
+_SOFTWARE = 0x0131  # the EXIF tag
+_CLUTTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # written by systems that show folders
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def check_picture(path: Path, what: str, *, reads: Iterable[Path] = (), force: bool = False) -> Path:
+    """The path, if a picture may be written there.
+
+    Args:
+        what: the picture is called in an error: "overlay".
+        reads: the files that the command reads.
+        force: overwrite a file that vlmprune has not written.
+
+    Raises:
+        UserError: it has another ending, its folder is missing or read-only, or a file would be lost.
+    """
+    if path.suffix.lower() not in EXTENSIONS:
+        raise UserError(f"The {what} {str(path)!r} must end in {', '.join(EXTENSIONS[:-1])} or {EXTENSIONS[-1]}.")
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise UserError(f"This Pillow cannot write {path.suffix.lower()}: let the {what} end in .png.")
+    return check_file(path, what, reads=reads, force=force or _is_our_picture(path))
+
+
+def check_file(path: Path, what: str, *, reads: Iterable[Path] = (), force: bool = False) -> Path:
+    """The path, if a file may be written there; one that is there is overwritten with `force` alone.
+
+    Raises:
+        UserError: it is a folder, its folder is missing or read-only, or a file would be lost.
+    """
+    if path.is_dir():
+        raise UserError(f"The {what} {str(path)!r} is a folder: give a file.")
+    if not path.parent.is_dir():
+        raise UserError(f"The {what} cannot be written: there is no folder {str(path.parent)!r}.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"The {what} cannot be written to {str(path)!r}: permission denied.")
+    if not path.exists():
+        return path
+    if any(read.exists() and path.samefile(read) for read in reads):
+        raise UserError(f"The {what} would overwrite {str(path)!r}, which it is made from: give another name.")
+    if not force:
+        raise UserError(
+            f"The {what} would overwrite {str(path)!r}, which vlmprune did not write: give another name, or ",
+            Option("force", True),
+            ".",
+        )
+    return path
+
+
+def check_folder(path: Path, what: str, *, force: bool = False) -> Path:
+    """The path, if files may be written into that folder: it is new, empty, one of ours, or `force` is given.
+
+    Raises:
+        UserError: it is a file, or it holds files of others.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"The {what} cannot be written to {str(path)!r}: it is a file.")
+    if not force and path.is_dir() and not is_our_folder(path) and not _is_empty(path):
+        raise UserError(
+            f"The {what} would be written among the files of {str(path)!r}, which vlmprune did not write: give "
+            "another folder, or ",
+            Option("force", True),
+            ".",
+        )
+    return path
+
+
+def is_our_folder(path: Path) -> bool:
+    """Whether it carries our mark."""
+    return (path / FOLDER_MARK).is_file()
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder, where there is none, and mark it as ours."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / FOLDER_MARK).touch()
+    return path
+
+
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Write a picture with our mark; the format follows the ending.
+
+    Raises:
+        OSError: it cannot be written. A picture that was there is then as it was, unless the disk is full.
+    """
+    exif = Image.Exif()
+    exif[_SOFTWARE] = _MARK
+    out = io.BytesIO()
+    image.save(out, format=Image.registered_extensions()[path.suffix.lower()], exif=exif)
+    path.write_bytes(out.getvalue())
+
+
+def _is_our_picture(path: Path) -> bool:
+    try:
+        with Image.open(path) as opened:
+            return opened.getexif().get(_SOFTWARE) == _MARK
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def _is_empty(path: Path) -> bool:
+    return all(child.name in _CLUTTER for child in path.iterdir())
