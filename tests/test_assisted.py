@@ -23,6 +23,7 @@ from transformers.generation.candidate_generator import (
 
 import vlmprune
 from vlmprune.core.errors import UserError
+from vlmprune.runtime.attributes import Attachments
 from vlmprune.runtime.candidates import watch_candidates
 
 METHODS = [  # before the LLM, inside, in stages, with a cut of the cache, merging in both places, fusing
@@ -175,9 +176,10 @@ def test_a_generator_held_back_is_told_what_it_would_be_told(
     for hold_back in (False, True):
         scripted = Scripted(greedy, length, count, wrong)
         monkeypatch.setattr(model, "_get_candidate_generator", lambda **_: scripted, raising=False)  # noqa: B023
-        undo = watch_candidates(model, hold_back)
+        attached = Attachments()
+        watch_candidates(attached, model, hold_back)
         assert torch.equal(write(model, inputs, prompt_lookup_num_tokens=3), greedy)
-        undo()
+        attached.undo()
         logs.append(scripted.log)
         assert set(vars(scripted)) == {"answer", "count", "log"}  # nothing stays on it
     assert logs[0] == logs[1]
@@ -200,9 +202,10 @@ def test_an_assistant_held_back_goes_on_as_it_would(source: str, monkeypatch: py
 
         with monkeypatch.context() as patch:
             patch.setattr(AssistedCandidateGenerator, "get_candidates", ask)
-            undo = watch_candidates(model, hold_back)
+            attached = Attachments()
+            watch_candidates(attached, model, hold_back)
             write(model, inputs, assistant_model=assistant)
-            undo()
+            attached.undo()
         counts.append((asked, assistant.generation_config.num_assistant_tokens))
     assert counts[0] == counts[1]
 

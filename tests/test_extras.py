@@ -50,7 +50,15 @@ def test_every_command_says_what_it_needs() -> None:
 
 
 def test_nothing_is_imported_that_no_command_asks_for() -> None:
-    core = {"torch", "transformers", "numpy", "PIL", "safetensors", "huggingface_hub"}  # the last with transformers
+    core = {
+        "torch",
+        "transformers",
+        "numpy",
+        "PIL",
+        "safetensors",
+        "huggingface_hub",
+        "packaging",
+    }  # the last two with transformers
     asked = {name for names in PACKAGES.values() for name in names} | set(SHELL)
     for path in Path(vlmprune.__file__).parent.rglob("*.py"):
         assert third_party(path) <= core | asked | OPTIONAL, path

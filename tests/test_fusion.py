@@ -417,13 +417,13 @@ def test_an_attention_module_that_is_not_heard_is_refused(monkeypatch: pytest.Mo
     usual: Callable[..., Any] = type(module).forward
 
     def deaf(*args: Any, **kwargs: Any) -> Any:
-        taps._EDITED.pop(module, None)
+        taps._TAPS.edited.pop(module, None)
         return usual(module, *args, **kwargs)
 
     monkeypatch.setattr(module, "forward", deaf)
     with vlmprune.prune(model, Recipe((Stage(Cut(), KEEP),))), pytest.raises(UserError, match="attention functions"):
         model(**inputs_of("llava", RAGGED))
-    assert not taps._EDITED and not any(taps._WRAPPED.values())
+    assert not taps._TAPS.edited and not any(taps._WRAPPED.values())
 
 
 def test_recurrent_layers_are_passed_over_or_refused_in_words() -> None:

@@ -99,10 +99,8 @@ def cache_in(values: Mapping[str, Any]) -> Cache | None:
 
 def cache_of(output: Any) -> Cache | None:
     """The key-value cache that a forward returned."""
-    if isinstance(output, tuple):
-        return next((value for value in output if isinstance(value, Cache)), None)
-    found = (getattr(output, name, None) for name in CACHE)
-    return next((value for value in found if isinstance(value, Cache)), None)
+    values = output.values() if isinstance(output, Mapping) else output
+    return next((value for value in values if isinstance(value, Cache)), None)
 
 
 class Expected:

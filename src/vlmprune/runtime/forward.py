@@ -82,7 +82,7 @@ class Forward:
         elif isinstance(mask, Tensor) and mask.ndim == 4:
             row = mask[:, 0, -1, : past + self.length]  # the last query sees exactly the real tokens
             mask = (row if row.dtype == torch.bool else row == 0).expand(self.batch, -1)[:, -self.length :]
-        counted = mask.shape[1] if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        counted = None if prompt_mask is None else prompt_mask.shape[1]
         if counted not in (None, self.length, self.past_places + self.length):
             self.expected.surprise(
                 f"The attention mask counts {counted} tokens where {self.past_places + self.length} have been fed"

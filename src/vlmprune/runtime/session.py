@@ -193,7 +193,8 @@ class Session:
                 raise UserError(
                     "prefill_chunk_size cuts images into pieces: prefill in one piece under vlmprune.prune()."
                 )
-            return original(*args, **kwargs)
+            with self._text.running.drafting(getattr(config, "is_assistant", False)):
+                return original(*args, **kwargs)
 
         self._attached.put(self.model, "generate", wrapper)
 
@@ -246,7 +247,7 @@ class Session:
         if encoded or pictures:
             masks, blocks = self._placeholders(ids, embeds), self.adapter.blocks({**given, "cache": call.cache})
             call.read = functools.partial(self._prompt, ids, embeds, masks, encoded, pictures, tail, blocks)
-        elif begins or embeds is not None:
+        elif (begins and not running.drafts) or embeds is not None:
             self._refuse_unseen(ids, embeds, known)
 
     def _after_inner(self, module: nn.Module, args: Any, output: Any) -> None:

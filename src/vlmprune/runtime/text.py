@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -61,12 +62,22 @@ class Running(threading.local):
         call: of the multimodal model.
         forward: of the text model, where it concerns the session.
         ids, mask: [B, S] and [B, past + S] that `generate` holds for the next call.
+        drafts: whether the model runs as an assistant, which transformers gives the ids of a prompt without its images.
     """
 
     call: Call | None = None
     forward: Forward | None = None
     ids: Tensor | None = None
     mask: Tensor | None = None
+    drafts: bool = False
+
+    @contextmanager
+    def drafting(self, drafts: bool) -> Iterator[None]:
+        before, self.drafts = self.drafts, drafts
+        try:
+            yield
+        finally:
+            self.drafts = before
 
 
 class Reports:
