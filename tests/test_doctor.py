@@ -99,6 +99,7 @@ def test_the_proof_can_fail(folder: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "BREAKS: what it generates differs" in text  # methods whose authors keep original positions
 
 
+@pytest.mark.slow
 def test_embedded_models() -> None:
     for name in ("llava", "qwen2_5_vl"):
         diagnosis = diagnose(name)
@@ -121,7 +122,10 @@ FOLDERS = {
 }
 
 
-@pytest.mark.parametrize("family", FOLDERS)
+QUICK = ("qwen2_5_vl", "qwen3_5")  # the others among the slow tests
+
+
+@pytest.mark.parametrize("family", [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in FOLDERS])
 def test_folders_of_families(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processing_smolvlm, "num2words", str)  # a package with which it words the count of frames
     diagnosis = diagnose(str(save_family(family, tmp_path)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -25,6 +25,7 @@ from vlmprune.doctor.methods import try_methods
 from vlmprune.doctor.prompts import TOKENS, ask, converse, generate, narrower_window, one_prompt, padded_batch
 from vlmprune.doctor.proof import cases_of, prove
 from vlmprune.models import adapter_for
+from vlmprune.runtime.expected import unchecked
 
 
 @pytest.fixture(autouse=True)
@@ -97,16 +98,26 @@ def positions_lost(model: Any) -> None:
     without(model, "position_ids", decodes)
 
 
-def mask_lost(model: Any) -> None:
-    without(model, "attention_mask", decodes)
+def mask_lost(model: Any, when: Callable[[dict[str, Any], int], bool] = lambda kwargs, new: new == 1) -> None:
+    """The attention of no decoder layer gets the mask that the runtime gives the layer."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(self: nn.Module, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+            lost = {"attention_mask": None} if when(kwargs, hidden_states.shape[1]) else {}
+            return original(self, hidden_states, *args, **{**kwargs, **lost})
+
+        return forward
+
+    for layer in adapter_for(model).decoder_layers:
+        override(layer.self_attn, "forward", wrap)
 
 
 def mask_lost_in_the_second_turn(model: Any) -> None:
-    without(model, "attention_mask", lambda kwargs: cache_in(kwargs) is not None and not decodes(kwargs))
+    mask_lost(model, lambda kwargs, new: cache_in(kwargs) is not None and new > 1)
 
 
 def mask_lost_in_the_prefill(model: Any) -> None:
-    without(model, "attention_mask", lambda kwargs: cache_in(kwargs) is None)
+    mask_lost(model, lambda kwargs, new: cache_in(kwargs) is None and new > 1)
 
 
 def layer_skipped(model: Any) -> None:
@@ -176,12 +187,14 @@ BREAKAGES = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("checks", [unchecked, nullcontext], ids=["checks off", "checks on"])
 @pytest.mark.parametrize("name", BREAKAGES)
-def test_a_broken_runtime_fails_a_proof(name: str) -> None:
+def test_a_broken_runtime_fails_a_proof(name: str, checks: Any) -> None:
     model = FAMILIES["llava"].build()
     damage, noticed = BREAKAGES[name]
     damage(model)
-    lines, proven = verdict(model)
+    with checks():
+        lines, proven = verdict(model)
     assert not proven
     for case in noticed:
         assert any(case in line for line in failing(lines)), f"{case} did not notice"
@@ -191,7 +204,8 @@ def test_a_broken_runtime_fails_a_proof(name: str) -> None:
 def test_a_cache_that_is_not_seen_on_other_families(family: str) -> None:
     model = FAMILIES[family].build()
     cache_unseen(model)
-    assert not verdict(model, family)[1]
+    with unchecked():
+        assert not verdict(model, family)[1]
 
 
 def test_a_proof_that_raises_is_a_line() -> None:
@@ -204,11 +218,13 @@ def test_a_proof_that_raises_is_a_line() -> None:
     assert "  divprune     works: " in diagnosis.text and "no: layers disagree" not in diagnosis.text
 
 
-def test_methods_break_on_a_broken_runtime() -> None:
+@pytest.mark.parametrize("checks", [unchecked, nullcontext], ids=["checks off", "checks on"])
+def test_methods_break_on_a_broken_runtime(checks: Any) -> None:
     model = FAMILIES["llava"].build()
     cache_unseen(model)
     adapter = adapter_for(model)
-    lines, unbroken = try_methods(adapter, padded_batch(adapter, prompt(FAMILIES["llava"], [[0]])))
+    with checks():
+        lines, unbroken = try_methods(adapter, padded_batch(adapter, prompt(FAMILIES["llava"], [[0]])))
     assert not unbroken
     assert sum("BREAKS" in line for line in lines) == len(vlmprune.METHODS)
 
@@ -278,7 +294,8 @@ def test_the_command_line_fails_on_a_broken_runtime(
         return loaded
 
     monkeypatch.setattr(doctor, "load_model", load)
-    assert cli.main(["doctor", "llava"]) == 1
+    with unchecked():
+        assert cli.main(["doctor", "llava"]) == 1
     assert "BREAKS" in (text := capsys.readouterr().out) and "DIFFERS from the masking oracle" in text
 
 

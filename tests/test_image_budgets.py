@@ -10,6 +10,7 @@ from test_equivalence import RAGGED, STEPS, TOLERANCE, alone, built, extend, gen
 from test_equivalence import policies as policies_of
 from test_methods_on_models import EDITING, MERGING, RECYCLING
 from tiny import FAMILIES
+from versions import behind, cache_of
 
 import vlmprune
 from vlmprune.core.budget import Keeps, check_budget, parse_keep
@@ -121,7 +122,7 @@ def test_a_list_counts_the_images_of_the_new_prompt() -> None:
         turn = extend("llava", inputs, first.sequences[:, inputs["input_ids"].shape[1] :])
         full = {key: torch.cat([turn[key], more[key]], dim=1) for key in ("input_ids", "attention_mask")}
         full["pixel_values"] = more["pixel_values"]
-        generate(model, full, past_key_values=first.past_key_values)
+        generate(model, full, **behind(cache_of(first)))
     assert [[len(kept) for kept in row] for row in session.last.kept] == [[7]]
 
 
@@ -147,7 +148,7 @@ def test_pictures_resized_each_to_its_own_budget() -> None:
         ("llava", "fastv", [[0.5], [0.5]], "has 1 budget for sample 0, whose prompt has 2 images"),
         ("llava", "fastv", [[0.5, 0.5]], "a list for each of 1 samples, and the batch has 2"),
         ("llava", "vtw", [[0.5, 0.8], [0.5]], "vtw acts at other layers under another budget"),
-        ("llava", "pyramiddrop(average=True)", [[0.9, 0.001], [0.5]], "raise keep=0.001"),
+        ("llava", "pyramiddrop(average=True)", [[0.9, 0.001], [0.5]], "give a budget of 0.251"),
         ("llava", "tome(inside=True)", [[0.5, 0.4], [0.5]], "merges inside the encoder"),
         ("llava", "prumerge(adaptive=True)", [0.5, 0.4], "takes no budget"),
         ("llava", "divprune:0.5 > fastv@2:0.5", [0.5, 0.1], "A chain carries its own budgets"),

@@ -9,6 +9,7 @@ import torch
 from test_equivalence import RAGGED, TOLERANCE, built, inputs_of, largest, policies
 from tiny import FAMILIES, image_numbers
 from torch import Tensor
+from versions import behind, cache_of
 
 import vlmprune
 from vlmprune.core.report import RunReport
@@ -199,7 +200,7 @@ def test_a_second_turn_counts_its_own_columns() -> None:
     with vlmprune.prune(model, CUTS) as session, torch.no_grad():
         first = model(**inputs, use_cache=True)
         mask = torch.cat([inputs["attention_mask"], more["attention_mask"]], dim=1)
-        out = model(**{**more, "attention_mask": mask}, past_key_values=first.past_key_values, **EVERYTHING)
+        out = model(**{**more, "attention_mask": mask}, **behind(cache_of(first)), **EVERYTHING)
         states = session.last.spread(out.hidden_states)
         assert states[-1].shape[1] == more["input_ids"].shape[1]
         with pytest.raises(vlmprune.UserError, match="behind a cache"):

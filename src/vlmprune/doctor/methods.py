@@ -35,6 +35,10 @@ def try_methods(adapter: Adapter, prompts: Prompts) -> tuple[list[str], bool]:
             try:
                 lines.append(f"  {spec:12} works: {_run(adapter, prompts, spec)}")
                 break
+            except Unexpected as error:
+                lines.append(f"  {spec:12} BREAKS: {error}")
+                unbroken = False
+                break
             except UserError as error:
                 refused.setdefault(str(error), []).append(spec)
             except Exception as error:  # a method of a third party may do anything
