@@ -88,6 +88,7 @@ class Adapter:
     normalisation: Normalisation = HALF
     tower_rows: ClassVar[bool] = False  # whether there is one row per slot before the projector
     later_token_type: ClassVar[int] = 0  # token_type_ids of what the model writes
+    images_behind_caches: ClassVar[bool] = True  # whether a further turn may bring new images
     window_cuts_blocks: ClassVar[bool] = True  # whether a sliding window also limits what a block's tokens see of it
 
     def __init__(self, model: nn.Module, inner: Any) -> None:

@@ -41,6 +41,7 @@ from vlmprune.runtime.vision import (
 if TYPE_CHECKING:
     from vlmprune.runtime.text_tower import TextTower
 
+CONTINUOUS = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
 IGNORED = -100  # label of a token that no loss is asked for; PaliGemma's processor gives nothing but these
 
 
@@ -168,6 +169,9 @@ class Session:
 
     def _watch_generate(self) -> None:
         self._refuse_chunks()
+        for name in CONTINUOUS:
+            if hasattr(self.model, name):
+                self._attached.put(self.model, name, _refuse_continuous)
         self._watch_generate_mask()
         trims = any(stage.method.trims_cache for stage in self._text.at_layer.values())
         watch_candidates(self._attached, self.model, hold_back=trims)
@@ -244,6 +248,10 @@ class Session:
         begins = call.cache is None or (state_of(call.cache) is None and not bool(call.cache.get_seq_length()))
         if encoded or pictures or begins:
             self._text.reports.last = RunReport()
+        if (encoded or pictures) and not begins and not self.adapter.images_behind_caches:
+            raise UserError(
+                f"{self.adapter.family} does not say how an image behind a cache sees itself: begin with a new cache."
+            )
         if encoded or pictures:
             masks, blocks = self._placeholders(ids, embeds), self.adapter.blocks({**given, "cache": call.cache})
             call.read = functools.partial(self._prompt, ids, embeds, masks, encoded, pictures, tail, blocks)
@@ -349,6 +357,13 @@ class Session:
             images.append(PromptImage(joined(pieces[part]), torch.cat(list(columns[part]))))
             at += count
         return images
+
+
+def _refuse_continuous(*args: Any, **kwargs: Any) -> Any:
+    raise UserError(
+        "Continuous batching packs the tokens of several prompts into one row, which vlmprune cannot prune: use "
+        "generate()."
+    )
 
 
 class _Now(threading.local):
