@@ -1,4 +1,4 @@
-"""Every method in every mode of generation: on five families by default, on all others with `-m slow`.
+"""Every method in every mode of generation: on three families by default, on all others with `-m slow`.
 
 test_methods_on_models.py shows on every family that greedy decoding on a dynamic cache equals forwards without a
 cache and, where tokens are only dropped, the oracle; here the other modes are held to these.
@@ -21,7 +21,7 @@ from versions import behind, cache_of
 
 import vlmprune
 
-DEFAULT = ("llava", "qwen2_5_vl", "qwen3_vl", "internvl", "gemma3")  # the last one has sliding windows
+DEFAULT = ("llava", "qwen2_5_vl", "gemma3")  # the last one has sliding windows
 KEEP = 0.3
 UNTRIMMED = [name for name in METHODS if name not in TRIMMING]  # of the others test_methods_adaptive.py knows more
 # Padding inside tiles makes equal tokens: which of them are the next best to those kept, rounding decides.
