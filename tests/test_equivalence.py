@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tiny import FAMILIES, image_numbers, prompt
 from tiny import alone as tiny_alone
 from torch import Tensor
