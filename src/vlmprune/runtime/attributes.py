@@ -22,7 +22,6 @@ class Attachments:
         self._handles: list[Any] = []
         self._undo: list[Callable[[], None]] = []
         self._had: dict[int, dict[str, Any]] = {}  # of each owner, the attributes put on it and what it had there
-        self._owners: dict[int, Any] = {}
 
     def put(self, owner: Any, name: str, value: Any) -> None:
         """Give `owner` an attribute of its own, past `nn.Module`'s bookkeeping.
@@ -48,11 +47,11 @@ class Attachments:
             handle.remove()
         while self._undo:
             self._undo.pop()()
-        self._handles, self._had, self._owners = [], {}, {}
+        self._handles, self._had = [], {}
 
     def _plain_copies(self, owner: Any) -> None:
         if id(owner) not in self._had:
-            self._had[id(owner)], self._owners[id(owner)] = {}, owner
+            self._had[id(owner)] = {}
             self._undo.append(put(owner, REDUCE, _Reducer(self, owner), self._had[id(owner)]))
 
     def plain_state(self, owner: Any, state: dict[str, Any]) -> dict[str, Any]:

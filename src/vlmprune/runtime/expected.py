@@ -8,11 +8,11 @@ length, and that what the runtime hands on arrives. What is not as expected is a
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import transformers
@@ -79,17 +79,21 @@ class Interface:
         return [name for name in names if name not in self.names]
 
 
-@functools.lru_cache(maxsize=1024)
-def interface(function: Callable[..., Any], bound: bool = False) -> Interface:
-    """How a function is called; `bound` leaves out its first argument."""
-    return Interface(function, bound)
+# By function, and no longer than it lives: one that was put on a model holds the model.
+_KNOWN: WeakKeyDictionary[Callable[..., Any], Interface] = WeakKeyDictionary()
+
+
+def interface(function: Callable[..., Any]) -> Interface:
+    """How a function, or a method of an object, is called."""
+    plain = getattr(function, "__func__", function)
+    if plain not in _KNOWN:
+        _KNOWN[plain] = Interface(plain, bound=plain is not function)
+    return _KNOWN[plain]
 
 
 def interface_of(module: nn.Module) -> Interface:
     """How a module is called now: a forward that was replaced since is looked up again."""
-    forward: Any = module.forward
-    function = getattr(forward, "__func__", None)
-    return interface(forward) if function is None else interface(function, bound=True)
+    return interface(module.forward)
 
 
 def cache_in(values: Mapping[str, Any]) -> Cache | None:
@@ -106,12 +110,16 @@ def cache_of(output: Any) -> Cache | None:
 class Expected:
     """What is expected of one model.
 
+    Attributes:
+        attention: the module that calls the attention function, by decoder layer; recurrent ones have none.
+
     Raises:
         Unexpected: on construction, where a name that the runtime needs is not there.
     """
 
     def __init__(self, adapter: Adapter) -> None:
         self.model = type(adapter.model).__name__
+        self.attention = {layer: adapter.decoder_attention(layer) for layer in adapter.attention_layers}
         self._states("language model", interface_of(adapter.text_model), TEXT_MODEL, cache=True)
         for number, layer in enumerate(adapter.decoder_layers):
             self._states(f"decoder layer {number}", interface_of(layer), DECODER_LAYER)

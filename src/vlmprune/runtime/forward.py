@@ -271,12 +271,6 @@ class Forward:
 
     # ------------------------------------------------------------------ decoder layers
 
-    def at_attention(self, number: int, given: dict[str, Any]) -> None:
-        self.watch.at_attention(number, given)
-
-    def at_rotary(self, ids: list[Tensor]) -> None:
-        self.watch.at_rotary(ids)
-
     def at_layer(self, number: int, given: dict[str, Any]) -> dict[str, Any] | None:
         """Arguments for a decoder layer, or None to leave them as they are."""
         hidden: Tensor = given[HIDDEN]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -110,7 +109,6 @@ class Session:
             clip = self.adapter.tower_rows and self.adapter.has_cls
             text_tower.check(self.adapter.family, self.adapter.config.vision_config if clip else None)
         self._attached = Attachments()
-        self._now = _Now()
 
     @property
     def last(self) -> RunReport:
@@ -227,7 +225,7 @@ class Session:
         if (ids := interface_of(module).named(args, kwargs).get("input_ids")) is not None:
             self._text.running.ids = ids  # a head may hand on embeddings of them
         logits = kwargs.get("logits_to_keep", 0)
-        self._now.tail = max(0, logits - 1) if isinstance(logits, int) else 0
+        self._text.running.tail = max(0, logits - 1) if isinstance(logits, int) else 0
         return args, {**kwargs, "labels": None} if labels is not None else kwargs
 
     def _before_inner(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -235,7 +233,7 @@ class Session:
         if module is not self.adapter.inner:
             self._text.expected.surprise("A copy of the model that shares its hooks was called")
         running, call = self._text.running, Call()
-        running.call, tail, self._now.tail = call, self._now.tail, 0
+        running.call, tail, running.tail = call, running.tail, 0
         given = current_names(self.adapter, interface_of(module).named(args, kwargs))
         call.cache = cache_in(given)
         mask, ids, embeds = given.get(MASK), given.get("input_ids"), given.get(EMBEDS)
@@ -364,12 +362,6 @@ def _refuse_continuous(*args: Any, **kwargs: Any) -> Any:
         "Continuous batching packs the tokens of several prompts into one row, which vlmprune cannot prune: use "
         "generate()."
     )
-
-
-class _Now(threading.local):
-    """What a thread is at: `tail`, how many tokens at the end of the next call are not prompt."""
-
-    tail = 0
 
 
 def _numbered(embeds: Tensor) -> Tensor:

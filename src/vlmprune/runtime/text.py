@@ -55,13 +55,15 @@ class Call:
         return self.read is not None or state_of(self.cache) is not None
 
 
-class Running(threading.local):
+@dataclass
+class Running:
     """What is going on in one thread: a model may answer in several at once.
 
     Attributes:
         call: of the multimodal model.
         forward: of the text model, where it concerns the session.
         ids, mask: [B, S] and [B, past + S] that `generate` holds for the next call.
+        tail: how many tokens at the end of the next call are not prompt.
         drafts: whether the model runs as an assistant, which transformers gives the ids of a prompt without its images.
     """
 
@@ -69,6 +71,7 @@ class Running(threading.local):
     forward: Forward | None = None
     ids: Tensor | None = None
     mask: Tensor | None = None
+    tail: int = 0
     drafts: bool = False
 
     @contextmanager
@@ -78,6 +81,21 @@ class Running(threading.local):
             yield
         finally:
             self.drafts = before
+
+
+class Threads:
+    """One `Running` for each thread."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def now(self) -> Running:
+        if not hasattr(self._local, "running"):
+            self._local.running = Running()
+        return self._local.running
+
+    # torch.compile loses what is written to a thread-local, so a forward that it traces asks outside of its graph
+    traced = torch.compiler.disable(now)
 
 
 class Reports:
@@ -100,7 +118,7 @@ class TextHooks:
 
     Attributes:
         expected: what is taken for granted of the model; known once installed.
-        running, reports: by thread.
+        reports: by thread.
         text_tower, question: see `Session`.
     """
 
@@ -115,7 +133,7 @@ class TextHooks:
         self.fused = fused_layers(adapter, self.at_layer)
         for layer, stage in self.at_layer.items():
             check_readable(adapter, layer, stage.method.needs(adapter.info).values())
-        self.running, self.reports = Running(), Reports()
+        self._threads, self.reports = Threads(), Reports()
         self.text_tower = text_tower
         self.question: str | list[str] | None = None
 
@@ -126,8 +144,8 @@ class TextHooks:
         attached.pre_hook(text.rotary_emb, self._rotary_hook)
         for number, layer in enumerate(self.adapter.decoder_layers):
             attached.pre_hook(layer, self._layer_hook(number))
-        for number in self.adapter.attention_layers:
-            attached.pre_hook(self.adapter.decoder_attention(number), self._attention_hook(number))
+        for number, attention in self.expected.attention.items():
+            attached.pre_hook(attention, self._attention_hook(number))
         deepstack.wrap(attached, text, self._index_now)
 
     def remove(self) -> None:
@@ -135,6 +153,11 @@ class TextHooks:
 
     def _index_now(self) -> Tensor | None:
         return None if self.running.forward is None else self.running.forward.current.index
+
+    @property
+    def running(self) -> Running:
+        """What is going on in this thread."""
+        return self._threads.traced() if torch.compiler.is_compiling() else self._threads.now()
 
     @property
     def text_read(self) -> str | None:
@@ -215,7 +238,7 @@ class TextHooks:
     def _attention_hook(self, number: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.running.forward is not None:
-                self.running.forward.at_attention(number, interface_of(module).named(args, kwargs))
+                self.running.forward.watch.at_attention(number, interface_of(module).named(args, kwargs))
 
         return hook
 
@@ -223,4 +246,4 @@ class TextHooks:
         if self.running.forward is not None:
             tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
             ids = [value for value in tensors if not torch.is_floating_point(value)]
-            self.running.forward.at_rotary(ids)
+            self.running.forward.watch.at_rotary(ids)

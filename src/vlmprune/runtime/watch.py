@@ -33,10 +33,7 @@ class Watch:
         self._next = 0  # decoder layer
         self._attended = -1
         self._turned = self._aside = False
-        attending = set(forward.adapter.attention_layers)
-        self._attending = [layer in attending for layer in range(len(forward.adapter.decoder_layers))]
-        adapter = forward.adapter
-        self._guard = Guard((adapter.decoder_attention(layer) for layer in sorted(attending)), self.at_function)
+        self._guard = Guard(self.expected.attention.values(), self.at_function)
         if not torch.compiler.is_compiling():  # the prefill, which is not compiled, is looked at
             self._guard.start()
 
@@ -111,7 +108,7 @@ class Watch:
     def at_end(self, cache: Cache | None) -> None:
         """Every layer ran, and the cache that comes out holds what was left at each."""
         self._attention_ran()
-        if self._next != len(self._attending):
+        if self._next != len(self.forward.adapter.decoder_layers):
             self.expected.surprise(f"The language model ended before decoder layer {self._next}")
         forward = self.forward
         if not forward.changing:
@@ -123,13 +120,14 @@ class Watch:
         for layer in range(self._next):
             segment = forward.segment_of(layer)
             due = segment.past.shape[1] + segment.layout.source.shape[1]
-            if self._attending[layer] and counts_freely(cache, layer) and physical_length(cache, layer) != due:
-                held = physical_length(cache, layer)
+            held = physical_length(cache, layer) if counts_freely(cache, layer) else due
+            if layer in self.expected.attention and held != due:
                 self.expected.surprise(f"The cache holds {held} tokens at decoder layer {layer} where {due} are due")
 
     def _attention_ran(self) -> None:
-        if self._next and self._attending[self._next - 1] and self._attended != self._next - 1:
-            self.expected.surprise(f"Decoder layer {self._next - 1} ran without its attention module being called")
+        ran = self._next - 1
+        if ran in self.expected.attention and self._attended != ran:
+            self.expected.surprise(f"Decoder layer {ran} ran without its attention module being called")
 
 
 def _of(given: Tensor, found: Tensor) -> bool:
