@@ -798,7 +798,7 @@ def test_the_fewest_windows_that_meet_the_budget_are_merged(side: int, keep: int
 
 
 def test_spatial_merging_says_what_it_cannot_do() -> None:
-    with pytest.raises(UserError, match="4 of 36 tokens are left: give keep=4"):
+    with pytest.raises(UserError, match="4 of 36 tokens are left: give a budget of 4 or more"):
         SpatialMerge().select(replace(patches(6), keep=3))
     with pytest.raises(UserError, match="on a grid"):
         SpatialMerge().select(replace(patches(6), grid=None))
