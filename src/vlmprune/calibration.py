@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import vlmprune
+from vlmprune.core.act import Act, At
 from vlmprune.core.budget import Keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
@@ -160,36 +161,32 @@ class _Trial(FitPrune):
     """One run: before each layer every image deletes what it may."""
 
     log: _Log = field(default_factory=_Log)
-    layer: int = 1
 
-    def decoder_layer(self, info: ModelInfo) -> int:
-        return self.layer
-
-    def acts(self, info: ModelInfo, keep: Keep) -> list[Method]:
-        self.log.depth = depth = info.decoder_layers
-        after = info.attention_layers or range(depth)
-        return [_Trial(log=self.log, layer=layer + 1) for layer in after if layer + 1 < depth]
+    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[int | At | None]:
+        self.log.depth = info.decoder_layers
+        return super().acts(info, keep)
 
     @property
     def exact(self) -> bool:
         return False
 
-    def budget(self, keep: Keep, n: int, total: int) -> int:
+    def budget(self, act: Act, n: int, total: int) -> int:
         return max(1, n - 1)
 
     def select(self, view: ImageView) -> Tensor:
-        cross, own, log = view["text"].sum(0), view["visual"], self.log
+        cross, own, log, layer = view["text"].sum(0), view["visual"], self.log, view.act.layer
+        assert layer is not None
         noted: list[dict[int, Any]] = log.totals if log.alpha is None else log.left
         if "number" not in view.memory:
             view.memory["number"] = len(noted)
             noted.append({})
         number, everything = view.memory["number"], torch.arange(view.n, device=own.device)
         if log.alpha is None:
-            noted[number][self.layer] = float(cross.sum()), float(own.sum())
+            noted[number][layer] = float(cross.sum()), float(own.sum())
             return everything
-        _, _, gone = expendable(cross, own, log.totals[number][self.layer], log.alpha)
+        _, _, gone = expendable(cross, own, log.totals[number][layer], log.alpha)
         kept = torch.isin(everything, gone, invert=True).nonzero().squeeze(1)
         if not len(kept):
             kept = self.score(view).argmax(keepdim=True)
-        noted[number][self.layer] = len(kept) / view.total
+        noted[number][layer] = len(kept) / view.total
         return kept

@@ -29,6 +29,7 @@ from vlmprune.core.budget import Keep, Keeps, check_keep
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.method import POSITIONS, PixelMethod
 from vlmprune.core.recipe import Recipe, format_method, lacks_budget, recipe
+from vlmprune.core.roles import Fusing, merges_inside
 from vlmprune.report import write_examples
 
 ALL = "all"
@@ -123,13 +124,15 @@ class Variant:
     def unfused(self) -> Variant | None:
         """The same without Prune-Aware Fusion, where there is any: what fusion does is seen beside it alone."""
         stages = self.recipe.stages if self.recipe is not None else ()
-        plain = tuple(replace(stage, method=stage.method.unfused()) for stage in stages)
+        plain = tuple(
+            replace(one, method=one.method.unfused()) if isinstance(one.method, Fusing) else one for one in stages
+        )
         return None if plain == stages else _variant(Recipe(plain))
 
     @property
     def encodes(self) -> bool:
         """Whether it cannot share the encoder's work with others."""
-        return self.resizes or (self.recipe is not None and any(s.method.inside_encoder for s in self.recipe.stages))
+        return self.resizes or (self.recipe is not None and any(merges_inside(s.method) for s in self.recipe.stages))
 
 
 def variants_of(text: str, keeps: Sequence[Keep]) -> list[Variant]:

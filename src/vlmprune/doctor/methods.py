@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import vlmprune
 from vlmprune.core.errors import UserError
+from vlmprune.core.method import PixelMethod
 from vlmprune.core.report import RunReport
+from vlmprune.core.roles import merges_inside
 from vlmprune.doctor.prompts import Prompts, generate
 from vlmprune.doctor.reference import difference, no_comparison, no_oracle, oracle, policies_of, uncached
 from vlmprune.models.base import Adapter
@@ -83,8 +85,8 @@ def _run(adapter: Adapter, prompts: Prompts, spec: str) -> str:
 def _only_drops(adapter: Adapter, spec: str, report: RunReport) -> bool:
     """Whether the oracle can say what a method must generate: it makes no tokens and edits no attention."""
     makes = any(report.merged) or any(
-        stage.method.stage == "pixels" or stage.method.inside_encoder
-        for stage in vlmprune.recipe(spec, KEEP).acts(adapter.info)
+        isinstance(stage.method, PixelMethod) or merges_inside(stage.method)
+        for stage in vlmprune.recipe(spec, KEEP).stages
     )
     return not makes and not report.fused and no_oracle(adapter) is None
 

@@ -72,9 +72,8 @@ def image_numbers(adapter: Adapter, inputs: Mapping[str, Any], report: RunReport
 def policies_of(adapter: Adapter, recipe: Recipe, positions: str | None = None) -> dict[int, str]:
     """Position policy by layer (0: before the LLM), as the methods of a recipe ask for it, or as it is forced."""
     info, chosen = adapter.info, dict[int, str]()
-    for stage in recipe.acts(info):
-        layer = stage.method.decoder_layer(info) or 0
-        policy = positions or stage.method.positions(info)
+    for act in recipe.on(info).acts:
+        layer, policy = act.layer or 0, positions or act.positions
         chosen[layer] = "compact" if "compact" in (policy, chosen.get(layer)) else policy
     return chosen
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from vlmprune.author import ImageView, Keep, Method, ModelInfo, UserError
+from vlmprune.author import Act, At, ImageView, Keep, Method, ModelInfo, UserError
 from vlmprune.core.method import check_layer, layer_within
 
 
@@ -53,19 +53,19 @@ class VTW(Method):
     def budgeted(self) -> bool:
         return self.layer is None
 
-    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[Method]:
+    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[int | At | None]:
         if self.layer is not None:
-            return (self,)
+            return super().acts(info, keep)
         if not isinstance(keep, float):
             raise UserError(f"vtw drops all tokens of an image: {keep} of them is not a share of layers, as 0.5 is.")
         layer = max(1, round(keep * info.decoder_layers))
-        return () if layer >= info.decoder_layers else (replace(self, layer=layer),)
+        return () if layer >= info.decoder_layers else (layer,)
 
     def decoder_layer(self, info: ModelInfo) -> int | None:
         """None where the budget tells."""
         return None if self.layer is None else layer_within(self.name, self.layer, info)
 
-    def budget(self, keep: Keep, n: int, total: int) -> int:
+    def budget(self, act: Act, n: int, total: int) -> int:
         return 0
 
     def select(self, view: ImageView) -> Tensor:
