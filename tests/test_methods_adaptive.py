@@ -37,12 +37,12 @@ from transformers.generation.candidate_generator import PromptLookupCandidateGen
 from versions import behind, cache_of
 
 import vlmprune
-from vlmprune.calibration import Fit, _Log, _Trial, fitprune
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.signals import LayerInput, MlpInput, TextQueryAttention, VisualQueryAttention
 from vlmprune.core.view import Grid, ImageView, Merged, ModelInfo, Tokens, TowerRows
+from vlmprune.fit.calibration import Fit, _Log, _Trial, fitprune
 from vlmprune.methods.decoder.autoprune import AutoPrune
 from vlmprune.methods.decoder.autoprune_curve import keep_shares, mutual_information, simulated
 from vlmprune.methods.decoder.fastv import FastV

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+import vlmprune
 from vlmprune.core.errors import UserError
 from vlmprune.methods.decoder.vtw import VTW, divergence, first_within
 from vlmprune.models import adapter_for
-from vlmprune.runtime.session import encode_images, prune
 
 
 @torch.no_grad()
@@ -43,11 +43,11 @@ def find_layer(model: nn.Module, batches: Iterable[Mapping[str, Any]], eta: floa
         mask = batch.get("attention_mask")
         if mask is not None and not bool(mask[:, -1].all()):
             raise UserError("find_layer reads the last token of each prompt: pad on the left.")
-        encoded = encode_images(model, batch, [])
+        encoded = vlmprune.encode_images(model, batch, [])
         full.append(_next_token(model, encoded.inputs()))
         runs = []
         for layer in range(first, depth):
-            with prune(model, VTW(layer=layer)):
+            with vlmprune.prune(model, VTW(layer=layer)):
                 runs.append(_next_token(model, encoded.inputs()))
         withdrawn.append(torch.stack(runs, dim=1))
     if not full:

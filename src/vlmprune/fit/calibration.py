@@ -1,4 +1,4 @@
-"""What some methods fit once for a model, on a few prompts, before they are used."""
+"""The recipe of FitPrune for a model: how many visual tokens enter each decoder layer (`fitprune`)."""
 
 from __future__ import annotations
 
