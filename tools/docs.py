@@ -223,10 +223,10 @@ def results_summary() -> str:
 
 def draw_pictures() -> None:
     """A generated scene, and what `vlmprune run` draws for it and for a photograph."""
+    from vlmprune.ask import run_image
+    from vlmprune.ask.examples import example_samples
     from vlmprune.bench.tasks import FIXED
     from vlmprune.core.budget import parse_keep
-    from vlmprune.report import run_image
-    from vlmprune.report.examples import example_samples
 
     IMAGES.mkdir(parents=True, exist_ok=True)
     example_samples(FIXED)[0].image.save(IMAGES / "scene.png")

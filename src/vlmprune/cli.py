@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,8 +55,8 @@ def run(
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
 ) -> None:
     """Ask a model about a picture, pruned or not."""
+    from vlmprune.ask import run_image
     from vlmprune.core.budget import parse_keep
-    from vlmprune.report import run_image
 
     check_packages("run")
     _quiet()
@@ -105,6 +106,7 @@ def bench(
 def _bench(plan: Any, out: Path, force: bool) -> None:
     from rich.console import Console
 
+    from vlmprune.ask import write_examples
     from vlmprune.bench.console import print_tables, progress_bars
     from vlmprune.bench.runner import run_bench
     from vlmprune.bench.table import build_tables
@@ -115,7 +117,7 @@ def _bench(plan: Any, out: Path, force: bool) -> None:
     console = Console()
     try:
         with progress_bars(console) as progress:
-            run_bench(plan, out, progress, force=force)
+            run_bench(plan, out, progress, then=partial(write_examples, out), force=force)
     except KeyboardInterrupt:
         typer.echo(f"Interrupted: the finished batches are in {out}; the same command continues.", err=True)
         raise typer.Exit(INTERRUPTED) from None

@@ -29,7 +29,6 @@ from vlmprune.core.budget import Keep, Keeps, check_keep
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.method import POSITIONS, PixelMethod
 from vlmprune.core.recipe import Recipe, format_method, lacks_budget, recipe
-from vlmprune.report import write_examples
 
 ALL = "all"
 METHODS = ("random", "random@2", "downsample", "divprune", "hiprune", "visionzip", "fastv", "dart")
@@ -188,7 +187,12 @@ class Job:
 
 
 def run_bench(
-    plan: Plan, out: str | Path, progress: Callable[[Progress], None] = lambda _: None, *, force: bool = False
+    plan: Plan,
+    out: str | Path,
+    progress: Callable[[Progress], None] = lambda _: None,
+    *,
+    then: Callable[[Loaded, list[Recipe]], object] = lambda *_: None,
+    force: bool = False,
 ) -> list[Run]:
     """Compute what a result folder lacks of a plan.
 
@@ -196,6 +200,7 @@ def run_bench(
         plan: what to run.
         out: the result folder. What it holds already is not computed again.
         progress: called before every step and at the end of each model.
+        then: called once a model's runs are complete, with the model, still loaded, and the plan's recipes.
         force: write into `out` although it holds files that vlmprune has not written.
 
     Returns:
@@ -211,10 +216,7 @@ def run_bench(
             loaded = load_model(name, plan.device, plan.text_tower)
             bench = ModelBench(plan, loaded, store)
             bench.compute(number, progress)
-            recipes = [variant.recipe for variant in bench.variants if variant.recipe is not None]
-            write_examples(
-                out, name, loaded.model, loaded.processor, recipes, loaded.weights, text_tower=loaded.text_tower
-            )
+            then(loaded, [variant.recipe for variant in bench.variants if variant.recipe is not None])
             runs += bench.runs
     return runs
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import vlmprune
+from vlmprune.ask.run import chat_inputs
 from vlmprune.bench.load import load_model
 from vlmprune.core.errors import UserError
 from vlmprune.core.outputs import check_picture
@@ -20,7 +21,6 @@ from vlmprune.doctor.picture import save_layout
 from vlmprune.doctor.prompts import ask, one_prompt, padded_batch
 from vlmprune.doctor.proof import prove
 from vlmprune.models import adapter_for
-from vlmprune.report.run import chat_inputs
 
 QUESTION = "What color is the circle?"
 SHOWN = "random:0.5"  # what the layout is drawn with

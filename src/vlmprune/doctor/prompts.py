@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
+from transformers import Cache
 
 from vlmprune.models.base import Adapter
 from vlmprune.runtime.oracle import TOKEN_ARGUMENTS, with_text

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from PIL import Image
 
+from vlmprune.ask.scenes import slug
 from vlmprune.bench.table import Table, build_tables
 from vlmprune.core.errors import UserError
 from vlmprune.core.extras import check_packages
 from vlmprune.core.outputs import check_folder, make_folder
-from vlmprune.report.examples import sheet_of, slug
 from vlmprune.report.latex import latex
 from vlmprune.report.page import examples_of, render
 from vlmprune.report.plots import AXES, Style, accuracy_figure, png, pruned_methods, styles, svg
+from vlmprune.report.sheets import sheet_of
 from vlmprune.report.tables import blocks, categories, comma_separated, markdown
 
 
