@@ -408,6 +408,17 @@ def test_nothing_heavy_is_imported_before_it_is_used() -> None:
     assert out.strip() == "[]"
 
 
+def test_a_report_runs_no_model(built: Path) -> None:
+    """Written once more where transformers cannot be imported."""
+    before = files_of(built)
+    script = (
+        "import sys; sys.modules['transformers'] = None\n"
+        f"from vlmprune.cli import main; sys.exit(main(['report', {str(built)!r}]))"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert files_of(built) == before
+
+
 # ---------------------------------------------------------------- examples
 
 
