@@ -1,6 +1,6 @@
 """Keep the generated parts of README.md and docs/ equal to the code.
 
-    python tools/docs.py                   write them anew
+    python tools/docs.py                   write them again
     python tools/docs.py --check           fail when one is stale
     python tools/docs.py --results DIR     take over tables and pictures of a result folder of `vlmprune bench`
     python tools/docs.py --all-results DIR take over the overview of a result folder of `vlmprune bench --methods all`

@@ -1,4 +1,4 @@
-"""The making of example scenes: what each method kept of them, and what the model then said.
+"""Makes the example scenes: what each method kept of them, and what the model then said.
 
 They are made once, while a model is at hand, and stored beside the results (`vlmprune.ask.scenes`).
 """
@@ -30,7 +30,7 @@ _TRIES = 400  # questions looked through for a scene worth showing
 
 
 def example_samples(canvas: Canvas) -> list[Sample]:
-    """The questions asked: reading a plate, counting, a colour, each about a scene full enough to be worth a look."""
+    """The questions: reading a plate, counting, a colour, each about a scene full enough to be worth a look."""
     return [_first_rich(task, category, canvas) for task, category in _ASKED]
 
 
@@ -54,7 +54,7 @@ def _background(category: str) -> str:
 def write_examples(folder: str | Path, loaded: Loaded, recipes: Iterable[Recipe | str]) -> list[Path]:
     """Ask the model about the example scenes, unpruned and under each recipe, and keep what it kept.
 
-    `vlmprune bench` calls this once for each model. Recipes that the folder has already are not run again, so a call
+    `vlmprune bench` calls this once for each model. Recipes that the folder already has are not run again, so a call
     that has nothing to do costs nothing. Examples of other weights are replaced.
 
     Args:

@@ -23,7 +23,7 @@ CONTOUR = (240, 100, 20)
 _GREY_SHARE = 0.34  # how much of a dropped patch's brightness is left; the rest is light grey
 _GREY = 226.0
 _UNSEEN_SHARE = 0.28  # brightness left where the model saw nothing
-_ACROSS = 4  # stages side by side; a method that cuts before every layer goes on below
+_ACROSS = 4  # stages side by side; further ones go on in the next row
 
 
 class Window(NamedTuple):
@@ -170,7 +170,7 @@ def draw_run(
     resized: bool = False,
     sample: int = 0,
 ) -> Image.Image:
-    """A sheet of what a run kept: a panel for each image (each way in which its slots cover it) and stage.
+    """A sheet of what a run kept: one panel per image and stage, and per way in which the slots cover the image.
 
     Up to four stages stand side by side, so that each image has its row; more go on in the next.
 
@@ -184,7 +184,7 @@ def draw_run(
         sample: which sample of the batch.
 
     Raises:
-        UserError: slots of which nothing is known to cover the picture.
+        UserError: it is not known how the slots cover the picture.
     """
     panels, stages = [], report.stages or [(0, report.kept)]
     for number, (image, wholes) in enumerate(zip(images, report.wholes[sample], strict=False)):

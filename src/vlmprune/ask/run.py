@@ -53,7 +53,7 @@ def run_image(
         overlay: where to draw kept and dropped patches: a .png, .jpg or .webp file.
         text_tower: the CLIP model (folder or hub id) whose vision tower the model has, for methods that compare the
             picture with the question.
-        force: overwrite a file at `overlay` that vlmprune has not written; the picture asked about never is.
+        force: overwrite a file at `overlay` that vlmprune has not written; never the picture that is asked about.
         note: told in one sentence what the user should know beside the answer.
 
     Raises:
@@ -137,7 +137,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # 16 bits a pixel and more: `convert` would clip instead of scaling
+    if image.mode.startswith(("I", "F")):  # 16 bits per pixel and more: `convert` would clip instead of scaling
         values = np.asarray(image, np.float32)
         scale = 255 / 65535 if image.mode.startswith("I") and values.max() > 255 else 1.0
         return Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8)).convert("RGB")

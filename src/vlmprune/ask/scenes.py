@@ -48,9 +48,9 @@ class Reply:
         recipe: "hiprune:0.222"; "vanilla" for the unpruned model.
         text: the reply.
         right: whether it is the answer.
-        tokens: visual tokens before and after.
+        tokens: visual tokens before and after pruning.
         entering: visual tokens entering a layer, mean.
-        stages: of the cuts, in order.
+        stages: the cuts, in order.
     """
 
     recipe: str
@@ -94,7 +94,7 @@ def load_examples(folder: str | Path, model_name: str, weights: Collection[str] 
     Args:
         folder: the result folder.
         model_name: as in `store.Run.model`.
-        weights: of the results they shall stand beside; examples of other weights are passed over.
+        weights: of the results beside which they are shown; examples of other weights are left out.
 
     Raises:
         UserError: the file is broken.
@@ -108,7 +108,7 @@ def load_examples(folder: str | Path, model_name: str, weights: Collection[str] 
             return []
         return [_example(scene) for scene in content["scenes"]]
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{str(path)!r} is broken: delete it, and {bench_into(folder)} makes it anew.") from None
+        raise UserError(f"{str(path)!r} is broken: delete it, and {bench_into(folder)} makes it again.") from None
 
 
 def _example(scene: dict[str, Any]) -> Example:
@@ -143,5 +143,5 @@ def picture(folder: str | Path, example: Example) -> Image.Image:
     except OSError:
         raise UserError(
             f"The example picture {str(path)!r} cannot be read: delete the folder {str(path.parent)!r}, and "
-            f"{bench_into(folder)} makes it anew."
+            f"{bench_into(folder)} makes it again."
         ) from None

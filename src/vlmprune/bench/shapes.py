@@ -1,4 +1,4 @@
-"""Widths and depths of a model, from its configuration: what operations are counted by."""
+"""Widths and depths of a model, from its configuration: what operations are counted from."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Shape:
         encoder_gated: whether its MLP has three matrices.
         encoder_heads: its attention heads.
         has_cls: whether it has a CLS token.
-        window: encoder tokens a window, 0 without windows.
+        window: encoder tokens per window, 0 without windows.
         full_layers: encoder layers with attention over the whole image.
         patch_inputs: numbers in a patch.
-        merge: patches a slot.
-        projector: multiplications of the projector (and of deepstack's) a slot.
+        merge: patches per slot.
+        projector: multiplications of the projector (and of deepstack's) per slot.
         layers, width, mlp, q_width, kv_width, vocabulary: of the decoder.
         tile: slots of a picture that the tower sees by itself, 0 where it sees all of an image at once.
     """
@@ -56,7 +56,7 @@ class Shape:
 def shape_of(config: Any) -> Shape | None:
     """The shape of a model from its transformers configuration, or None.
 
-    None for families whose towers or decoders are not of the one kind that is counted: mixtures of experts, recurrent
+    None for families whose towers or decoders are not of the kind that is counted: mixtures of experts, recurrent
     layers, and tiles that lose their padding behind the tower, so that the slots do not tell how many there were.
     """
     tower = TOWERS.get(config.model_type)

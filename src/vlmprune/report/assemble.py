@@ -44,7 +44,7 @@ def build(folder: str | Path, *, force: bool = False) -> list[Path]:
         The files written, `index.html` last.
 
     Raises:
-        UserError: no such folder, no finished run in it, a broken file, a folder that must not or cannot be written, or
+        UserError: no such folder, no finished run in it, a broken file, a folder that may not or cannot be written, or
             a missing package.
     """
     folder = Path(folder)
