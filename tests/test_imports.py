@@ -17,7 +17,8 @@ PACKAGE = Path(vlmprune.__file__).parent
 PUBLIC = {"", "core", "assets"}  # what users may import: vlmprune itself, its contracts, the embedded models
 ALLOWED = {
     "core": {"core"},  # its registry names the methods in strings, so that none is imported before it is used
-    "methods": {"core", "methods"},
+    "author": {"core"},
+    "methods": {"author", "core", "methods"},
     "models": {"core", "models"},
     "scores": {"scores"},
     "runtime": {"core", "models", "scores", "runtime"},
@@ -50,10 +51,9 @@ LIBRARY = Path(transformers.__file__).parent
 
 
 def files_of(room: str) -> list[Path]:
-    """The Python files of a room; "" is the package's own, `cli` a file."""
-    if room in ("", "cli"):
-        return [PACKAGE / f"{room or '__init__'}.py"]
-    return sorted((PACKAGE / room).rglob("*.py"))
+    """The Python files of a room, which is a folder or one file; "" is the package's own `__init__.py`."""
+    alone = PACKAGE / f"{room or '__init__'}.py"
+    return [alone] if alone.exists() else sorted((PACKAGE / room).rglob("*.py"))
 
 
 def modules(path: Path) -> set[str]:
