@@ -29,8 +29,8 @@ from typer.main import get_command
 import vlmprune
 from vlmprune.cli import app, main
 from vlmprune.core import signals
-from vlmprune.core.needs import Need
 from vlmprune.core.errors import UserError
+from vlmprune.core.needs import Need
 from vlmprune.core.registry import BUILT_IN, METHODS
 from vlmprune.methods.vision.hiprune import HiPrune
 from vlmprune.models import FAMILIES as SUPPORTED

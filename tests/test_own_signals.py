@@ -100,7 +100,7 @@ class Norm(Scorer):
 
     name: ClassVar[str] = "norm"
     stage: ClassVar[str] = "vision"
-    signal: Need = States()  # noqa: RUF009
+    signal: Need = States()
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"rows": self.signal}
