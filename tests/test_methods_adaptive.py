@@ -37,13 +37,13 @@ from transformers.generation.candidate_generator import PromptLookupCandidateGen
 from versions import behind, cache_of
 
 import vlmprune
-from vlmprune.calibration import Fit, _Log, _Trial, fitprune
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
 from vlmprune.core.plan import acts_of
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.signals import LayerInput, MlpInput, TextQueryAttention, VisualQueryAttention
 from vlmprune.core.view import Grid, ImageView, Merged, ModelInfo, Tokens, TowerRows
+from vlmprune.fit.calibration import Fit, _Log, _Trial, fitprune
 from vlmprune.methods.decoder.autoprune import AutoPrune
 from vlmprune.methods.decoder.autoprune_curve import keep_shares, mutual_information, simulated
 from vlmprune.methods.decoder.fastv import FastV
@@ -676,12 +676,12 @@ def test_a_recipe_that_is_none_is_one_sentence(recipe: Any, message: str) -> Non
 def test_calibration_says_what_it_cannot_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"No recipe for this model keeps 0\.2"):
         fitprune(built("llava"), [inputs_of("llava", RAGGED)], 0.2)
-    with pytest.raises(UserError, match="is no share to fit to"):
+    with pytest.raises(UserError, match="is not a share to fit to"):
         fitprune(built("llava"), [], 2)
     with pytest.raises(UserError, match="no image"):
         fitprune(built("llava"), [], 0.5)
     (tmp_path / "other.json").write_text(json.dumps({"shares": [1.0, 0.5]}))
-    with pytest.raises(UserError, match="is no recipe that"):
+    with pytest.raises(UserError, match="is not a recipe that"):
         Fit.load(tmp_path / "other.json")
 
 

@@ -35,6 +35,7 @@ from vlmprune.core.plan import acts_of
 from vlmprune.core.recipe import Recipe, Stage, format_method
 from vlmprune.core.registry import METHODS
 from vlmprune.core.view import ImageView, Merged, ModelInfo, Tokens
+from vlmprune.fit.withdrawal import find_layer
 from vlmprune.methods.cluster import cluster_merge
 from vlmprune.methods.decoder.adaptinfer import AdaptInfer
 from vlmprune.methods.decoder.pyramiddrop import PyramidDrop
@@ -43,7 +44,6 @@ from vlmprune.methods.decoder.staged import Staged, interpolate, spread
 from vlmprune.methods.decoder.vtw import VTW
 from vlmprune.methods.vision.divprune import DivPrune
 from vlmprune.models import adapter_for
-from vlmprune.withdrawal import find_layer
 
 GOLDENS = Path(__file__).parent / "goldens"
 LLAVA = ModelInfo("llava", encoder_layers=24, decoder_layers=32, has_cls=True)

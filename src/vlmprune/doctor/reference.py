@@ -1,4 +1,4 @@
-"""What a pruned, cached generation must have given, and how far from it counts as equal."""
+"""What a pruned, cached generation has to give, and which distance from it counts as equal."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def policies_of(adapter: Adapter, recipe: Recipe, positions: str | None = None) 
 def uncached(adapter: Adapter, inputs: Mapping[str, Any], answer: Answer) -> Tensor:
     """[B, T, V] the logits of an answer by one forward of the whole text, without a cache.
 
-    It says how many tokens stand behind the prompt (`logits_to_keep`), lest methods take them for a question. Positions
-    are counted as `generate` did, for some scores depend on where the counting begins.
+    It says how many tokens stand behind the prompt (`logits_to_keep`), so that methods do not take them for a question.
+    Positions are counted as `generate` did, because some scores depend on where the counting begins.
     """
     extra = answer.tokens.shape[1] - 1
     longer = with_text(adapter, inputs, answer.tokens[:, :-1])

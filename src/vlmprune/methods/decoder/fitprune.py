@@ -28,7 +28,7 @@ class FitPrune(Scorer):
     Formula: B = max over heads of the softmax map of layer l. self [n] = mean of B over the image's queries, cross [n]
     = sum of B over the T text queries after the image. Layer l deletes the recipe[l] tokens with the smallest
     self * cross, after its attention. Here they go before layer l+1: its MLP still sees them, and they reach nothing
-    else. The recipe comes from `vlmprune.calibration.fitprune`. Time O(T n) an act, memory O(T n).
+    else. The recipe comes from `vlmprune.fit.calibration.fitprune`. Time O(T n) an act, memory O(T n).
 
     Defaults: `keep` is the average share of the image's tokens that enters a layer, by the authors' recipes for
     LLaVA-1.5-7B (saving 10 to 90 % of operations keeps 0.94 to 0.126). Ours is what they do not say: between two of

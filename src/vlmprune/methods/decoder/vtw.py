@@ -22,7 +22,7 @@ class VTW(Method):
 
     Formula: layers 0..K-1 see every token, layers K.. the text alone. The search for K compares P, softmax of the last
     prompt token's logits, with Q_l, the same with the withdrawal before layer l: K = the first l with
-    mean over samples of sum Q_l (ln Q_l - ln P) <= eta (`vlmprune.withdrawal.find_layer`). Time O(1), memory O(1).
+    mean over samples of sum Q_l (ln Q_l - ln P) <= eta (`vlmprune.fit.withdrawal.find_layer`). Time O(1), memory O(1).
 
     Defaults: `keep` is the share of layers that see the image, which is also the average share of tokens that enter a
     layer: K = round(keep * depth), at least 1. `vtw@16` names K and takes no budget: 15 or 16 of 32 layers on
