@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 import vlmprune
+from vlmprune.bench.marks import recorded
 from vlmprune.bench.protocol import protocol_for
 from vlmprune.bench.score import judge
 from vlmprune.bench.store import VANILLA, bench_into, write_json
@@ -157,7 +158,7 @@ def write_examples(
     path = target / f"{slug(model_name)}.json"
     parsed = [vlmprune.recipe(text) for text in recipes]
     known = _replies_of(path, weights)
-    if known is not None and all(str(item) in replies for replies in known for item in [VANILLA, *parsed]):
+    if known is not None and all(name in replies for replies in known for name in [VANILLA, *map(recorded, parsed)]):
         return _files(path)
     make_folder(check_folder(Path(folder), "examples"))
     target.mkdir(exist_ok=True)
@@ -168,7 +169,7 @@ def write_examples(
         sample.image.save(picture)
         replies = dict(known[number]) if known is not None and number < len(known) else {}
         for item in [None, *parsed]:
-            name = VANILLA if item is None else str(item)
+            name = VANILLA if item is None else recorded(item)
             if name not in replies:
                 replies[name] = asdict(_ask(model, processor, sample, item, text_tower))
         scenes.append(
@@ -218,11 +219,9 @@ def _ask(model: Any, processor: Any, sample: Sample, asked: Recipe | None, text_
     session.question = sample.question
     with session:
         text = generate(model, processor, inputs, length)
-    last = session.last
+    last, name = session.last, recorded(asked)
     before, after = last.tokens[0]
-    return Reply(
-        str(asked), text, _is_right(sample, text), (before, after), round(last.entering[0], 2), _stages(last, asked)
-    )
+    return Reply(name, text, _is_right(sample, text), (before, after), round(last.entering[0], 2), _stages(last, asked))
 
 
 def _stages(last: RunReport, asked: Recipe) -> tuple[Stage, ...]:
