@@ -25,8 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vlmprune.core.method import DecoderMethod, Scorer
-from vlmprune.core.view import ImageView
+from vlmprune.author import ImageView, Scorer
 
 
 @dataclass

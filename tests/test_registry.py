@@ -119,7 +119,7 @@ def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Register:
 
 
 METHOD = """
-from vlmprune.core.method import Scorer
+from vlmprune.author import Scorer
 
 class Mine(Scorer):
     name, stage, summary = "mine", "vision", "what is mine"

@@ -15,14 +15,9 @@ from versions import cache_of
 
 import vlmprune
 from vlmprune.core.method import DecoderMethod, Method
+from vlmprune.core.needs import Depth
 from vlmprune.core.recipe import Recipe, Stage
-from vlmprune.core.signals import (
-    ClsAttention,
-    Depth,
-    LastQueryAttention,
-    ReceivedAttention,
-    TextQueryAttention,
-)
+from vlmprune.core.signals import ClsAttention, LastQueryAttention, ReceivedAttention, TextQueryAttention
 from vlmprune.core.view import ImageView
 from vlmprune.models import adapter_for
 from vlmprune.runtime import taps

@@ -136,7 +136,7 @@ def method_class(found: object, what: str) -> type[Method]:
         UserError: it cannot.
     """
     if not (isinstance(found, type) and issubclass(found, Method)):
-        raise UserError(f"{what} is not a method: derive the class from vlmprune.core.method.Method.")
+        raise UserError(f"{what} is not a method: derive the class from vlmprune.author.Method.")
     for attribute in ("name", "stage"):
         if not isinstance(getattr(found, attribute, None), str):
             raise UserError(f"{what} has no {attribute}: write {attribute}: ClassVar[str] = ... in the class.")
