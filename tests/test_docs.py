@@ -29,9 +29,10 @@ from typer.main import get_command
 import vlmprune
 from vlmprune.cli import app, main
 from vlmprune.core import signals
+from vlmprune.core.declared import declared
 from vlmprune.core.errors import UserError
 from vlmprune.core.needs import Need
-from vlmprune.core.registry import BUILT_IN, METHODS
+from vlmprune.core.registry import METHODS, built_in
 from vlmprune.methods.vision.hiprune import HiPrune
 from vlmprune.models import FAMILIES as SUPPORTED
 from vlmprune.models import adapter_for
@@ -193,7 +194,7 @@ def test_readme_names_two_commands_that_set_up_everything() -> None:
 
 
 def test_every_family_and_method_is_in_the_readme() -> None:
-    for name in (*SUPPORTED, *BUILT_IN):
+    for name in (*SUPPORTED, *built_in()):
         assert f"| `{name}` |" in text("README.md")
 
 
@@ -220,7 +221,7 @@ def test_everything_installed_is_pinned() -> None:
 
 def test_a_method_is_golden_matched_where_golden_cases_ran_it() -> None:
     taken = methods.taken_part()
-    for name in BUILT_IN:
+    for name in built_in():
         assert methods.fidelity(name).startswith("golden-matched") == (name in taken), name
         assert methods.section(name, METHODS[name]), name
     assert taken["prumerge+"] == {"42Shawn/LLaVA-PruMerge": 2}
@@ -243,7 +244,7 @@ def test_a_method_has_the_families_on_which_it_is_tested() -> None:
 def test_every_paper_is_linked() -> None:
     assert methods.paper_link(METHODS["autoprune"]) == "[arXiv 2509.23931](https://arxiv.org/abs/2509.23931)"
     assert methods.paper_link(METHODS["hilo"]).startswith("[CVPR 2026](https://cvpr.thecvf.com/")
-    assert [name for name in BUILT_IN if methods.paper_link(METHODS[name]) == "none"] == ["uniform", "downsample"]
+    assert [name for name in built_in() if methods.paper_link(METHODS[name]) == "none"] == ["downsample", "uniform"]
 
 
 def test_signals_have_words_and_a_place_on_the_page() -> None:
@@ -337,20 +338,22 @@ FAMILY_PAGE = "docs/adding-a-family.md"
 
 
 @pytest.fixture
-def new_family(monkeypatch: pytest.MonkeyPatch) -> str:
+def new_family(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """The worked example's file and lines, put where the page says."""
     [(_, code)], [(_, diff)] = fenced(FAMILY_PAGE, "python"), fenced(FAMILY_PAGE, "diff")
     _, *parts = re.split(r"^--- (.*)$", diff, flags=re.MULTILINE)
     lines = {place: re.sub(r"^\+", "", added, flags=re.MULTILINE) for place, added in zip(parts[::2], parts[1::2])}
-    registered, built, kinds = lines.values()
-    [(name, target)] = ast.literal_eval(f"{{{registered}}}").items()
+    built, kinds = lines.values()
+    [file] = re.findall(r"`(\w+\.py)` beside the other adapters", text(FAMILY_PAGE))
+    (tmp_path / file).write_text(code)
+    [((name,), target)] = declared(tmp_path, "vlmprune.models", "families")
     adapter = ModuleType(target.partition(":")[0])
     exec(compile(code, FAMILY_PAGE, "exec", dont_inherit=True), adapter.__dict__)
     models = dict(vars(tiny_models))
     exec(compile(built, FAMILY_PAGE, "exec", dont_inherit=True), models)
     [(key, kind)] = eval(f"{{{kinds}}}", vars(tiny)).items()
     assert [place.split(",")[0] for place in lines if (ROOT / place.split(",")[0]).exists()] == [
-        "src/vlmprune/models/__init__.py", "tests/tiny_models.py", "tests/tiny.py"
+        "tests/tiny_models.py", "tests/tiny.py"
     ]  # fmt: skip
     assert key == name and name not in SUPPORTED and name not in FAMILIES
     monkeypatch.setattr(tiny_models, name, models[name], raising=False)

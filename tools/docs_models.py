@@ -226,7 +226,7 @@ def whole_family(model_type: str) -> str:
     file = FAMILIES[model_type].partition(":")[0].replace(".", "/")
     adapter = (ROOT / "src" / f"{file}.py").read_text(encoding="utf-8").strip()
     pieces = [f"`src/{file}.py`:\n\n```python\n{adapter}\n```"]
-    for path in ("src/vlmprune/models/__init__.py", "tests/tiny_models.py", "tests/tiny.py"):
+    for path in ("tests/tiny_models.py", "tests/tiny.py"):
         lines = "\n".join(named(path, model_type))
         pieces.append(f"`{path}`:\n\n```text\n{lines}\n```")
     return "\n\n".join(pieces)
