@@ -11,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from tiny import FAMILIES as TINY
+from tiny import prompt
 
 import vlmprune
 import vlmprune.methods
@@ -21,7 +23,9 @@ from vlmprune.core.declared import by_name, declared
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
 from vlmprune.core.registry import FOLDERS, METHODS, Registry, built_in
-from vlmprune.models import FAMILIES
+from vlmprune.doctor.methods import try_methods
+from vlmprune.doctor.prompts import one_prompt
+from vlmprune.models import FAMILIES, adapter_for
 from vlmprune.models.base import Adapter
 
 # ---------------------------------------------------------------- vlmprune's own
@@ -184,3 +188,13 @@ def test_what_is_broken_is_said_when_asked_for_and_in_the_list(
     assert len(lines) == len(built_in()) + 1
     assert lines[-1].startswith("mine ") and "broken" in lines[-1] and said in lines[-1]
     assert any(line.startswith("hiprune ") for line in lines)
+
+
+def test_doctor_says_what_is_broken_and_goes_on(register: Register) -> None:
+    methods = register(pack={"mine": "no_such_module:Mine"})
+    methods._targets = {name: methods._targets[name] for name in ("mine", "random")}
+    family = TINY["qwen3_5"]  # recurrent, so that doctor asks which methods have a layer to choose
+    adapter = adapter_for(family.build())
+    lines, unbroken = try_methods(adapter, one_prompt(adapter, prompt(family, [[0]])))
+    assert unbroken and any("random" in line and "works" in line for line in lines)
+    assert any("mine" in line and "ModuleNotFoundError" in line and "'pack'" in line for line in lines)
