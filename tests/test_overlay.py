@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import FAMILIES, prompt
 from tiny_folder import save_clip, save_llava
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -23,6 +22,7 @@ from vlmprune.report import draw, draw_run, overlay, run_image
 from vlmprune.report.overlay import CONTOUR, Window, coarsen, fit, seen_window, sheet
 from vlmprune.report.run import open_image
 from vlmprune.runtime.vision import cell_slots
+from vlmprune.testing import FAMILIES, prompt
 
 
 def noise(width: int, height: int) -> Image.Image:
