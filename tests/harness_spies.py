@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vlmprune.core.method import DecoderMethod, Method
-from vlmprune.core.signals import Need
+from vlmprune.core.needs import Need
 from vlmprune.core.view import ImageView
 
 

@@ -23,9 +23,10 @@ from versions import behind, cache_of
 
 import vlmprune
 from vlmprune.core.method import DecoderMethod
+from vlmprune.core.needs import Need
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.report import Kept
-from vlmprune.core.signals import LastQueryAttention, Need, TextQueryAttention
+from vlmprune.core.signals import LastQueryAttention, TextQueryAttention
 from vlmprune.core.view import ImageView, ModelInfo
 from vlmprune.models import adapter_for
 

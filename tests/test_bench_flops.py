@@ -18,7 +18,8 @@ from vlmprune.bench.flops import (
     run_flops,
     visual_per_layer,
 )
-from vlmprune.bench.shapes import TOWERS, Shape, shape_of
+from vlmprune.bench.shapes import TOWERS, shape_of
+from vlmprune.core.shape import Shape
 from vlmprune.methods.decoder.autoprune_curve import keep_shares
 from vlmprune.testing import FAMILIES
 from vlmprune.testing.weights import IMAGE

@@ -15,6 +15,7 @@ from torch import Tensor
 from versions import behind, cache_of
 
 import vlmprune
+from vlmprune.core.needs import Need
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.signals import (
     DecoderStates,
@@ -23,7 +24,6 @@ from vlmprune.core.signals import (
     LastQueryAttention,
     LayerInput,
     MlpInput,
-    Need,
     PromptText,
     RotaryGain,
     TextQueryAttention,

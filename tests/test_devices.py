@@ -26,7 +26,7 @@ from versions import CACHE
 
 import vlmprune
 from vlmprune.models import adapter_for
-from vlmprune.runtime import decoder_signals, vision
+from vlmprune.runtime import decoder_reading, encoder_reading
 from vlmprune.testing import FAMILIES
 
 BOTH = "divprune:0.7 > random@1:0.6 > fastv@2:0.5"
@@ -87,10 +87,10 @@ def test_half_precision_is_scored_in_single(family: str, dtype: torch.dtype, mon
         with torch.no_grad(), vlmprune.prune(model, spec) as session:
             model(**inputs)
         expected.append(session.last.tokens)
-    for module in (vision, decoder_signals):
+    for module in (encoder_reading, decoder_reading):
         monkeypatch.setattr(module, "attention_rows", checked("rows", module.attention_rows, exact_rows))
-    received = checked("received", vision.received_attention, exact_received)
-    monkeypatch.setattr(vision, "received_attention", received)
+    received = checked("received", encoder_reading.received_attention, exact_received)
+    monkeypatch.setattr(encoder_reading, "received_attention", received)
     half = copy.deepcopy(model).to(dtype)
     for spec, tokens in zip(specs, expected, strict=True):
         with torch.no_grad(), vlmprune.prune(half, spec) as session:

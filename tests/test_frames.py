@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import vlmprune
 from vlmprune.core.method import Method
+from vlmprune.core.needs import Need
 from vlmprune.core.recipe import Recipe, Stage
-from vlmprune.core.signals import Need
 from vlmprune.core.view import Grid, ImageView, Merged, ModelInfo, Tokens, TowerRows
 from vlmprune.models import adapter_for
 from vlmprune.runtime.select import shares

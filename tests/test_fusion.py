@@ -25,9 +25,10 @@ import vlmprune
 from vlmprune.core.errors import UserError
 from vlmprune.core.fusion import Fusion
 from vlmprune.core.method import DecoderMethod
+from vlmprune.core.needs import Need
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.report import RunReport
-from vlmprune.core.signals import Features, Need
+from vlmprune.core.signals import Features
 from vlmprune.core.view import ImageView, ModelInfo
 from vlmprune.models import adapter_for
 from vlmprune.runtime import taps

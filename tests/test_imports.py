@@ -15,7 +15,7 @@ PACKAGE = Path(vlmprune.__file__).parent
 PUBLIC = {"", "core", "assets"}  # what users may import: vlmprune itself, its contracts, the embedded models
 ALLOWED = {
     "core": {"core"},
-    "methods": {"core", "methods"},
+    "methods": {"author", "core", "methods"},
     "models": {"core", "models"},
     "scores": {"scores"},
     "runtime": {"core", "models", "scores", "runtime"},

@@ -22,14 +22,13 @@ from torch import Tensor, nn
 
 import vlmprune
 from vlmprune.core.method import Method, Scorer
+from vlmprune.core.needs import EncoderLayer, Need
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.signals import (
     ClsAttention,
     EncoderKeys,
-    EncoderLayer,
     Features,
     LastQueryAttention,
-    Need,
     ReceivedAttention,
     TowerFeatures,
 )

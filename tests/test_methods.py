@@ -15,14 +15,13 @@ from torch import Tensor
 
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method, PixelMethod
+from vlmprune.core.needs import USED, Depth
 from vlmprune.core.recipe import make_method
 from vlmprune.core.registry import METHODS
 from vlmprune.core.selectors import top_k
 from vlmprune.core.signals import (
-    USED,
     ClsAttention,
     DecoderStates,
-    Depth,
     EncoderKeys,
     Features,
     ReceivedAttention,

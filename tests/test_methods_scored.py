@@ -16,9 +16,10 @@ from torch import Tensor
 import vlmprune
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
+from vlmprune.core.needs import USED, Depth
 from vlmprune.core.recipe import Recipe, Stage, format_method
 from vlmprune.core.selectors import ascending, top_k
-from vlmprune.core.signals import USED, ClsAttention, Depth, EncoderKeys, TowerFeatures
+from vlmprune.core.signals import ClsAttention, EncoderKeys, TowerFeatures
 from vlmprune.core.view import Aligned, Grid, ImageView, Merged, ModelInfo, TowerRows
 from vlmprune.methods.tiles import shown_by, whole_tile
 from vlmprune.methods.vision.fastervlm import FasterVLM

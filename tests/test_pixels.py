@@ -14,8 +14,9 @@ from torch import Tensor
 import vlmprune
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
+from vlmprune.core.needs import Need
 from vlmprune.core.recipe import Recipe, Stage
-from vlmprune.core.signals import Need, Pixels
+from vlmprune.core.signals import Pixels
 from vlmprune.core.view import ImageView, ModelInfo
 from vlmprune.models import adapter_for
 from vlmprune.models.base import CLIP

@@ -15,14 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from versions import cache_of
 
 import vlmprune
+from vlmprune.core.needs import Depth
 from vlmprune.core.recipe import Recipe, Stage
-from vlmprune.core.signals import (
-    ClsAttention,
-    Depth,
-    LastQueryAttention,
-    ReceivedAttention,
-    TextQueryAttention,
-)
+from vlmprune.core.signals import ClsAttention, LastQueryAttention, ReceivedAttention, TextQueryAttention
 from vlmprune.models import adapter_for
 from vlmprune.runtime import taps
 from vlmprune.scores import attention_rows, received_attention, reference

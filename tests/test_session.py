@@ -19,8 +19,9 @@ from versions import behind, cache_of
 import vlmprune
 from vlmprune import UserError
 from vlmprune.core.method import DecoderMethod, Scorer
+from vlmprune.core.needs import Need
 from vlmprune.core.recipe import Recipe, Stage
-from vlmprune.core.signals import Features, Need
+from vlmprune.core.signals import Features
 from vlmprune.core.view import ImageView, ModelInfo
 from vlmprune.models import adapter_for
 

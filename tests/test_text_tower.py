@@ -17,8 +17,9 @@ from transformers import LlamaConfig
 import vlmprune
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
+from vlmprune.core.needs import Need
 from vlmprune.core.recipe import Recipe, Stage
-from vlmprune.core.signals import Alignment, Features, Need, PromptText
+from vlmprune.core.signals import Alignment, Features, PromptText
 from vlmprune.core.view import ImageView, ModelInfo
 from vlmprune.runtime.text_tower import TextTower
 from vlmprune.testing import FAMILIES, alone, prompt

@@ -22,10 +22,10 @@ from typing import Any
 from docs_text import plain, table
 
 from vlmprune.core.method import Method, PixelMethod
+from vlmprune.core.needs import USED, DecoderNeed, Depth, EncoderLayer, EncoderNeed, Need, PromptNeed
 from vlmprune.core.presets import PRESETS
 from vlmprune.core.recipe import format_method, recipe
 from vlmprune.core.registry import BUILT_IN, METHODS
-from vlmprune.core.signals import USED, ClsAttention, DecoderNeed, Depth, EnteredEmbeddings, Need
 from vlmprune.core.view import ModelInfo
 from vlmprune.methods.absent import NOT_IMPLEMENTED
 
@@ -59,37 +59,34 @@ MODELS = (
 
 
 @dataclass(frozen=True)
-class Signal:
-    """A signal in words, and what the runtime spends on it."""
+class Encoder:
+    """The encoder of a model, as needs ask for it (`core.needs.Tower`)."""
 
-    words: str
-    cost: str
+    model: Model
+
+    @property
+    def has_cls(self) -> bool:
+        return self.model.info.has_cls
+
+    def layer(self, layer: EncoderLayer) -> int:
+        if layer == USED:
+            return self.model.used
+        if isinstance(layer, Depth):
+            return layer.index(self.model.info.encoder_layers, self.model.full_layers)
+        return int(layer) % self.model.info.encoder_layers
 
 
-FREE = "nothing: it is there"
-SIGNALS = {
-    "Features": Signal("projected features", FREE),
-    "PromptText": Signal("embeddings of the text", FREE),
-    "TowerFeatures": Signal("rows before the projector", FREE),
-    "ReceivedAttention": Signal("attention received", "the layer's attention once more, O(H N^2 d), in chunks of rows"),
-    "ClsAttention": Signal("attention of the CLS token", "a row a head, O(H N d); without a CLS token as above"),
-    "EncoderKeys": Signal("encoder keys", "a mean over heads, O(H N d)"),
-    "Alignment": Signal(
-        "tokens and instruction in one space", "with CLIP's text tower that tower, and two projections; else nothing"
-    ),
-    "Pixels": Signal("pixels", "a copy of the picture"),
-    "LastQueryAttention": Signal("attention of the last prompt token", "a row a head, O(H L d)"),
-    "TextQueryAttention": Signal("attention of the text", "T rows a head, O(H T L d)"),
-    "VisualQueryAttention": Signal("attention of the image's own tokens", "n rows a head, O(H n L d)"),
-    "TextSelfAttention": Signal("attention within the text", "nothing more where the text's attention is read"),
-    "DecoderKeys": Signal("LLM keys", "one projection, O(L D C)"),
-    "DecoderStates": Signal("hidden states behind the final norm", "that norm, O((n + T) D)"),
-    "HiddenStates": Signal("hidden states", FREE),
-    "LayerInput": Signal("hidden states that entered the layer", FREE),
-    "MlpInput": Signal("what the MLP read", FREE),
-    "EnteredEmbeddings": Signal("embeddings with which the image entered", FREE),
-    "RotaryGain": Signal("what rotary embedding does to logits of ones", "O(T n d)"),
-}
+def signals() -> list[type[Need]]:
+    """All signals of vlmprune: those of core, then those in the files of methods."""
+    for name, cls in methods():
+        assert cls.name == name  # imported
+    found, stack = [], [Need]
+    while stack:
+        cls = stack.pop()
+        stack += reversed(cls.__subclasses__())
+        if cls.__module__.startswith("vlmprune.") and not cls.__name__.startswith("_") and cls.words:
+            found.append(cls)
+    return sorted(found, key=lambda cls: cls.__module__ != "vlmprune.core.signals")
 
 
 def methods() -> list[tuple[str, type[Method]]]:
@@ -109,7 +106,7 @@ def overview() -> str:
     rows = []
     for name, cls in methods():
         link = f"[`{name}`](#{anchors()[name]})"
-        reads = list(dict.fromkeys(said(need) for model in MODELS for need in needs(cls(), model)))
+        reads = list(dict.fromkeys(need.words for model in MODELS for need in needs(cls(), model)))
         cells = [", ".join(reads) or "nothing", cost(cls)[0], families(name), fidelity(name), paper_link(cls)]
         rows.append([link, cls.stage, *cells])
     return table(head, rows)
@@ -130,7 +127,31 @@ def defaults() -> str:
 
 def costs() -> str:
     """What the runtime spends on each signal."""
-    return table(("signal", "in words", "cost"), ([f"`{k}`", s.words, s.cost] for k, s in SIGNALS.items()))
+    rows = ([f"`{signal.__name__}`", signal.words, signal.cost_words] for signal in signals())
+    return table(("signal", "in words", "cost"), rows)
+
+
+def prompt_signals() -> str:
+    return signal_table(PromptNeed)
+
+
+def encoder_signals() -> str:
+    return signal_table(EncoderNeed)
+
+
+def decoder_signals() -> str:
+    return signal_table(DecoderNeed)
+
+
+def signal_table(room: type[Need]) -> str:
+    """Signals that are read in one place: how they are written, and what their docstrings say."""
+    rows = []
+    for signal in signals():
+        if issubclass(signal, room):
+            options = ", ".join(field.name for field in fields(signal))
+            said = inspect.cleandoc(signal.__doc__ or "").replace("\n\n", " ")
+            rows.append([f"`{signal.__name__}({options})`", plain(said)])
+    return table(("signal", "what it is"), rows)
 
 
 def budgets() -> str:
@@ -299,37 +320,26 @@ def acts(method: Method, model: Model) -> Sequence[Method]:
     return method.acts(model.info, 0.5)
 
 
-def said(need: Need) -> str:
-    return SIGNALS[type(need).__name__].words
-
-
 def read(method: Method, model: Model) -> str:
     """The same in words, with the layers, counted from 0."""
+    tower = Encoder(model)
     layers: dict[tuple[str, str], set[int]] = {}
     for act in acts(method, model):
         for need in act.needs(model.info).values():
-            words, kind = said(need), "decoder" if isinstance(need, DecoderNeed) else "encoder"
-            if isinstance(need, ClsAttention) and not model.info.has_cls:
-                words = SIGNALS["ReceivedAttention"].words
+            words, kind = need.words, "decoder" if isinstance(need, DecoderNeed) else "encoder"
+            if isinstance(need, EncoderNeed):
+                words = need.resolved(tower).words
             found = layers.setdefault((words, kind), set())
-            if hasattr(need, "layer"):
-                found.add(encoder_layer(need.layer, model))
-            elif kind == "decoder" and not isinstance(need, EnteredEmbeddings):
+            if isinstance(need, EncoderNeed) and need.taps != ("rows",):
+                found |= {tower.layer(layer) for layer in need.layers}
+            elif isinstance(need, DecoderNeed) and need.taps:
                 cut = act.decoder_layer(model.info)
                 assert cut is not None
-                found.add(cut - (not getattr(need, "ahead", False)))
+                found.add(cut - ("ahead" not in need.taps))
     placed: dict[str, list[str]] = {}
     for (words, kind), numbers in layers.items():
         placed.setdefault(place(kind, sorted(numbers)), []).append(words)
     return ", ".join(" and ".join(words) + where for where, words in placed.items()) or "nothing"
-
-
-def encoder_layer(layer: int | str | Depth, model: Model) -> int:
-    if layer == USED:
-        return model.used
-    if isinstance(layer, Depth):
-        return layer.index(model.info.encoder_layers, model.full_layers)
-    return int(layer) % model.info.encoder_layers
 
 
 def place(kind: str, layers: list[int]) -> str:

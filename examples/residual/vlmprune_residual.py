@@ -7,10 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vlmprune.core.errors import UserError
-from vlmprune.core.method import Scorer
-from vlmprune.core.signals import Features, Need
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.author import Features, ImageView, ModelInfo, Need, Scorer, UserError
 
 
 @dataclass

@@ -26,47 +26,30 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from vlmprune.bench.shapes import Shape
 from vlmprune.core.fusion import layers_before
 from vlmprune.core.recipe import Stage, recipe
-from vlmprune.core.signals import (
-    Alignment,
-    ClsAttention,
-    DecoderKeys,
-    DecoderStates,
-    EncoderKeys,
-    EnteredEmbeddings,
-    Features,
-    HiddenStates,
-    LastQueryAttention,
-    LayerInput,
-    MlpInput,
-    Pixels,
-    PromptText,
-    ReceivedAttention,
-    RotaryGain,
-    TextQueryAttention,
-    TextSelfAttention,
-    TowerFeatures,
-    VisualQueryAttention,
-)
+from vlmprune.core.shape import Load, Shape
 
 _VANILLA = "vanilla"
 
 
 class Flops(NamedTuple):
-    """Operations of a sample up to its first new token. The papers' are other counts of the prefill, not parts."""
+    """Operations of a sample up to its first new token. The papers' are other counts of the prefill, not parts.
+
+    `selection` is None where a method reads a signal whose cost is not stated (`Need.flops`).
+    """
 
     encoder: float
     projector: float
     prefill: float
-    selection: float
+    selection: float | None
     papers: float
     papers_gated: float
 
     @property
-    def total(self) -> float:
-        return self.encoder + self.projector + self.prefill + self.selection
+    def total(self) -> float | None:
+        """Of all parts; None where a method reads a signal that nobody has counted."""
+        return None if self.selection is None else self.encoder + self.projector + self.prefill + self.selection
 
 
 class Counted(Protocol):
@@ -91,11 +74,18 @@ def run_flops(shape: Shape, recipe_text: str, records: Iterable[Counted]) -> Flo
         records: its samples, with their token counts.
     """
     kinds = Counter((r.input_tokens - r.visual_before, r.visual_encoded, tuple(r.stages)) for r in records)
-    sums = [0.0] * len(Flops._fields)
-    for (text, encoded, stages), count in kinds.items():
-        for k, part in enumerate(_sample(shape, recipe_text, text, encoded, stages)):
-            sums[k] += count * part
-    return Flops(*(part / max(1, sum(kinds.values())) for part in sums))
+    samples = [(_sample(shape, recipe_text, *kind), count) for kind, count in kinds.items()]
+    whole = max(1, sum(kinds.values()))
+
+    def mean(parts: Iterable[float | None]) -> float | None:
+        total = 0.0
+        for part, (_, count) in zip(parts, samples, strict=True):
+            if part is None:
+                return None
+            total += count * part
+        return total / whole
+
+    return Flops(*(mean(sample[k] for sample, _ in samples) for k in range(len(Flops._fields))))  # type: ignore[arg-type]
 
 
 def _sample(shape: Shape, recipe_text: str, text: int, encoded: int, stages: Sequence[tuple[int, int]]) -> Flops:
@@ -147,7 +137,7 @@ def papers_flops(width: int, mlp: int, lengths: Sequence[int], matrices: int = 2
     return float(sum(4 * n * width**2 + 2 * n * n * width + matrices * n * width * mlp for n in lengths))
 
 
-def _selection_flops(shape: Shape, recipe_text: str, text: int, encoded: int, visual: Sequence[int]) -> float:
+def _selection_flops(shape: Shape, recipe_text: str, text: int, encoded: int, visual: Sequence[int]) -> float | None:
     if recipe_text == _VANILLA:
         return 0.0
     total, present, fused = 0.0, encoded, set[int]()
@@ -158,9 +148,12 @@ def _selection_flops(shape: Shape, recipe_text: str, text: int, encoded: int, vi
             edited = [before for before in layers_before(layer) if before not in fused]
             total += sum(_stage_fusion(shape, stage, text, visual[before], visual[layer]) for before in edited)
             fused |= {*edited} if stage.method.fusion(shape.info) else set()
-        total += sum(
-            _need_flops(shape, need, text, encoded, present) for need in stage.method.needs(shape.info).values()
-        )
+        load = Load(shape, encoded, present, text)
+        for need in stage.method.needs(shape.info).values():
+            cost = need.flops(load)
+            if cost is None:
+                return None
+            total += cost
     return total
 
 
@@ -175,36 +168,3 @@ def _stage_fusion(shape: Shape, stage: Stage, text: int, present: int, kept: int
 def fusion_flops(q_width: int, rows: int, keys: int, candidates: int) -> float:
     """Operations that correct the attention of `rows` queries at some of their `keys`."""
     return 2.0 * q_width * rows * keys + 4.0 * q_width * rows * candidates
-
-
-def _need_flops(shape: Shape, need: object, text: int, encoded: int, present: int) -> float:
-    """Operations for a declared need, at a stage that finds `present` visual tokens."""
-    tokens, d = encoded * shape.merge + shape.has_cls, shape.encoder_width
-    if isinstance(need, ReceivedAttention) or (isinstance(need, ClsAttention) and not shape.has_cls):
-        return 2.0 * d * tokens**2
-    if isinstance(need, ClsAttention):
-        return 2.0 * d * tokens
-    row = 2.0 * shape.q_width * (text + present)
-    if isinstance(need, LastQueryAttention):
-        projections = 2.0 * shape.width * (shape.q_width + 2 * shape.kv_width) * (text + present)
-        return row + (projections if need.ahead else 0.0)
-    if isinstance(need, TextQueryAttention | TextSelfAttention):
-        return row * text
-    if isinstance(need, VisualQueryAttention):
-        return row * present
-    if isinstance(need, PromptText | RotaryGain):
-        return 0.0  # what is compared is counted with the image's side of it
-    if isinstance(need, Alignment | EnteredEmbeddings):
-        return 2.0 * shape.width * text * present
-    width = {
-        Features: shape.width,
-        TowerFeatures: d,
-        EncoderKeys: d // shape.encoder_heads,
-        DecoderKeys: shape.kv_width,
-        DecoderStates: shape.width,
-        HiddenStates: shape.width,
-        Pixels: shape.patch_inputs * shape.merge,
-        LayerInput: shape.width,
-        MlpInput: shape.width,
-    }[type(need)]  # type: ignore[index]
-    return 2.0 * width * present**2

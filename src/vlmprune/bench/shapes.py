@@ -3,54 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from vlmprune.core.view import ModelInfo
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Widths and depths of a model.
-
-    Attributes:
-        family: `config.model_type`.
-        encoder_layers, encoder_width, encoder_mlp: of the vision tower.
-        encoder_gated: whether its MLP has three matrices.
-        encoder_heads: its attention heads.
-        has_cls: whether it has a CLS token.
-        window: encoder tokens a window, 0 without windows.
-        full_layers: encoder layers with attention over the whole image.
-        patch_inputs: numbers in a patch.
-        merge: patches a slot.
-        projector: multiplications of the projector (and of deepstack's) a slot.
-        layers, width, mlp, q_width, kv_width, vocabulary: of the decoder.
-        tile: slots of a picture that the tower sees by itself, 0 where it sees all of an image at once.
-    """
-
-    family: str
-    encoder_layers: int
-    encoder_width: int
-    encoder_mlp: int
-    encoder_gated: bool
-    encoder_heads: int
-    has_cls: bool
-    window: int
-    full_layers: int
-    patch_inputs: int
-    merge: int
-    projector: int
-    layers: int
-    width: int
-    mlp: int
-    q_width: int
-    kv_width: int
-    vocabulary: int
-    tile: int = 0
-
-    @property
-    def info(self) -> ModelInfo:
-        return ModelInfo(self.family, self.encoder_layers, self.layers, self.has_cls)
+from vlmprune.core.shape import Shape
 
 
 def shape_of(config: Any) -> Shape | None:

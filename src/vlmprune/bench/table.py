@@ -16,10 +16,10 @@ import numpy as np
 
 from vlmprune.bench.flops import Flops, run_flops
 from vlmprune.bench.score import METRICS, accuracy_by_category, unparsed_share
-from vlmprune.bench.shapes import Shape
 from vlmprune.bench.stats import Estimate, difference, estimate
 from vlmprune.bench.store import Record, Result, load_records, load_results
 from vlmprune.core.budget import Keep
+from vlmprune.core.shape import Shape
 
 # Points. Closer to chance than this, the unpruned model cannot do a task, so that pruning cannot hurt it.
 NEAR_CHANCE = 10.0

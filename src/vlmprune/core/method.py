@@ -11,8 +11,8 @@ from torch import Tensor
 from vlmprune.core.budget import Keep, resolve_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.fusion import Fusion
+from vlmprune.core.needs import Need
 from vlmprune.core.selectors import ascending, top_k
-from vlmprune.core.signals import EncoderNeed, Need
 from vlmprune.core.view import Grid, ImageView, ModelInfo, Selection
 
 POSITIONS = ("original", "compact")
@@ -81,7 +81,7 @@ class Method:
         Where not, they are dropped before any other token. By default they compete unless the method reads the vision
         encoder, which knows nothing of them.
         """
-        return not any(isinstance(need, EncoderNeed) for need in self.needs(info).values())
+        return not any(need.of_patches for need in self.needs(info).values())
 
     def decoder_layer(self, info: ModelInfo) -> int | None:
         """The decoder layer before which it acts (0-based), or None for a method that acts before the LLM."""

@@ -1,4 +1,4 @@
-"""What a method may ask for. A method declares needs; the runtime computes just those and hands them over by name.
+"""The signals that come with vlmprune. A method declares needs; the runtime reads just those and hands them over.
 
 Every signal comes as float32, one row per visual token that is still present when the method acts, in slot order:
 scores of encoder patches have already been mapped to slots (a 2x2 merger averages four patches).
@@ -7,94 +7,149 @@ scores of encoder patches have already been mapped to slots (a 2x2 merger averag
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from vlmprune.core.needs import (
+    USED,
+    DecoderNeed,
+    DecoderReading,
+    EncoderLayer,
+    EncoderNeed,
+    EncoderReading,
+    PromptNeed,
+    PromptReading,
+    Tower,
+)
+from vlmprune.core.shape import Load
 from vlmprune.core.view import Aligned, Tokens, TowerRows
 
-
-@dataclass(frozen=True)
-class Depth:
-    """Encoder layer `number`, counted from 1 as papers do, of a tower of `of` layers.
-
-    On another tower it is the layer at the same share of the depth: 9 of 24 is the second of five. On a tower with
-    window attention it is the nearest layer with full attention (means over a window only compare its own tokens).
-    """
-
-    number: int
-    of: int
-
-    def index(self, depth: int, full_layers: tuple[int, ...] | None = None) -> int:
-        """0-based layer of a tower with `depth` layers, of which `full_layers` (None: all) see the whole image."""
-        exact = min(depth - 1, max(0, round(self.number * depth / self.of) - 1))
-        if not full_layers:
-            return exact
-        return min(full_layers, key=lambda layer: (abs(layer - exact), layer))
+_FREE = "nothing: it is there"
 
 
-USED = "used"  # the encoder layer whose output the projector reads (LLaVA's -2 is layer 22 of 0..23)
-EncoderLayer = int | str | Depth
+# ---------------------------------------------------------------- of the prompt
 
 
 @dataclass(frozen=True)
-class Need:
-    """Base of all needs."""
-
-    def take(self, value: Any, tokens: Tensor, frame: int | None = None) -> Any:
-        """The signal of only these tokens; all of them are of one frame (or tile) where `frame` is given."""
-        return value[tokens]
-
-
-@dataclass(frozen=True)
-class EncoderNeed(Need):
-    """Read from the vision encoder. Slots that no patch stands behind (image_newline, CLS) have no such signal."""
-
-
-@dataclass(frozen=True)
-class DecoderNeed(Need):
-    """Read from decoder layer K-1, for a method that acts before layer K."""
-
-
-@dataclass(frozen=True)
-class Features(Need):
+class Features(PromptNeed):
     """Projected features, the embeddings the LLM would see. Shape [n, D]."""
 
+    words: ClassVar[str] = "projected features"
+    cost_words: ClassVar[str] = _FREE
+
+    def read(self, at: PromptReading) -> Tensor:
+        return at.features.float()
+
+    def flops(self, load: Load) -> float:
+        return load.pairs(load.shape.width)
+
 
 @dataclass(frozen=True)
-class PromptText(Need):
+class PromptText(PromptNeed):
     """Embeddings of the prompt's text tokens as the LLM reads them. Shape [T, D].
 
     All of them, or with `after_image` those between the image and the end of the prompt: the instruction.
     """
+
+    words: ClassVar[str] = "embeddings of the text"
+    cost_words: ClassVar[str] = _FREE
 
     after_image: bool = False
 
     def take(self, value: Tensor, tokens: Tensor, frame: int | None = None) -> Tensor:
         return value
 
+    def read(self, at: PromptReading) -> Tensor:
+        return at.text(self.after_image)
+
+    def flops(self, load: Load) -> float:
+        return 0.0  # what is compared is counted with the image's side of it
+
 
 @dataclass(frozen=True)
-class _TowerNeed(EncoderNeed):
-    def take(self, value: TowerRows, tokens: Tensor, frame: int | None = None) -> TowerRows:
-        cls = value.cls
-        return TowerRows(value.rows[tokens], cls if cls is None or frame is None else cls[frame : frame + 1])
+class Alignment(PromptNeed):
+    """What the image's tokens and the instruction have in common, as `Aligned(visual [n, C], text [M, C], clip)`.
+
+    With a text tower given to `prune` that belongs to the model's CLIP tower, rows of the tower and the instruction,
+    both projected into CLIP's common space (the instruction cut into pieces of 77 tokens, or with `truncate` its first
+    piece only). Otherwise the projected features and the LLM's embeddings of the instruction's tokens.
+    """
+
+    words: ClassVar[str] = "tokens and instruction in one space"
+    cost_words: ClassVar[str] = "with CLIP's text tower that tower, and two projections; else nothing"
+    of_patches: ClassVar[bool] = True
+    compares_text: ClassVar[bool] = True
+
+    truncate: bool = False
+
+    @property
+    def encoder(self) -> tuple[EncoderNeed, ...]:
+        return (_RowsIfAny(),)
+
+    def take(self, value: Aligned, tokens: Tensor, frame: int | None = None) -> Aligned:
+        return value._replace(visual=value.visual[tokens])
+
+    def read(self, at: PromptReading) -> Aligned:
+        return at.aligned(at.encoder(*self.encoder), self.truncate)
+
+    def flops(self, load: Load) -> float:
+        return 2.0 * load.shape.width * load.text * load.present
+
+
+# ---------------------------------------------------------------- of the vision encoder
 
 
 @dataclass(frozen=True)
-class TowerFeatures(_TowerNeed):
+class TowerFeatures(EncoderNeed):
     """The rows that the projector reads, one per slot, as `TowerRows(rows [n, C], cls [frames, C] or None)`.
 
     Where several patches make one slot inside the projector (Qwen's merger, pixel shuffle) there are no such rows
     before it, and these are the projected features, without a CLS row.
     """
 
+    words: ClassVar[str] = "rows before the projector"
+    cost_words: ClassVar[str] = _FREE
+    taps: ClassVar[tuple[str, ...]] = ("rows",)
+
+    @property
+    def layers(self) -> tuple[EncoderLayer, ...]:
+        return (USED,)
+
+    def read(self, at: EncoderReading) -> TowerRows:
+        return at.rows()
+
+    def flops(self, load: Load) -> float:
+        return load.pairs(load.shape.encoder_width)
+
+
+@dataclass(frozen=True)
+class _RowsIfAny(TowerFeatures):
+    """The same on a model whose encoder cannot be told apart by slots: the projected features there."""
+
+    required: ClassVar[bool] = False
+
 
 @dataclass(frozen=True)
 class ReceivedAttention(EncoderNeed):
-    """Attention a token receives at an encoder layer: mean over heads and over all queries, CLS included. Shape [n]."""
+    """Attention a token receives at an encoder layer: mean over heads and over all queries, CLS included. Shape [n].
+
+    `joined`: all heads side by side taken as one.
+    """
+
+    words: ClassVar[str] = "attention received"
+    cost_words: ClassVar[str] = "the layer's attention once more, O(H N^2 d), in chunks of rows"
+    taps: ClassVar[tuple[str, ...]] = ("attention",)
 
     layer: EncoderLayer = USED
+    joined: bool = False
+
+    def read(self, at: EncoderReading) -> Tensor:
+        return at.received_attention(self.layer, self.joined)
+
+    def flops(self, load: Load) -> float:
+        return 2.0 * load.shape.encoder_width * load.encoder_tokens**2
 
 
 @dataclass(frozen=True)
@@ -105,35 +160,46 @@ class ClsAttention(EncoderNeed):
     `joined`: all heads side by side taken as one, its logits over the root of the tower's full width (PruMerge).
     """
 
+    words: ClassVar[str] = "attention of the CLS token"
+    cost_words: ClassVar[str] = "a row a head, O(H N d); without a CLS token as above"
+    taps: ClassVar[tuple[str, ...]] = ("attention",)
+
     layer: EncoderLayer = USED
     joined: bool = False
 
+    def resolved(self, tower: Tower) -> EncoderNeed:
+        kind = ClsAttention if tower.has_cls else ReceivedAttention
+        return kind(tower.layer(self.layer), self.joined)
+
+    def read(self, at: EncoderReading) -> Tensor:
+        return at.cls_attention(self.layer, self.joined)
+
+    def flops(self, load: Load) -> float:
+        if not load.shape.has_cls:
+            return ReceivedAttention(self.layer).flops(load)
+        return 2.0 * load.shape.encoder_width * load.encoder_tokens
+
 
 @dataclass(frozen=True)
-class EncoderKeys(_TowerNeed):
+class EncoderKeys(EncoderNeed):
     """Attention keys of an encoder layer, mean over heads (after rotary embedding where there is one).
 
     `TowerRows(rows [n, head_dim], cls [frames, head_dim] or None)`; there are CLS rows where TowerFeatures has them.
     `joined`: the heads side by side instead of their mean, [n, heads * head_dim].
     """
 
+    words: ClassVar[str] = "encoder keys"
+    cost_words: ClassVar[str] = "a mean over heads, O(H N d)"
+    taps: ClassVar[tuple[str, ...]] = ("attention",)
+
     layer: EncoderLayer = USED
     joined: bool = False
 
+    def read(self, at: EncoderReading) -> TowerRows:
+        return at.keys(self.layer, self.joined)
 
-@dataclass(frozen=True)
-class Alignment(EncoderNeed):
-    """What the image's tokens and the instruction have in common, as `Aligned(visual [n, C], text [M, C], clip)`.
-
-    With a text tower given to `prune` that belongs to the model's CLIP tower, rows of the tower and the instruction,
-    both projected into CLIP's common space (the instruction cut into pieces of 77 tokens, or with `truncate` its first
-    piece only). Otherwise the projected features and the LLM's embeddings of the instruction's tokens.
-    """
-
-    truncate: bool = False
-
-    def take(self, value: Aligned, tokens: Tensor, frame: int | None = None) -> Aligned:
-        return value._replace(visual=value.visual[tokens])
+    def flops(self, load: Load) -> float:
+        return load.pairs(load.shape.encoder_width // load.shape.encoder_heads)
 
 
 @dataclass(frozen=True)
@@ -145,7 +211,20 @@ class Pixels(EncoderNeed):
     features into slots (a shrunk canvas, pooled video), so are these.
     """
 
+    words: ClassVar[str] = "pixels"
+    cost_words: ClassVar[str] = "a copy of the picture"
+    required: ClassVar[bool] = False
+
     normalized: bool = False
+
+    def read(self, at: EncoderReading) -> Tensor:
+        return at.pixels(self.normalized)
+
+    def flops(self, load: Load) -> float:
+        return load.pairs(load.shape.patch_inputs * load.shape.merge)
+
+
+# ---------------------------------------------------------------- of a decoder layer
 
 
 @dataclass(frozen=True)
@@ -156,7 +235,22 @@ class LastQueryAttention(DecoderNeed):
     `ahead`: at layer K, by its own norm and projections, before it has run (PyramidDrop).
     """
 
+    words: ClassVar[str] = "attention of the last prompt token"
+    cost_words: ClassVar[str] = "a row a head, O(H L d)"
+
     ahead: bool = False
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        return ("ahead",) if self.ahead else ("attention",)
+
+    def read(self, at: DecoderReading) -> Tensor:
+        return at.attention(at.last, ahead=self.ahead)[0, at.image]
+
+    def flops(self, load: Load) -> float:
+        shape = load.shape
+        projections = 2.0 * shape.width * (shape.q_width + 2 * shape.kv_width) * (load.text + load.present)
+        return load.row + (projections if self.ahead else 0.0)
 
 
 @dataclass(frozen=True)
@@ -166,10 +260,20 @@ class TextQueryAttention(DecoderNeed):
     `heads`: "mean" or "max" over them, or "all" for [H, T, n].
     """
 
+    words: ClassVar[str] = "attention of the text"
+    cost_words: ClassVar[str] = "T rows a head, O(H T L d)"
+    taps: ClassVar[tuple[str, ...]] = ("attention",)
+
     heads: str = "mean"
 
     def take(self, value: Tensor, tokens: Tensor, frame: int | None = None) -> Tensor:
         return value[..., tokens]
+
+    def read(self, at: DecoderReading) -> Tensor:
+        return at.attention(at.text, self.heads)[..., at.image]
+
+    def flops(self, load: Load) -> float:
+        return load.row * load.text
 
 
 @dataclass(frozen=True)
@@ -179,15 +283,35 @@ class VisualQueryAttention(DecoderNeed):
     `heads`: "mean" or "max" over them, before the mean over queries.
     """
 
+    words: ClassVar[str] = "attention of the image's own tokens"
+    cost_words: ClassVar[str] = "n rows a head, O(H n L d)"
+    taps: ClassVar[tuple[str, ...]] = ("attention",)
+
     heads: str = "mean"
+
+    def read(self, at: DecoderReading) -> Tensor:
+        return at.attention(at.image, self.heads)[:, at.image].mean(0)
+
+    def flops(self, load: Load) -> float:
+        return load.row * load.present
 
 
 @dataclass(frozen=True)
 class TextSelfAttention(DecoderNeed):
     """Attention between the text tokens of `TextQueryAttention`, head by head. Shape [H, T, T]."""
 
+    words: ClassVar[str] = "attention within the text"
+    cost_words: ClassVar[str] = "nothing more where the text's attention is read"
+    taps: ClassVar[tuple[str, ...]] = ("attention",)
+
     def take(self, value: Tensor, tokens: Tensor, frame: int | None = None) -> Tensor:
         return value
+
+    def read(self, at: DecoderReading) -> Tensor:
+        return at.attention(at.text, "all")[..., at.text]
+
+    def flops(self, load: Load) -> float:
+        return load.row * load.text
 
 
 @dataclass(frozen=True)
@@ -200,6 +324,16 @@ class _TokensNeed(DecoderNeed):
 class DecoderKeys(_TokensNeed):
     """Keys of decoder layer K-1 after rotary embedding, KV heads side by side: `Tokens(visual [n, C], text [T, C])`."""
 
+    words: ClassVar[str] = "LLM keys"
+    cost_words: ClassVar[str] = "one projection, O(L D C)"
+    taps: ClassVar[tuple[str, ...]] = ("attention",)
+
+    def read(self, at: DecoderReading) -> Tokens:
+        return Tokens(at.keys(at.image), at.keys(at.text))
+
+    def flops(self, load: Load) -> float:
+        return load.pairs(load.shape.kv_width)
+
 
 @dataclass(frozen=True)
 class DecoderStates(_TokensNeed):
@@ -208,30 +342,79 @@ class DecoderStates(_TokensNeed):
     `norm`: "final", or "next" for the one with which decoder layer K begins.
     """
 
+    words: ClassVar[str] = "hidden states behind the final norm"
+    cost_words: ClassVar[str] = "that norm, O((n + T) D)"
+    taps: ClassVar[tuple[str, ...]] = ("output",)
+
     norm: str = "final"
+
+    def read(self, at: DecoderReading) -> Tokens:
+        return Tokens(*at.layer_output(torch.cat([at.image, at.text]), self.norm).split([len(at.image), len(at.text)]))
+
+    def flops(self, load: Load) -> float:
+        return load.pairs(load.shape.width)
 
 
 @dataclass(frozen=True)
 class HiddenStates(_TokensNeed):
     """Hidden states that would enter decoder layer K, as they are: `Tokens(visual [n, D], text [T, D])`."""
 
+    words: ClassVar[str] = "hidden states"
+    cost_words: ClassVar[str] = _FREE
+    taps: ClassVar[tuple[str, ...]] = ("output",)
+
+    def read(self, at: DecoderReading) -> Tokens:
+        return Tokens(*at.layer_output(torch.cat([at.image, at.text])).split([len(at.image), len(at.text)]))
+
+    def flops(self, load: Load) -> float:
+        return load.pairs(load.shape.width)
+
 
 @dataclass(frozen=True)
 class LayerInput(DecoderNeed):
     """Hidden states that entered decoder layer K-1. Shape [n, D]."""
+
+    words: ClassVar[str] = "hidden states that entered the layer"
+    cost_words: ClassVar[str] = _FREE
+    taps: ClassVar[tuple[str, ...]] = ("input",)
+
+    def read(self, at: DecoderReading) -> Tensor:
+        return at.layer_input(at.image)
+
+    def flops(self, load: Load) -> float:
+        return load.pairs(load.shape.width)
 
 
 @dataclass(frozen=True)
 class MlpInput(DecoderNeed):
     """What the MLP of decoder layer K-1 read: after attention, residual and norm. Shape [n, D]."""
 
+    words: ClassVar[str] = "what the MLP read"
+    cost_words: ClassVar[str] = _FREE
+    taps: ClassVar[tuple[str, ...]] = ("mlp_input",)
+
+    def read(self, at: DecoderReading) -> Tensor:
+        return at.mlp_input(at.image)
+
+    def flops(self, load: Load) -> float:
+        return load.pairs(load.shape.width)
+
 
 @dataclass(frozen=True)
 class EnteredEmbeddings(DecoderNeed):
     """Embeddings with which the image's tokens entered the LLM, whatever became of them since. Shape [N, D]."""
 
+    words: ClassVar[str] = "embeddings with which the image entered"
+    cost_words: ClassVar[str] = _FREE
+
     def take(self, value: Tensor, tokens: Tensor, frame: int | None = None) -> Tensor:
         return value
+
+    def read(self, at: DecoderReading) -> Tensor:
+        return at.entered()
+
+    def flops(self, load: Load) -> float:
+        return 2.0 * load.shape.width * load.text * load.present
 
 
 @dataclass(frozen=True)
@@ -242,5 +425,15 @@ class RotaryGain(DecoderNeed):
     d rotated dimensions it is 2 scaling sum_i cos((p - q) theta_i), i = 1..d/2: it falls with the distance.
     """
 
+    words: ClassVar[str] = "what rotary embedding does to logits of ones"
+    cost_words: ClassVar[str] = "O(T n d)"
+    taps: ClassVar[tuple[str, ...]] = ("attention",)
+
     def take(self, value: Tensor, tokens: Tensor, frame: int | None = None) -> Tensor:
         return value[:, tokens]
+
+    def read(self, at: DecoderReading) -> Tensor:
+        return at.rotary_gain(at.text, at.image)
+
+    def flops(self, load: Load) -> float:
+        return 0.0  # counted with the attention that it corrects

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vlmprune.core.view import ImageView
+from vlmprune.author import ImageView
 
 
 def blocks(view: ImageView, rows: int, cols: int) -> list[Tensor]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vlmprune.core.budget import Keep, resolve_keep
-from vlmprune.core.errors import UserError
-from vlmprune.core.method import Method
+from vlmprune.author import Keep, Method, UserError, resolve_keep
 
 PAPER, OFFICIAL, UNIPRUNE = "paper", "official", "uniprune"
 

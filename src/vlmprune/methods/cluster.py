@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vlmprune.core.selectors import top_k
-from vlmprune.core.view import Merged
+from vlmprune.author import Merged, top_k
 
 
 class Clusters(NamedTuple):

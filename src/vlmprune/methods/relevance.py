@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vlmprune.core.view import Aligned
+from vlmprune.author import Aligned
 
 
 def mean_cosine(aligned: Aligned) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vlmprune.core.view import ImageView
+from vlmprune.author import ImageView
 
 WHOLE_FIRST = ("llava_next", "llava_onevision")  # then a canvas of tiles, its rows running across them
 WHOLE_LAST = ("internvl", "smolvlm", "idefics3")

@@ -89,7 +89,7 @@ def percent(value: float | None) -> str:
 
 
 def flops_share(block: Block, row: Row, count: str = "total") -> str:
-    """Operations as a share of vanilla's in the same block; a dash where the model's shape is not known.
+    """Operations as a share of vanilla's in the same block; a dash where the model's shape or a cost is not known.
 
     Args:
         count: a field of `Flops`: "total" by our formula, "papers" or "papers_gated" by the papers'.
@@ -97,7 +97,8 @@ def flops_share(block: Block, row: Row, count: str = "total") -> str:
     base = next((other.flops for other in block.rows if other.is_vanilla), None)
     if base is None or row.flops is None:
         return MISSING
-    return percent(100 * getattr(row.flops, count) / getattr(base, count))
+    own = getattr(row.flops, count)
+    return percent(None if own is None else 100 * own / getattr(base, count))
 
 
 def notes(tables: Sequence[Table]) -> list[str]:
@@ -248,11 +249,15 @@ _COLUMNS: dict[str, Callable[[Table, Row, str, Cell], object]] = {
     "tokens_before": lambda table, row, task, cell: _figure(row.tokens_before),
     "tokens_kept": lambda table, row, task, cell: _figure(row.tokens_kept),
     "tokens_entering": lambda table, row, task, cell: _figure(row.tokens_entering),
-    "gflops": lambda table, row, task, cell: _figure(row.flops and row.flops.total / 1e9),
-    "gflops_papers": lambda table, row, task, cell: _figure(row.flops and row.flops.papers / 1e9),
-    "gflops_papers_gated": lambda table, row, task, cell: _figure(row.flops and row.flops.papers_gated / 1e9),
+    "gflops": lambda table, row, task, cell: _figure(_billions(row.flops and row.flops.total)),
+    "gflops_papers": lambda table, row, task, cell: _figure(_billions(row.flops and row.flops.papers)),
+    "gflops_papers_gated": lambda table, row, task, cell: _figure(_billions(row.flops and row.flops.papers_gated)),
     "flags": lambda table, row, task, cell: flags(cell),
 }
+
+
+def _billions(value: float | None) -> float | None:
+    return None if value is None else value / 1e9
 
 
 def _figure(value: float | None) -> str:

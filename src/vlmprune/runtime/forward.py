@@ -14,15 +14,16 @@ from vlmprune.core.recipe import Stage
 from vlmprune.core.report import Kept, RunReport
 from vlmprune.runtime import deepstack
 from vlmprune.runtime.cache import Band, PrunedState, adopt, mark_whole, physical_length, state_of
-from vlmprune.runtime.decoder_signals import DecoderReader, LayerTap, call_ahead
+from vlmprune.runtime.decoder_reading import DecoderReader, LayerTap, call_ahead, taps_of
 from vlmprune.runtime.expected import EMBEDS, HIDDEN, MASK, POSITIONS, ROTARY, cache_in, cache_of
 from vlmprune.runtime.flow import Layout, Prompt, Segment, gather_rows, pad_left
 from vlmprune.runtime.fusion import FusedLayer
 from vlmprune.runtime.inside import Inside, SoFar, candidates_of
 from vlmprune.runtime.masks import Masks
 from vlmprune.runtime.outcome import kept_slots, report_of
+from vlmprune.runtime.prompt_reading import Picked
 from vlmprune.runtime.prompt_text import ImageText, question_of, text_columns
-from vlmprune.runtime.select import Picked, prompt_seed, run_vision_stages
+from vlmprune.runtime.select import prompt_seed, run_vision_stages
 from vlmprune.runtime.taps import AttentionCall
 from vlmprune.runtime.trimming import Cut, trim_caches
 from vlmprune.runtime.watch import Watch
@@ -309,8 +310,7 @@ class Forward:
         """Note what a method that acts before the next layer reads of this one."""
         stage = self.hooks.at_layer.get(number + 1)
         if stage is not None:
-            needs = list(stage.method.needs(self.adapter.info).values())
-            self._tap = LayerTap(self.adapter, number, needs, hidden)
+            self._tap = LayerTap(self.adapter, number, stage.method.needs(self.adapter.info).values(), hidden)
 
     def stop_capture(self) -> None:
         if self._tap is not None:
@@ -384,7 +384,7 @@ class Forward:
         self, number: int, stage: Stage, hidden: Tensor, given: dict[str, Any]
     ) -> tuple[Segment, AttentionCall] | None:
         """The call that layer `number` would make of all that reach it; it may have stored fewer than the last one."""
-        if not any(getattr(need, "ahead", False) for need in stage.method.needs(self.adapter.info).values()):
+        if "ahead" not in taps_of(stage.method.needs(self.adapter.info).values()):
             return None
         own = self.segment_of(number)
         if self.changing:

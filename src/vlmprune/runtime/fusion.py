@@ -11,7 +11,7 @@ from torch import Tensor
 from vlmprune.core.errors import UserError
 from vlmprune.core.fusion import Fusion
 from vlmprune.models.base import Adapter
-from vlmprune.runtime.decoder_signals import first_new, seen_keys
+from vlmprune.runtime.decoder_reading import first_new, seen_keys
 from vlmprune.runtime.flow import Segment
 from vlmprune.runtime.taps import AttentionCall, Edit
 from vlmprune.scores.fusion import Rows, fused_attention
@@ -69,17 +69,17 @@ class FusedLayer:
         seen, raised = self._counts
         return raised / seen if seen else 0.0
 
-    def _correct(self, call: AttentionCall, value: Tensor, output: Tensor) -> Tensor:
+    def _correct(self, call: AttentionCall, output: Tensor) -> Tensor:
         start, self._ran = time.perf_counter(), True
         output = output.clone()
         for row, groups in enumerate(self.candidates):
             groups = [group for group in groups if len(group)]
             if groups:
-                self._correct_row(call, value, output, row, groups)
+                self._correct_row(call, output, row, groups)
         self.seconds += time.perf_counter() - start
         return output
 
-    def _correct_row(self, call: AttentionCall, value: Tensor, output: Tensor, row: int, groups: list[Tensor]) -> None:
+    def _correct_row(self, call: AttentionCall, output: Tensor, row: int, groups: list[Tensor]) -> None:
         layout, device = self.segment.layout, call.query.device
         begin = first_new(call, self.segment)
         end = begin + layout.source.shape[1]
@@ -94,7 +94,7 @@ class FusedLayer:
         queries, visible = queries[some], visible[some]
         if not len(queries):
             return
-        query, key, value = call.query[row][:, queries], call.key[row, :, :end], value[row, :, :end]
+        query, key, value = call.query[row][:, queries], call.key[row, :, :end], call.value[row, :, :end]
         rows = Rows(query, key, value, call.scaling, visible, call.softcap, call.sinks)
         output[row, queries], raised = fused_attention(output[row, queries], rows, columns, **asdict(self.fusion))
         seen, before = self._counts

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from vlmprune.core.needs import DecoderNeed
 from vlmprune.core.recipe import Stage
 from vlmprune.core.view import ImageView, Merged
 from vlmprune.models.base import Adapter
-from vlmprune.runtime.decoder_signals import DecoderReader
+from vlmprune.runtime.decoder_reading import DecoderReader
 from vlmprune.runtime.flow import Layout, Prompt
+from vlmprune.runtime.prompt_reading import Picked, prompt_signals
 from vlmprune.runtime.prompt_text import ImageText
-from vlmprune.runtime.select import Picked, choose, fusion_candidates, vision_signals
+from vlmprune.runtime.select import choose, fusion_candidates
 from vlmprune.runtime.vision import ImageTokens
 
 
@@ -60,7 +62,7 @@ def view_of(
     so_far: SoFar,
 ) -> ImageView:
     """What a method inside the LLM sees of an image, without the signals of decoder layers."""
-    signals = vision_signals(adapter, stage, data, text, now)
+    signals = prompt_signals(adapter, stage, data, text, now)
     cells = data.cells(now.slots)
     return ImageView(keep, now.slots, data.grid, adapter.info, signals, seed, cells, data.count, so_far.memory)
 
@@ -110,8 +112,8 @@ class Inside:
             return Chosen(tokens, slots, origin)
         self.cut = True
         view = view_of(self.reader.adapter, stage, data, text, Picked(origin, slots), keep, seed, so_far)
-        needs = stage.method.needs(view.info).items()
-        inner = {name: self.reader.read(need, row, tokens) for name, need in needs if name not in view.signals}
+        needs, reading = stage.method.needs(view.info).items(), self.reader.at(row, tokens)
+        inner = {name: need.read(reading) for name, need in needs if isinstance(need, DecoderNeed)}
         chosen = choose(stage, replace(view, signals={**view.signals, **inner}))
         if not isinstance(chosen, Merged):
             return Chosen(tokens[chosen], slots[chosen], origin[chosen])

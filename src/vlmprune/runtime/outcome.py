@@ -10,8 +10,8 @@ from torch import Tensor
 from vlmprune.core.report import RunReport
 from vlmprune.core.spread import PromptColumns
 from vlmprune.models.base import Adapter
+from vlmprune.runtime.encoder_reading import layers_read
 from vlmprune.runtime.flow import Prompt
-from vlmprune.runtime.vision import layers_read
 
 if TYPE_CHECKING:
     from vlmprune.runtime.forward import Forward

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,27 +14,12 @@ from vlmprune.core.errors import UserError
 from vlmprune.core.fusion import layers_before
 from vlmprune.core.method import Method, PixelMethod
 from vlmprune.core.recipe import Recipe, Stage
-from vlmprune.core.signals import Alignment, DecoderNeed, EncoderNeed, Features, PromptText
-from vlmprune.core.view import ImageView, Merged, Selection, TowerRows
+from vlmprune.core.view import ImageView, Merged, Selection
 from vlmprune.models.base import Adapter
 from vlmprune.runtime.flow import Prompt
+from vlmprune.runtime.prompt_reading import Picked, prompt_signals
 from vlmprune.runtime.prompt_text import ImageText
-from vlmprune.runtime.vision import ImageTokens, signal_key
-
-
-@dataclass
-class Picked:
-    """Tokens of one image on their way through the stages before the LLM.
-
-    Attributes:
-        origin: [m] row of the image's signals, -1 for a merged token.
-        slots: [m] slot, -1 for none.
-        features: [m, D] when they are not simply the prompt's embeddings at `slots`.
-    """
-
-    origin: Tensor
-    slots: Tensor
-    features: Tensor | None = None
+from vlmprune.runtime.vision import ImageTokens
 
 
 def vision_stages(adapter: Adapter, recipe: Recipe) -> list[Stage]:
@@ -109,51 +93,11 @@ def run_vision_stages(
         if acted or keep >= len(now.slots):
             states.append(now)
             continue
-        signals = vision_signals(adapter, stage, image, text, now)
+        signals = prompt_signals(adapter, stage, image, text, now)
         cells = image.cells(now.slots)
         view = ImageView(keep, now.slots, image.grid, adapter.info, signals, seed, cells, image.count)
         states.append(_apply(stage, view, now, image))
     return states
-
-
-def vision_signals(adapter: Adapter, stage: Stage, image: ImageTokens, text: ImageText, now: Picked) -> dict[str, Any]:
-    """The signals that need no decoder layer, as rows of the tokens still there."""
-    signals: dict[str, Any] = {}
-    for name, need in stage.method.needs(adapter.info).items():
-        if isinstance(need, Features) and now.features is not None:
-            signals[name] = now.features.float()
-        elif isinstance(need, PromptText):
-            signals[name] = text.embeddings(need.after_image)
-        elif isinstance(need, Features | EncoderNeed):
-            if bool((now.origin < 0).any()):
-                raise UserError(
-                    f"{stage.method.name} reads what the vision side made of each token, so it cannot follow a method "
-                    "that merges tokens: put one before it that only drops them, such as divprune."
-                )
-            if isinstance(need, Features):
-                signals[name] = image.features[now.origin].float()
-                continue
-            key = signal_key(image.adapter, need)
-            if key not in image.signals:
-                raise UserError(
-                    f"These images were encoded without what {stage.method.name} reads: name it in encode_images."
-                )
-            if isinstance(need, Alignment):
-                rows = TowerRows(image.signals[key].rows[now.origin], None)
-                signals[name] = text.aligned(image.features[now.origin], rows, need.truncate)
-            else:
-                signals[name] = _float(need.take(image.signals[key], now.origin))
-        elif not isinstance(need, DecoderNeed):
-            raise TypeError(f"{stage.method.name}: unknown need {need!r}")
-        elif stage.method.decoder_layer(adapter.info) is None:
-            raise TypeError(f"{stage.method.name} acts before the LLM and cannot read {need!r}")
-    return signals
-
-
-def _float(signal: Any) -> Any:
-    if isinstance(signal, TowerRows):  # rows, and the CLS tokens' where there are any
-        return TowerRows(signal.rows.float(), None if signal.cls is None else signal.cls.float())
-    return signal.float()
 
 
 def _apply(stage: Stage, view: ImageView, now: Picked, image: ImageTokens) -> Picked:

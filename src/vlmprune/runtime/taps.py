@@ -24,7 +24,7 @@ class AttentionCall:
     """What one attention call saw.
 
     Attributes:
-        query, key: [B, H, R, d] and [B, Hkv, S, d], after rotary embedding and normalisation.
+        query, key, value: [B, H, R, d], [B, Hkv, S, d] and [B, Hkv, S, dv], after rotary embedding and normalisation.
         scaling: factor on the logits.
         mask: [B, 1 or H, R, S] which keys each query sees, or None where the kernel was given no such mask (flash
             attention is told what is padding, not this).
@@ -35,6 +35,7 @@ class AttentionCall:
 
     query: Tensor
     key: Tensor
+    value: Tensor
     scaling: float
     mask: Tensor | None = None
     causal: bool = False
@@ -53,8 +54,8 @@ class AttentionCall:
 
 def joined_heads(call: AttentionCall) -> AttentionCall:
     """The call as if all heads were one, its logits over the root of their common width."""
-    query, key = (values.transpose(1, 2).flatten(2)[:, None] for values in (call.query, call.key))
-    return AttentionCall(query, key, query.shape[-1] ** -0.5, call.mask)
+    query, key, value = (rows.transpose(1, 2).flatten(2)[:, None] for rows in (call.query, call.key, call.value))
+    return AttentionCall(query, key, value, query.shape[-1] ** -0.5, call.mask)
 
 
 _WRAPPED: dict[str, int] = {}  # implementation name -> running captures, so that nested captures unwrap once
@@ -65,7 +66,7 @@ class _Enough(Exception):
     """Ends a forward once the call of its attention module was noted."""
 
 
-Correct = Callable[[AttentionCall, Tensor, Tensor], Tensor]
+Correct = Callable[[AttentionCall, Tensor], Tensor]  # of a call and its output, the output that counts
 Check = Callable[[nn.Module, Tensor, Tensor, Any], None]  # of the module, its query, key and mask
 
 
@@ -133,7 +134,7 @@ class Edit:
     """Corrects what the attention calls of one module return, whatever kernel made it.
 
     Args:
-        correct: of a call, its values [B, Hkv, S, dv] and its output [B, R, H, dv], makes the output that counts.
+        correct: of a call and its output [B, R, H, dv], makes the output that counts.
     """
 
     def __init__(self, module: nn.Module, correct: Correct) -> None:
@@ -190,14 +191,14 @@ def _tapped(name: str) -> Callable[..., Any]:
         if module in _TAPS.guarded and module not in _TAPS.enough:
             _TAPS.guarded[module](module, query, key, mask)
         if module in _TAPS.watched:
-            _TAPS.watched[module].extend(_calls(module, query, key, mask, kwargs))
+            _TAPS.watched[module].extend(_calls(module, query, key, value, mask, kwargs))
         if module in _TAPS.enough:
             raise _Enough
         function = previous if previous is not None else _eager_of(module)
         result = function(module, query, key, value, *args, **kwargs)
         if module in _TAPS.edited:
-            [call] = _calls(module, query, key, mask, kwargs)
-            result = (_TAPS.edited[module](call, value.detach(), result[0]), *result[1:])
+            [call] = _calls(module, query, key, value, mask, kwargs)
+            result = (_TAPS.edited[module](call, result[0]), *result[1:])
         return result
 
     tapped.previous, tapped.had_override = previous, had_override  # type: ignore[attr-defined]
@@ -225,7 +226,10 @@ def _eager_of(module: nn.Module) -> Callable[..., Any]:
     raise AttributeError(f"{type(module).__name__}: its modeling file has no eager_attention_forward")
 
 
-def _calls(module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: dict[str, Any]) -> list[AttentionCall]:
+def _calls(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any]
+) -> list[AttentionCall]:
+    query, key, value = query.detach(), key.detach(), value.detach()
     scaling = kwargs.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     causal = kwargs.get("is_causal")
@@ -242,8 +246,8 @@ def _calls(module: nn.Module, query: Tensor, key: Tensor, mask: Any, kwargs: dic
     if borders is None:
         softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
         sinks = None if sinks is None else sinks.detach()
-        return [AttentionCall(query.detach(), key.detach(), scaling, mask, causal, softcap, sinks)]
+        return [AttentionCall(query, key, value, scaling, mask, causal, softcap, sinks)]
     # Flash attention takes all images or windows in one call; the other kernels get a call for each.
     lengths = (borders[1:] - borders[:-1]).tolist()
-    pieces = zip(query.detach().split(lengths, dim=2), key.detach().split(lengths, dim=2), strict=True)
-    return [AttentionCall(q, k, scaling) for q, k in pieces]
+    pieces = zip(*(rows.split(lengths, dim=2) for rows in (query, key, value)), strict=True)
+    return [AttentionCall(q, k, v, scaling) for q, k, v in pieces]

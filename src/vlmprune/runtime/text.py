@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from vlmprune.core.errors import UserError
+from vlmprune.core.needs import PromptNeed
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.report import RunReport
-from vlmprune.core.signals import Alignment
 from vlmprune.models.base import Adapter
 from vlmprune.runtime import deepstack
 from vlmprune.runtime.attributes import Attachments
 from vlmprune.runtime.cache import check_unknown, is_whole, mark_whole, state_of
-from vlmprune.runtime.decoder_signals import check_readable
+from vlmprune.runtime.decoder_reading import check_readable
 from vlmprune.runtime.expected import EMBEDS, Expected, cache_in, cache_of, interface_of
 from vlmprune.runtime.flow import Prompt
 from vlmprune.runtime.forward import Forward
@@ -167,7 +167,7 @@ class TextHooks:
             for stage in self.recipe.acts(self.adapter.info)
             for need in stage.method.needs(self.adapter.info).values()
         )
-        if not any(isinstance(need, Alignment) for need in needs):
+        if not any(isinstance(need, PromptNeed) and need.compares_text for need in needs):
             return None
         return "instruction embeddings" if self.text_tower is None else "CLIP text tower"
 

@@ -21,33 +21,14 @@ from torch import Tensor
 from vlmprune.core.budget import Keep, Keeps, resolve_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import PixelMethod
+from vlmprune.core.needs import EncoderNeed
 from vlmprune.core.recipe import Recipe, Stage
-from vlmprune.core.signals import (
-    USED,
-    Alignment,
-    ClsAttention,
-    Depth,
-    EncoderKeys,
-    EncoderLayer,
-    EncoderNeed,
-    Need,
-    Pixels,
-    ReceivedAttention,
-    TowerFeatures,
-)
 from vlmprune.core.view import Grid, TowerRows, Whole
 from vlmprune.models.base import Adapter, Slots
 from vlmprune.models.patches import PatchAdapter
 from vlmprune.runtime.attributes import Attachments
 from vlmprune.runtime.encoder_merging import EncoderMerging
-from vlmprune.runtime.taps import AttentionCall, capture, joined_heads
-from vlmprune.scores import attention_rows, received_attention
-
-Key = tuple[str, int]  # what was read, at which encoder layer
-JOINED = ", joined"  # all heads as one
-PIXELS = "pixels"
-TOWER = "tower"  # what the layers give out
-NOT_ATTENTION = (PIXELS, TOWER)
+from vlmprune.runtime.encoder_reading import EncoderReader, encoder_needs
 
 
 @dataclass
@@ -59,7 +40,7 @@ class ImageTokens:
         slots: [m] the slot each token stands at.
         places: where its `count` placeholder slots lie.
         adapter: of the model as the call that encoded them saw it, by which their signals are named.
-        signals: encoder statistics as rows of the m tokens.
+        signals: what needs (as they are resolved on this model) read of the encoder, as rows of the m tokens.
         made: whether the tokens were made by merging inside the encoder, so that no statistic is theirs.
         keep: its own budget, where one of several told how it was resized.
     """
@@ -68,7 +49,7 @@ class ImageTokens:
     slots: Tensor
     places: Slots
     adapter: Adapter
-    signals: dict[Key, Any] = field(default_factory=dict)
+    signals: dict[EncoderNeed, Any] = field(default_factory=dict)
     made: bool = False
     keep: Keep | None = None
 
@@ -136,54 +117,6 @@ class VisionRecord:
     seconds: float = 0.0
 
 
-def encoder_layer(adapter: Adapter, layer: EncoderLayer) -> int:
-    """The 0-based encoder layer that a need names."""
-    depth = len(adapter.encoder_layers())
-    if isinstance(layer, Depth):
-        return layer.index(depth, adapter.full_layers)
-    if layer == USED:
-        return adapter.used_layer
-    if isinstance(layer, int) and -depth <= layer < depth:
-        return layer % depth
-    raise UserError(f"There is no encoder layer {layer!r}: this tower has layers 0 to {depth - 1}.")
-
-
-def signal_key(adapter: Adapter, need: Need) -> Key:
-    """Which statistic a need resolves to on this model; UserError where its encoder cannot be read."""
-    if isinstance(need, Alignment):  # falls back on what needs no encoder
-        return (TOWER, adapter.used_layer)
-    if isinstance(need, Pixels):
-        return (PIXELS, int(need.normalized))  # of no layer
-    adapter.check_statistics()
-    if isinstance(need, TowerFeatures):
-        return (TOWER, adapter.used_layer)
-    if isinstance(need, ClsAttention):
-        kind = "cls" if adapter.has_cls else "received"
-        return (kind + JOINED * need.joined, encoder_layer(adapter, need.layer))
-    if isinstance(need, ReceivedAttention):
-        return ("received", encoder_layer(adapter, need.layer))
-    if isinstance(need, EncoderKeys):
-        return ("keys" + JOINED * need.joined, encoder_layer(adapter, need.layer))
-    raise TypeError(f"{need!r} is not read from the encoder")
-
-
-def encoder_keys(adapter: Adapter, recipes: Iterable[Recipe]) -> set[Key]:
-    """Everything that the recipes' methods read from the encoder."""
-    needs = (need for r in recipes for s in r.acts(adapter.info) for need in s.method.needs(adapter.info).values())
-    return {signal_key(adapter, need) for need in needs if isinstance(need, EncoderNeed)}
-
-
-def layers_read(adapter: Adapter, recipe: Recipe) -> dict[str, int]:
-    """The 0-based encoder layer of each signal, by `method.signal`."""
-    layers = {}
-    for stage in recipe.acts(adapter.info):
-        method = stage.method
-        for name, need in method.needs(adapter.info).items():
-            if isinstance(need, EncoderNeed) and not isinstance(need, Pixels):
-                layers[f"{method.name}.{name}"] = signal_key(adapter, need)[1]
-    return layers
-
-
 def own_encoding(recipe: Recipe) -> Stage | None:
     """The first stage, if it changes what the encoder gets or does: images must then be encoded for it alone."""
     first = recipe.stages[0] if recipe.stages else None
@@ -207,7 +140,7 @@ class VisionWrapper:
         seen: Callable[[str, VisionRecord], None],
     ) -> None:
         self.adapter, self.modality, self.recipes, self.stage, self.seen = adapter, modality, recipes, stage, seen
-        self.keys = encoder_keys(adapter, recipes)
+        self.needs = encoder_needs(adapter, recipes)
         self.name = adapter.feature_functions[modality]
         self.original = getattr(adapter.inner, self.name)
 
@@ -231,7 +164,7 @@ class VisionWrapper:
                 return self._encode(call)
             called = copy.copy(self)
             called.adapter = self.adapter.called_with(self.name, call)
-            called.keys = encoder_keys(called.adapter, self.recipes)
+            called.needs = encoder_needs(called.adapter, self.recipes)
             return called._encoded(call)
 
     def _encoded(self, call: dict[str, Any]) -> Any:
@@ -240,34 +173,21 @@ class VisionWrapper:
             return self._merged(call, self.stage)
         budgets = self._budgets(call)
         whole, used = self._resized(call, budgets) if self.stage is not None else (None, call)
-        modules = self.adapter.encoder_attentions(self.modality)
-        layers = sorted({layer for kind, layer in self.keys if kind not in NOT_ATTENTION})
-        tower: list[Tensor] = []
-        handle = None
-        if any(kind == TOWER for kind, _ in self.keys) and self.adapter.tower_rows:
-            handle = self.adapter.encoder_layers(self.modality)[self.adapter.used_layer].register_forward_hook(
-                lambda module, args, output: tower.append(output[0] if isinstance(output, tuple) else output)
-            )
+        reader = EncoderReader(self.adapter, self.modality, self.needs)
         try:
             _RUNNING.add(id(self.adapter.inner))
-            with capture([modules[layer] for layer in layers]) as calls:
+            with reader.noting():
                 output = self._encode({**used, "return_dict": True})
         finally:
             _RUNNING.discard(id(self.adapter.inner))
-            if handle is not None:
-                handle.remove()
         start = time.perf_counter()
         features = self.adapter.features(self.modality, used, getattr(output, "pooler_output", None))
         places = self.adapter.slots(self.modality, used)
         record = VisionRecord([_tokens(f, p, self.adapter) for f, p in zip(features, places, strict=True)])
         for image, keep in zip(record.images, budgets or (), strict=bool(budgets)):
             image.keep = keep
-        for key in sorted(self.keys):
-            kind, layer = key
-            seen = [] if kind in NOT_ATTENTION else calls[modules[layer]]
-            per_image = self._statistic(key, seen, tower, used)
-            for image, rows in zip(record.images, per_image or [None] * len(features), strict=True):
-                image.signals[key] = TowerRows(image.features, None) if rows is None else rows
+        for image, signals in zip(record.images, reader.read(used, features), strict=True):
+            image.signals = signals
         if whole is not None:
             _spread(record, whole, output)
         record.seconds = time.perf_counter() - start
@@ -314,26 +234,6 @@ class VisionWrapper:
         output["vlmprune_record"] = record
         self.seen(self.modality, record)
         return output
-
-    def _statistic(
-        self, key: Key, calls: list[AttentionCall], tower: list[Tensor], call: dict[str, Any]
-    ) -> Sequence[Any] | None:
-        """One entry an image: rows with the CLS row apart for features and keys, rows alone for scores and pixels."""
-        kind = key[0]
-        if kind == PIXELS:
-            return self.adapter.pixel_rows(self.modality, call, normalized=bool(key[1]))
-        if kind == TOWER:
-            return self.adapter.rows(self.modality, call, tower) if tower else None
-        if kind.endswith(JOINED):
-            kind, calls = kind.removesuffix(JOINED), [joined_heads(c) for c in calls]
-        if kind == "keys":
-            keys = self.adapter.rows(self.modality, call, [c.key.float().mean(1) for c in calls])
-            return keys if self.adapter.tower_rows else [TowerRows(rows.rows, None) for rows in keys]
-        if kind == "cls":
-            chunks = [attention_rows(c.query[:, :, :1], c.key, c.scaling, c.visible(0, 1))[:, 0] for c in calls]
-        else:
-            chunks = [received_attention(c.query, c.key, c.scaling, c.real) for c in calls]
-        return [rows.rows for rows in self.adapter.rows(self.modality, call, chunks)]
 
     def _budgets(self, call: dict[str, Any]) -> list[Keep] | None:
         """Of each picture, where they differ and the pictures are resized by them."""

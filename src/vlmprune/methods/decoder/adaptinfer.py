@@ -9,9 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.core.method import Scorer
-from vlmprune.core.signals import Need, TextQueryAttention, TextSelfAttention
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.author import ImageView, ModelInfo, Need, Scorer, TextQueryAttention, TextSelfAttention
 from vlmprune.methods.decoder.staged import Staged, interpolate
 
 # Tokens left after each act, by the budget, both of 576 (on Qwen of 100).

@@ -10,12 +10,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vlmprune.core.budget import Keep, resolve_keep
-from vlmprune.core.errors import UserError
-from vlmprune.core.method import Method
-from vlmprune.core.selectors import ascending, top_k
-from vlmprune.core.signals import USED, ClsAttention, HiddenStates, LastQueryAttention, Need, TextQueryAttention
-from vlmprune.core.view import ImageView, ModelInfo, Selection
+from vlmprune.author import (
+    ClsAttention, HiddenStates, ImageView, Keep, LastQueryAttention, Method, ModelInfo, Need, Selection,
+    TextQueryAttention, USED, UserError, ascending, resolve_keep, top_k,
+)  # fmt: skip
 from vlmprune.methods.checks import one_of, positive, true_or_false
 from vlmprune.methods.cluster import recycle
 from vlmprune.methods.decoder.autoprune_curve import keep_shares, mutual_information

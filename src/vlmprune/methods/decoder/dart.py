@@ -8,12 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlmprune.core.budget import Keep
-from vlmprune.core.errors import UserError
-from vlmprune.core.method import DecoderMethod
-from vlmprune.core.selectors import ascending, top_k
-from vlmprune.core.signals import DecoderKeys, DecoderStates, Need
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.author import (
+    DecoderKeys, DecoderMethod, DecoderStates, ImageView, Keep, ModelInfo, Need, UserError, ascending, top_k,
+)  # fmt: skip
 from vlmprune.methods.checks import OFFICIAL, PAPER, UNIPRUNE, one_of, rounded_down, whole
 
 

@@ -10,12 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.core.budget import Keep
-from vlmprune.core.errors import UserError
-from vlmprune.core.method import DecoderMethod, Method, Scorer
-from vlmprune.core.selectors import top_k
-from vlmprune.core.signals import LastQueryAttention, Need, TextQueryAttention
-from vlmprune.core.view import ImageView, Merged, ModelInfo, Selection
+from vlmprune.author import (
+    DecoderMethod, ImageView, Keep, LastQueryAttention, Merged, Method, ModelInfo, Need, Scorer, Selection,
+    TextQueryAttention, UserError, top_k,
+)  # fmt: skip
 from vlmprune.methods.checks import PAPER, UNIPRUNE, average_too_small, one_of, rounded_down, true_or_false
 from vlmprune.methods.decoder.staged import share_of
 

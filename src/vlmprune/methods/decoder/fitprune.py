@@ -9,11 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.core.budget import Keep
-from vlmprune.core.method import Method, Scorer
-from vlmprune.core.selectors import ascending, top_k
-from vlmprune.core.signals import Need, TextQueryAttention, VisualQueryAttention
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.author import (
+    ImageView, Keep, Method, ModelInfo, Need, Scorer, TextQueryAttention, VisualQueryAttention, ascending, top_k,
+)  # fmt: skip
 from vlmprune.methods.checks import PAPER, UNIPRUNE, one_of
 from vlmprune.methods.decoder.fitprune_curves import entering, published, read_curve
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from vlmprune.core.errors import UserError
+from vlmprune.author import UserError
 
 Curve = tuple[float, ...]
 

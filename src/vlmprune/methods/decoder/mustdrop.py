@@ -10,11 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.core.budget import Keep
-from vlmprune.core.errors import UserError
-from vlmprune.core.selectors import ascending, top_k
-from vlmprune.core.signals import ClsAttention, Depth, Need, TextQueryAttention
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.author import (
+    ClsAttention, Depth, ImageView, Keep, ModelInfo, Need, TextQueryAttention, UserError, ascending, top_k,
+)  # fmt: skip
 from vlmprune.methods.checks import positive, share, true_or_false
 from vlmprune.methods.decoder.staged import Staged
 

@@ -8,9 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vlmprune.core.method import Scorer
-from vlmprune.core.signals import LastQueryAttention, Need
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.author import ImageView, LastQueryAttention, ModelInfo, Need, Scorer
 from vlmprune.methods.checks import average_too_small, true_or_false
 from vlmprune.methods.decoder.staged import Staged
 

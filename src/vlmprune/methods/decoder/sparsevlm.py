@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.core.budget import Keep
-from vlmprune.core.selectors import ascending, top_k
-from vlmprune.core.signals import EnteredEmbeddings, HiddenStates, Need, PromptText, RotaryGain, TextQueryAttention
-from vlmprune.core.view import ImageView, ModelInfo, Selection
+from vlmprune.author import (
+    EnteredEmbeddings, HiddenStates, ImageView, Keep, ModelInfo, Need, PromptText, RotaryGain, Selection,
+    TextQueryAttention, ascending, top_k,
+)  # fmt: skip
 from vlmprune.methods.checks import one_of, positive
 from vlmprune.methods.cluster import recycle
 from vlmprune.methods.decoder.staged import Staged, interpolate, share_of

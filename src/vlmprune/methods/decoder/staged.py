@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vlmprune.core.budget import Keep
-from vlmprune.core.errors import UserError
-from vlmprune.core.method import Method, check_layer, layer_within
-from vlmprune.core.view import ModelInfo
+from vlmprune.author import Keep, Method, ModelInfo, UserError
+from vlmprune.core.method import check_layer, layer_within
 
 
 @dataclass(frozen=True)

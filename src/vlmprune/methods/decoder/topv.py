@@ -8,10 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlmprune.core.method import DecoderMethod
-from vlmprune.core.selectors import ascending, top_k
-from vlmprune.core.signals import LayerInput, MlpInput, Need
-from vlmprune.core.view import Grid, ImageView, ModelInfo
+from vlmprune.author import DecoderMethod, Grid, ImageView, LayerInput, MlpInput, ModelInfo, Need, ascending, top_k
 from vlmprune.methods.checks import one_of, positive, share, whole
 
 CONTRIBUTION, SHARPNESS = "contribution", "sharpness"

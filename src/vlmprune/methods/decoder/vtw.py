@@ -9,10 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.core.budget import Keep
-from vlmprune.core.errors import UserError
-from vlmprune.core.method import Method, check_layer, layer_within
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.author import ImageView, Keep, Method, ModelInfo, UserError
+from vlmprune.core.method import check_layer, layer_within
 
 
 @dataclass

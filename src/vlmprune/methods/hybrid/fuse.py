@@ -8,11 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.core.budget import Keep
-from vlmprune.core.errors import UserError
-from vlmprune.core.method import Method, PixelMethod, check_layer, layer_within
-from vlmprune.core.signals import Need
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.author import ImageView, Keep, Method, ModelInfo, Need, PixelMethod, UserError
+from vlmprune.core.method import check_layer, layer_within
 from vlmprune.methods.checks import share
 from vlmprune.methods.hybrid.fusing import Fusing
 from vlmprune.methods.vision.divprune import DivPrune

@@ -9,9 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.core.fusion import Fusion
-from vlmprune.core.method import Method
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.author import Fusion, ImageView, Method, ModelInfo
 from vlmprune.methods.checks import one_of, positive, share, true_or_false
 
 ROW, CANDIDATES = "row", "candidates"

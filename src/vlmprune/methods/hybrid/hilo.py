@@ -9,12 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.core.budget import Keep, resolve_keep
-from vlmprune.core.errors import UserError
-from vlmprune.core.fusion import Fusion
-from vlmprune.core.selectors import ascending
-from vlmprune.core.signals import Features, Need, Pixels
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.author import (
+    Features, Fusion, ImageView, Keep, ModelInfo, Need, Pixels, UserError, ascending, resolve_keep,
+)  # fmt: skip
 from vlmprune.methods.checks import one_of, positive, share
 from vlmprune.methods.decoder.staged import Staged, share_of
 from vlmprune.methods.diversity import most_diverse

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
-from vlmprune.core.method import PixelMethod
-from vlmprune.core.view import Grid
+from vlmprune.author import Grid, PixelMethod
 
 
 @dataclass

@@ -8,10 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.core.method import Method
-from vlmprune.core.selectors import ascending
-from vlmprune.core.signals import Alignment, Features, Need
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.author import Alignment, Features, ImageView, Method, ModelInfo, Need, ascending
 from vlmprune.methods.blocks import fill
 from vlmprune.methods.checks import one_of, share_below_one
 from vlmprune.methods.relevance import mean_cosine, sign_of

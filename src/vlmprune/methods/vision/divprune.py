@@ -8,9 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.core.method import Method
-from vlmprune.core.signals import Features, Need
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.author import Features, ImageView, Method, ModelInfo, Need
 from vlmprune.methods.checks import OFFICIAL, PAPER, one_of
 from vlmprune.methods.diversity import most_diverse
 

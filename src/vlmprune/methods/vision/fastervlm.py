@@ -7,9 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vlmprune.core.method import Scorer
-from vlmprune.core.signals import ClsAttention, Need
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.author import ClsAttention, ImageView, ModelInfo, Need, Scorer
 
 
 @dataclass

@@ -8,10 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlmprune.core.method import Method
-from vlmprune.core.selectors import ascending, top_k
-from vlmprune.core.signals import Features, Need
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.author import Features, ImageView, Method, ModelInfo, Need, ascending, top_k
 from vlmprune.methods.blocks import fill
 from vlmprune.methods.checks import OFFICIAL, PAPER, UNIPRUNE, one_of, positive, share, whole
 from vlmprune.methods.tiles import whole_tile

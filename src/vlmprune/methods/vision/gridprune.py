@@ -8,10 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.core.method import Method
-from vlmprune.core.selectors import ascending, top_k
-from vlmprune.core.signals import Alignment, ClsAttention, Need
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.author import Alignment, ClsAttention, ImageView, Method, ModelInfo, Need, ascending, top_k
 from vlmprune.methods.blocks import blocks, fill
 from vlmprune.methods.checks import one_of, positive, share, whole
 from vlmprune.methods.relevance import mean_cosine

@@ -8,11 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.core.errors import UserError
-from vlmprune.core.method import Method
-from vlmprune.core.selectors import top_k
-from vlmprune.core.signals import USED, Depth, EncoderLayer, Need, ReceivedAttention
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.author import (
+    Depth, EncoderLayer, ImageView, Method, ModelInfo, Need, ReceivedAttention, USED, UserError, top_k,
+)  # fmt: skip
 from vlmprune.methods.checks import OFFICIAL, PAPER, one_of, share, whole
 
 

@@ -8,9 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlmprune.core.selectors import top_k
-from vlmprune.core.signals import Alignment, Need
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.author import Alignment, ImageView, ModelInfo, Need, top_k
 from vlmprune.methods.checks import OFFICIAL, one_of, share
 from vlmprune.methods.vision.hiprune import HiPrune
 

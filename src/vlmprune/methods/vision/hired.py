@@ -8,10 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.core.method import Method
-from vlmprune.core.selectors import ascending, top_k
-from vlmprune.core.signals import USED, ClsAttention, Depth, Need
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.author import ClsAttention, Depth, ImageView, Method, ModelInfo, Need, USED, ascending, top_k
 from vlmprune.methods.blocks import fill
 from vlmprune.methods.checks import OFFICIAL, PAPER, one_of, share
 from vlmprune.methods.tiles import shown_by, whole_tile

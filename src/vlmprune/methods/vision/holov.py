@@ -9,10 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlmprune.core.method import Method
-from vlmprune.core.selectors import ascending, top_k
-from vlmprune.core.signals import ClsAttention, Features, Need
-from vlmprune.core.view import ImageView, Merged, ModelInfo, Selection
+from vlmprune.author import (
+    ClsAttention, Features, ImageView, Merged, Method, ModelInfo, Need, Selection, ascending, top_k,
+)  # fmt: skip
 from vlmprune.methods.blocks import blocks, fill, runs
 from vlmprune.methods.checks import OFFICIAL, PAPER, one_of, positive, whole
 

@@ -9,9 +9,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from vlmprune.core.method import Method
-from vlmprune.core.signals import Features, Need
-from vlmprune.core.view import ImageView, Merged, ModelInfo
+from vlmprune.author import Features, ImageView, Merged, Method, ModelInfo, Need
 from vlmprune.methods.checks import PAPER, UNIPRUNE, one_of
 
 

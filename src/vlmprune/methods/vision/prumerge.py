@@ -8,12 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlmprune.core.budget import Keep
-from vlmprune.core.errors import UserError
-from vlmprune.core.method import Method
-from vlmprune.core.selectors import ascending, top_k
-from vlmprune.core.signals import ClsAttention, EncoderKeys, Need, TowerFeatures
-from vlmprune.core.view import ImageView, Merged, ModelInfo
+from vlmprune.author import (
+    ClsAttention, EncoderKeys, ImageView, Keep, Merged, Method, ModelInfo, Need, TowerFeatures, UserError, ascending,
+    top_k,
+)  # fmt: skip
 from vlmprune.methods.checks import OFFICIAL, PAPER, one_of, true_or_false
 
 LAST = -1  # encoder layer: on CLIP the one above the features that LLaVA projects

@@ -9,9 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.core.errors import UserError
-from vlmprune.core.selectors import top_k
-from vlmprune.core.view import ImageView
+from vlmprune.author import ImageView, UserError, top_k
 from vlmprune.methods.checks import OFFICIAL, share
 from vlmprune.methods.vision.prumerge import PruMerge
 

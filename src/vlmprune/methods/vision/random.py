@@ -8,9 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.core.budget import Keep
-from vlmprune.core.method import Scorer, check_layer, layer_within
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.author import ImageView, Keep, ModelInfo, Scorer
+from vlmprune.core.method import check_layer, layer_within
 from vlmprune.methods.checks import PAPER, UNIPRUNE, one_of, rounded_down
 
 

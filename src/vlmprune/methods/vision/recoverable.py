@@ -8,10 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlmprune.core.errors import UserError
-from vlmprune.core.selectors import top_k
-from vlmprune.core.signals import Alignment, Need
-from vlmprune.core.view import ImageView, Merged, ModelInfo
+from vlmprune.author import Alignment, ImageView, Merged, ModelInfo, Need, UserError, top_k
 from vlmprune.methods.checks import OFFICIAL, one_of
 from vlmprune.methods.outliers import local_outliers
 from vlmprune.methods.relevance import mean_cosine

@@ -8,11 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlmprune.core.errors import UserError
-from vlmprune.core.method import Method
-from vlmprune.core.selectors import top_k
-from vlmprune.core.signals import Need, TowerFeatures
-from vlmprune.core.view import ImageView, Merged, ModelInfo
+from vlmprune.author import ImageView, Merged, Method, ModelInfo, Need, TowerFeatures, UserError, top_k
 from vlmprune.methods.checks import share, whole
 
 

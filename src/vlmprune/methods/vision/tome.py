@@ -8,10 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vlmprune.core.method import Method
-from vlmprune.core.selectors import ascending, top_k
-from vlmprune.core.signals import Features, Need
-from vlmprune.core.view import ImageView, Merged, ModelInfo
+from vlmprune.author import Features, ImageView, Merged, Method, ModelInfo, Need, ascending, top_k
 from vlmprune.methods.checks import one_of, true_or_false
 
 

@@ -8,11 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.core.budget import Keep
-from vlmprune.core.method import Method
-from vlmprune.core.selectors import ascending, top_k
-from vlmprune.core.signals import Alignment, Need, TowerFeatures
-from vlmprune.core.view import ImageView, Merged, ModelInfo
+from vlmprune.author import Alignment, ImageView, Keep, Merged, Method, ModelInfo, Need, TowerFeatures, ascending, top_k
 from vlmprune.methods.checks import OFFICIAL, PAPER, one_of, true_or_false
 from vlmprune.methods.relevance import mean_cosine, sign_of
 

@@ -8,8 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.core.method import Method
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.author import ImageView, Method, ModelInfo
 from vlmprune.methods.vision.pool import Pool, middles, shape
 
 

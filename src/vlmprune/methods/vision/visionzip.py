@@ -9,10 +9,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vlmprune.core.method import Method
-from vlmprune.core.selectors import ascending, top_k
-from vlmprune.core.signals import ClsAttention, EncoderKeys, Need, TowerFeatures
-from vlmprune.core.view import ImageView, Merged, ModelInfo, TowerRows
+from vlmprune.author import (
+    ClsAttention, EncoderKeys, ImageView, Merged, Method, ModelInfo, Need, TowerFeatures, TowerRows, ascending, top_k,
+)  # fmt: skip
 from vlmprune.methods.checks import one_of, share, whole
 from vlmprune.methods.tiles import whole_tile
 

@@ -8,11 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlmprune.core.errors import UserError
-from vlmprune.core.method import Method
-from vlmprune.core.selectors import ascending, top_k
-from vlmprune.core.signals import ClsAttention, Need, TowerFeatures
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.author import ClsAttention, ImageView, Method, ModelInfo, Need, TowerFeatures, UserError, ascending, top_k
 from vlmprune.methods.checks import OFFICIAL, PAPER, one_of, share
 
 NEAR = 64  # tokens in each one's list of near ones; the result does not depend on it

@@ -1,0 +1,103 @@
+"""All that a method's file needs: the bases, the needs, what a method sees and gives back, and the error for users.
+
+This is the stable surface of vlmprune for authors of methods; docs/adding-a-method.md says what may change when. A
+method imports from here, `torch`, and nothing else of vlmprune.
+"""
+
+from vlmprune.core.budget import Budget, Keep, resolve_keep
+from vlmprune.core.errors import UserError
+from vlmprune.core.fusion import Fusion
+from vlmprune.core.method import DecoderMethod, Merging, Method, PixelMethod, Scorer
+from vlmprune.core.needs import (
+    USED,
+    Attention,
+    DecoderNeed,
+    DecoderReading,
+    Depth,
+    EncoderLayer,
+    EncoderNeed,
+    EncoderReading,
+    Need,
+    PromptNeed,
+    PromptReading,
+    Tower,
+)
+from vlmprune.core.selectors import ascending, top_k
+from vlmprune.core.shape import Load
+from vlmprune.core.signals import (
+    Alignment,
+    ClsAttention,
+    DecoderKeys,
+    DecoderStates,
+    EncoderKeys,
+    EnteredEmbeddings,
+    Features,
+    HiddenStates,
+    LastQueryAttention,
+    LayerInput,
+    MlpInput,
+    Pixels,
+    PromptText,
+    ReceivedAttention,
+    RotaryGain,
+    TextQueryAttention,
+    TextSelfAttention,
+    TowerFeatures,
+    VisualQueryAttention,
+)
+from vlmprune.core.view import Aligned, Grid, ImageView, Merged, ModelInfo, Selection, Tokens, TowerRows
+
+__all__ = [
+    "USED",
+    "Aligned",
+    "Alignment",
+    "Attention",
+    "Budget",
+    "ClsAttention",
+    "DecoderKeys",
+    "DecoderMethod",
+    "DecoderNeed",
+    "DecoderReading",
+    "DecoderStates",
+    "Depth",
+    "EncoderKeys",
+    "EncoderLayer",
+    "EncoderNeed",
+    "EncoderReading",
+    "EnteredEmbeddings",
+    "Features",
+    "Fusion",
+    "Grid",
+    "HiddenStates",
+    "ImageView",
+    "Keep",
+    "LastQueryAttention",
+    "LayerInput",
+    "Load",
+    "Merged",
+    "Merging",
+    "Method",
+    "MlpInput",
+    "ModelInfo",
+    "Need",
+    "PixelMethod",
+    "Pixels",
+    "PromptNeed",
+    "PromptReading",
+    "PromptText",
+    "ReceivedAttention",
+    "RotaryGain",
+    "Scorer",
+    "Selection",
+    "TextQueryAttention",
+    "TextSelfAttention",
+    "Tokens",
+    "Tower",
+    "TowerFeatures",
+    "TowerRows",
+    "UserError",
+    "VisualQueryAttention",
+    "ascending",
+    "resolve_keep",
+    "top_k",
+]  # fmt: skip
