@@ -100,9 +100,8 @@ def policies(spec: str, family: str, forced: str | None = None) -> dict[int, str
     """Position policy by layer, as the methods (or the user) ask for it."""
     info = adapter_for(built(family)).info
     chosen: dict[int, str] = {}
-    for stage in vlmprune.recipe(spec).acts(info):
-        layer = stage.method.decoder_layer(info) or 0
-        policy = forced or stage.method.positions(info)
+    for act in vlmprune.recipe(spec).on(info).acts:
+        layer, policy = act.layer or 0, forced or act.positions
         chosen[layer] = "compact" if "compact" in (policy, chosen.get(layer)) else policy
     return chosen
 

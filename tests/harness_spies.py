@@ -48,7 +48,7 @@ class Onlooker(InnerSpy):
         super().__init__(layer, needs)
         self.images = images
 
-    def budget(self, keep: Any, n: int, total: int) -> int:
+    def budget(self, act: Any, n: int, total: int) -> int:
         return n - 1
 
     def select(self, view: ImageView) -> Tensor:

@@ -41,8 +41,7 @@ ALL = {**DROPPING, **MERGING}
 def policies_of(recipe: Recipe, family: str) -> dict[int, str]:
     """Position policy by layer."""
     info = adapter_for(built(family)).info
-    acts = (stage.method for stage in recipe.acts(info))
-    return {act.decoder_layer(info) or 0: act.positions(info) for act in acts}
+    return {act.layer or 0: act.positions for act in recipe.on(info).acts}
 
 
 def run_on(family: str, recipe: Recipe, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Any]:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from tiny_folder import save_clip, save_llava
 from transformers import LlamaConfig
 
 import vlmprune
+from vlmprune.ask import write_examples
 from vlmprune.bench import runner
 from vlmprune.bench.flops import encoder_flops, papers_flops, prefill_flops, visual_per_layer
 from vlmprune.bench.load import load_model, weights_digest
@@ -42,10 +45,15 @@ def small_plan(folder: str, **changes: object) -> Plan:
     return Plan(models=(folder,), batch_size=4, device="cpu", **{**SMALL, **changes})
 
 
+def run_with_examples(plan: Plan, out: Path, progress: Callable[[runner.Progress], None] = lambda at: None) -> None:
+    """As `vlmprune bench` does."""
+    run_bench(plan, out, progress, then=partial(write_examples, out))
+
+
 @pytest.fixture(scope="module")
 def finished(folder: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished")
-    run_bench(small_plan(folder), out)
+    run_with_examples(small_plan(folder), out)
     return out
 
 
@@ -84,7 +92,7 @@ def test_killed_and_continued_is_the_same_to_the_byte(folder: str, finished: Pat
     with last.open("a") as file:
         file.write('{"id": "synth-ch')  # as a kill in mid-write would leave it
     assert len(list(tmp_path.rglob("synth-*/*.json"))) < len(list(finished.rglob("synth-*/*.json")))
-    run_bench(small_plan(folder), tmp_path)
+    run_with_examples(small_plan(folder), tmp_path)
     assert content(tmp_path) == content(finished)
     assert repr(build_tables(tmp_path)).replace(str(tmp_path), "") == repr(build_tables(finished)).replace(
         str(finished), ""
@@ -98,7 +106,7 @@ def test_a_finished_folder_is_not_computed_again(folder: str, finished: Path, mo
         raise AssertionError("computed again")
 
     monkeypatch.setattr(runner.Batch, "run", forbidden)
-    run_bench(small_plan(folder), finished)
+    run_with_examples(small_plan(folder), finished)
     assert content(finished) == before
 
 
@@ -177,13 +185,13 @@ def test_interrupt_keeps_what_is_there(folder: str, finished: Path, tmp_path: Pa
     with pytest.raises(KeyboardInterrupt):
         run_bench(small_plan(folder), tmp_path, stop)
     assert len(list(tmp_path.rglob("*.jsonl"))) > 0
-    run_bench(small_plan(folder), tmp_path)
+    run_with_examples(small_plan(folder), tmp_path)
     assert content(tmp_path) == content(finished)
 
 
 def test_progress_counts_every_step_once(folder: str, finished: Path) -> None:
     seen: list[runner.Progress] = []
-    run_bench(small_plan(folder), finished, seen.append)
+    run_with_examples(small_plan(folder), finished, seen.append)
     steps = 7 * 3 * 2  # variants, batches, tasks
     assert [at.done for at in seen] == list(range(steps + 1))
     assert {at.due for at in seen} == {steps}
@@ -357,7 +365,7 @@ def test_results_say_what_questions_are_read_by(folder: str, tmp_path: Path) -> 
     replies, rows = {}, {}
     for name, text_tower in (("instruction embeddings", None), ("CLIP text tower", clip)):
         out = tmp_path / name
-        run_bench(small_plan(folder, **asked, text_tower=text_tower), out)
+        run_with_examples(small_plan(folder, **asked, text_tower=text_tower), out)
         results = load_results(out)
         assert {result.method: result.text for result in results} == {
             "vanilla": None, "random": None, "downsample": None, "trim": name, "divprune": None,

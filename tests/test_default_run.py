@@ -47,7 +47,7 @@ def test_killed_twice_and_continued_is_the_uninterrupted_run(tmp_path: Path) -> 
     assert run(broken).endswith(tables)
     assert contents(broken / "results") == contents(whole / "results")
     for model in ("llava", "qwen2_5_vl"):
-        assert f"{model}, {QUESTIONS} questions a task" in tables
+        assert f"{model}, {QUESTIONS} questions per task" in tables
 
     # the report is made of the records alone
     first = contents(whole / "results" / "report")

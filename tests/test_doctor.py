@@ -112,7 +112,7 @@ def test_embedded_models() -> None:
 FOLDERS = {
     "llava_next": ["5 blocks with a slot grid of 4 x 4", "tile 1 (base tile)", "6 image_newline slots that show no"],
     "qwen3_vl": ["slot grid 4 x 5", "vision tower of images and videos"],
-    "qwen3_5": ["recurrent (no keys a token) in layers 0, 2; full attention in layers 1, 3", "the cutting oracle"],
+    "qwen3_5": ["recurrent (no keys per token) in layers 0, 2; full attention in layers 1, 3", "the cutting oracle"],
     "llava_onevision": ["5 blocks with a slot grid of 5 x 5", "tile 1 (base tile)", "6 image_newline slots"],
     "video_llava": ["slot grid 4 x 4", "vision tower of images", "vision tower of videos"],
     "qwen2_vl": ["slot grid 4 x 5", "vision tower of images and videos"],
@@ -142,7 +142,7 @@ def test_a_family_without_an_adapter() -> None:
     name = "aya_vision"
     diagnosis = examine(name, USUAL[name].build(), prompt(USUAL[name], [[0]]))
     assert "family aya_vision, the generic adapter" in diagnosis.text
-    assert "9 slots, in no grid known to vlmprune" in diagnosis.text
+    assert "9 slots, in no grid that vlmprune knows" in diagnosis.text
     assert re.search(r"hiprune, .*visionzip.* no: Methods that read the vision encoder cannot run", diagnosis.text)
     assert diagnosis.sound and difference(diagnosis.text) < 2e-4
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -24,10 +24,11 @@ from versions import behind, cache_of
 import vlmprune
 from vlmprune.core.errors import UserError
 from vlmprune.core.fusion import Fusion
-from vlmprune.core.method import DecoderMethod
+from vlmprune.core.method import DecoderMethod, Method
 from vlmprune.core.needs import Need
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.report import RunReport
+from vlmprune.core.roles import Fusing
 from vlmprune.core.signals import Features
 from vlmprune.core.view import ImageView, ModelInfo
 from vlmprune.models import adapter_for
@@ -188,7 +189,7 @@ KEEP = 0.3
 
 
 @dataclass
-class Cut(DecoderMethod):
+class Cut(DecoderMethod, Fusing):
     """Keeps the longest features; fuses the next longest, with settings that raise much."""
 
     name = "cut"
@@ -201,6 +202,9 @@ class Cut(DecoderMethod):
 
     def fusion(self, info: ModelInfo) -> Fusion | None:
         return Fusion(self.strength, self.threshold, 0.5, self.threshold_over) if self.strength else None
+
+    def unfused(self) -> Method:
+        return replace(self, strength=0.0)
 
     def order(self, view: ImageView) -> Tensor:
         return torch.argsort(view["features"].norm(dim=1), descending=True)

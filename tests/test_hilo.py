@@ -16,6 +16,7 @@ import vlmprune
 from vlmprune.core.errors import UserError
 from vlmprune.core.fusion import Fusion
 from vlmprune.core.method import Method
+from vlmprune.core.plan import acts_of
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.registry import METHODS
 from vlmprune.core.view import ImageView, ModelInfo
@@ -26,7 +27,7 @@ from vlmprune.methods.vision.divprune import DivPrune
 from vlmprune.methods.vision.hiprune import HiPrune
 from vlmprune.methods.vision.random import Random
 from vlmprune.models import adapter_for
-from vlmprune.runtime.select import decoder_stages, fused_layers
+from vlmprune.runtime.select import fused_layers
 
 TOLERANCE = 2e-4
 LLAVA = ModelInfo("llava", encoder_layers=24, decoder_layers=32, has_cls=True)
@@ -123,27 +124,28 @@ def test_the_edit_by_family() -> None:
 def test_cuts_of_the_supplement() -> None:
     method = HiLo(layers=(4, 8, 16))
     for keep, left in ((0.2, [461, 230, 115]), (0.1, [230, 115, 58]), (64, [256, 128, 64]), (0.5, [576, 576, 288])):
-        cuts, n, found = method.acts(LLAVA, keep), 576, []
+        cuts, n, found = acts_of(method, keep, LLAVA), 576, []
         for cut in cuts:
-            n = cut.budget(keep, n, 576)
+            n = cut.budget(n, 576)
             found.append(n)
         assert found == left
-    assert [cut.decoder_layer(LLAVA) for cut in method.acts(LLAVA, 0.2)] == [4, 8, 16]
-    assert [cut.fusion(LLAVA) is not None for cut in method.acts(LLAVA, 0.2)] == [True, True, False]
-    assert [HiLo(layers=(4, 8), ratio=3.0).acts(LLAVA, 0.1)[0].budget(0.1, 100, 100)] == [30]
+    assert [cut.layer for cut in acts_of(method, 0.2, LLAVA)] == [4, 8, 16]
+    assert [cut.fusion is not None for cut in acts_of(method, 0.2, LLAVA)] == [True, True, False]
+    assert acts_of(HiLo(layers=(4, 8), ratio=3.0), 0.1, LLAVA)[0].budget(100, 100) == 30
 
 
 def test_cuts_are_nested_in_the_order_of_the_fine_stage() -> None:
     method, seen = HiLo(layers=(1, 2, 3), share=0.9), view(50, 20)
-    first, second, third = method.acts(LLAVA, 5)
+    first, second, third = acts_of(method, 5, LLAVA)
+    seen = replace(seen, act=first)
     order = method.coarse(seen)[most_diverse(seen["features"][method.coarse(seen)], 20)]
-    assert torch.equal(first.select(seen), order)
-    assert numbers(first.candidates(seen)) == numbers(method.coarse(seen)) - numbers(order)
+    assert torch.equal(method.select(seen), order)
+    assert numbers(method.candidates(seen)) == numbers(method.coarse(seen)) - numbers(order)
     for act, before, keep in ((second, 20, 10), (third, 10, 5)):
         left = torch.sort(order[:before]).values
-        later = seen.part(left, keep, {name: values[left] for name, values in seen.signals.items()})
-        assert numbers(left[act.select(later)]) == numbers(order[:keep])
-        assert numbers(left[act.candidates(later)]) == numbers(order[keep:before])
+        later = replace(seen, act=act).part(left, keep, {name: rows[left] for name, rows in seen.signals.items()})
+        assert numbers(left[method.select(later)]) == numbers(order[:keep])
+        assert numbers(left[method.candidates(later)]) == numbers(order[keep:before])
 
 
 @pytest.mark.parametrize(
@@ -151,8 +153,8 @@ def test_cuts_are_nested_in_the_order_of_the_fine_stage() -> None:
 )
 def test_a_layer_before_two_cuts_is_fused_for_the_next(layers: tuple[int, ...], fused: dict[int, int]) -> None:
     adapter = adapter_for(built("llava"))
-    stages = decoder_stages(adapter, Recipe((Stage(HiLo(layers=layers), 0.2),)))
-    assert fused_layers(adapter, stages) == fused
+    plan = Recipe((Stage(HiLo(layers=layers), 0.2),)).on(adapter.info)
+    assert fused_layers(adapter, plan.inside) == fused
 
 
 def test_frames_of_one_image_have_plans_of_their_own() -> None:

@@ -193,8 +193,7 @@ def caught_at_budget(text: str, info: ModelInfo) -> UserError:
 
 
 def budget_of(text: str, info: ModelInfo) -> int:
-    stage = recipe(text).acts(info)[0]
-    return stage.method.budget(stage.keep, 576, 576)
+    return recipe(text).on(info).acts[0].budget(576, 576)
 
 
 def test_a_method_behind_one_that_merges() -> None:

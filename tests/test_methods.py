@@ -16,6 +16,7 @@ from torch import Tensor
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method, PixelMethod
 from vlmprune.core.needs import USED, Depth
+from vlmprune.core.plan import acts_of
 from vlmprune.core.recipe import make_method
 from vlmprune.core.registry import METHODS
 from vlmprune.core.selectors import top_k
@@ -126,8 +127,8 @@ def test_every_method_says_what_it_is(name: str) -> None:
     assert cls().exact or name in ADAPTIVE
     for info in (LLAVA, QWEN):
         assert cls().positions(info) in ("original", "compact")
-        for act in cls().acts(info, 0.5):
-            assert (act.decoder_layer(info) is None) == (cls.stage != "decoder")
+        for act in acts_of(cls(), 0.5, info):
+            assert (act.layer is None) == (cls.stage != "decoder")
     for heading in ("Paper:", "Formula:", "Defaults"):
         assert heading in (cls.__doc__ or ""), heading
     rebuilt = "reconstruction" in (cls.__doc__ or "") and "Ours, where the sources say nothing" in (cls.__doc__ or "")
@@ -387,14 +388,18 @@ class TestFastV:
             FastV(layer=28).decoder_layer(QWEN)
 
 
+def budget(asked: Method, keep: float | int, n: int) -> int:
+    return acts_of(asked, keep, LLAVA)[0].budget(n, n)
+
+
 class TestUniPruneBench:
     """Its versions of methods inside the LLM, for reproduction: golden runners have the selections themselves."""
 
     @pytest.mark.parametrize("cls", [Random, FastV, Dart])
     def test_shares_are_rounded_down_and_internvl_is_numbered_anew(self, cls: type[Random | FastV | Dart]) -> None:
         asked = cls(layer=2, compat="uniprune")
-        assert asked.budget(0.333, 576, 576) == 191 and cls(layer=2).budget(0.333, 576, 576) == 192
-        assert asked.budget(0.1, 3, 3) == 1 and asked.budget(64, 576, 576) == 64
+        assert budget(asked, 0.333, 576) == 191 and budget(cls(layer=2), 0.333, 576) == 192
+        assert budget(asked, 0.1, 3) == 1 and budget(asked, 64, 576) == 64
         kin = {family: ModelInfo(family, 24, 32, False) for family in ("internvl", "qwen2_5_vl")}
         assert [asked.positions(info) for info in kin.values()] == ["compact", "original"]
         assert cls(layer=2).positions(kin["internvl"]) == "original"
@@ -402,7 +407,7 @@ class TestUniPruneBench:
     def test_dart_keeps_as_many_as_fifteen_pivots_make(self) -> None:
         asked = Dart(image_pivots=10, text_pivots=5, compat="uniprune")
         assert not asked.exact and asked.needs(LLAVA)["states"] == DecoderStates(norm="next")
-        view = image(asked, 576, asked.budget(0.333, 576, 576))
+        view = image(asked, 576, budget(asked, 0.333, 576))
         assert len(asked.select(view)) == 12 * 15 + 10
 
 

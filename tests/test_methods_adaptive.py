@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from golden_runners.adaptive import RUNNERS
-from golden_runners.case import Case, run
+from golden_runners.case import Case, acting, run
 from harness import (
     RAGGED,
     STEPS,
@@ -37,12 +37,13 @@ from transformers.generation.candidate_generator import PromptLookupCandidateGen
 from versions import behind, cache_of
 
 import vlmprune
-from vlmprune.calibration import Fit, _Log, _Trial, fitprune
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
+from vlmprune.core.plan import acts_of
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.signals import LayerInput, MlpInput, TextQueryAttention, VisualQueryAttention
 from vlmprune.core.view import Grid, ImageView, Merged, ModelInfo, Tokens, TowerRows
+from vlmprune.fit.calibration import Fit, _Log, _Trial, fitprune
 from vlmprune.methods.decoder.autoprune import AutoPrune
 from vlmprune.methods.decoder.autoprune_curve import keep_shares, mutual_information, simulated
 from vlmprune.methods.decoder.fastv import FastV
@@ -433,13 +434,13 @@ def read_by_autoprune(info: ModelInfo, n: int = 9) -> ImageView:
 @pytest.mark.parametrize("info", [LLAVA, QWEN], ids=["llava", "qwen"])
 def test_the_first_score_of_autoprune(info: ModelInfo, flash: bool) -> None:
     """Attention to the image, weighted by information, beside the encoder's, whose sum is 1 where there is no CLS."""
-    view, act = read_by_autoprune(info), AutoPrune(flash=flash, lam=0.7).acts(info, 0.3)[0]
+    view, method = read_by_autoprune(info), AutoPrune(flash=flash, lam=0.7)
     cls = view["cls"] if info is LLAVA else view["cls"] / view["cls"].sum()
     relation = view["last"] if flash else view["text"].mean((0, 1))
     expected = 0.7 * bits(view["text"]) / 5 * relation + cls
-    assert torch.allclose(act.first_score(view), expected, atol=1e-5)  # type: ignore[attr-defined]
-    blind = AutoPrune(flash=True, mi_rows="none").acts(info, 0.3)[0]
-    assert torch.allclose(blind.first_score(view), cls)  # type: ignore[attr-defined]
+    assert torch.allclose(method.first_score(view), expected, atol=1e-5)
+    blind = AutoPrune(flash=True, mi_rows="none")
+    assert torch.allclose(blind.first_score(view), cls)
 
 
 def test_information_of_other_numbers_of_heads_is_that_of_the_authors_32() -> None:
@@ -457,10 +458,10 @@ def test_information_is_none_where_every_word_looks_the_same_way_and_all_where_e
 
 
 def test_one_row_tells_nothing_so_flash_reads_the_text_or_takes_none() -> None:
-    assert set(AutoPrune(flash=True).acts(LLAVA, 0.3)[0].needs(LLAVA)) == {"cls", "last", "text"}
-    blind = AutoPrune(flash=True, mi_rows="none").acts(LLAVA, 0.3)
-    assert set(blind[0].needs(LLAVA)) == {"cls", "last"} and set(blind[1].needs(LLAVA)) == {"states", "last"}
-    assert set(AutoPrune().acts(LLAVA, 0.3)[2].needs(LLAVA)) == {"states", "text"}
+    assert set(acts_of(AutoPrune(flash=True), 0.3, LLAVA)[0].needs) == {"cls", "last", "text"}
+    blind = acts_of(AutoPrune(flash=True, mi_rows="none"), 0.3, LLAVA)
+    assert set(blind[0].needs) == {"cls", "last"} and set(blind[1].needs) == {"states", "last"}
+    assert set(acts_of(AutoPrune(), 0.3, LLAVA)[2].needs) == {"states", "text"}
 
 
 # ---------------------------------------------------------------------- MustDrop's filter
@@ -525,9 +526,9 @@ def test_where_no_token_passes_the_filter_the_best_stays() -> None:
 
 def test_thresholds_judge_every_frame() -> None:
     method = MustDrop(global_threshold=0.1, individual_threshold=0.1, per="frame")
-    act, signals = method.acts(LLAVA, 1.0)[0], attended(48)
-    whole = ImageView(47, torch.arange(48), Grid(4, 4, 3), LLAVA, signals)
-    kept = choose(Stage(act, 1.0), whole)
+    act, signals = acts_of(method, 1.0, LLAVA)[0], attended(48)
+    whole = ImageView(47, torch.arange(48), Grid(4, 4, 3), LLAVA, signals, act=act)
+    kept = choose(whole)
     for frame in range(3):
         own = torch.arange(16 * frame, 16 * frame + 16)
         part = {name: value[..., own] for name, value in signals.items()}
@@ -569,13 +570,13 @@ def test_curves_have_the_mean_that_is_asked_and_never_rise(keep: float, depth: i
 
 @pytest.mark.parametrize(("info", "acts"), [(LLAVA, 31), (QWEN, 27), (HYBRID, 7)])
 def test_every_layer_that_can_be_read_deletes(info: ModelInfo, acts: int) -> None:
-    made = FitPrune().acts(info, 0.3)
+    made = acts_of(FitPrune(), 0.3, info)
     assert len(made) == acts
     left = [576]
     for act in made:
-        left.append(act.budget(0.3, left[-1], 576))
+        left.append(act.budget(left[-1], 576))
     curve = entering(published(), 0.3, info.decoder_layers)
-    assert left[-1] == round(576 * curve[made[-1].decoder_layer(info) or 0]) and left == sorted(left, reverse=True)
+    assert left[-1] == round(576 * curve[made[-1].layer or 0]) and left == sorted(left, reverse=True)
 
 
 @settings(max_examples=40, deadline=None)
@@ -635,8 +636,9 @@ def test_a_trial_goes_by_what_its_own_layer_paid_in_the_unpruned_model() -> None
 
     def kept(alpha: float) -> list[int]:
         log = _Log(depth=3, totals=[{1: (9.0, 9.0), 2: (1.0, 1.0)}], alpha=alpha)
+        method = _Trial(log=log)
         view = ImageView(3, torch.arange(4), None, LLAVA, {"text": text, "visual": own}, total=8)
-        chosen = _Trial(log=log, layer=2).select(view)
+        chosen = method.select(replace(view, act=acts_of(method, 0.5, LLAVA)[1]))
         assert log.left == [{2: len(chosen) / 8}]
         return chosen.tolist()
 
@@ -673,12 +675,12 @@ def test_a_recipe_that_is_none_is_one_sentence(recipe: Any, message: str) -> Non
 def test_calibration_says_what_it_cannot_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"No recipe for this model keeps 0\.2"):
         fitprune(built("llava"), [inputs_of("llava", RAGGED)], 0.2)
-    with pytest.raises(UserError, match="is no share to fit to"):
+    with pytest.raises(UserError, match="is not a share to fit to"):
         fitprune(built("llava"), [], 2)
     with pytest.raises(UserError, match="no image"):
         fitprune(built("llava"), [], 0.5)
     (tmp_path / "other.json").write_text(json.dumps({"shares": [1.0, 0.5]}))
-    with pytest.raises(UserError, match="is no recipe that"):
+    with pytest.raises(UserError, match="is not a recipe that"):
         Fit.load(tmp_path / "other.json")
 
 
@@ -762,7 +764,7 @@ def test_topv_costs_are_bounded_and_frames_are_apart() -> None:
 def test_topv_drops_slots_without_a_place_first() -> None:
     view = transported(10, 4, Grid(3, 3))
     view.cells = torch.tensor([0, 1, 2, -1, 3, 4, 5, 6, 7, 8])
-    assert 3 not in choose(Stage(TopV(), 4), view).tolist()  # type: ignore[union-attr]
+    assert 3 not in choose(acting(TopV(), 4, view)).tolist()  # type: ignore[union-attr]
 
 
 # ---------------------------------------------------------------------- spatial merging
@@ -853,11 +855,11 @@ def test_a_wrong_option_is_one_sentence(cls: type[Method], options: dict[str, An
 
 def test_merged_tokens_of_autoprune_stand_behind_the_kept_ones() -> None:
     made = torch.Generator().manual_seed(0)
-    n, acts, memory = 60, AutoPrune().acts(LLAVA, 0.3), {}
+    n, acts, memory = 60, acts_of(AutoPrune(), 0.3, LLAVA), {}
     states = Tokens(torch.randn(n, 6, generator=made), torch.zeros(1, 6))
     rows = torch.rand(2, 5, n, generator=made).softmax(-1)
     view = ImageView(18, torch.arange(n), None, LLAVA, {"text": rows, "states": states}, total=n, memory=memory)
-    merged = acts[1].select(view)
+    merged = AutoPrune().select(replace(view, act=acts[1]))
     assert isinstance(merged, Merged) and merged.unchanged is not None
     kept = int(merged.unchanged.sum())
     assert merged.unchanged[:kept].all() and not merged.unchanged[kept:].any()

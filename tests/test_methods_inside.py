@@ -30,6 +30,7 @@ from torch import Tensor
 from versions import behind, cache_of
 
 import vlmprune
+from vlmprune.core.plan import acts_of
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.methods.decoder.dart import Dart
 from vlmprune.methods.decoder.fastv import FastV
@@ -134,7 +135,7 @@ class ByHand:
         self.model, self.adapter = built(family, "eager"), adapter_for(built(family, "eager"))
         self.image, self.end, self.policy, self.keep = columns.clone(), end, policy, keep
         self.column = torch.arange(len(columns))  # of the prompt, for each token that is there
-        self.acts = {act.decoder_layer(self.adapter.info): act for act in SparseVLM().acts(self.adapter.info, keep)}
+        self.acts = {act.layer: act for act in acts_of(SparseVLM(), keep, self.adapter.info)}
         self.whole, self.entered, self.maps, self.merged = columns, torch.empty(0), torch.empty(0), 0
 
     def logits(self, inputs: dict[str, Tensor], positions: Tensor) -> Tensor:
@@ -190,7 +191,7 @@ class ByHand:
             raters = words[match > match.mean()]
             relation = self.maps[:, raters][..., own].mean((0, 1))
             order = relation.argsort(descending=True)
-            k = self.acts[number].budget(self.keep, len(own), len(entered))
+            k = self.acts[number].budget(len(own), len(entered))
             best = order[k:][: int(0.3 * (len(own) - k)) + 1]
             made, middles = clusters_by_loops(hidden[own[best]], len(best) // 10 + 1)
             kept = own[order[:k].sort().values]

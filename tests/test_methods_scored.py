@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from golden_runners.case import acting
 from harness import RAGGED, alone, built, inputs_of
 from harness_spies import Spy
 from harness_views import INFOS, INTERN, KINDS, LLAVA, NEXT, QWEN, SMOL, WIDTH, cases, image, values
@@ -109,7 +110,7 @@ def test_tiles_share_the_budget_through_the_runtime(asked: Method, info: ModelIn
     for name, signal in view.signals.items():
         if isinstance(signal, TowerRows) and signal.cls is not None:
             view.signals = {**view.signals, name: TowerRows(signal.rows, signal.cls.expand(5, -1))}
-    chosen = choose(Stage(asked, 33), view)
+    chosen = choose(acting(asked, 33, view))
     anchors = chosen.anchors if isinstance(chosen, Merged) else chosen
     assert len(set(anchors.tolist())) == 33
     together = isinstance(asked, HiRED) or (isinstance(asked, HiPrune) and not info.llava)
@@ -462,7 +463,7 @@ class TestVisionZip:
     @pytest.mark.parametrize("keep", [1, 2, 3, 6, 7, 40, 147])
     def test_tiles_are_read_in_the_order_of_the_canvas(self, keep: int) -> None:
         view, method = self.view(keep), VisionZip()
-        merged = choose(Stage(method, keep), view)
+        merged = choose(acting(method, keep, view))
         assert isinstance(merged, Merged) and len(merged.features) == keep
         alone, dominant, cls, contextual = [], [], [], []
         for tile, own in zip(range(3), shares([64, 42, 42], keep), strict=True):
@@ -489,7 +490,7 @@ class TestVisionZip:
             view.info = info
             if not info.has_cls:
                 view.signals = {n: TowerRows(s.rows, None) if n != "attention" else s for n, s in view.signals.items()}
-            anchors = [a for a in choose(Stage(VisionZip(), 40), view).anchors.tolist() if a >= 0]
+            anchors = [a for a in choose(acting(VisionZip(), 40, view)).anchors.tolist() if a >= 0]
             tiles = view.frames[anchors].tolist()
             assert tiles == sorted(tiles)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from golden_runners.case import acting
 from harness_views import KINDS, LLAVA, QWEN, WIDTH, cases, image, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
-from vlmprune.core.recipe import Stage, format_method
+from vlmprune.core.recipe import format_method
 from vlmprune.core.selectors import top_k
 from vlmprune.core.view import Aligned, Grid, ImageView, Merged, ModelInfo
 from vlmprune.methods.blocks import blocks, fill, runs
@@ -129,7 +130,7 @@ def test_merged_tokens_are_finite_and_each_has_a_place_of_its_own(asked: Method,
 @pytest.mark.parametrize("keep", [1, 9, 40, 87])
 def test_tiles_and_newlines_through_the_runtime(asked: Method, kind: str, keep: int) -> None:
     view = anyres(asked, keep, 2, 2, kind)
-    chosen = choose(Stage(asked, keep), view)
+    chosen = choose(acting(asked, keep, view))
     if isinstance(chosen, Merged):
         check_merged(chosen, keep, view.n)
     else:
@@ -159,7 +160,7 @@ def test_the_budget_is_exact_whatever_an_earlier_stage_left(
         tokens = (view.cells < 0).nonzero().squeeze(1)[:2]  # not a single patch
     keep = 1 + int(share * (len(tokens) - 2))
     signals = {name: need.take(view[name], tokens) for name, need in asked.needs(NEXT).items()}
-    chosen = choose(Stage(asked, keep), view.part(tokens, keep, signals))
+    chosen = choose(acting(asked, keep, view.part(tokens, keep, signals)))
     if isinstance(chosen, Merged):
         check_merged(chosen, keep, len(tokens))
     else:
@@ -535,7 +536,7 @@ class TestUniform:
 
     def test_each_tile_has_its_share_and_newlines_go_first(self) -> None:
         view = anyres(Uniform(), 20, 2, 2)
-        chosen = choose(Stage(Uniform(), 20), view)
+        chosen = choose(acting(Uniform(), 20, view))
         assert isinstance(chosen, Tensor)
         assert torch.bincount(view.cells[chosen] // 16).tolist() == [4] * 5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import vlmprune
+from vlmprune.core.act import Act
 from vlmprune.core.budget import Keep
 from vlmprune.core.method import Method
+from vlmprune.core.plan import acts_of
 from vlmprune.core.recipe import Recipe, Stage, format_method
 from vlmprune.core.registry import METHODS
 from vlmprune.core.view import ImageView, Merged, ModelInfo, Tokens
+from vlmprune.fit.withdrawal import find_layer
 from vlmprune.methods.cluster import cluster_merge
 from vlmprune.methods.decoder.adaptinfer import AdaptInfer
 from vlmprune.methods.decoder.pyramiddrop import PyramidDrop
@@ -30,7 +34,6 @@ from vlmprune.methods.decoder.vtw import VTW
 from vlmprune.methods.vision.divprune import DivPrune
 from vlmprune.models import adapter_for
 from vlmprune.testing import FAMILIES
-from vlmprune.withdrawal import find_layer
 
 QWEN = ModelInfo("qwen2_vl", encoder_layers=32, decoder_layers=28, has_cls=False)
 families = pytest.mark.parametrize("family", SIX)
@@ -112,14 +115,14 @@ def test_with_noise_equally_prominent_tokens_come_in_the_order_of_topk_as_in_the
 def counts(method: Method, keep: Keep, total: int, info: ModelInfo = LLAVA) -> list[int]:
     """Tokens kept by each act."""
     left, kept = total, []
-    for act in method.acts(info, keep):
-        left = act.budget(keep, left, total)
+    for act in acts_of(method, keep, info):
+        left = act.budget(left, total)
         kept.append(left)
     return kept
 
 
 def layers(method: Method, info: ModelInfo = LLAVA, keep: Keep = 0.5) -> list[int | None]:
-    return [act.decoder_layer(info) for act in method.acts(info, keep)]
+    return [act.layer for act in acts_of(method, keep, info)]
 
 
 def entering(kept: list[int], places: list[Any], total: int, depth: int) -> float:
@@ -203,7 +206,7 @@ def test_pyramiddrop_meets_the_average_at_any_depth(keep: float, depth: int, tot
     places = method.schedule(info)
     if keep <= places[0] / depth:
         with pytest.raises(vlmprune.UserError, match="layers before it see every token"):
-            method.acts(info, keep)
+            acts_of(method, keep, info)
         return
     got = entering(counts(method, keep, total, info), list(places), total, depth) / total
     assert abs(got - keep) < 3 / total + 1e-9
@@ -304,8 +307,7 @@ def shown(method: Staged, n: int, keep: int, seed: int, words: int = 5, alike: b
             "states": Tokens(tokens, text), "gain": torch.rand(words, n, generator=made) + 0.1,
         },
     }[type(method)]  # fmt: skip
-    view = ImageView(keep, torch.arange(n), None, LLAVA, signals, total=n)
-    return method.acts(LLAVA, 0.5)[0], view
+    return ImageView(keep, torch.arange(n), None, LLAVA, signals, total=n, act=acts_of(method, 0.5, LLAVA)[0])
 
 
 STAGED = [PyramidDrop(), AdaptInfer(), SparseVLM(), SparseVLM(version="1.0"), SparseVLM(version="+")]
@@ -317,8 +319,8 @@ def test_any_image_gives_distinct_sorted_finite_tokens(
     method: Staged, n: int, seed: int, words: int, alike: bool, data: st.DataObject
 ) -> None:
     keep = data.draw(st.integers(max(1, method.least), n - 1))
-    act, view = shown(method, n, keep, seed, words, alike)
-    chosen, again = act.select(view), act.select(view)
+    view = shown(method, n, keep, seed, words, alike)
+    chosen, again = method.select(view), method.select(view)
     if isinstance(chosen, Merged):
         assert torch.equal(chosen.features, again.features) and bool(chosen.features.isfinite().all())
         assert chosen.unchanged is not None
@@ -339,32 +341,32 @@ def test_any_image_gives_distinct_sorted_finite_tokens(
 
 def test_raters_are_the_words_that_match() -> None:
     image, words = torch.eye(4)[:2] * 10, torch.eye(4)[[0, 2, 3]] * 10
-    act, view = shown(SparseVLM(), 2, 1, seed=0, words=3)
+    view = shown(SparseVLM(), 2, 1, seed=0, words=3)
     view = ImageView(1, view.slots, None, LLAVA, {**view.signals, "image": image, "text": words})
-    assert act.raters(view).tolist() == [True, False, False]
+    assert SparseVLM().raters(view).tolist() == [True, False, False]
     alone = ImageView(1, view.slots, None, LLAVA, {**view.signals, "image": image, "text": words[:1]})
-    assert act.raters(alone).tolist() == [True]  # nothing exceeds the mean of one
+    assert SparseVLM().raters(alone).tolist() == [True]  # nothing exceeds the mean of one
 
 
 def test_gravity_eps_keeps_gains_from_turning_the_order() -> None:
-    act, view = shown(SparseVLM(version="+"), 6, 2, seed=1)
+    view = shown(SparseVLM(version="+"), 6, 2, seed=1)
     view.signals["gain"][:, 0] = -1e-3  # type: ignore[index]
     view.signals["attention"][..., 0] = 0.9  # type: ignore[index]
-    assert 0 not in act.select(view)
-    act = SparseVLM(version="+", gravity_eps=0.01).acts(LLAVA, 0.5)[0]
-    assert 0 in act.select(view)
+    assert 0 not in SparseVLM(version="+").select(view)
+    assert 0 in SparseVLM(version="+", gravity_eps=0.01).select(view)
 
 
 def test_version_one_keeps_by_rank() -> None:
-    act, view = shown(SparseVLM(version="1.0"), 40, 39, seed=2, words=6)
-    rank = int(act.raters(view).sum())
+    method = SparseVLM(version="1.0")
+    view = shown(method, 40, 39, seed=2, words=6)
+    rank = int(method.raters(view).sum())
     for keep, scale, bias in ((64 / 576, 0.8, 0), (128 / 576, 9, 6), (192 / 576, 13.5, 0), (96 / 576, 4.9, 3)):
-        act = SparseVLM(version="1.0").acts(LLAVA, keep)[0]
-        chosen = act.select(view)
+        view = replace(view, act=acts_of(method, keep, LLAVA)[0])
+        chosen = method.select(view)
         assert int(chosen.unchanged.sum()) == max(1, min(int(rank * scale + bias), 39))
     full = {**view.signals, "attention": torch.eye(6)[:, :2], "states": Tokens(torch.zeros(2, 8), torch.zeros(6, 8))}
     two = ImageView(1, torch.arange(2), None, LLAVA, {**full, "text": torch.zeros(6, 8), "image": torch.zeros(2, 8)})
-    assert act.select(two).tolist() == [0, 1]  # full rank: nothing goes
+    assert method.select(replace(two, act=view.act)).tolist() == [0, 1]  # full rank: nothing goes
 
 
 # ---------------------------------------------------------------------- the search for VTW's layer
@@ -472,7 +474,7 @@ def test_sparsevlm_equals_a_reference_without_cache_layer_by_layer(keep: float) 
     model, recipe = built("llava"), Recipe((Stage(SparseVLM(), keep),))
     tokens, logits, _ = run_on("llava", recipe, inputs_of("llava", RAGGED))
     info = adapter_for(model).info
-    counts = {act.decoder_layer(info): act for act in SparseVLM().acts(info, keep)}
+    counts = {act.layer: act for act in acts_of(SparseVLM(), keep, info)}
     merges = 0
     for row in range(len(RAGGED)):
         inputs = alone("llava", RAGGED, row)
@@ -484,7 +486,7 @@ def test_sparsevlm_equals_a_reference_without_cache_layer_by_layer(keep: float) 
         embeds[places] = torch.cat(list(features))
         for step in range(STEPS):
             new = model.get_input_embeddings()(tokens[row, :step])
-            hidden, clusters = reference_forward(model, embeds, image, new, counts, keep)
+            hidden, clusters = reference_forward(model, embeds, image, new, counts)
             merges += clusters
             got = model.lm_head(model.model.language_model.norm(hidden))[-1]
             assert largest(got, logits[row, step]) < TOLERANCE
@@ -492,7 +494,7 @@ def test_sparsevlm_equals_a_reference_without_cache_layer_by_layer(keep: float) 
 
 
 def reference_forward(
-    model: Any, embeds: Tensor, image: Tensor, new: Tensor, counts: dict[int | None, Method], keep: float
+    model: Any, embeds: Tensor, image: Tensor, new: Tensor, counts: dict[int | None, Act]
 ) -> tuple[Tensor, int]:
     """Hidden states [S, D] after the last layer of prompt and new tokens, and how many tokens were merged into."""
     hidden, prompt = torch.cat([embeds, new]), torch.ones(len(embeds) + len(new), dtype=torch.bool)
@@ -512,7 +514,7 @@ def reference_forward(
                 raters = text[match > match.mean()]
                 relation = maps[:, raters][..., own].mean((0, 1))
                 total = int((entered_image == which).sum())
-                k = counts[number].budget(keep, len(own), total)
+                k = counts[number].budget(len(own), total)
                 order = relation.argsort(descending=True)
                 others = order[k:]
                 recycled = others[: int(0.3 * len(others)) + 1]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from golden_runners.case import acting
 from harness import RAGGED, TOLERANCE, alone, built, generate, inputs_of, largest, oracle
 from harness_embeddings import assemble, greedy_on_embeddings
 from harness_text import QUESTION, tower
@@ -110,7 +111,7 @@ def test_tiles_share_the_budget_through_the_runtime(asked: Method, info: Any, ki
         for name, signal in view.signals.items():
             if isinstance(signal, TowerRows) and signal.cls is not None:
                 view.signals = {**view.signals, name: TowerRows(signal.rows, signal.cls.expand(5, -1))}
-        chosen = choose(Stage(asked, keep), view)
+        chosen = choose(acting(asked, keep, view))
         anchors = chosen.anchors if isinstance(chosen, Merged) else chosen
         assert len(set(anchors.tolist())) == keep
         if asked.pool(info) == "frame" or info.llava:
@@ -123,7 +124,7 @@ def test_tiles_share_the_budget_through_the_runtime(asked: Method, info: Any, ki
 def test_each_tile_counts_its_own_whatever_an_earlier_stage_left_of_it(asked: Method, sizes: tuple[int, ...]) -> None:
     slots = torch.cat([16 * tile + torch.arange(size) for tile, size in enumerate(sizes)])
     view = shown(asked, n=len(slots), keep=1, grid=Grid(4, 4, 3), slots=slots)
-    chosen = choose(Stage(asked, 1.0), view)
+    chosen = choose(acting(asked, 1.0, view))
     assert isinstance(chosen, Merged) and chosen.features.isfinite().all()
     before = 0
     for tile, size in enumerate(sizes):

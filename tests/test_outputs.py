@@ -17,9 +17,9 @@ from tiny_folder import save_llava
 from vlmprune import cli
 from vlmprune.bench import load
 from vlmprune.bench.store import Store
-from vlmprune.calibration import Fit
 from vlmprune.core.errors import UserError
 from vlmprune.core.outputs import EXTENSIONS, FOLDER_MARK, check_picture, save_picture
+from vlmprune.fit.calibration import Fit
 
 SMALL: dict[str, Any] = {"models": ["llava"], "methods": ["random"], "keeps": [0.25], "tasks": ["synth-ocr"], "n": 4}
 QUESTION = ["-q", "What is it?", "--method", "random", "--keep", "0.5"]

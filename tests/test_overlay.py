@@ -14,13 +14,14 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import vlmprune
+from vlmprune.ask import draw, draw_run, overlay, run_image
+from vlmprune.ask.overlay import CONTOUR, Window, coarsen, seen_window
+from vlmprune.ask.run import open_image
+from vlmprune.ask.sheet import Panel, fit, sheet
 from vlmprune.core.errors import UserError
 from vlmprune.core.outputs import check_picture
 from vlmprune.core.report import RunReport
 from vlmprune.core.view import Grid, Whole
-from vlmprune.report import draw, draw_run, overlay, run_image
-from vlmprune.report.overlay import CONTOUR, Window, coarsen, fit, seen_window, sheet
-from vlmprune.report.run import open_image
 from vlmprune.runtime.vision import cell_slots
 from vlmprune.testing import FAMILIES, prompt
 
@@ -213,8 +214,6 @@ def test_a_run_without_a_grid_is_refused() -> None:
 
 
 def test_a_sheet_wraps_long_text() -> None:
-    from vlmprune.report.overlay import Panel
-
     short = sheet([Panel(noise(200, 100), "one line")], 3)
     long = sheet([Panel(noise(200, 100), "many words " * 20)], 3, ["a title of many words " * 5])
     assert long.width == short.width and long.height > short.height + 100

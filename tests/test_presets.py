@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from golden_runners.case import acting
 
 import vlmprune
 from vlmprune.bench.runner import Plan, variants_of
@@ -172,7 +173,7 @@ def test_visionzip_splits_as_its_authors(keep: int, dominant: int, contextual: i
 @pytest.mark.parametrize("name", ["visionzip", "hiprune"])
 def test_five_tiles_share_what_an_image_gets(name: str, keep: int, each: int) -> None:
     [stage] = recipe(f"{name}-{keep}").stages
-    chosen = choose(stage, view(stage.method, keep, NEXT, frames=5))
+    chosen = choose(acting(stage.method, stage.keep, view(stage.method, keep, NEXT, frames=5)))
     anchors = chosen.anchors if isinstance(chosen, Merged) else chosen
     own = each - 1 if isinstance(chosen, Merged) else each  # VisionZip's CLS tokens have no place
     assert torch.bincount(anchors[anchors >= 0] // 576).tolist() == [own] * 5
@@ -239,12 +240,10 @@ def test_28_layers_are_left_by_as_many_as_32(name: str, keep: int) -> None:
 def counts(name: str, info: ModelInfo) -> dict[int, int]:
     """Of 576 tokens, how many go on from each layer before which the preset acts."""
     left, reached, found = 576, dict[int, int](), dict[int, int]()
-    for stage in recipe(name).acts(info):
-        total = reached.setdefault(stage.number, left)
-        left = min(left, stage.method.budget(stage.keep, left, total))
-        layer = stage.method.decoder_layer(info)
-        assert layer is not None
-        found[layer] = left
+    for act in recipe(name).on(info).acts:
+        left = min(left, act.budget(left, reached.setdefault(act.stage, left)))
+        assert act.layer is not None
+        found[act.layer] = left
     return found
 
 

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,16 @@ from fake_results import fill
 from PIL import Image
 from tiny_folder import save_llava
 
+from vlmprune.ask import write_examples
+from vlmprune.ask.scenes import load_examples
 from vlmprune.bench.load import load_model
 from vlmprune.bench.store import Run
 from vlmprune.bench.table import Table, build_tables
 from vlmprune.bench.tasks import Sample
 from vlmprune.core.errors import UserError
 from vlmprune.core.outputs import FOLDER_MARK
-from vlmprune.report import build, write_examples
+from vlmprune.report import build
 from vlmprune.report import tables as shown
-from vlmprune.report.examples import load_examples
 from vlmprune.report.flips import flips
 from vlmprune.report.latex import escape, latex
 from vlmprune.report.plots import accuracy_figure, pruned_methods, styles, svg
@@ -406,15 +408,26 @@ def test_nothing_heavy_is_imported_before_it_is_used() -> None:
     assert out.strip() == "[]"
 
 
+def test_a_report_runs_no_model(built: Path) -> None:
+    """Written once more where transformers cannot be imported."""
+    before = files_of(built)
+    script = (
+        "import sys; sys.modules['transformers'] = None\n"
+        f"from vlmprune.cli import main; sys.exit(main(['report', {str(built)!r}]))"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert files_of(built) == before
+
+
 # ---------------------------------------------------------------- examples
 
 
 def test_examples_are_made_once_and_extended(tmp_path: Path) -> None:
-    loaded = load_model(str(save_llava(tmp_path / "model")))
+    loaded = replace(load_model(str(save_llava(tmp_path / "model"))), name="a/model")
     folder = tmp_path / "results"
 
     def write(*recipes: str, weights: str = "w") -> list[Path]:
-        return write_examples(folder, "a/model", loaded.model, loaded.processor, recipes, weights)
+        return write_examples(folder, replace(loaded, weights=weights), recipes)
 
     paths = write("random:0.2", "downsample:9")
     assert [path.name for path in paths] == ["a_model.json", *(f"a_model-{k}.png" for k in (1, 2, 3))]

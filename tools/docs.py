@@ -1,6 +1,6 @@
 """Keep the generated parts of README.md and docs/ equal to the code.
 
-    python tools/docs.py                   write them anew
+    python tools/docs.py                   write them again
     python tools/docs.py --check           fail when one is stale
     python tools/docs.py --results DIR     take over tables and pictures of a result folder of `vlmprune bench`
     python tools/docs.py --all-results DIR take over the overview of a result folder of `vlmprune bench --methods all`
@@ -223,10 +223,10 @@ def results_summary() -> str:
 
 def draw_pictures() -> None:
     """A generated scene, and what `vlmprune run` draws for it and for a photograph."""
+    from vlmprune.ask import run_image
+    from vlmprune.ask.examples import example_samples
     from vlmprune.bench.tasks import FIXED
     from vlmprune.core.budget import parse_keep
-    from vlmprune.report import run_image
-    from vlmprune.report.examples import example_samples
 
     IMAGES.mkdir(parents=True, exist_ok=True)
     example_samples(FIXED)[0].image.save(IMAGES / "scene.png")

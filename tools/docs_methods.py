@@ -21,8 +21,10 @@ from typing import Any
 
 from docs_text import plain, table
 
+from vlmprune.core.act import Act
 from vlmprune.core.method import Method, PixelMethod
 from vlmprune.core.needs import USED, DecoderNeed, Depth, EncoderLayer, EncoderNeed, Need, PromptNeed
+from vlmprune.core.plan import acts_of
 from vlmprune.core.presets import PRESETS
 from vlmprune.core.recipe import format_method, recipe
 from vlmprune.core.registry import BUILT_IN, METHODS
@@ -313,11 +315,11 @@ def default(field: Field[Any]) -> str:
 
 def needs(method: Method, model: Model) -> list[Need]:
     """What it reads on a model, at all layers where it acts."""
-    return list(dict.fromkeys(need for act in acts(method, model) for need in act.needs(model.info).values()))
+    return list(dict.fromkeys(need for act in acts(method, model) for need in act.needs.values()))
 
 
-def acts(method: Method, model: Model) -> Sequence[Method]:
-    return method.acts(model.info, 0.5)
+def acts(method: Method, model: Model) -> Sequence[Act]:
+    return acts_of(method, 0.5, model.info)
 
 
 def read(method: Method, model: Model) -> str:
@@ -325,7 +327,7 @@ def read(method: Method, model: Model) -> str:
     tower = Encoder(model)
     layers: dict[tuple[str, str], set[int]] = {}
     for act in acts(method, model):
-        for need in act.needs(model.info).values():
+        for need in act.needs.values():
             words, kind = need.words, "decoder" if isinstance(need, DecoderNeed) else "encoder"
             if isinstance(need, EncoderNeed):
                 words = need.resolved(tower).words
@@ -333,9 +335,8 @@ def read(method: Method, model: Model) -> str:
             if isinstance(need, EncoderNeed) and need.taps != ("rows",):
                 found |= {tower.layer(layer) for layer in need.layers}
             elif isinstance(need, DecoderNeed) and need.taps:
-                cut = act.decoder_layer(model.info)
-                assert cut is not None
-                found.add(cut - ("ahead" not in need.taps))
+                assert act.layer is not None
+                found.add(act.layer - ("ahead" not in need.taps))
     placed: dict[str, list[str]] = {}
     for (words, kind), numbers in layers.items():
         placed.setdefault(place(kind, sorted(numbers)), []).append(words)

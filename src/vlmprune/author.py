@@ -4,10 +4,11 @@ This is the stable surface of vlmprune for authors of methods; docs/adding-a-met
 method imports from here, `torch`, and nothing else of vlmprune.
 """
 
+from vlmprune.core.act import Act, At
 from vlmprune.core.budget import Budget, Keep, resolve_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.fusion import Fusion
-from vlmprune.core.method import DecoderMethod, Merging, Method, PixelMethod, Scorer
+from vlmprune.core.method import DecoderMethod, Method, PixelMethod, Scorer
 from vlmprune.core.needs import (
     USED,
     Attention,
@@ -22,6 +23,7 @@ from vlmprune.core.needs import (
     PromptReading,
     Tower,
 )
+from vlmprune.core.roles import Fusing, MergesInside, Merging, Observes, OrdersParts
 from vlmprune.core.selectors import ascending, top_k
 from vlmprune.core.shape import Load
 from vlmprune.core.signals import (
@@ -49,8 +51,10 @@ from vlmprune.core.view import Aligned, Grid, ImageView, Merged, ModelInfo, Sele
 
 __all__ = [
     "USED",
+    "Act",
     "Aligned",
     "Alignment",
+    "At",
     "Attention",
     "Budget",
     "ClsAttention",
@@ -66,6 +70,7 @@ __all__ = [
     "EncoderReading",
     "EnteredEmbeddings",
     "Features",
+    "Fusing",
     "Fusion",
     "Grid",
     "HiddenStates",
@@ -75,11 +80,14 @@ __all__ = [
     "LayerInput",
     "Load",
     "Merged",
+    "MergesInside",
     "Merging",
     "Method",
     "MlpInput",
     "ModelInfo",
     "Need",
+    "Observes",
+    "OrdersParts",
     "PixelMethod",
     "Pixels",
     "PromptNeed",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,8 +55,8 @@ def run(
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
 ) -> None:
     """Ask a model about a picture, pruned or not."""
+    from vlmprune.ask import run_image
     from vlmprune.core.budget import parse_keep
-    from vlmprune.report import run_image
 
     check_packages("run")
     _quiet()
@@ -70,16 +71,16 @@ def bench(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated; recipes with budgets and presets too; all for every one; eight without it."
+            help="Comma-separated; recipes with budgets and presets too; all for every method; eight without it."
         ),
     ] = None,
     keep: Annotated[str | None, typer.Option(help="Comma-separated budgets; 0.333,0.222,0.111 without it.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Comma-separated; all without it.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Questions a task; 192 without it.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="600 questions a task.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Questions per task; 192 without it.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="600 questions per task.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of results; the same command continues there.")] = Path("results"),
     seed: Annotated[int, typer.Option(help="For methods that draw random numbers.")] = 0,
-    batch_size: Annotated[int | None, typer.Option(help="Questions a batch; 32 without it.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Questions per batch; 32 without it.")] = None,
     positions: Annotated[str | None, typer.Option(help="original or compact; each method's own without it.")] = None,
     text_tower: Annotated[str | None, typer.Option(help=_TEXT_TOWER)] = None,
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
@@ -105,6 +106,7 @@ def bench(
 def _bench(plan: Any, out: Path, force: bool) -> None:
     from rich.console import Console
 
+    from vlmprune.ask import write_examples
     from vlmprune.bench.console import print_tables, progress_bars
     from vlmprune.bench.runner import run_bench
     from vlmprune.bench.table import build_tables
@@ -115,7 +117,7 @@ def _bench(plan: Any, out: Path, force: bool) -> None:
     console = Console()
     try:
         with progress_bars(console) as progress:
-            run_bench(plan, out, progress, force=force)
+            run_bench(plan, out, progress, then=partial(write_examples, out), force=force)
     except KeyboardInterrupt:
         typer.echo(f"Interrupted: the finished batches are in {out}; the same command continues.", err=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -130,7 +132,7 @@ def report(
     folder: Annotated[Path, typer.Argument(help="A result folder of vlmprune bench.")],
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
 ) -> None:
-    """Write tables, plots and the HTML page of a result folder anew; no model is needed."""
+    """Write tables, plots and the HTML page of a result folder again; no model is needed."""
     check_packages("report")
     from vlmprune.report import build
 
@@ -140,7 +142,7 @@ def report(
 
 @app.command("list")
 def list_(what: Annotated[str, typer.Argument(help="methods, presets, models or tasks")]) -> None:
-    """Name what there is: methods, presets, embedded models and families (by their model type), tasks."""
+    """List methods, presets, embedded models and families (by their model type), tasks."""
     listings = {"methods": _list_methods, "presets": _list_presets, "models": _list_models, "tasks": _list_tasks}
     if what not in listings:
         raise UserError(f"{what!r} cannot be listed: choose {', '.join(listings)}.")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from golden_runners.case import LLAVA, Case, Failed, Runner, noise, positions, sequence, view
+from vlmprune.core.plan import acts_of
 from vlmprune.core.selectors import top_k
 from vlmprune.core.view import Grid, ImageView, Merged, Tokens, TowerRows
 from vlmprune.methods.checks import UNIPRUNE
@@ -145,32 +146,33 @@ def _auto_forward(case: Case) -> None:
     before, tokens, after = case["sys_len"], case["n_img"], case["n_text"]
     info = replace(LLAVA, decoder_layers=case["n_layers"])
     method = AutoPrune(x0=case["x0"], k0=case["k0"], gamma=case["gamma"], lam=case["lam"])
-    acts: list[Any] = [*method.acts(replace(info, decoder_layers=case["n_layers"] + 1), case["target"])]  # the last too
+    acts = acts_of(method, case["target"], replace(info, decoder_layers=case["n_layers"] + 1))  # the last too
     memory: dict[str, Any] = {}
     n, entering, merges, kept = tokens, [], 0, []
     for layer, act in enumerate(acts):
         entering.append(n)
         hidden, rows = case.input(f"hidden_out_{layer}"), case.input(f"attn_text_vis_{layer}")
-        heads = act.needs(info)["text"].heads
+        text: Any = act.needs["text"]
+        heads = text.heads
         signals: dict[str, Any] = {
             "text": rows if heads == "all" else rows.mean(0),
             "cls": case.input("cls_attn") if layer == 0 else None,
             "states": Tokens(hidden[before : before + n], hidden[before + n :]),
         }
-        keep = act.budget(case["target"], n, tokens)
-        image = ImageView(keep, torch.arange(n), None, info, signals, total=tokens, memory=memory)
+        keep = act.budget(n, tokens)
+        image = ImageView(keep, torch.arange(n), None, info, signals, total=tokens, memory=memory, act=act)
         if layer < 2:
             nearly(f"mi_per_head_layer{layer}", mutual_information(rows), case[f"mi_per_head_layer{layer}"], BITS)
         if layer == 0:
-            nearly("mi_layer0_used", act.information(image) / after, case["mi_layer0_used"], BITS)
+            nearly("mi_layer0_used", method.information(image) / after, case["mi_layer0_used"], BITS)
         if layer == 1:
-            information = act.information(image)
+            information = method.information(image)
             nearly("mi_sum_layer1", information, case["mi_sum_layer1"], BITS)
             nearly("dynamic_k", max(case["k0"] - case["gamma"] * information, 0.0), case["dynamic_k"], BITS)
             shares = keep_shares(case["dynamic_k"], case["target"], n, tokens, len(acts), case["x0"])
             nearly("keep_percent", shares, case["keep_percent"], 1e-9)
         with mock.patch.object(autoprune, "recycle", partial(recycle, noise=noise(case, f"noise_{merges}"))):
-            chosen = act.select(image) if keep < n else torch.arange(n)
+            chosen = method.select(image) if keep < n else torch.arange(n)
         merges += isinstance(chosen, Merged)
         anchors = chosen.anchors if isinstance(chosen, Merged) else chosen
         made = hidden[sequence(anchors, before, n, after)]
@@ -225,7 +227,7 @@ def fit(case: Case) -> None:
     mask[sequence(method.select(kept), before, n, after)] = True
     case.expect("keep_mask_all", mask)
     inverted, share = FitPrune(compat=UNIPRUNE), case["unibench_keep_ratio"]
-    budget = inverted.budget(share, n, n)
+    budget = acts_of(inverted, share, LLAVA)[0].budget(n, n)
     lowest = top_k(-inverted.score(kept), budget)
     case.expect("unibench_kept_as_produced", lowest)
     if inverted.select(view(n, budget, signals)).tolist() != sorted(lowest.tolist()):
@@ -237,8 +239,8 @@ def _recipes(case: Case) -> None:
     """Budgets of every act, for each average that the authors' recipes have."""
     for percent, deleted in case["schemes"].items():
         keep, left, counts = case["avg_tokens"][percent] / 576, 576, [576]
-        for act in FitPrune().acts(LLAVA, keep):
-            left = act.budget(keep, left, 576)
+        for act in acts_of(FitPrune(), keep, LLAVA):
+            left = act.budget(left, 576)
             counts.append(left)
         gone = [before - now for before, now in pairwise(counts)]
         if gone != deleted[:-1]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlmprune.core.budget import Keep
 from vlmprune.core.method import Method
+from vlmprune.core.plan import acts_of
 from vlmprune.core.view import Grid, ImageView, ModelInfo
 
 LLAVA = ModelInfo("llava", encoder_layers=24, decoder_layers=32, has_cls=True)
@@ -151,6 +154,11 @@ def view(
 ) -> ImageView:
     """An image whose `n` tokens are all present."""
     return ImageView(keep=keep, slots=torch.arange(n), grid=grid, info=info, signals=signals or {}, seed=seed)
+
+
+def acting(method: Method, keep: Keep, image: ImageView) -> ImageView:
+    """The same image as the first act of a method under this budget sees it."""
+    return replace(image, act=acts_of(method, keep, image.info)[0])
 
 
 def sequence(kept: Tensor, before: int, n: int, after: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from golden_runners.case import LLAVA, Case, check_exact, positions, sequence, view
+from vlmprune.core.plan import acts_of
 from vlmprune.core.selectors import top_k
 from vlmprune.core.view import Tokens
 from vlmprune.methods.checks import OFFICIAL, UNIPRUNE
@@ -17,7 +18,7 @@ TOLERANCE = 2e-5
 
 def random_intra(case: Case) -> None:
     n, method = case["n_img"], Random(layer=2, compat=UNIPRUNE)
-    keep = method.budget(float(case["keep_ratio"]), n, n)
+    keep = acts_of(method, float(case["keep_ratio"]), LLAVA)[0].budget(n, n)
     image = view(n, keep, seed=case["seed"])
     case.expect("permutation", top_k(method.score(image), n))
     case.expect("kept_sorted", method.select(image))
@@ -45,7 +46,7 @@ def fastv(case: Case) -> None:
     case.expect("hf_kept_all_sorted", sequence(kept(ported), before, n, after))
     uniprune = FastV(compat=UNIPRUNE)
     share = float(case["unibench_keep_ratio"])
-    truncated = uniprune.budget(share, n, n) if int(n * share) else 0  # ours keeps a token at least
+    truncated = acts_of(uniprune, share, LLAVA)[0].budget(n, n) if int(n * share) else 0  # ours keeps a token at least
     case.expect_setting("unibench_keep", truncated)
     case.expect("unibench_kept_as_produced", uniprune.select(view(n, truncated, {"attention": row})).anchors)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
 
-from golden_runners.case import LLAVA, Case, Failed, Runner, noise, positions, sequence, view
+from golden_runners.case import LLAVA, Case, Failed, Runner, acting, noise, positions, sequence, view
 from vlmprune.core.method import Method
+from vlmprune.core.plan import acts_of
 from vlmprune.core.view import Merged, Selection, Tokens
 from vlmprune.methods.cluster import cluster_merge, recycle
 from vlmprune.methods.decoder import sparsevlm
@@ -73,8 +73,8 @@ def _halves(ratios: list[float], counts: list[int]) -> None:
     """Where the ratios are powers of a lambda, our budgets are the same numbers."""
     share = ratios[1]
     if all(abs(ratio - share**act) < 1e-9 for act, ratio in enumerate(ratios)):
-        acts = PyramidDrop(layers=tuple(range(1, len(ratios)))).acts(LLAVA, share)
-        ours = [act.budget(share, max(1, n), counts[0]) for act, n in zip(acts, counts, strict=False)]
+        acts = acts_of(PyramidDrop(layers=tuple(range(1, len(ratios)))), share, LLAVA)
+        ours = [act.budget(max(1, n), counts[0]) for act, n in zip(acts, counts, strict=False)]
         # ours keeps a token at least, and counts 0.3 of 10 as 3 where floats make it 2.9999
         theirs = [max(1, int(counts[0] * ratio + 1e-6)) for ratio in ratios[1:]]
         if ours != theirs:
@@ -115,15 +115,15 @@ def _sparse_rank(case: Case) -> None:
     raters = torch.zeros(len(rows), dtype=torch.bool)
     raters[case.input("text_idx")] = True
     method, by_budget = SparseVLM(version="1.0"), (case["scale"], case["bias"])
-    act: Any = method.acts(LLAVA, 0.5)[0]
     image = view(n, n - 1, {"attention": rows, "states": Tokens(torch.zeros(n, 4), torch.zeros(1, 4))})
-    relation = act.relation(image, raters)
+    image = acting(method, 0.5, image)
+    relation = method.relation(image, raters)
     case.expect("relation", relation, TOLERANCE)
     with (
         mock.patch.object(SparseVLM, "raters", lambda self, view: raters),
         mock.patch.object(sparsevlm, "interpolate", lambda *table, **options: by_budget),
     ):
-        chosen = act.select(image)
+        chosen = method.select(image)
     kept = chosen.anchors[chosen.unchanged] if isinstance(chosen, Merged) else chosen
     rank, mask = int(torch.linalg.matrix_rank(rows[raters])), torch.zeros(n, dtype=torch.bool)
     mask[kept] = int(rank * case["scale"] + case["bias"]) > 0  # ours keeps a token at least

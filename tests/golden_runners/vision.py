@@ -10,9 +10,8 @@ from transformers import CLIPVisionConfig
 from transformers.models.clip.modeling_clip import CLIPAttention
 
 from golden_runners.anyres import canvas_shape, next_image, packed
-from golden_runners.case import LLAVA, QWEN, Case, Failed, check_exact, positions, sequence, view
+from golden_runners.case import LLAVA, QWEN, Case, Failed, acting, check_exact, positions, sequence, view
 from vlmprune.core.budget import resolve_keep
-from vlmprune.core.recipe import Stage
 from vlmprune.core.selectors import ascending, top_k
 from vlmprune.core.view import Grid, ImageView, Merged, TowerRows
 from vlmprune.methods.checks import OFFICIAL
@@ -205,7 +204,7 @@ def visionzip(case: Case) -> None:
         }
         keep = total * len(hidden)
         image = next_image(signals, canvas_shape(case), hidden.shape[1] - 1, keep)
-        packed_tokens = choose(Stage(method, keep), image)
+        packed_tokens = choose(acting(method, keep, image))
         assert isinstance(packed_tokens, Merged)
         case.expect("expected_packed_features", packed_tokens.features)
         return

@@ -1,4 +1,4 @@
-"""Questions about generated scenes, with their answers, in several wordings a task type.
+"""Questions about generated scenes, with their answers, in several wordings per task type.
 
 Fourteen task types, each after a benchmark that it mimics, grouped into the six tasks of `BENCHMARK_TASKS`:
 
@@ -213,7 +213,7 @@ class Asker:
         return items[int(self.rng.integers(len(items)))]
 
     def unique(self, attribute: str) -> tuple[int, SceneObject] | None:
-        """A random object whose `attribute` no other has, with its region id."""
+        """A random object whose `attribute` no other object shares, with its region id."""
         values = [getattr(thing, attribute) for thing in self.scene.objects]
         found = [k for k, value in enumerate(values) if values.count(value) == 1]
         return self.object_of(found)

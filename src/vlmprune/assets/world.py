@@ -112,7 +112,7 @@ def draw_scene(
     """
     width, height = size
     if min(size) < 64:
-        raise ValueError(f"A scene needs at least 64 pixels a side, not {width}x{height}.")
+        raise ValueError(f"A scene needs at least 64 pixels per side, not {width}x{height}.")
     canvas = _Canvas(rng, width, height, photos, photo_share)
     plates = 2 if dense else int(rng.random() < 0.65)
     letters = 3 if dense else int(rng.random() < 0.5)

@@ -1,4 +1,4 @@
-"""What `vlmprune bench` shows: progress and the summary table. Bars in a terminal, a line a task in a log file."""
+"""What `vlmprune bench` shows: progress and the summary table. Bars in a terminal, one line per task in a log file."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _fixed(label: str, width: int = 44) -> str:
 
 
 def print_tables(console: Console, tables: list[Table]) -> None:
-    """One table a model: values, half-widths of their intervals where there is room, and the two averages."""
+    """One table per model: values, half-widths of their intervals where there is room, and the two averages."""
     unbound = Console(file=console.file, width=UNBOUND)
     if not console.is_terminal:
         console = unbound
@@ -83,7 +83,7 @@ def print_tables(console: Console, tables: list[Table]) -> None:
 def _sheet(table: Table, wide: bool) -> Sheet:
     counts = {cell.n for row in table.rows for cell in row.cells.values()}
     questions = str(counts.pop()) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
-    title = f"{table.model}, {questions} questions a task"
+    title = f"{table.model}, {questions} questions per task"
     lines = box.HEAVY_HEAD if wide else box.SIMPLE_HEAD
     sheet = Sheet(title=title, title_justify="left", pad_edge=False, box=lines, padding=(0, 1 if wide else 0))
     sheet.add_column("method", no_wrap=wide, overflow="fold")

@@ -26,8 +26,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+from vlmprune.core.act import Act
 from vlmprune.core.fusion import layers_before
-from vlmprune.core.recipe import Stage, recipe
+from vlmprune.core.recipe import recipe
+from vlmprune.core.roles import Fusing
 from vlmprune.core.shape import Load, Shape
 
 _VANILLA = "vanilla"
@@ -141,15 +143,15 @@ def _selection_flops(shape: Shape, recipe_text: str, text: int, encoded: int, vi
     if recipe_text == _VANILLA:
         return 0.0
     total, present, fused = 0.0, encoded, set[int]()
-    for stage in recipe(recipe_text).acts(shape.info):
-        layer = stage.method.decoder_layer(shape.info)
+    for act in recipe(recipe_text).on(shape.info).acts:
+        layer = act.layer
         if layer is not None:
             present = visual[layer - 1] if layer else encoded
             edited = [before for before in layers_before(layer) if before not in fused]
-            total += sum(_stage_fusion(shape, stage, text, visual[before], visual[layer]) for before in edited)
-            fused |= {*edited} if stage.method.fusion(shape.info) else set()
+            total += sum(_act_fusion(shape, act, text, visual[before], visual[layer]) for before in edited)
+            fused |= {*edited} if act.fusion else set()
         load = Load(shape, encoded, present, text)
-        for need in stage.method.needs(shape.info).values():
+        for need in act.needs.values():
             cost = need.flops(load)
             if cost is None:
                 return None
@@ -157,11 +159,11 @@ def _selection_flops(shape: Shape, recipe_text: str, text: int, encoded: int, vi
     return total
 
 
-def _stage_fusion(shape: Shape, stage: Stage, text: int, present: int, kept: int) -> float:
-    """What a stage's fusion costs in a layer that `present` visual tokens enter, of which `kept` will be left."""
-    if stage.method.fusion(shape.info) is None or kept >= present:
+def _act_fusion(shape: Shape, act: Act, text: int, present: int, kept: int) -> float:
+    """What an act's fusion costs in a layer that `present` visual tokens enter, of which `kept` will be left."""
+    if act.fusion is None or not isinstance(act.method, Fusing) or kept >= present:
         return 0.0
-    candidates = stage.method.candidate_count(shape.info, kept, present)
+    candidates = act.method.candidate_count(act, kept, present)
     return fusion_flops(shape.q_width, text + present - candidates, text + present, candidates)
 
 

@@ -1,4 +1,4 @@
-"""Models by embedded name, local folder or hub id, with what a result has to say about them."""
+"""Models by embedded name, local folder or hub id, with what a result says about them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Loaded:
     Attributes:
         name: as the user wrote it.
         model, processor: of transformers.
-        weights: hub revision, or a digest of the weight files; those of a text tower, too, where one was given.
+        weights: hub revision, or a digest of the weight files; where a text tower was given, its weights too.
         text_tower: for methods that compare the image with the question.
     """
 
@@ -62,8 +62,8 @@ def load_model(name: str, device: str | None = None, text_tower: str | None = No
         text_tower: the CLIP model (folder or hub id) whose vision tower the model has.
 
     Raises:
-        UserError: there is nothing of that name, or it is not a vision-language model transformers can load, or no CLIP
-            model.
+        UserError: there is nothing of that name, it is not a vision-language model that transformers can load, or the
+            text tower is not a CLIP model.
     """
     loaded = _load(name, device)
     if text_tower is None:
@@ -86,7 +86,7 @@ def _load(name: str, device: str | None) -> Loaded:
 
 
 def _digest_or_revision(name: str, model: Any) -> str:
-    """What tells the weights of a model from a folder, or from the hub, from others."""
+    """What tells these weights from others: a digest of a folder, or the revision on the hub."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return weights_digest(folder)

@@ -20,8 +20,8 @@ class Protocol:
     """A wording.
 
     Attributes:
-        name: as results carry it.
-        tails: what follows the question, by kind of answer and, before that, by category.
+        name: as it stands in results.
+        tails: what follows the question, by category or else by kind of answer.
     """
 
     name: str
@@ -49,7 +49,7 @@ def chat_prompt(processor: Any, question: str) -> str:
     Raises:
         UserError: the processor has no chat template, or one that does not take a question.
     """
-    from jinja2 import TemplateError  # heavy, and there wherever templates are
+    from jinja2 import TemplateError  # heavy, and installed wherever templates are used
 
     content = [{"type": "image"}, {"type": "text", "text": question}]
     try:

@@ -2,7 +2,7 @@
 
 Vanilla goes through the same loop, batches and decoding as the methods. `random` and `downsample` are always in the
 comparison, and a method that fuses attention is there without its fusion too. In these accuracy runs the vision tower
-is run once a batch and shared by all methods and budgets (`bench.timing` shares nothing).
+runs once per batch and is shared by all methods and budgets (`bench.timing` shares nothing).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from vlmprune.core.budget import Keep, Keeps, check_keep
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.method import POSITIONS, PixelMethod
 from vlmprune.core.recipe import Recipe, format_method, lacks_budget, recipe
-from vlmprune.report import write_examples
+from vlmprune.core.roles import Fusing, merges_inside
 
 ALL = "all"
 METHODS = ("random", "random@2", "downsample", "divprune", "hiprune", "visionzip", "fastv", "dart")
 BASELINES = ("random", "downsample")
 KEEPS: tuple[Keep, ...] = (0.333, 0.222, 0.111)
-LIMIT = 192  # questions a task in the default run, which has to fit ten minutes on two cores
+LIMIT = 192  # questions per task in the default run, which has to take at most ten minutes on two cores
 FULL = 600
 BATCH_SIZE = 32
 
@@ -49,9 +49,9 @@ class Plan:
         methods: names with options and layers ("fastv@2"), or recipes that carry their own budgets.
         keeps: budgets of the methods that carry none.
         tasks: names.
-        limit: questions a task.
+        limit: questions per task.
         seed: of the sessions.
-        batch_size: questions a batch.
+        batch_size: questions per batch.
         positions: position policy, None for each method's own.
         device: None for the GPU when there is one.
         text_tower: the CLIP model (folder or hub id) whose vision tower the models have, for methods that compare the
@@ -121,15 +121,17 @@ class Variant:
 
     @property
     def unfused(self) -> Variant | None:
-        """The same without Prune-Aware Fusion, where there is any: what fusion does is seen beside it alone."""
+        """The same without Prune-Aware Fusion, where there is any: the two rows side by side show what fusion does."""
         stages = self.recipe.stages if self.recipe is not None else ()
-        plain = tuple(replace(stage, method=stage.method.unfused()) for stage in stages)
+        plain = tuple(
+            replace(one, method=one.method.unfused()) if isinstance(one.method, Fusing) else one for one in stages
+        )
         return None if plain == stages else _variant(Recipe(plain))
 
     @property
     def encodes(self) -> bool:
         """Whether it cannot share the encoder's work with others."""
-        return self.resizes or (self.recipe is not None and any(s.method.inside_encoder for s in self.recipe.stages))
+        return self.resizes or (self.recipe is not None and any(merges_inside(s.method) for s in self.recipe.stages))
 
 
 def variants_of(text: str, keeps: Sequence[Keep]) -> list[Variant]:
@@ -188,14 +190,20 @@ class Job:
 
 
 def run_bench(
-    plan: Plan, out: str | Path, progress: Callable[[Progress], None] = lambda _: None, *, force: bool = False
+    plan: Plan,
+    out: str | Path,
+    progress: Callable[[Progress], None] = lambda _: None,
+    *,
+    then: Callable[[Loaded, list[Recipe]], object] = lambda *_: None,
+    force: bool = False,
 ) -> list[Run]:
-    """Compute what a result folder lacks of a plan.
+    """Compute what a plan asks for and the result folder does not have yet.
 
     Args:
         plan: what to run.
-        out: the result folder. What it holds already is not computed again.
+        out: the result folder. What it already holds is not computed again.
         progress: called before every step and at the end of each model.
+        then: called once a model's runs are complete, with the model, still loaded, and the plan's recipes.
         force: write into `out` although it holds files that vlmprune has not written.
 
     Returns:
@@ -211,10 +219,7 @@ def run_bench(
             loaded = load_model(name, plan.device, plan.text_tower)
             bench = ModelBench(plan, loaded, store)
             bench.compute(number, progress)
-            recipes = [variant.recipe for variant in bench.variants if variant.recipe is not None]
-            write_examples(
-                out, name, loaded.model, loaded.processor, recipes, loaded.weights, text_tower=loaded.text_tower
-            )
+            then(loaded, [variant.recipe for variant in bench.variants if variant.recipe is not None])
             runs += bench.runs
     return runs
 
@@ -231,7 +236,7 @@ class ModelBench:
         self.text_tower = loaded.text_tower
         self.protocol = protocol_for(loaded.processor)
         self.variants = plan.variants()
-        # a recipe or text tower that does not fit the model shall fail now, not in an hour
+        # a recipe or text tower that does not fit the model has to fail now, not in an hour
         sessions = {variant.text: self._session(variant) for variant in self.variants}
         self.texts = {text: None if session is None else session.text for text, session in sessions.items()}
         self.image_token = int(loaded.model.config.image_token_id)

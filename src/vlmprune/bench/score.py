@@ -27,7 +27,7 @@ class Verdict(NamedTuple):
 
 
 class Scored(Protocol):
-    """What a metric reads of a record."""
+    """What a metric reads from a record."""
 
     @property
     def group(self) -> str: ...
@@ -178,7 +178,7 @@ F1 = Metric("F1", _pope_counts, _f1, _pope_details)
 
 
 def _mme_counts(records: Sequence[Scored]) -> np.ndarray:
-    """A row a pair; per category the columns right answers, questions, pairs with both right, pairs."""
+    """One row per pair; for each category the columns right answers, questions, pairs with both right, pairs."""
     categories = sorted({record.category for record in records})
     pairs: dict[str, list[Scored]] = {}
     for record in records:

@@ -1,4 +1,4 @@
-"""Widths and depths of a model, from its configuration: what operations are counted by."""
+"""Widths and depths of a model, from its configuration: what operations are counted from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vlmprune.core.shape import Shape
 def shape_of(config: Any) -> Shape | None:
     """The shape of a model from its transformers configuration, or None.
 
-    None for families whose towers or decoders are not of the one kind that is counted: mixtures of experts, recurrent
+    None for families whose towers or decoders are not of the kind that is counted: mixtures of experts, recurrent
     layers, and tiles that lose their padding behind the tower, so that the slots do not tell how many there were.
     """
     tower = TOWERS.get(config.model_type)

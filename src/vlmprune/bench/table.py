@@ -60,7 +60,7 @@ class Cell:
 
     @property
     def vague(self) -> bool:
-        """Whether so many replies hold no answer that the tables say so."""
+        """Whether enough replies lack an answer for the tables to say so."""
         return self.unparsed > VAGUE
 
 
@@ -71,11 +71,11 @@ class Row:
     Attributes:
         method, keep, recipe: as in `store.Run`.
         cells: by task; a task that was not run is missing.
-        tokens_before, tokens_kept, tokens_entering: visual tokens a sample, mean over all samples: of the full image,
+        tokens_before, tokens_kept, tokens_entering: visual tokens per sample, mean over all samples: of the full image,
             after the last cut, entering a decoder layer.
         flops: mean per sample up to the first new token, or None where the model's shape is not known.
         abs_mean: mean of the primary metrics over the table's averaged tasks; None unless all of them were run.
-        rel_mean: mean over the same tasks of the ratios to vanilla; None as well.
+        rel_mean: mean over the same tasks of the ratios to vanilla; None in the same cases.
     """
 
     method: str
@@ -147,7 +147,7 @@ class Table:
 
 
 def build_tables(folder: str | Path) -> list[Table]:
-    """The tables of a result folder, one a model (see `store.load_results` for what is in them)."""
+    """The tables of a result folder, one per model (see `store.load_results` for what is in them)."""
     return tables_of(load_results(folder))
 
 

@@ -1,6 +1,6 @@
 """The generated tasks: six ability dimensions, held-out scenes and photographs, the same for every method and budget.
 
-A task's scene number i is drawn from a generator of its own (task, version, i), so that any run of samples is the
+Scene i of a task is drawn from its own generator (task, version, i), so every run takes the
 start of the same endless stream, whatever its length, the batch size or the order of work.
 """
 
@@ -42,7 +42,7 @@ class Canvas:
     """How scenes are drawn for a model.
 
     Attributes:
-        sizes: (width, height) in pixels of the drawn scenes, one of them at random a scene.
+        sizes: (width, height) in pixels of the drawn scenes; each scene gets one at random.
         scale: enlargement of the drawn scene before the model's processor sees it.
     """
 
@@ -55,7 +55,7 @@ class Canvas:
 
 FIXED = Canvas()
 MIXED = Canvas(((120, 120), (160, 90), (90, 160)))
-_CELL = 10  # pixels a visual slot that the mixed sizes are drawn for
+_CELL = 10  # pixels per visual slot that the mixed sizes are drawn for
 
 
 def canvas_for(config: Any) -> Canvas:
@@ -197,7 +197,7 @@ TASKS: dict[str, Task] = {
         Task(
             "synth-mme",
             "comprehensive evaluation",
-            "yes/no pairs about colours and places; both of a pair count once more",
+            "yes/no pairs about colours and places; a pair with both right counts extra",
             MME,
             chance=37.5,  # half of the questions and a quarter of the pairs
             paired=True,

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
 from vlmprune.core.budget import Keep, resolve_keep
 from vlmprune.core.errors import UserError
-from vlmprune.core.fusion import Fusion
 from vlmprune.core.needs import Need
 from vlmprune.core.selectors import ascending, top_k
 from vlmprune.core.view import Grid, ImageView, ModelInfo, Selection
 
+if TYPE_CHECKING:
+    from vlmprune.core.act import Act, At
+
 POSITIONS = ("original", "compact")
 POOLS = ("image", "frame")
-
-
-class Merging(Protocol):
-    """One step of merging tokens: `merge` takes rows [t, C] and the sizes [t] of what they stand for to [t - r]."""
-
-    @property
-    def stay(self) -> Tensor:
-        """[t - r] tokens that stay, in the order of the result."""
-
-    @property
-    def leave(self) -> Tensor:
-        """[r] tokens that are merged."""
-
-    @property
-    def joined(self) -> Tensor:
-        """[r] place in `stay` of the token that each of them joins."""
-
-    def merge(self, rows: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass
@@ -87,88 +71,38 @@ class Method:
         """The decoder layer before which it acts (0-based), or None for a method that acts before the LLM."""
         return None
 
-    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[Method]:
-        """The methods that act once of which this one is made, in acting order: itself, unless it acts repeatedly.
+    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[int | At | None]:
+        """The decoder layers before which it acts, in order, each once; by default its one `decoder_layer`.
+
+        An `At` instead of a number says what is special about an act; no act at all leaves the image alone.
 
         Args:
             keep: the budget, for methods that it tells where to act.
         """
-        return (self,)
+        return (self.decoder_layer(info),)
 
     @property
     def budgeted(self) -> bool:
         """Whether it takes a budget; not where its options already say what is kept."""
         return True
 
-    def budget(self, keep: Keep, n: int, total: int) -> int:
-        """Tokens to keep of the `n` that reach it; `n` for leaving the image alone.
+    def budget(self, act: Act, n: int, total: int) -> int:
+        """Tokens to keep of the `n` that reach an act; `n` for leaving the image alone.
 
         Args:
-            total: the image's tokens that reached this stage of the recipe, at the first of its acts.
+            act: which one, with the user's budget as `act.keep`.
+            total: the image's tokens that reached the first of the method's acts.
         """
-        return resolve_keep(keep, n)
+        return resolve_keep(act.keep, n)
 
     def select(self, view: ImageView) -> Selection:
         """Indices (0..view.n-1) of the tokens to keep, `view.keep` of them, or the merged tokens."""
         raise NotImplementedError
 
-    def reading_order(self, view: ImageView, parts: Mapping[int, Tensor]) -> Tensor | None:
-        """In which order the LLM reads tokens that were merged frame by frame (or tile by tile).
-
-        Args:
-            parts: by the number of the frame, anchors among the tokens of `view` of those made from it, as made.
-
-        Returns:
-            A permutation of all of them, one frame after another; None for that order itself.
-        """
-        return None
-
-    def fusion(self, info: ModelInfo) -> Fusion | None:
-        """How attention is edited in the two decoder layers before it acts; None for not at all.
-
-        Then `select` and `candidates` read no decoder layer, since both must be known before it runs.
-        """
-        return None
-
-    def unfused(self) -> Method:
-        """The same method without fusion, itself where it has none: benchmarks show both."""
-        return self
-
-    def candidates(self, view: ImageView) -> Tensor:
-        """Indices of tokens that `select` of this view gives up, and that fusion makes the others look at first."""
-        raise NotImplementedError
-
-    def candidate_count(self, info: ModelInfo, keep: int, n: int) -> int:
-        """How many of an image's `n` tokens `candidates` names at most; for counting operations."""
-        return n - keep
-
     @property
-    def inside_encoder(self) -> bool:
-        """Whether it merges tokens between attention and MLP of the encoder's layers, by `merging`; first in a recipe.
-
-        Then `select` is not called, and images must be encoded for it alone.
-        """
+    def merges(self) -> bool:
+        """Whether `select` may return `Merged`."""
         return False
-
-    @property
-    def proportional(self) -> bool:
-        """Whether tokens then count in later attention as often as what they stand for (log size added to logits)."""
-        return False
-
-    @property
-    def restores_order(self) -> bool:
-        """Whether what it merged inside the encoder is put back in order of position before the LLM reads it."""
-        return True
-
-    def merging(self, keys: Tensor, count: int, cls: bool) -> Merging:
-        """Which `count` tokens of an image are merged in an encoder layer.
-
-        Args:
-            keys: [t, head_dim] of the layer's attention, mean over heads.
-            count: at most half of the tokens, CLS apart.
-            cls: whether token 0 is a CLS token, which must stay where it is.
-        """
-        raise NotImplementedError
 
     @property
     def exact(self) -> bool:
@@ -186,10 +120,6 @@ class Method:
         that the last act kept.
         """
         return False
-
-    def options(self) -> dict[str, Any]:
-        """Hyperparameters by name, for reports and recipe strings."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 @dataclass

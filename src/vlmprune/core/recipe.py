@@ -18,8 +18,10 @@ from typing import Any
 from vlmprune.core.budget import Budget, Keep, Keeps, check_budget, parse_budget
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.method import POOLS, Method, PixelMethod
+from vlmprune.core.plan import Plan, plan
 from vlmprune.core.presets import PRESETS, written_out
 from vlmprune.core.registry import METHODS, unknown
+from vlmprune.core.roles import merges_inside
 from vlmprune.core.view import ModelInfo
 
 _STAGE = re.compile(
@@ -31,18 +33,10 @@ _EXAMPLE = 0.222  # the budget that errors advise
 
 @dataclass(frozen=True)
 class Stage:
-    """A method and its budget.
-
-    Attributes:
-        keep: 1.0 where the method takes no budget.
-        number: of the recipe's stages, which one an act belongs to.
-        variants: of an act with a budget for each image, the same act under each of these budgets.
-    """
+    """A method and its budget, 1.0 where the method takes none."""
 
     method: Method
     keep: Keep | Keeps
-    number: int = 0
-    variants: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
         if self.method.per not in (None, *POOLS):
@@ -50,32 +44,6 @@ class Stage:
 
     def __str__(self) -> str:
         return format_method(self.method, self.keep) if self.method.budgeted else format_method(self.method)
-
-    def acts(self, info: ModelInfo, number: int) -> list[Stage]:
-        """The acts of the stage `number` of a recipe."""
-        if not isinstance(self.keep, Keeps):
-            return [Stage(act, self.keep, number) for act in self.method.acts(info, self.keep)]
-        by_budget = [replace(self, keep=keep).acts(info, number) for keep in self.keep.different]
-        # All images go through the decoder together, so that what happens where cannot be a matter of one image.
-        places = [[(s.method.decoder_layer(info), s.method.needs(info)) for s in acts] for acts in by_budget]
-        if any(place != places[0] for place in places):
-            raise UserError(
-                f"{format_method(self.method)} acts at other layers under another budget: give all images the same "
-                f"one instead of keep={self.keep}."
-            )
-        return [Stage(acts[0].method, self.keep, number, acts) for acts in zip(*by_budget, strict=True)]
-
-    def at(self, sample: int, image: int) -> Stage:
-        """The same act with the budget of one image."""
-        if not isinstance(self.keep, Keeps):
-            return self
-        keep = self.keep.at(sample, image)
-        return next(stage for stage in self.variants if (type(stage.keep), stage.keep) == (type(keep), keep))
-
-    def budget(self, n: int, total: int) -> int:
-        """Tokens to keep of the `n` of an image that reach this act (see `Method.budget`)."""
-        assert not isinstance(self.keep, Keeps)  # it is `at` an image
-        return self.method.budget(self.keep, n, total)
 
 
 @dataclass(frozen=True)
@@ -87,14 +55,18 @@ class Recipe:
     def __str__(self) -> str:
         return " > ".join(str(stage) for stage in self.stages)
 
-    def acts(self, info: ModelInfo) -> list[Stage]:
-        """The stages as single acts: a method that acts at several layers makes several."""
-        return [act for number, stage in enumerate(self.stages) for act in stage.acts(info, number)]
+    def on(self, info: ModelInfo) -> Plan:
+        """Its acts on a model: a method that acts at several layers makes several.
+
+        Raises:
+            UserError: a method cannot act on this model, or not under its budget.
+        """
+        return plan([(stage.method, stage.keep) for stage in self.stages], info)
 
     def check(self, info: ModelInfo) -> None:
         """Raise UserError where the stages cannot act in the order they are written in on this model."""
         for stage in self.stages:
-            if stage.method.inside_encoder and isinstance(stage.keep, Keeps) and len(stage.keep.different) > 1:
+            if merges_inside(stage.method) and isinstance(stage.keep, Keeps) and len(stage.keep.different) > 1:
                 raise UserError(
                     f"{format_method(stage.method)} merges inside the encoder, where all pictures come down to one "
                     f"number of tokens: give all images the same budget instead of keep={stage.keep}."
@@ -110,8 +82,8 @@ BEFORE_ENCODER, BEFORE_LLM = -1, 0  # places of methods that act at no decoder l
 
 def _places(stage: Stage, info: ModelInfo) -> list[int]:
     """The decoder layers before which a stage acts, or one of the places before the LLM."""
-    first = isinstance(stage.method, PixelMethod) or stage.method.inside_encoder
-    layers = (act.method.decoder_layer(info) for act in Recipe((stage,)).acts(info))
+    first = isinstance(stage.method, PixelMethod) or merges_inside(stage.method)
+    layers = (act.layer for act in Recipe((stage,)).on(info).acts)
     return [(BEFORE_ENCODER if first else BEFORE_LLM) if layer is None else layer for layer in layers]
 
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vlmprune.core.act import Act
+
 
 class Grid(NamedTuple):
     """Cells of a picture in raster order: `frames` of rows x cols each, one after another.
@@ -98,7 +100,9 @@ class ImageView:
         cells: [n] the cell of `grid` that each token shows, -1 for a token that shows none (image_newline, CLS, a
             merged token without a slot). The slots themselves where each slot is the cell of its number.
         total: tokens of the image before anything was pruned.
-        memory: what a method that acts at several layers keeps of this image from one to the next, in one prefill.
+        memory: what a method keeps of this image from one of its acts to the next, by keys of its own, in one prefill;
+            all frames of an image share it.
+        act: which of the method's acts it is.
     """
 
     keep: int
@@ -110,11 +114,14 @@ class ImageView:
     cells: Tensor = None  # type: ignore[assignment]  # filled in at once
     total: int = 0
     memory: dict[str, Any] = field(default_factory=dict)
+    act: Act = None  # type: ignore[assignment]  # filled in at once: in a view made by hand, of a method that acts once
 
     def __post_init__(self) -> None:
         if self.cells is None:
             self.cells = self.slots
         self.total = self.total or self.n
+        if self.act is None:
+            self.act = Act(None, self.info)  # type: ignore[arg-type]
 
     @property
     def n(self) -> int:

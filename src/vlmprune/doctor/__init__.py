@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import vlmprune
+from vlmprune.ask.run import chat_inputs
 from vlmprune.bench.load import load_model
 from vlmprune.core.errors import UserError
 from vlmprune.core.outputs import check_picture
@@ -20,7 +21,6 @@ from vlmprune.doctor.picture import save_layout
 from vlmprune.doctor.prompts import ask, one_prompt, padded_batch
 from vlmprune.doctor.proof import prove
 from vlmprune.models import adapter_for
-from vlmprune.report.run import chat_inputs
 
 QUESTION = "What color is the circle?"
 SHOWN = "random:0.5"  # what the layout is drawn with
@@ -72,7 +72,7 @@ def examine(
         if target is not None:
             save_layout(layout, sample, f"The visual tokens of {name}", SHOWN, target)
             parts.append([f"The layout is drawn in {target}."])
-    except Exception as error:  # a model on which this fails is what doctor is for: the rest of the report says more
+    except Exception as error:  # doctor is there for models on which this fails: the rest of the report says more
         parts.append([f"a sample picture: pruning it with {SHOWN} FAILS: {in_words(error)}"])
         shown = False
     asked = [ask(adapter, prompts(adapter, inputs)) for prompts in (one_prompt, padded_batch)]
@@ -84,7 +84,7 @@ def examine(
 
 
 def sample_picture() -> Image.Image:
-    """A picture with one bright disc, wider than high, so that a transposed grid would show."""
+    """A picture with one bright disc, wider than it is high, so that a transposed grid would show."""
     rows, cols = torch.meshgrid(torch.arange(168), torch.arange(224), indexing="ij")
     disc = (rows - 60) ** 2 + (cols - 150) ** 2 < 30**2
     picture = torch.full((168, 224, 3), 90, dtype=torch.uint8)
@@ -93,7 +93,7 @@ def sample_picture() -> Image.Image:
 
 
 def sample_inputs(processor: Any, sample: Image.Image) -> Any:
-    """The sample picture and a question as the processor words them; plainly, where it has no chat template."""
+    """The sample picture and a question as the processor words them; without a template where it has none."""
     token = getattr(processor, "image_token", None)
     if getattr(processor, "chat_template", None) or token is None:
         return chat_inputs(processor, sample, QUESTION)

@@ -14,7 +14,7 @@ from vlmprune.models.generic import GenericAdapter
 KINDS = {
     "full_attention": "full attention",
     "sliding_attention": "sliding window of {window} tokens",
-    "linear_attention": "recurrent (no keys a token)",
+    "linear_attention": "recurrent (no keys per token)",
 }
 
 
@@ -46,7 +46,7 @@ def _attention(adapter: Adapter) -> str:
 
 
 def attention_backends(model: Any) -> tuple[list[str], list[str]]:
-    """Backends that the model supports: those that this environment has, and those that it has not."""
+    """Backends that the model supports: those that this environment has, and those that it does not have."""
     flash, flex = getattr(model, "_supports_flash_attn", False), getattr(model, "_supports_flex_attn", False)
     known = {
         "eager": (True, True),

@@ -15,8 +15,8 @@ from vlmprune.models.base import Adapter
 
 NOTHING, DROPPED, KEPT = -1, 0, 1  # marks of a cell; NOTHING: no slot shows it
 CHARACTERS = {NOTHING: " ", DROPPED: ".", KEPT: "#"}
-WIDTH = 100  # characters a line
-PLAIN_WIDTH = 32  # slots a line where there is no grid
+WIDTH = 100  # characters per line
+PLAIN_WIDTH = 32  # slots per line where there is no grid
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Shown:
 
     Attributes:
         grid: of its slots, or None where none is known; its single block then holds the slots in order.
-        blocks: one a tile or frame.
+        blocks: one per tile or frame.
         others: marks [m] of the slots that show no patch.
         others_name: what these are.
         doubled: slots that share a cell with an earlier one.
@@ -146,7 +146,7 @@ def describe_layout(layout: Layout, method: str) -> list[str]:
 def _heading(image: Shown) -> str:
     grid = image.grid
     if grid is None:
-        return f"{image.count} slots, in no grid known to vlmprune; in their order:"
+        return f"{image.count} slots, in no grid that vlmprune knows; in their order:"
     if grid.frames == 1:
         return f"slot grid {grid.rows} x {grid.cols} (rows x columns):"
     blank = any(bool((block.marks == NOTHING).any()) for block in image.blocks)

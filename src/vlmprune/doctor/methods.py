@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import vlmprune
 from vlmprune.core.errors import UserError
+from vlmprune.core.method import PixelMethod
 from vlmprune.core.report import RunReport
+from vlmprune.core.roles import merges_inside
 from vlmprune.doctor.prompts import Prompts, generate
 from vlmprune.doctor.reference import difference, no_comparison, no_oracle, oracle, policies_of, uncached
 from vlmprune.models.base import Adapter
@@ -16,11 +18,11 @@ TOKENS = 4  # that each method generates
 
 
 class Wrong(Exception):
-    """What was generated differs from what it must be."""
+    """What was generated differs from what it has to be."""
 
 
 def try_methods(adapter: Adapter, prompts: Prompts) -> tuple[list[str], bool]:
-    """A line for each method, those that cannot run together by their reason; and whether none of them broke."""
+    """A line for each method that runs, one for each reason why others cannot; and whether none of them broke."""
     what = f"keep {KEEP}, {prompts.name}, {TOKENS} tokens generated with a cache"
     reason = no_comparison(adapter)
     compared = f"not compared with a run without one: {reason}" if reason else "compared with a run without one"
@@ -54,7 +56,7 @@ def _run(adapter: Adapter, prompts: Prompts, spec: str) -> str:
 
     Raises:
         UserError: the method cannot prune this model.
-        Wrong: it generated something else than it must.
+        Wrong: it did not generate what it has to.
     """
     with vlmprune.prune(adapter.model, spec, keep=KEEP) as session:
         try:
@@ -64,14 +66,14 @@ def _run(adapter: Adapter, prompts: Prompts, spec: str) -> str:
             if no_comparison(adapter) is None and not drops:
                 expected = uncached(adapter, prompts.inputs, answer)
         except UserError as error:
-            # it did prune, or met what nobody expects: no refusal
+            # it did prune, or met something unexpected: that is not a refusal
             if session.last.tokens or isinstance(error, Unexpected):
                 raise Wrong(in_words(error)) from error
             raise
     if drops:
         expected = oracle(adapter, prompts, answer.tokens, report, policies_of(adapter, vlmprune.recipe(spec, KEEP)))
     if expected is not None:
-        same = 1 if report.trimmed and not drops else TOKENS  # what is decoded sees less of trimmed caches
+        same = 1 if report.trimmed and not drops else TOKENS  # trimmed caches show less to what is decoded
         words, equal = difference(answer.logits[:, :same], expected[:, :same])
         if not equal:
             raise Wrong(f"what it generates differs from a run without a cache: {words}")
@@ -83,8 +85,8 @@ def _run(adapter: Adapter, prompts: Prompts, spec: str) -> str:
 def _only_drops(adapter: Adapter, spec: str, report: RunReport) -> bool:
     """Whether the oracle can say what a method must generate: it makes no tokens and edits no attention."""
     makes = any(report.merged) or any(
-        stage.method.stage == "pixels" or stage.method.inside_encoder
-        for stage in vlmprune.recipe(spec, KEEP).acts(adapter.info)
+        isinstance(stage.method, PixelMethod) or merges_inside(stage.method)
+        for stage in vlmprune.recipe(spec, KEEP).stages
     )
     return not makes and not report.fused and no_oracle(adapter) is None
 

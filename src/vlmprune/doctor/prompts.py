@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
+from transformers import Cache
 
 from vlmprune.models.base import Adapter
 from vlmprune.runtime.oracle import TOKEN_ARGUMENTS, with_text
 
-TOKENS = 6  # that are generated in each turn
+TOKENS = 6  # generated in each turn
 SLIDING = "sliding_attention"
 QUESTION = 4  # tokens of the second turn's question
 
@@ -154,7 +154,7 @@ class Asked:
 
     Attributes:
         unpruned: its answers to the turns that it managed.
-        failure: the error of the first one that it did not, None where it managed both.
+        failure: the error of the first turn that it did not manage, None where it managed both.
     """
 
     prompts: Prompts
@@ -168,7 +168,7 @@ def ask(adapter: Adapter, prompts: Prompts) -> Asked:
     for turns in (2, 1):
         try:
             return Asked(prompts, converse(adapter, prompts, turns).turns, failure)
-        except Exception as error:  # transformers' own, which pruning is not to answer for
+        except Exception as error:  # transformers' own, which pruning is not to blame for
             failure = error
     return Asked(prompts, [], failure)
 
@@ -185,7 +185,7 @@ def narrower_window(adapter: Adapter, prompts: Prompts) -> int | None:
 
 @contextmanager
 def sliding_window(adapter: Adapter, window: int | None) -> Iterator[None]:
-    """The model with a sliding window of so many tokens; as it is without a number."""
+    """The model with a sliding window of that many tokens; unchanged where it is None."""
     text = adapter.text_model
     holders = [] if window is None else [adapter.text_config, text.config, *text.modules()]
     own = {id(holder): (holder, value) for holder in holders if (value := _window(holder)) is not None}

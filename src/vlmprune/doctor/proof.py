@@ -1,5 +1,5 @@
-"""The proofs that pruning is exact on a model: each generates with a cache, as users do, and is held against what it
-must give."""
+"""The proofs that pruning is exact on a model: each generates with a cache, as users do, and is compared with
+what it has to give."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def prove(adapter: Adapter, asked: list[Asked]) -> tuple[list[str], bool]:
         nonlocal proven
         try:
             lines.append(f"  {name}: {judge()}")
-        except Exception as error:  # whatever the runtime or the model raises: the proof is not made
+        except Exception as error:  # whatever the runtime or the model raises, the proof fails
             lines.append(f"  {name}: FAILS: {in_words(error)}")
             proven = False
 

@@ -1,4 +1,4 @@
-"""What a pruned, cached generation must have given, and how far from it counts as equal."""
+"""What a pruned, cached generation has to give, and which distance from it counts as equal."""
 
 from __future__ import annotations
 
@@ -72,9 +72,8 @@ def image_numbers(adapter: Adapter, inputs: Mapping[str, Any], report: RunReport
 def policies_of(adapter: Adapter, recipe: Recipe, positions: str | None = None) -> dict[int, str]:
     """Position policy by layer (0: before the LLM), as the methods of a recipe ask for it, or as it is forced."""
     info, chosen = adapter.info, dict[int, str]()
-    for stage in recipe.acts(info):
-        layer = stage.method.decoder_layer(info) or 0
-        policy = positions or stage.method.positions(info)
+    for act in recipe.on(info).acts:
+        layer, policy = act.layer or 0, positions or act.positions
         chosen[layer] = "compact" if "compact" in (policy, chosen.get(layer)) else policy
     return chosen
 
@@ -83,8 +82,8 @@ def policies_of(adapter: Adapter, recipe: Recipe, positions: str | None = None) 
 def uncached(adapter: Adapter, inputs: Mapping[str, Any], answer: Answer) -> Tensor:
     """[B, T, V] the logits of an answer by one forward of the whole text, without a cache.
 
-    It says how many tokens stand behind the prompt (`logits_to_keep`), lest methods take them for a question. Positions
-    are counted as `generate` did, for some scores depend on where the counting begins.
+    It says how many tokens stand behind the prompt (`logits_to_keep`), so that methods do not take them for a question.
+    Positions are counted as `generate` did, because some scores depend on where the counting begins.
     """
     extra = answer.tokens.shape[1] - 1
     longer = with_text(adapter, inputs, answer.tokens[:, :-1])

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from PIL import Image
 
+from vlmprune.ask.scenes import slug
 from vlmprune.bench.table import Table, build_tables
 from vlmprune.core.errors import UserError
 from vlmprune.core.extras import check_packages
 from vlmprune.core.outputs import check_folder, make_folder
-from vlmprune.report.examples import sheet_of, slug
 from vlmprune.report.latex import latex
 from vlmprune.report.page import examples_of, render
 from vlmprune.report.plots import AXES, Style, accuracy_figure, png, pruned_methods, styles, svg
+from vlmprune.report.sheets import sheet_of
 from vlmprune.report.tables import blocks, categories, comma_separated, markdown
 
 
@@ -43,7 +44,7 @@ def build(folder: str | Path, *, force: bool = False) -> list[Path]:
         The files written, `index.html` last.
 
     Raises:
-        UserError: no such folder, no finished run in it, a broken file, a folder that must not or cannot be written, or
+        UserError: no such folder, no finished run in it, a broken file, a folder that may not or cannot be written, or
             a missing package.
     """
     folder = Path(folder)

@@ -27,7 +27,7 @@ class Flips:
     Attributes:
         row: the row.
         n: questions that both answered.
-        broken: right before, wrong after; of every task in turn, so that the first few show all of them.
+        broken: right before, wrong after; the tasks take turns, so that the first few show all of them.
         repaired: how many were wrong before and are right after.
     """
 

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from vlmprune.ask.overlay import draw
+from vlmprune.ask.scenes import Cut, Example, Reply, load_examples, picture
+from vlmprune.ask.sheet import shorten
 from vlmprune.bench.store import VANILLA, Result
 from vlmprune.bench.table import Cell, Row, Table
 from vlmprune.core.view import Grid
 from vlmprune.report import tables as shown
-from vlmprune.report.examples import Example, Reply, Stage, load_examples, picture
 from vlmprune.report.flips import Flips, flips
-from vlmprune.report.overlay import draw
 from vlmprune.report.plots import AXES, MANY, Style, accuracy_figure, inline_svg, pruned_methods
-from vlmprune.report.run import shorten
 from vlmprune.report.tables import Block, blocks
 
 if TYPE_CHECKING:
@@ -228,17 +228,17 @@ def _own_positions(row: Row) -> bool:
 
 
 def _card(example: Example, name: str, reply: Reply) -> Card:
-    stage = reply.stages[-1] if reply.stages else Stage(0, 1, 1, (0,), whole=True)
+    cut = reply.stages[-1] if reply.stages else Cut(0, 1, 1, (0,), whole=True)
     window = example.window
-    across, down = (window.right - window.left) / stage.cols, (window.bottom - window.top) / stage.rows
+    across, down = (window.right - window.left) / cut.cols, (window.bottom - window.top) / cut.rows
     transform = f"translate({window.left:.6g} {window.top:.6g}) scale({across:.6g} {down:.6g})"
-    path = "".join(f"M{cell % stage.cols} {cell // stage.cols}h1v1h-1z" for cell in stage.kept)
+    path = "".join(f"M{cell % cut.cols} {cell // cut.cols}h1v1h-1z" for cell in cut.kept)
     if not reply.stages:
         place = "nothing dropped"
-    elif stage.whole and len(stage.kept) == stage.rows * stage.cols:
-        place = f"resized to {stage.rows} × {stage.cols} tokens"
+    elif cut.whole and len(cut.kept) == cut.rows * cut.cols:
+        place = f"resized to {cut.rows} × {cut.cols} tokens"
     else:
-        place = f"before layer {stage.layer}" if stage.layer else "before the LLM"
+        place = f"before layer {cut.layer}" if cut.layer else "before the LLM"
     return Card(name, reply, transform, path, place)
 
 

@@ -1,7 +1,7 @@
-"""Accuracy against visual tokens, a small plot for each ability, one figure a model.
+"""Accuracy against visual tokens, a small plot for each ability, one figure per model.
 
-Matplotlib is imported when a figure is drawn, on its file backends only. Colours are told apart by colour-blind readers
-(Okabe and Ito's palette without its yellow), every method has a marker of its own, and the baselines are grey.
+Matplotlib is imported when a figure is drawn, on its file backends only. Colour-blind readers can tell the colours
+apart (Okabe and Ito's palette without its yellow), every method has a marker of its own, and the baselines are grey.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT, LINE = "#1d2127", "#646b76", "#d5dae1"
-MANY = 12  # methods, above which their intervals would be a thicket; the tables have them
+MANY = 12  # methods; with more, their intervals would be a thicket, and the tables have them
 _ABREAST = 8  # methods that get their full place side by side; more of them share it
 AXES = {"kept": "visual tokens kept", "entering": "visual tokens entering a layer, mean"}
 _BASELINES = {"random": ("#6f7782", "x"), "random@": ("#6f7782", "+"), "downsample": (INK, "s")}

@@ -37,7 +37,7 @@ class Block:
 
 
 def keep_words(keep: Keep | None) -> str:
-    """A budget for people: "33.3 %", "64 tokens", or that of recipes which name their own."""
+    """A budget for people: "33.3 %", "64 tokens", or, for recipes that name their own, "as each recipe says"."""
     if keep is None:
         return OWN_BUDGETS
     return f"{keep} tokens" if isinstance(keep, int) else f"{100 * keep:.1f} %"
@@ -155,7 +155,7 @@ def _sizes(table: Table) -> str:
 
 
 def _overview(table: Table) -> str:
-    """A row a method; for each budget the means and the tokens."""
+    """One row per method; for each budget the means and the tokens."""
     shown = blocks(table)
     names = list(dict.fromkeys(row.method for block in shown for row in block.rows))
     head = ["method", *(title for block in shown for title in (f"{block.title}: abs (rel)", "kept / entering"))]
@@ -265,7 +265,7 @@ def _figure(value: float | None) -> str:
 
 
 def comma_separated(tables: Sequence[Table]) -> str:
-    """One line a model, method, budget and task; percent, points and tokens with three digits."""
+    """One line per model, method, budget and task; percent, points and tokens with three digits."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_COLUMNS)
@@ -278,7 +278,7 @@ def comma_separated(tables: Sequence[Table]) -> str:
 
 
 def categories(tables: Sequence[Table]) -> str:
-    """Plain accuracy of each question type, comma-separated, one line a model, method, budget, task and type."""
+    """Plain accuracy of each question type, comma-separated, one line per model, method, budget, task and type."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("model", "method", "keep", "recipe", "task", "category", "accuracy"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.core.errors import UserError
-from vlmprune.core.method import Method
+from vlmprune.core.roles import MergesInside
 from vlmprune.runtime.attributes import put
 from vlmprune.runtime.taps import Capture
 
@@ -45,7 +45,7 @@ class EncoderMerging:
     """
 
     def __init__(
-        self, method: Method, layers: Sequence[nn.Module], patches: int, keep: int, cls: bool, family: str
+        self, method: MergesInside, layers: Sequence[nn.Module], patches: int, keep: int, cls: bool, family: str
     ) -> None:
         if not all(hasattr(layer, part) for layer in layers for part in PARTS):
             raise UserError(

@@ -55,18 +55,18 @@ def of_encoder(need: Need) -> tuple[EncoderNeed, ...]:
 
 def encoder_needs(adapter: Adapter, recipes: Iterable[Recipe]) -> list[EncoderNeed]:
     """Everything that the recipes' methods read from the encoder, each once."""
-    needs = (need for r in recipes for s in r.acts(adapter.info) for need in s.method.needs(adapter.info).values())
+    needs = (need for recipe in recipes for act in recipe.on(adapter.info).acts for need in act.needs.values())
     return list(dict.fromkeys(resolved(adapter, part) for need in needs for part in of_encoder(need)))
 
 
 def layers_read(adapter: Adapter, recipe: Recipe) -> dict[str, int]:
     """The 0-based encoder layer of each signal, by `method.signal`; of several layers by `method.signal.number`."""
     tower, found = EncoderOf(adapter), {}
-    for stage in recipe.acts(adapter.info):
-        for name, need in stage.method.needs(adapter.info).items():
+    for act in recipe.on(adapter.info).acts:
+        for name, need in act.needs.items():
             layers = [tower.layer(layer) for part in of_encoder(need) for layer in part.layers]
             for number, layer in enumerate(layers):
-                found[f"{stage.method.name}.{name}" + f".{number}" * (len(layers) > 1)] = layer
+                found[f"{act.method.name}.{name}" + f".{number}" * (len(layers) > 1)] = layer
     return found
 
 

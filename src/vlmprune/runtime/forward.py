@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import time
+from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from vlmprune.core.act import Act
 from vlmprune.core.errors import UserError
-from vlmprune.core.recipe import Stage
 from vlmprune.core.report import Kept, RunReport
 from vlmprune.runtime import deepstack
 from vlmprune.runtime.cache import Band, PrunedState, adopt, mark_whole, physical_length, state_of
@@ -18,12 +20,12 @@ from vlmprune.runtime.decoder_reading import DecoderReader, LayerTap, call_ahead
 from vlmprune.runtime.expected import EMBEDS, HIDDEN, MASK, POSITIONS, ROTARY, cache_in, cache_of
 from vlmprune.runtime.flow import Layout, Prompt, Segment, gather_rows, pad_left
 from vlmprune.runtime.fusion import FusedLayer
-from vlmprune.runtime.inside import Inside, SoFar, candidates_of
+from vlmprune.runtime.inside import Inside, candidates_of
 from vlmprune.runtime.masks import Masks
 from vlmprune.runtime.outcome import kept_slots, report_of
 from vlmprune.runtime.prompt_reading import Picked
 from vlmprune.runtime.prompt_text import ImageText, question_of, text_columns
-from vlmprune.runtime.select import prompt_seed, run_vision_stages
+from vlmprune.runtime.select import SoFar, prompt_seed, run_vision_acts
 from vlmprune.runtime.taps import AttentionCall
 from vlmprune.runtime.trimming import Cut, trim_caches
 from vlmprune.runtime.watch import Watch
@@ -50,7 +52,7 @@ class Forward:
         self.seconds = 0.0
         self.stages: list[tuple[int, Kept]] = []
         self.counts: list[tuple[int, list[int]]] = []
-        self.so_far: dict[tuple[int, int, int], SoFar] = {}  # by stage of the recipe, row and image
+        self.so_far: dict[tuple[int, int], defaultdict[int, SoFar]] = {}  # by row and image, then stage of the recipe
         self.cuts: list[Cut] = []  # inside the LLM
         self.trimmed: dict[int, int] = {}
         self._tap: LayerTap | None = None
@@ -178,15 +180,18 @@ class Forward:
         for row, images in enumerate(prompt.rows):
             if row and prompt.samples[row] == prompt.samples[row - 1]:
                 picked.append(picked[-1])  # another beam of the same sample
+                for number in range(len(images)):
+                    self.so_far[row, number] = copy.deepcopy(self._so_far(row - 1, number))
             else:
                 states = [
-                    run_vision_stages(
+                    run_vision_acts(
                         self.adapter,
-                        [stage.at(prompt.samples[row], number) for stage in self.hooks.before_llm],
+                        [act.at(prompt.samples[row], number) for act in self.hooks.before_llm],
                         image.tokens,
                         self.shown(row, image.columns),
                         self._text(row, number),
                         self._seed(row, number),
+                        self._so_far(row, number),
                     )
                     for number, image in enumerate(images)
                 ]
@@ -200,6 +205,10 @@ class Forward:
         as_they_were = all(now.features is None for now in left)
         whole = as_they_were and sum(len(now.slots) for now in left) == int((self.whole.image >= 0).sum())
         return self.embeds if whole else self._shorten(prompt, finals)
+
+    def _so_far(self, row: int, image: int) -> defaultdict[int, SoFar]:
+        """What each stage has known of an image until now."""
+        return self.so_far.setdefault((row, image), defaultdict(SoFar))
 
     def _seed(self, row: int, image: int) -> int:
         assert self.prompt is not None
@@ -255,7 +264,7 @@ class Forward:
         return embeds
 
     def _compact_before_llm(self) -> bool:
-        return any(self.hooks.policy(stage) == "compact" for stage in self.hooks.before_llm)
+        return any(self.hooks.policy(act) == "compact" for act in self.hooks.before_llm)
 
     def _cut(self, layer: int, orders: list[Tensor], policy: str) -> Layout:
         """From `layer` on, row b goes on with its tokens `orders[b]`, in that order."""
@@ -308,9 +317,9 @@ class Forward:
 
     def _note(self, number: int, hidden: Tensor) -> None:
         """Note what a method that acts before the next layer reads of this one."""
-        stage = self.hooks.at_layer.get(number + 1)
-        if stage is not None:
-            self._tap = LayerTap(self.adapter, number, stage.method.needs(self.adapter.info).values(), hidden)
+        act = self.hooks.at_layer.get(number + 1)
+        if act is not None:
+            self._tap = LayerTap(self.adapter, number, act.needs.values(), hidden)
 
     def stop_capture(self) -> None:
         if self._tap is not None:
@@ -320,21 +329,20 @@ class Forward:
 
     def _fuse(self, number: int, segment: Segment, prompt: Prompt) -> None:
         """Let the attention of this layer be edited for the tokens that a cut soon after it will remove."""
-        stage = self.hooks.at_layer[self.hooks.fused[number]]
-        fusion = stage.method.fusion(self.adapter.info)
-        assert fusion is not None
+        act = self.hooks.at_layer[self.hooks.fused[number]]
+        assert act.fusion is not None
         candidates = [
             [
                 candidates_of(
-                    self.adapter, stage, segment.layout, prompt, row, k, self._text(row, k), self._seed(row, k),
-                    self.so_far.setdefault((stage.number, row, k), SoFar()),
+                    self.adapter, act, segment.layout, prompt, row, k, self._text(row, k), self._seed(row, k),
+                    self._so_far(row, k)[act.stage],
                 )
                 for k in range(len(images))
             ]
             for row, images in enumerate(prompt.rows)
         ]  # fmt: skip
         if any(len(tokens) for row in candidates for tokens in row):
-            self.fused.append(FusedLayer(self.adapter, number, segment, candidates, prompt.tail, fusion))
+            self.fused.append(FusedLayer(self.adapter, number, segment, candidates, prompt.tail, act.fusion))
             self.fused[-1].start()
 
     def _end_fusion(self) -> None:
@@ -343,20 +351,20 @@ class Forward:
             self.fused[-1].stop()
             self.fused[-1].check()
 
-    def _run_at_layer(self, number: int, stage: Stage, hidden: Tensor, given: dict[str, Any]) -> Tensor:
+    def _run_at_layer(self, number: int, act: Act, hidden: Tensor, given: dict[str, Any]) -> Tensor:
         self.stop_capture()
         prompt, before, tap = self.prompt, self.segment_of(number - 1), self._tap
         assert prompt is not None
         if tap is not None and tap.reads_attention and tap.call is None:
             raise UserError(
-                f"{stage.method.name} reads the attention of decoder layer {number - 1}, which does not use "
+                f"{act.method.name} reads the attention of decoder layer {number - 1}, which does not use "
                 "transformers' attention functions."
             )
-        next_call = self._look_ahead(number, stage, hidden, given)
+        next_call = self._look_ahead(number, act, hidden, given)
         entered = self.segments[0].layout.image, self.entering_embeds
         reader = DecoderReader(self.adapter, before, hidden, tap, prompt.tail, number - 1, next_call, entered)
         self._tap = None
-        inside = Inside(stage, number, prompt, reader)
+        inside = Inside(act, number, prompt, reader)
         for row, images in enumerate(prompt.rows):
             inside.rows.append(
                 [
@@ -365,7 +373,7 @@ class Forward:
                         k,
                         self._text(row, k),
                         self._seed(row, k),
-                        self.so_far.setdefault((stage.number, row, k), SoFar()),
+                        self._so_far(row, k)[act.stage],
                     )
                     for k in range(len(images))
                 ]
@@ -377,14 +385,14 @@ class Forward:
         orders = [inside.order(row) for row in range(self.batch)]
         index, valid = pad_left(orders, self.device)
         self.cuts.append(Cut(number, index, valid))
-        layout = self._cut(number, orders, self.hooks.policy(stage))
+        layout = self._cut(number, orders, self.hooks.policy(act))
         return inside.write(gather_rows(hidden, index), layout)
 
     def _look_ahead(
-        self, number: int, stage: Stage, hidden: Tensor, given: dict[str, Any]
+        self, number: int, act: Act, hidden: Tensor, given: dict[str, Any]
     ) -> tuple[Segment, AttentionCall] | None:
         """The call that layer `number` would make of all that reach it; it may have stored fewer than the last one."""
-        if "ahead" not in taps_of(stage.method.needs(self.adapter.info).values()):
+        if "ahead" not in taps_of(act.needs.values()):
             return None
         own = self.segment_of(number)
         if self.changing:

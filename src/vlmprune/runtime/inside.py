@@ -7,15 +7,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from vlmprune.core.act import Act
 from vlmprune.core.needs import DecoderNeed
-from vlmprune.core.recipe import Stage
+from vlmprune.core.roles import Fusing, Observes
 from vlmprune.core.view import ImageView, Merged
 from vlmprune.models.base import Adapter
 from vlmprune.runtime.decoder_reading import DecoderReader
 from vlmprune.runtime.flow import Layout, Prompt
 from vlmprune.runtime.prompt_reading import Picked, prompt_signals
 from vlmprune.runtime.prompt_text import ImageText
-from vlmprune.runtime.select import choose, fusion_candidates
+from vlmprune.runtime.select import SoFar, choose, fusion_candidates, observe
 from vlmprune.runtime.vision import ImageTokens
 
 
@@ -38,22 +39,9 @@ class Chosen:
     new: Tensor | None = None
 
 
-@dataclass
-class SoFar:
-    """What the acts of one stage have known of one image until now.
-
-    Attributes:
-        reached: tokens that reached the first of them.
-        memory: what the method noted.
-    """
-
-    reached: int = 0
-    memory: dict[str, object] = field(default_factory=dict)
-
-
 def view_of(
     adapter: Adapter,
-    stage: Stage,
+    act: Act,
     data: ImageTokens,
     text: ImageText,
     now: Picked,
@@ -62,30 +50,29 @@ def view_of(
     so_far: SoFar,
 ) -> ImageView:
     """What a method inside the LLM sees of an image, without the signals of decoder layers."""
-    signals = prompt_signals(adapter, stage, data, text, now)
-    cells = data.cells(now.slots)
-    return ImageView(keep, now.slots, data.grid, adapter.info, signals, seed, cells, data.count, so_far.memory)
+    signals, cells = prompt_signals(act, data, text, now), data.cells(now.slots)
+    return ImageView(keep, now.slots, data.grid, adapter.info, signals, seed, cells, data.count, so_far.memory, act)
 
 
 def candidates_of(
-    adapter: Adapter, stage: Stage, layout: Layout, prompt: Prompt, row: int, image: int, text: ImageText, seed: int,
+    adapter: Adapter, act: Act, layout: Layout, prompt: Prompt, row: int, image: int, text: ImageText, seed: int,
     so_far: SoFar,
 ) -> Tensor:  # fmt: skip
     """Physical indices of the tokens of one image to which fusion draws attention, of those that are there now."""
     data = prompt.rows[row][image].tokens
     tokens = (layout.image[row] == image).nonzero().squeeze(1)
-    stage = stage.at(prompt.samples[row], image)
-    keep = stage.budget(len(tokens), so_far.reached or len(tokens))
-    if keep >= len(tokens):
+    act = act.at(prompt.samples[row], image)
+    keep = act.budget(len(tokens), so_far.reached or len(tokens))
+    if keep >= len(tokens) or not isinstance(act.method, Fusing):
         return tokens[:0]
     now = Picked(layout.origin[row, tokens], layout.slot[row, tokens])
-    view = view_of(adapter, stage, data, text, now, keep, seed, so_far)
-    return tokens[fusion_candidates(stage, view)]
+    view = view_of(adapter, act, data, text, now, keep, seed, so_far)
+    return tokens[fusion_candidates(act.method, view)]
 
 
 @dataclass
 class Inside:
-    """One stage on all images of a prompt.
+    """One act on all images of a prompt.
 
     Attributes:
         number: the decoder layer before which it acts.
@@ -93,7 +80,7 @@ class Inside:
         cut: whether anything was.
     """
 
-    stage: Stage
+    act: Act
     number: int
     prompt: Prompt
     reader: DecoderReader
@@ -106,15 +93,21 @@ class Inside:
         tokens = (layout.image[row] == image).nonzero().squeeze(1)
         slots, origin = layout.slot[row, tokens], layout.origin[row, tokens]
         so_far.reached = so_far.reached or len(tokens)
-        stage = self.stage.at(self.prompt.samples[row], image)
-        keep = stage.budget(len(tokens), so_far.reached)
-        if keep >= len(tokens):
+        act = self.act.at(self.prompt.samples[row], image)
+        keep = act.budget(len(tokens), so_far.reached)
+        stays = keep >= len(tokens)
+        if stays and not isinstance(act.method, Observes):
+            return Chosen(tokens, slots, origin)
+        keep = min(keep, len(tokens))
+        view = view_of(self.reader.adapter, act, data, text, Picked(origin, slots), keep, seed, so_far)
+        reading = self.reader.at(row, tokens)
+        inner = {name: need.read(reading) for name, need in act.needs.items() if isinstance(need, DecoderNeed)}
+        view = replace(view, signals={**view.signals, **inner})
+        observe(view)
+        if stays:
             return Chosen(tokens, slots, origin)
         self.cut = True
-        view = view_of(self.reader.adapter, stage, data, text, Picked(origin, slots), keep, seed, so_far)
-        needs, reading = stage.method.needs(view.info).items(), self.reader.at(row, tokens)
-        inner = {name: need.read(reading) for name, need in needs if isinstance(need, DecoderNeed)}
-        chosen = choose(stage, replace(view, signals={**view.signals, **inner}))
+        chosen = choose(view)
         if not isinstance(chosen, Merged):
             return Chosen(tokens[chosen], slots[chosen], origin[chosen])
         anchors = chosen.anchors.to(tokens.device)

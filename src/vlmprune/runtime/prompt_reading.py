@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from vlmprune.core.act import Act
 from vlmprune.core.errors import UserError
 from vlmprune.core.needs import DecoderNeed, EncoderNeed, PromptNeed
-from vlmprune.core.recipe import Stage
 from vlmprune.core.view import Aligned, TowerRows
-from vlmprune.models.base import Adapter
 from vlmprune.runtime.encoder_reading import resolved
 from vlmprune.runtime.prompt_text import ImageText
 from vlmprune.runtime.vision import ImageTokens
@@ -32,18 +31,18 @@ class Picked:
     features: Tensor | None = None
 
 
-def prompt_signals(adapter: Adapter, stage: Stage, image: ImageTokens, text: ImageText, now: Picked) -> dict[str, Any]:
+def prompt_signals(act: Act, image: ImageTokens, text: ImageText, now: Picked) -> dict[str, Any]:
     """The signals that need no decoder layer, as rows of the tokens still there."""
-    at, signals = PromptReader(stage.method.name, image, text, now), dict[str, Any]()
-    for name, need in stage.method.needs(adapter.info).items():
+    at, signals = PromptReader(act.method.name, image, text, now), dict[str, Any]()
+    for name, need in act.needs.items():
         if isinstance(need, PromptNeed):
             signals[name] = need.read(at)
         elif isinstance(need, EncoderNeed):
             signals[name] = _float(at.encoder(need))
         elif not isinstance(need, DecoderNeed):
-            raise TypeError(f"{stage.method.name}: {need!r} must be a PromptNeed, EncoderNeed or DecoderNeed")
-        elif stage.method.decoder_layer(adapter.info) is None:
-            raise TypeError(f"{stage.method.name} acts before the LLM and cannot read {need!r}")
+            raise TypeError(f"{act.method.name}: {need!r} must be a PromptNeed, EncoderNeed or DecoderNeed")
+        elif act.layer is None:
+            raise TypeError(f"{act.method.name} acts before the LLM and cannot read {need!r}")
     return signals
 
 

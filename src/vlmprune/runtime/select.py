@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from vlmprune.core.act import Act
 from vlmprune.core.budget import Keeps
 from vlmprune.core.errors import UserError
 from vlmprune.core.fusion import layers_before
 from vlmprune.core.method import Method, PixelMethod
-from vlmprune.core.recipe import Recipe, Stage
+from vlmprune.core.recipe import Recipe
+from vlmprune.core.roles import Fusing, Observes, OrdersParts, merges_inside
 from vlmprune.core.view import ImageView, Merged, Selection
 from vlmprune.models.base import Adapter
 from vlmprune.runtime.flow import Prompt
@@ -22,23 +25,27 @@ from vlmprune.runtime.prompt_text import ImageText
 from vlmprune.runtime.vision import ImageTokens
 
 
-def vision_stages(adapter: Adapter, recipe: Recipe) -> list[Stage]:
-    return [s for s in recipe.acts(adapter.info) if s.method.decoder_layer(adapter.info) is None]
+@dataclass
+class SoFar:
+    """What the acts of one stage have known of one image until now.
+
+    Attributes:
+        reached: tokens that reached the first of them.
+        memory: what the method noted.
+    """
+
+    reached: int = 0
+    memory: dict[str, object] = field(default_factory=dict)
 
 
-def decoder_stages(adapter: Adapter, recipe: Recipe) -> dict[int, Stage]:
-    layers = ((s.method.decoder_layer(adapter.info), s) for s in recipe.acts(adapter.info))
-    return {layer: stage for layer, stage in layers if layer is not None}
-
-
-def fused_layers(adapter: Adapter, stages: Mapping[int, Stage]) -> dict[int, int]:
+def fused_layers(adapter: Adapter, acts: Mapping[int, Act]) -> dict[int, int]:
     """Decoder layers whose attention is fused, and the layer before which what is fused there is removed.
 
     The two before a cut, or what has an attention map of them; a layer before two cuts is fused for the first.
     """
     layers: dict[int, int] = {}
-    for cut in sorted(stages):
-        if stages[cut].method.fusion(adapter.info) is None:
+    for cut in sorted(acts):
+        if acts[cut].fusion is None:
             continue
         attending = [layer for layer in layers_before(cut) if adapter.layer_kind(layer) != "linear_attention"]
         if not attending:
@@ -71,37 +78,48 @@ def prompt_seed(seed: int, ids: Tensor | None, image: int) -> int:
     return (seed * 1_000_003 + digest + 7919 * image) % (1 << 63)
 
 
-def run_vision_stages(
-    adapter: Adapter, stages: list[Stage], image: ImageTokens, shown: Tensor, text: ImageText, seed: int
-) -> list[Picked]:
-    """The image's tokens as they came from the tower, then after each stage before the LLM, taken `at` this image.
+def run_vision_acts(
+    adapter: Adapter, acts: Sequence[Act], image: ImageTokens, shown: Tensor, text: ImageText, seed: int,
+    so_far: defaultdict[int, SoFar],
+) -> list[Picked]:  # fmt: skip
+    """The image's tokens as they came from the tower, then after each act before the LLM, taken `at` this image.
 
     Args:
         shown: [count] which of the image's slots the attention mask does not hide.
+        so_far: what the acts of each stage have known of this image; they go on inside the LLM.
     """
     device = image.features.device
     resized = image.features.shape[0] < image.count
     whole = torch.arange(image.features.shape[0], device=device)[shown.to(device)[image.slots]]
     origin = torch.full_like(whole, -1) if image.made else whole
     states = [Picked(origin, image.slots[whole], image.features[whole] if resized else None)]
-    reached: dict[int, int] = {}
-    for stage in stages:
+    for act in acts:
         now = states[-1]
-        total = reached.setdefault(stage.number, len(now.slots))
-        keep = stage.budget(len(now.slots), total)
-        acted = isinstance(stage.method, PixelMethod) or stage.method.inside_encoder
-        if acted or keep >= len(now.slots):
+        known = so_far[act.stage]
+        known.reached = known.reached or len(now.slots)
+        keep = act.budget(len(now.slots), known.reached)
+        acted, stays = isinstance(act.method, PixelMethod) or merges_inside(act.method), keep >= len(now.slots)
+        if acted or (stays and not isinstance(act.method, Observes)):
             states.append(now)
             continue
-        signals = prompt_signals(adapter, stage, image, text, now)
-        cells = image.cells(now.slots)
-        view = ImageView(keep, now.slots, image.grid, adapter.info, signals, seed, cells, image.count)
-        states.append(_apply(stage, view, now, image))
+        signals, cells = prompt_signals(act, image, text, now), image.cells(now.slots)
+        keep = min(keep, len(now.slots))
+        view = ImageView(
+            keep, now.slots, image.grid, adapter.info, signals, seed, cells, image.count, known.memory, act
+        )
+        observe(view)
+        states.append(now if stays else _apply(view, now, image))
     return states
 
 
-def _apply(stage: Stage, view: ImageView, now: Picked, image: ImageTokens) -> Picked:
-    chosen = choose(stage, view)
+def observe(view: ImageView) -> None:
+    """Show the image to a method that looks at every one, the slots that it does not see left out."""
+    if isinstance(view.act.method, Observes):
+        view.act.method.observe(view)
+
+
+def _apply(view: ImageView, now: Picked, image: ImageTokens) -> Picked:
+    chosen = choose(view)
     if not isinstance(chosen, Merged):
         features = None if now.features is None else now.features[chosen]
         return Picked(now.origin[chosen], now.slots[chosen], features)
@@ -111,14 +129,17 @@ def _apply(stage: Stage, view: ImageView, now: Picked, image: ImageTokens) -> Pi
     return Picked(torch.full_like(slots, -1), slots, features.to(image.features))
 
 
-def choose(stage: Stage, view: ImageView) -> Selection:
-    """What the method selects: tokens without a patch hidden from it, frame by frame where it acts so, and checked.
+def choose(view: ImageView) -> Selection:
+    """What the method selects at this act: tokens without a patch hidden from it, frame by frame where it acts so.
+
+    It is checked.
 
     Returns:
         Kept indices in increasing order, or merged tokens.
     """
-    shown = _shown(stage.method, view)
-    if _counts_itself(stage.method):  # which of those that show a patch stay is its own business
+    method = view.act.method
+    shown = _shown(method, view)
+    if _counts_itself(method):  # which of those that show a patch stay is its own business
         view = replace(view, keep=max(1, len(shown) - 1))
     if len(shown) <= view.keep:  # everything that shows a patch stays, and the first of the others
         others = torch.ones(view.n, dtype=torch.bool, device=shown.device)
@@ -126,26 +147,26 @@ def choose(stage: Stage, view: ImageView) -> Selection:
         return torch.sort(torch.cat([shown, others.nonzero().squeeze(1)[: view.keep - len(shown)]])).values
     found: list[tuple[Tensor, Selection, int]] = []
     merges = False
-    for tokens, keep, frame in sorted(_competing(stage.method, view, shown), key=lambda part: len(part[0]) == part[1]):
+    for tokens, keep, frame in sorted(_competing(method, view, shown), key=lambda part: len(part[0]) == part[1]):
         if keep == len(tokens) and not merges:
             found.append((tokens, torch.arange(keep, device=tokens.device), frame or 0))
         elif keep > 0:  # a method that merges makes the tokens of a frame it keeps whole too
-            found.append((tokens, _checked(stage, _part(stage.method, view, tokens, keep, frame)), frame or 0))
+            found.append((tokens, _checked(_part(method, view, tokens, keep, frame)), frame or 0))
             merges = isinstance(found[-1][1], Merged)
-    return _together(stage.method, view, sorted(found, key=lambda part: int(part[0][0]))) if found else shown[:0]
+    return _together(method, view, sorted(found, key=lambda part: int(part[0][0]))) if found else shown[:0]
 
 
-def fusion_candidates(stage: Stage, view: ImageView) -> Tensor:
+def fusion_candidates(method: Fusing, view: ImageView) -> Tensor:
     """What a method that fuses gives up last, of the same parts in which it selects: indices in increasing order."""
-    shown = _shown(stage.method, view)
+    shown = _shown(method, view)
     found = [shown[:0]]
-    for tokens, keep, frame in _competing(stage.method, view, shown) if len(shown) > view.keep else []:
+    for tokens, keep, frame in _competing(method, view, shown) if len(shown) > view.keep else []:
         if 0 < keep < len(tokens):
-            part = _part(stage.method, view, tokens, keep, frame)
-            found.append(tokens[stage.method.candidates(part).to(tokens.device)])
+            part = _part(method, view, tokens, keep, frame)
+            found.append(tokens[method.candidates(part).to(tokens.device)])
     candidates = torch.sort(torch.cat(found)).values
     if bool((candidates.diff() == 0).any()):
-        raise RuntimeError(f"{stage} named a token twice among its candidates for fusion")
+        raise RuntimeError(f"{method.name} named a token twice among its candidates for fusion")
     return candidates
 
 
@@ -174,7 +195,7 @@ def _competing(method: Method, view: ImageView, shown: Tensor) -> list[tuple[Ten
 def _part(method: Method, view: ImageView, tokens: Tensor, keep: int, frame: int | None) -> ImageView:
     if frame is None and len(tokens) == view.n:
         return view
-    needs = method.needs(view.info)
+    needs = view.act.needs
     signals = {name: needs[name].take(value, tokens, frame) for name, value in view.signals.items()}
     return view.part(tokens, keep, signals)
 
@@ -202,38 +223,43 @@ def _together(method: Method, view: ImageView, found: list[tuple[Tensor, Selecti
             space = chosen.space
     if space is None:
         return torch.sort(torch.cat(anchors)).values
-    order = method.reading_order(view, {part[2]: own for part, own in zip(found, anchors, strict=True)})
+    parts = {part[2]: own for part, own in zip(found, anchors, strict=True)}
+    order = method.reading_order(view, parts) if isinstance(method, OrdersParts) else None
     made = [torch.cat(features), torch.cat(anchors), torch.cat(unchanged)]
     if order is not None:
         made = [values[order] for values in made]
     return Merged(made[0], made[1], space, made[2])
 
 
-def _checked(stage: Stage, view: ImageView) -> Selection:
-    chosen = stage.method.select(view)
+def _checked(view: ImageView) -> Selection:
+    chosen = view.act.method.select(view)
     if isinstance(chosen, Merged):
-        check_merged(stage, view, chosen)
+        check_merged(view, chosen)
         return chosen
-    return check_selection(stage, view, chosen)
+    return check_selection(view, chosen)
 
 
-def check_selection(stage: Stage, view: ImageView, chosen: Tensor) -> Tensor:
+def check_selection(view: ImageView, chosen: Tensor) -> Tensor:
     """The kept indices in increasing order; a method that broke the contract is a bug in the method."""
+    method = view.act.method
     chosen = torch.sort(chosen.to(view.slots.device, torch.long)).values
-    exact = len(chosen) == view.keep or not stage.method.exact
-    distinct = len(chosen) >= stage.method.least and bool((chosen.diff() > 0).all())
+    exact = len(chosen) == view.keep or not method.exact
+    distinct = len(chosen) >= method.least and bool((chosen.diff() > 0).all())
     within = len(chosen) == 0 or (int(chosen[0]) >= 0 and int(chosen[-1]) < view.n)
     if not (exact and distinct and within):
         raise RuntimeError(
-            f"{stage} returned {len(chosen)} indices where {view.keep} distinct ones of 0..{view.n - 1} were due"
+            f"{method.name} returned {len(chosen)} indices where {view.keep} distinct ones of 0..{view.n - 1} were due"
         )
     return chosen
 
 
-def check_merged(stage: Stage, view: ImageView, merged: Merged) -> None:
-    count = len(merged.features)
+def check_merged(view: ImageView, merged: Merged) -> None:
+    """Raise where merged tokens break the contract."""
+    method, count = view.act.method, len(merged.features)
+    if not method.merges:
+        raise RuntimeError(f"{method.name} returned merged tokens without saying that it `merges`")
     fits = len(merged.anchors) == count and count > 0 and bool((merged.anchors < view.n).all())
-    if not fits or (count != view.keep and stage.method.exact):
+    if not fits or (count != view.keep and method.exact):
         raise RuntimeError(
-            f"{stage} returned {count} merged tokens with {len(merged.anchors)} anchors; {view.keep} were due"
+            f"{method.name} returned {count} merged tokens with {len(merged.anchors)} anchors; {view.keep} were due"
         )

@@ -171,7 +171,7 @@ class Session:
             if hasattr(self.model, name):
                 self._attached.put(self.model, name, _refuse_continuous)
         self._watch_generate_mask()
-        trims = any(stage.method.trims_cache for stage in self._text.at_layer.values())
+        trims = any(act.method.trims_cache for act in self._text.at_layer.values())
         watch_candidates(self._attached, self.model, hold_back=trims)
 
     def _remove(self) -> None:

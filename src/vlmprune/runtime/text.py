@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from vlmprune.core.act import Act
 from vlmprune.core.errors import UserError
 from vlmprune.core.needs import PromptNeed
-from vlmprune.core.recipe import Recipe, Stage
+from vlmprune.core.recipe import Recipe
 from vlmprune.core.report import RunReport
 from vlmprune.models.base import Adapter
 from vlmprune.runtime import deepstack
@@ -24,7 +25,7 @@ from vlmprune.runtime.decoder_reading import check_readable
 from vlmprune.runtime.expected import EMBEDS, Expected, cache_in, cache_of, interface_of
 from vlmprune.runtime.flow import Prompt
 from vlmprune.runtime.forward import Forward
-from vlmprune.runtime.select import decoder_stages, fused_layers, vision_stages
+from vlmprune.runtime.select import fused_layers
 
 if TYPE_CHECKING:
     from vlmprune.runtime.text_tower import TextTower
@@ -128,11 +129,11 @@ class TextHooks:
         self, adapter: Adapter, recipe: Recipe, positions: str | None, seed: int, text_tower: TextTower | None
     ) -> None:
         self.adapter, self.recipe, self.positions, self.seed = adapter, recipe, positions, seed
-        self.before_llm = vision_stages(adapter, recipe)
-        self.at_layer = decoder_stages(adapter, recipe)
+        self.plan = recipe.on(adapter.info)
+        self.before_llm, self.at_layer = self.plan.before_llm, self.plan.inside
         self.fused = fused_layers(adapter, self.at_layer)
-        for layer, stage in self.at_layer.items():
-            check_readable(adapter, layer, stage.method.needs(adapter.info).values())
+        for layer, act in self.at_layer.items():
+            check_readable(adapter, layer, act.needs.values())
         self._threads, self.reports = Threads(), Reports()
         self.text_tower = text_tower
         self.question: str | list[str] | None = None
@@ -162,17 +163,13 @@ class TextHooks:
     @property
     def text_read(self) -> str | None:
         """What text-guided methods compared the image with."""
-        needs = (
-            need
-            for stage in self.recipe.acts(self.adapter.info)
-            for need in stage.method.needs(self.adapter.info).values()
-        )
+        needs = (need for act in self.plan.acts for need in act.needs.values())
         if not any(isinstance(need, PromptNeed) and need.compares_text for need in needs):
             return None
         return "instruction embeddings" if self.text_tower is None else "CLIP text tower"
 
-    def policy(self, stage: Stage) -> str:
-        return self.positions or stage.method.positions(self.adapter.info)
+    def policy(self, act: Act) -> str:
+        return self.positions or act.positions
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         interface = interface_of(module)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from vlmprune.core.recipe import Stage
+from vlmprune.core.act import Act
 from vlmprune.models.base import Adapter
 from vlmprune.runtime.cache import can_trim, trim
 from vlmprune.runtime.flow import Segment
@@ -29,7 +29,7 @@ class Cut(NamedTuple):
 
 
 def trim_caches(
-    cache: Cache, adapter: Adapter, segments: Sequence[Segment], stages: Mapping[int, Stage], cuts: Sequence[Cut]
+    cache: Cache, adapter: Adapter, segments: Sequence[Segment], acts: Mapping[int, Act], cuts: Sequence[Cut]
 ) -> tuple[list[Segment], dict[int, int]]:
     """Let the layers from before the first stage that trims caches keep only what the last of these stages left.
 
@@ -39,7 +39,7 @@ def trim_caches(
     Returns:
         The segments as they are stored then, and for each layer that was shortened the cut whose tokens it keeps.
     """
-    trimming = {number for number, stage in stages.items() if stage.method.trims_cache}
+    trimming = {number for number, act in acts.items() if act.method.trims_cache}
     last = max((at for at, cut in enumerate(cuts) if cut.number in trimming), default=None)
     if last is None:
         return list(segments), {}

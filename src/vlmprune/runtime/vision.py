@@ -22,7 +22,9 @@ from vlmprune.core.budget import Keep, Keeps, resolve_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import PixelMethod
 from vlmprune.core.needs import EncoderNeed
+from vlmprune.core.plan import acts_of
 from vlmprune.core.recipe import Recipe, Stage
+from vlmprune.core.roles import MergesInside, merges_inside
 from vlmprune.core.view import Grid, TowerRows, Whole
 from vlmprune.models.base import Adapter, Slots
 from vlmprune.models.patches import PatchAdapter
@@ -120,7 +122,7 @@ class VisionRecord:
 def own_encoding(recipe: Recipe) -> Stage | None:
     """The first stage, if it changes what the encoder gets or does: images must then be encoded for it alone."""
     first = recipe.stages[0] if recipe.stages else None
-    changes = first is not None and (isinstance(first.method, PixelMethod) or first.method.inside_encoder)
+    changes = first is not None and (isinstance(first.method, PixelMethod) or merges_inside(first.method))
     return first if changes else None
 
 
@@ -169,8 +171,8 @@ class VisionWrapper:
 
     def _encoded(self, call: dict[str, Any]) -> Any:
         """`run`, with the adapter as this call sees the model."""
-        if self.stage is not None and self.stage.method.inside_encoder:
-            return self._merged(call, self.stage)
+        if self.stage is not None and isinstance(self.stage.method, MergesInside):
+            return self._merged(call, self.stage, self.stage.method)
         budgets = self._budgets(call)
         whole, used = self._resized(call, budgets) if self.stage is not None else (None, call)
         reader = EncoderReader(self.adapter, self.modality, self.needs)
@@ -205,7 +207,7 @@ class VisionWrapper:
     def running(self) -> bool:
         return id(self.adapter.inner) in _RUNNING
 
-    def _merged(self, call: dict[str, Any], stage: Stage) -> Any:
+    def _merged(self, call: dict[str, Any], stage: Stage, method: MergesInside) -> Any:
         """`get_*_features` with tokens merged inside the encoder."""
         places, adapter = self.adapter.slots(self.modality, call), self.adapter
         whole = isinstance(adapter, PatchAdapter) and adapter.patches_a_side == 1
@@ -216,18 +218,18 @@ class VisionWrapper:
             )
         count = len(places[0].cells)
         budget = stage.keep.different[0] if isinstance(stage.keep, Keeps) else stage.keep  # one for all
-        keep = stage.method.budget(budget, count, count)
+        keep = acts_of(stage.method, budget, adapter.info)[0].budget(count, count)
         if keep >= count:
             plain = copy.copy(self)
             plain.stage = None
             return plain._encoded(call)
         layers = adapter.encoder_layers(self.modality)[: adapter.used_layer + 1]
-        with EncoderMerging(stage.method, layers, count, keep, adapter.has_cls, adapter.family) as merging:
+        with EncoderMerging(method, layers, count, keep, adapter.has_cls, adapter.family) as merging:
             output = self._encode({**call, "return_dict": True})
         record = VisionRecord([])
         features = adapter.features(self.modality, call, output.pooler_output)
         for rows, place, anchors in zip(features, places, merging.anchors(), strict=True):
-            order = anchors.argsort() if stage.method.restores_order else torch.arange(keep, device=rows.device)
+            order = anchors.argsort() if method.restores_order else torch.arange(keep, device=rows.device)
             own = replace(place, cells=place.cells.to(rows.device))
             record.images.append(ImageTokens(rows[order], anchors[order], own, adapter, made=True))
         output.pooler_output = _spread_rows(record, output.pooler_output, [image.features for image in record.images])

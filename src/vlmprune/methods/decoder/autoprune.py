@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from vlmprune.author import (
-    ClsAttention, HiddenStates, ImageView, Keep, LastQueryAttention, Method, ModelInfo, Need, Selection,
+    Act, At, ClsAttention, HiddenStates, ImageView, Keep, LastQueryAttention, Method, ModelInfo, Need, Selection,
     TextQueryAttention, USED, UserError, ascending, resolve_keep, top_k,
 )  # fmt: skip
 from vlmprune.methods.checks import one_of, positive, true_or_false
@@ -52,7 +51,7 @@ class AutoPrune(Method):
     stage: ClassVar[str] = "decoder"
     summary: ClassVar[str] = "after every layer, along a curve set by mutual information of text and image"
     budget_means: ClassVar[str] = "an average over layers"
-    after: ClassVar[int | None] = None  # the layer after which an act stands
+    merges: ClassVar[bool] = True
 
     flash: bool = False
     mi_rows: str = "text"
@@ -77,35 +76,32 @@ class AutoPrune(Method):
     def positions(self, info: ModelInfo) -> str:
         return "compact" if info.llava else "original"
 
-    def decoder_layer(self, info: ModelInfo) -> int:
-        return (self.after or 0) + 1
-
-    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[Method]:
+    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[int | At | None]:
         if info.attention_layers is not None:
             raise UserError(
                 "autoprune reads attention at every decoder layer, and some layers of this model have none."
             )
-        acts = [copy.copy(self) for _ in range(info.decoder_layers - 1)]
-        for layer, act in enumerate(acts):
-            act.__dict__["after"] = layer
-        return acts
+        return [At(layer + 1, self.needs_after(layer)) for layer in range(info.decoder_layers - 1)]
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
-        informed = self.after in (0, 1) and (not self.flash or self.mi_rows == "text")
+        return self.needs_after(0)
+
+    def needs_after(self, layer: int) -> dict[str, Need]:
+        informed = layer in (0, 1) and (not self.flash or self.mi_rows == "text")
         needs: dict[str, Need] = {"last": LastQueryAttention()} if self.flash else {}
         if informed or not self.flash:
             needs["text"] = TextQueryAttention(heads="all" if informed else "mean")
-        return {**needs, **({"states": HiddenStates()} if self.after else {"cls": ClsAttention(USED)})}
+        return {**needs, **({"states": HiddenStates()} if layer else {"cls": ClsAttention(USED)})}
 
-    def budget(self, keep: Keep, n: int, total: int) -> int:
-        target = resolve_keep(keep, total)
+    def budget(self, act: Act, n: int, total: int) -> int:
+        target = resolve_keep(act.keep, total)
         if target == total or n == 1:
             return n
         # the act after layer 1 is told the target so; later ones go by its curve
-        return min(n, int(2.5 * target)) if self.after == 0 else min(n - 1, target)
+        return min(n, int(2.5 * target)) if act.number == 0 else min(n - 1, target)
 
     def select(self, view: ImageView) -> Selection:
-        if self.after == 0:
+        if view.act.number == 0:
             return ascending(top_k(self.first_score(view), view.keep))
         relation = self.relation(view)
         kept = ascending(top_k(relation, self.count(view)))
@@ -130,9 +126,8 @@ class AutoPrune(Method):
 
     def count(self, view: ImageView) -> int:
         """Tokens kept by their score after layer 1 and on."""
-        assert self.after is not None
-        if self.after == 1:
+        if view.act.number == 1:
             steepness, depth = max(self.k0 - self.gamma * self.information(view), 0.0), view.info.decoder_layers
             shares = keep_shares(steepness, view.keep, view.n, view.total, depth, self.x0)
             view.memory["counts"] = [math.ceil((view.n - 1) * share) for share in shares]
-        return max(1, min(view.memory["counts"][self.after - 1], view.n))
+        return max(1, min(view.memory["counts"][view.act.number - 1], view.n))

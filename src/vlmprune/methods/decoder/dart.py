@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.author import (
-    DecoderKeys, DecoderMethod, DecoderStates, ImageView, Keep, ModelInfo, Need, UserError, ascending, top_k,
+    Act, DecoderKeys, DecoderMethod, DecoderStates, ImageView, ModelInfo, Need, UserError, ascending, top_k,
 )  # fmt: skip
 from vlmprune.methods.checks import OFFICIAL, PAPER, UNIPRUNE, one_of, rounded_down, whole
 
@@ -69,8 +69,8 @@ class Dart(DecoderMethod):
     def positions(self, info: ModelInfo) -> str:
         return "compact" if self.compat == UNIPRUNE and info.family == "internvl" else "original"
 
-    def budget(self, keep: Keep, n: int, total: int) -> int:
-        return rounded_down(keep, n) if self.compat == UNIPRUNE else super().budget(keep, n, total)
+    def budget(self, act: Act, n: int, total: int) -> int:
+        return rounded_down(act.keep, n) if self.compat == UNIPRUNE else super().budget(act, n, total)
 
     def select(self, view: ImageView) -> Tensor:
         return ascending(torch.cat(self.rounds(view)))

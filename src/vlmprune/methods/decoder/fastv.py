@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vlmprune.author import (
-    DecoderMethod, ImageView, Keep, LastQueryAttention, Merged, Method, ModelInfo, Need, Scorer, Selection,
-    TextQueryAttention, UserError, top_k,
+    Act, At, DecoderMethod, ImageView, Keep, LastQueryAttention, Merged, ModelInfo, Need, Scorer, Selection,
+    TextQueryAttention, UserError, resolve_keep, top_k,
 )  # fmt: skip
 from vlmprune.methods.checks import PAPER, UNIPRUNE, average_too_small, one_of, rounded_down, true_or_false
 from vlmprune.methods.decoder.staged import share_of
@@ -52,8 +51,6 @@ class FastV(Scorer, DecoderMethod):
     name: ClassVar[str] = "fastv"
     summary: ClassVar[str] = "tokens the last prompt token attends to at decoder layer K-1"
 
-    depth: ClassVar[int | None] = None  # of the model, where the budget is an average
-
     query: str = LAST
     average: bool = False
     compat: str = PAPER
@@ -76,31 +73,30 @@ class FastV(Scorer, DecoderMethod):
     def positions(self, info: ModelInfo) -> str:
         return "compact" if self.compat == UNIPRUNE and info.family == "internvl" else "original"
 
-    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[Method]:
-        if not self.average:
-            return (self,)
-        made = copy.copy(self)
-        made.__dict__["depth"] = info.decoder_layers
-        if isinstance(keep, float):
-            made.share(keep)  # says what is wrong before anything runs
-        return (made,)
+    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[int | At | None]:
+        if self.average and isinstance(keep, float):
+            self.share(keep, info.decoder_layers)  # says what is wrong before anything runs
+        return super().acts(info, keep)
 
-    def share(self, average: float) -> float:
+    def share(self, average: float, depth: int) -> float:
         """What stays before layer K, so that a layer is entered by `average` of the tokens on average.
 
         Raises:
             UserError: the layers before it alone see more.
         """
-        assert self.depth is not None
-        left = (average * self.depth - self.layer) / (self.depth - self.layer)
+        left = (average * depth - self.layer) / (depth - self.layer)
         if left <= 0:
-            raise average_too_small("fastv", average, self.layer, self.depth)
+            raise average_too_small("fastv", average, self.layer, depth)
         return left
 
-    def budget(self, keep: Keep, n: int, total: int) -> int:
+    def budget(self, act: Act, n: int, total: int) -> int:
         if self.average and total:
-            return super().budget(self.share(share_of(keep, total)), n, total)
-        return rounded_down(keep, n) if self.compat == UNIPRUNE else super().budget(keep, n, total)
+            return resolve_keep(self.share(share_of(act.keep, total), act.info.decoder_layers), n)
+        return rounded_down(act.keep, n) if self.compat == UNIPRUNE else super().budget(act, n, total)
+
+    @property
+    def merges(self) -> bool:
+        return self.compat == UNIPRUNE  # tokens as they were, in another order
 
     def select(self, view: ImageView) -> Selection:
         if self.compat == PAPER:

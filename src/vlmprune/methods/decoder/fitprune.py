@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from vlmprune.author import (
-    ImageView, Keep, Method, ModelInfo, Need, Scorer, TextQueryAttention, VisualQueryAttention, ascending, top_k,
+    Act, At, ImageView, Keep, ModelInfo, Need, Scorer, TextQueryAttention, VisualQueryAttention, ascending, top_k,
 )  # fmt: skip
 from vlmprune.methods.checks import PAPER, UNIPRUNE, one_of
 from vlmprune.methods.decoder.fitprune_curves import entering, published, read_curve
+from vlmprune.methods.decoder.staged import share_of
 
 
 @dataclass
@@ -26,7 +28,7 @@ class FitPrune(Scorer):
     Formula: B = max over heads of the softmax map of layer l. self [n] = mean of B over the image's queries, cross [n]
     = sum of B over the T text queries after the image. Layer l deletes the recipe[l] tokens with the smallest
     self * cross, after its attention. Here they go before layer l+1: its MLP still sees them, and they reach nothing
-    else. The recipe comes from `vlmprune.calibration.fitprune`. Time O(T n) an act, memory O(T n).
+    else. The recipe comes from `vlmprune.fit.calibration.fitprune`. Time O(T n) an act, memory O(T n).
 
     Defaults: `keep` is the average share of the image's tokens that enters a layer, by the authors' recipes for
     LLaVA-1.5-7B (saving 10 to 90 % of operations keeps 0.94 to 0.126). Ours is what they do not say: between two of
@@ -64,17 +66,22 @@ class FitPrune(Scorer):
     def decoder_layer(self, info: ModelInfo) -> int:
         return 2 if self.compat == UNIPRUNE else 1
 
-    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[Method]:
+    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[int | At | None]:
         if self.compat == UNIPRUNE:
-            return (self,)
+            return super().acts(info, keep)
         depth = info.decoder_layers
-        curves = published() if self.recipe is None else [read_curve(self.recipe)]
-        after = info.attention_layers or range(depth)
-        return [_Deletion(layer + 1, depth, curves, per=self.per) for layer in after if layer + 1 < depth]
+        return [layer + 1 for layer in info.attention_layers or range(depth) if layer + 1 < depth]
 
-    def budget(self, keep: Keep, n: int, total: int) -> int:
-        """Of "uniprune", which rounds down."""
-        return min(n, max(1, int(keep * n) if isinstance(keep, float) else keep))
+    @cached_property
+    def curves(self) -> list[tuple[float, ...]]:
+        return published() if self.recipe is None else [read_curve(self.recipe)]
+
+    def budget(self, act: Act, n: int, total: int) -> int:
+        if self.compat == UNIPRUNE:
+            return min(n, max(1, int(act.keep * n) if isinstance(act.keep, float) else act.keep))
+        assert act.layer is not None
+        left = entering(self.curves, share_of(act.keep, total), act.info.decoder_layers)[act.layer]
+        return min(n, max(1, round(left * total)))
 
     def score(self, view: ImageView) -> Tensor:
         text = view["text"]
@@ -83,21 +90,6 @@ class FitPrune(Scorer):
     def select(self, view: ImageView) -> Tensor:
         score = self.score(view)
         return ascending(top_k(-score if self.compat == UNIPRUNE else score, view.keep))
-
-
-class _Deletion(FitPrune):
-    """What is deleted before one layer."""
-
-    def __init__(self, layer: int, depth: int, curves: list[tuple[float, ...]], per: str | None = None) -> None:
-        super().__init__(per=per)
-        self.layer, self.depth, self.curves = layer, depth, curves
-
-    def decoder_layer(self, info: ModelInfo) -> int:
-        return self.layer
-
-    def budget(self, keep: Keep, n: int, total: int) -> int:
-        share = keep if isinstance(keep, float) else min(keep, total) / total
-        return min(n, max(1, round(entering(self.curves, share, self.depth)[self.layer] * total)))
 
 
 def expendable(cross: Tensor, own: Tensor, whole: tuple[float, float], alpha: float) -> tuple[int, int, Tensor]:

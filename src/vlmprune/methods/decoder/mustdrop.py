@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vlmprune.author import (
-    ClsAttention, Depth, ImageView, Keep, ModelInfo, Need, TextQueryAttention, UserError, ascending, top_k,
+    Act, ClsAttention, Depth, ImageView, ModelInfo, Need, TextQueryAttention, UserError, ascending, top_k,
 )  # fmt: skip
 from vlmprune.methods.checks import positive, share, true_or_false
 from vlmprune.methods.decoder.staged import Staged
@@ -104,8 +104,8 @@ class MustDrop(Staged):
             low, high = (q, high) if passed < share * info.decoder_layers else (low, q)
         return [high ** (i + 1) for i in range(len(layers))]
 
-    def budget(self, keep: Keep, n: int, total: int) -> int:
-        return super().budget(keep, n, total) if self.budgeted else max(1, n - 1)
+    def budget(self, act: Act, n: int, total: int) -> int:
+        return super().budget(act, n, total) if self.budgeted else max(1, n - 1)
 
     def select(self, view: ImageView) -> Tensor:
         rows = view["text"] if len(view["text"]) else torch.zeros_like(view["text"].sum(0))[None]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlmprune.author import (
-    EnteredEmbeddings, HiddenStates, ImageView, Keep, ModelInfo, Need, PromptText, RotaryGain, Selection,
+    Act, EnteredEmbeddings, HiddenStates, ImageView, ModelInfo, Need, PromptText, RotaryGain, Selection,
     TextQueryAttention, ascending, top_k,
 )  # fmt: skip
 from vlmprune.methods.checks import one_of, positive
@@ -78,6 +78,10 @@ class SparseVLM(Staged):
     def exact(self) -> bool:
         return self.version == PLUS  # the others add recycled tokens to the budget
 
+    @property
+    def merges(self) -> bool:
+        return self.version != PLUS
+
     def positions(self, info: ModelInfo) -> str:
         return "compact" if info.llava and self.version != PLUS else "original"
 
@@ -95,10 +99,10 @@ class SparseVLM(Staged):
             return [share] * len(layers)
         return [k / 576 for k in interpolate(COUNTS[self.version], share, of=576)]
 
-    def budget(self, keep: Keep, n: int, total: int) -> int:
+    def budget(self, act: Act, n: int, total: int) -> int:
         if self.version == V1:  # the rank tells
-            return n if share_of(keep, total) == 1 else max(1, n - 1)
-        return super().budget(keep, n, total)
+            return n if share_of(act.keep, total) == 1 else max(1, n - 1)
+        return super().budget(act, n, total)
 
     def select(self, view: ImageView) -> Selection:
         raters = self.raters(view)
@@ -126,7 +130,6 @@ class SparseVLM(Staged):
 
     def by_rank(self, view: ImageView, rows: Tensor) -> int:
         """k of version 1.0, all where the rows [R, n] have full rank."""
-        assert self.act is not None
-        scale, bias = interpolate(COUNTS[V1], share_of(self.act.keep, view.total), of=576, whole=(40.5, 0.0))
+        scale, bias = interpolate(COUNTS[V1], share_of(view.act.keep, view.total), of=576, whole=(40.5, 0.0))
         rank = int(torch.linalg.matrix_rank(rows.float()))
         return view.n if rank == view.n else max(1, min(int(rank * scale + bias), view.n - 1))

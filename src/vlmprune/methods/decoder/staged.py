@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vlmprune.author import Keep, Method, ModelInfo, UserError
+from vlmprune.author import Act, At, Keep, Method, ModelInfo, UserError
 from vlmprune.core.method import check_layer, layer_within
-
-
-@dataclass(frozen=True)
-class Act:
-    """One act of a method: which one it is (0, 1, ...), before which of the `layers` of its model, and the budget."""
-
-    number: int
-    layers: tuple[int, ...]
-    info: ModelInfo
-    keep: Keep
-
-    @property
-    def layer(self) -> int:
-        return self.layers[self.number]
 
 
 @dataclass
 class Staged(Method):
-    """Base of these methods: a copy of the method makes each act.
+    """Base of these methods.
 
     A subclass says before which layers its authors act (`usual_layers`), what share of the tokens is left after each
     act (`shares`), and how an act selects.
@@ -38,7 +23,6 @@ class Staged(Method):
 
     stage: ClassVar[str] = "decoder"
     looks_ahead: ClassVar[bool] = False  # reads layer K instead of layer K-1
-    act: ClassVar[Act | None] = None
 
     layers: tuple[int, ...] | None = None
 
@@ -70,22 +54,18 @@ class Staged(Method):
             )
         return layers
 
-    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[Method]:
-        layers, made = self.schedule(info), []
+    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[int | At | None]:
+        layers = self.schedule(info)
         if isinstance(keep, float) and len(self.shares(keep, layers, info)) < len(layers):
             raise UserError(f"{self.name} has no schedule for as many as {len(layers)} layers.")
-        for number in range(len(layers)):
-            made.append(copy.copy(self))
-            made[-1].__dict__["act"] = Act(number, layers, info, keep)
-        return made
+        return layers
 
     def decoder_layer(self, info: ModelInfo) -> int:
-        return self.schedule(info)[0] if self.act is None else self.act.layer
+        return self.schedule(info)[0]
 
-    def budget(self, keep: Keep, n: int, total: int) -> int:
-        assert self.act is not None
-        share = share_of(keep, total)
-        left = self.shares(share, self.act.layers, self.act.info)[self.act.number]
+    def budget(self, act: Act, n: int, total: int) -> int:
+        share = share_of(act.keep, total)
+        left = self.shares(share, act.decoder_layers, act.info)[act.number]
         return min(n, max(self.least, int(total * left + 1e-6)))  # 0.3 of 10 tokens are 3, not 2.9999
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from vlmprune.author import ImageView, Keep, Method, ModelInfo, UserError
+from vlmprune.author import Act, At, ImageView, Keep, Method, ModelInfo, UserError
 from vlmprune.core.method import check_layer, layer_within
 
 
@@ -22,7 +22,7 @@ class VTW(Method):
 
     Formula: layers 0..K-1 see every token, layers K.. the text alone. The search for K compares P, softmax of the last
     prompt token's logits, with Q_l, the same with the withdrawal before layer l: K = the first l with
-    mean over samples of sum Q_l (ln Q_l - ln P) <= eta (`vlmprune.withdrawal.find_layer`). Time O(1), memory O(1).
+    mean over samples of sum Q_l (ln Q_l - ln P) <= eta (`vlmprune.fit.withdrawal.find_layer`). Time O(1), memory O(1).
 
     Defaults: `keep` is the share of layers that see the image, which is also the average share of tokens that enter a
     layer: K = round(keep * depth), at least 1. `vtw@16` names K and takes no budget: 15 or 16 of 32 layers on
@@ -53,19 +53,19 @@ class VTW(Method):
     def budgeted(self) -> bool:
         return self.layer is None
 
-    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[Method]:
+    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[int | At | None]:
         if self.layer is not None:
-            return (self,)
+            return super().acts(info, keep)
         if not isinstance(keep, float):
             raise UserError(f"vtw drops all tokens of an image: {keep} of them is not a share of layers, as 0.5 is.")
         layer = max(1, round(keep * info.decoder_layers))
-        return () if layer >= info.decoder_layers else (replace(self, layer=layer),)
+        return () if layer >= info.decoder_layers else (layer,)
 
     def decoder_layer(self, info: ModelInfo) -> int | None:
         """None where the budget tells."""
         return None if self.layer is None else layer_within(self.name, self.layer, info)
 
-    def budget(self, keep: Keep, n: int, total: int) -> int:
+    def budget(self, act: Act, n: int, total: int) -> int:
         return 0
 
     def select(self, view: ImageView) -> Tensor:

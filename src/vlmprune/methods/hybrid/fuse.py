@@ -8,15 +8,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.author import ImageView, Keep, Method, ModelInfo, Need, PixelMethod, UserError
+from vlmprune.author import Act, ImageView, Method, ModelInfo, Need, PixelMethod, UserError
 from vlmprune.core.method import check_layer, layer_within
 from vlmprune.methods.checks import share
-from vlmprune.methods.hybrid.fusing import Fusing
+from vlmprune.methods.hybrid.fusing import PruneAwareFusion
 from vlmprune.methods.vision.divprune import DivPrune
 
 
 @dataclass
-class Fuse(Fusing):
+class Fuse(PruneAwareFusion):
     """What another method chooses before the LLM, cut inside it: until then attention is drawn to the next best.
 
     Paper: Hi-Lo Prune (CVPR 2026, https://cvpr.thecvf.com/virtual/2026/poster/40023), whose authors put their
@@ -89,15 +89,15 @@ class Fuse(Fusing):
             )
         return layer_within(self.name, self.layer, info)
 
-    def budget(self, keep: Keep, n: int, total: int) -> int:
-        return self.selector.budget(keep, n, total)
+    def budget(self, act: Act, n: int, total: int) -> int:
+        return self.selector.budget(act, n, total)
 
-    def candidate_count(self, info: ModelInfo, keep: int, n: int) -> int:
+    def candidate_count(self, act: Act, keep: int, n: int) -> int:
         return min(n - keep, round(self.share * n))
 
     def plan(self, view: ImageView) -> tuple[Tensor, Tensor]:
         kept = self._chosen(view)
-        more = view.keep + self.candidate_count(view.info, view.keep, view.n)
+        more = view.keep + self.candidate_count(view.act, view.keep, view.n)
         everything = torch.arange(view.n, device=view.slots.device)
         wider = everything if more == view.n else self._chosen(replace(view, keep=more))
         return kept, wider[~torch.isin(wider, kept)]

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.author import Fusion, ImageView, Method, ModelInfo
+from vlmprune.author import Fusing, Fusion, ImageView, Method, ModelInfo
 from vlmprune.methods.checks import one_of, positive, share, true_or_false
 
 ROW, CANDIDATES = "row", "candidates"
@@ -17,7 +17,7 @@ HIGHER_TAU = ("qwen2_vl", "qwen2_5_vl")  # 0.1 there, 0.05 on Qwen3-VL and LLaVA
 
 
 @dataclass(kw_only=True)
-class Fusing(Method):
+class PruneAwareFusion(Fusing):
     """Base of these methods. A subclass says where it acts, and in `plan` what is kept and what is fused first.
 
     Args:

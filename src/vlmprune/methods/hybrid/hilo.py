@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from vlmprune.author import (
-    Features, Fusion, ImageView, Keep, ModelInfo, Need, Pixels, UserError, ascending, resolve_keep,
+    Act, At, Features, ImageView, Keep, ModelInfo, Need, Pixels, UserError, ascending, resolve_keep,
 )  # fmt: skip
 from vlmprune.methods.checks import one_of, positive, share
 from vlmprune.methods.decoder.staged import Staged, share_of
 from vlmprune.methods.diversity import most_diverse
-from vlmprune.methods.hybrid.fusing import Fusing
+from vlmprune.methods.hybrid.fusing import PruneAwareFusion
 
 RAW, NORMALIZED = "raw", "normalized"
 FUSED_CUTS = 2
@@ -23,7 +23,7 @@ SHARES = {"qwen2_vl": 0.6}  # and 0.9 on LLaVA, 0.3 elsewhere
 
 
 @dataclass
-class HiLo(Fusing, Staged):
+class HiLo(PruneAwareFusion, Staged):
     """Diverse in pixels first, diverse in semantics among those; what only the pixels chose is fused before the cut.
 
     Paper: Hi-Lo Prune: Look at What You'll Lose before Pruning with Hierarchical Token Selection (CVPR 2026,
@@ -73,7 +73,7 @@ class HiLo(Fusing, Staged):
     ratio: float = 2.0
 
     def __post_init__(self) -> None:
-        Fusing.__post_init__(self)
+        PruneAwareFusion.__post_init__(self)
         Staged.__post_init__(self)
         if self.share is not None and self.alpha is not None:
             raise UserError(f"{self.name}: share and alpha both say how many tokens are coarsely chosen: give one.")
@@ -98,14 +98,13 @@ class HiLo(Fusing, Staged):
     def shares(self, share: float, layers: Sequence[int], info: ModelInfo) -> Sequence[float]:
         return [min(1.0, share * self.ratio ** (len(layers) - 1 - number)) for number in range(len(layers))]
 
-    def budget(self, keep: Keep, n: int, total: int) -> int:
+    def budget(self, act: Act, n: int, total: int) -> int:
         """As DivPrune rounds."""
-        assert self.act is not None
-        left = self.shares(share_of(keep, total), self.act.layers, self.act.info)[self.act.number]
+        left = self.shares(share_of(act.keep, total), act.decoder_layers, act.info)[act.number]
         return min(n, resolve_keep(left, total))
 
-    def fusion(self, info: ModelInfo) -> Fusion | None:
-        return super().fusion(info) if self.act is None or self.act.number < FUSED_CUTS else None
+    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[int | At | None]:
+        return [At(layer, fuses=number < FUSED_CUTS) for number, layer in enumerate(self.schedule(info))]
 
     def plan(self, view: ImageView) -> tuple[Tensor, Tensor]:
         """R in the order of the fine stage, and F."""
@@ -113,7 +112,7 @@ class HiLo(Fusing, Staged):
             view.memory["ranks"] = torch.full((view.total,), -1, device=view.slots.device)
         ranks = view.memory["ranks"]  # of each slot that an earlier cut left, in its order
         known = ranks[view.slots]
-        if self.act and self.act.number and bool((known >= 0).all()):
+        if view.act.number and bool((known >= 0).all()):
             order = torch.argsort(known)
             return order[: view.keep], order[view.keep :]
         coarse = self.coarse(view)
@@ -128,8 +127,8 @@ class HiLo(Fusing, Staged):
         wanted = part * n if self.alpha is None else self.alpha * keep
         return min(n, max(keep, round(wanted)))
 
-    def candidate_count(self, info: ModelInfo, keep: int, n: int) -> int:
-        return n - keep if self.act and self.act.number else self.coarse_count(info, keep, n) - keep
+    def candidate_count(self, act: Act, keep: int, n: int) -> int:
+        return n - keep if act.number else self.coarse_count(act.info, keep, n) - keep
 
     def coarse(self, view: ImageView) -> Tensor:
         """C in increasing order, at least as many as are kept."""

@@ -66,6 +66,10 @@ class HoloV(Method):
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"features": Features(), "attention": ClsAttention()}
 
+    @property
+    def merges(self) -> bool:
+        return self.compat == OFFICIAL
+
     def positions(self, info: ModelInfo) -> str:
         return "compact" if info.llava else "original"
 

@@ -42,6 +42,7 @@ class Pool(Method):
     name: ClassVar[str] = "pool"
     stage: ClassVar[str] = "vision"
     summary: ClassVar[str] = "means of rectangles of features, as many as the budget"
+    merges: ClassVar[bool] = True
 
     mode: str = "avg"
     compat: str = PAPER

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.author import (
-    ClsAttention, EncoderKeys, ImageView, Keep, Merged, Method, ModelInfo, Need, TowerFeatures, UserError, ascending,
+    Act, ClsAttention, EncoderKeys, ImageView, Merged, Method, ModelInfo, Need, TowerFeatures, UserError, ascending,
     top_k,
 )  # fmt: skip
 from vlmprune.methods.checks import OFFICIAL, PAPER, one_of, true_or_false
@@ -48,6 +48,7 @@ class PruMerge(Method):
     name: ClassVar[str] = "prumerge"
     stage: ClassVar[str] = "vision"
     summary: ClassVar[str] = "tokens that stand out to the CLS token, each with its most similar tokens added"
+    merges: ClassVar[bool] = True
 
     adaptive: bool = False
     compat: str = PAPER
@@ -64,8 +65,8 @@ class PruMerge(Method):
     def budgeted(self) -> bool:
         return not self.adaptive
 
-    def budget(self, keep: Keep, n: int, total: int) -> int:
-        return max(1, n - 1) if self.adaptive else super().budget(keep, n, total)
+    def budget(self, act: Act, n: int, total: int) -> int:
+        return max(1, n - 1) if self.adaptive else super().budget(act, n, total)
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.author import ImageView, Keep, ModelInfo, Scorer
+from vlmprune.author import Act, ImageView, ModelInfo, Scorer
 from vlmprune.core.method import check_layer, layer_within
 from vlmprune.methods.checks import PAPER, UNIPRUNE, one_of, rounded_down
 
@@ -56,8 +56,8 @@ class Random(Scorer):
             return "compact"
         return "compact" if self.layer is None and info.llava else "original"
 
-    def budget(self, keep: Keep, n: int, total: int) -> int:
-        return rounded_down(keep, n) if self.compat == UNIPRUNE else super().budget(keep, n, total)
+    def budget(self, act: Act, n: int, total: int) -> int:
+        return rounded_down(act.keep, n) if self.compat == UNIPRUNE else super().budget(act, n, total)
 
     def score(self, view: ImageView) -> Tensor:
         order = torch.randperm(view.n, generator=view.generator())

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from vlmprune.author import ImageView, Merged, Method, ModelInfo, Need, TowerFeatures, UserError, top_k
+from vlmprune.author import Act, ImageView, Merged, Method, ModelInfo, Need, TowerFeatures, UserError, top_k
 from vlmprune.methods.checks import share, whole
 
 
@@ -41,6 +41,7 @@ class SpatialMerge(Method):
     name: ClassVar[str] = "spatial-merge"
     stage: ClassVar[str] = "vision"
     summary: ClassVar[str] = "means of 3 x 3 windows of like patches (MustDrop's first stage, after the encoder)"
+    merges: ClassVar[bool] = True
 
     side: int = 3
     threshold: float | None = None
@@ -64,8 +65,8 @@ class SpatialMerge(Method):
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"rows": TowerFeatures()}
 
-    def budget(self, keep: float | int, n: int, total: int) -> int:
-        return super().budget(keep, n, total) if self.budgeted else max(1, n - 1)
+    def budget(self, act: Act, n: int, total: int) -> int:
+        return super().budget(act, n, total) if self.budgeted else max(1, n - 1)
 
     def select(self, view: ImageView) -> Merged:
         rows, windows = view["rows"].rows, self.windows(view)

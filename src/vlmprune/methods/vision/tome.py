@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vlmprune.author import Features, ImageView, Merged, Method, ModelInfo, Need, ascending, top_k
+from vlmprune.author import Features, ImageView, Merged, MergesInside, ModelInfo, Need, ascending, top_k
 from vlmprune.methods.checks import one_of, true_or_false
 
 
@@ -58,7 +58,7 @@ def match(metric: Tensor, r: int, cls: bool = False, weighted: bool = True) -> M
 
 
 @dataclass
-class ToMe(Method):
+class ToMe(MergesInside):
     """Token merging: after the projector on any VLM, or inside every layer of a plain ViT as the authors have it.
 
     Paper: Token Merging: Your ViT But Faster (ICLR 2023, arXiv 2210.09461).
@@ -90,6 +90,7 @@ class ToMe(Method):
     name: ClassVar[str] = "tome"
     stage: ClassVar[str] = "vision"
     summary: ClassVar[str] = "similar tokens merged pair by pair until the budget is met"
+    merges: ClassVar[bool] = True
 
     order: str = "image"
     weighted: bool = True

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vlmprune.author import Alignment, ImageView, Keep, Merged, Method, ModelInfo, Need, TowerFeatures, ascending, top_k
+from vlmprune.author import Act, Alignment, ImageView, Merged, Method, ModelInfo, Need, TowerFeatures, ascending, top_k
 from vlmprune.methods.checks import OFFICIAL, PAPER, one_of, true_or_false
 from vlmprune.methods.relevance import mean_cosine, sign_of
 
@@ -45,6 +45,7 @@ class Trim(Method):
     name: ClassVar[str] = "trim"
     stage: ClassVar[str] = "vision"
     summary: ClassVar[str] = "tokens that CLIP finds relevant to the question, and the mean of all others"
+    merges: ClassVar[bool] = True
 
     adaptive: bool = False
     metric: str | None = None
@@ -65,8 +66,8 @@ class Trim(Method):
     def budgeted(self) -> bool:
         return not self.adaptive
 
-    def budget(self, keep: Keep, n: int, total: int) -> int:
-        return max(1, n - 1) if self.adaptive else super().budget(keep, n, total)
+    def budget(self, act: Act, n: int, total: int) -> int:
+        return max(1, n - 1) if self.adaptive else super().budget(act, n, total)
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"rows": TowerFeatures(), "aligned": Alignment(truncate=True)}

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.author import (
-    ClsAttention, EncoderKeys, ImageView, Merged, Method, ModelInfo, Need, TowerFeatures, TowerRows, ascending, top_k,
+    ClsAttention, EncoderKeys, ImageView, Merged, ModelInfo, Need, OrdersParts, TowerFeatures, TowerRows, ascending,
+    top_k,
 )  # fmt: skip
 from vlmprune.methods.checks import one_of, share, whole
 from vlmprune.methods.tiles import whole_tile
@@ -33,7 +34,7 @@ class Clusters(NamedTuple):
 
 
 @dataclass
-class VisionZip(Method):
+class VisionZip(OrdersParts):
     """Keeps what the CLS token looks at and merges the rest.
 
     Paper: VisionZip: Longer is Better but Not Necessary in Vision Language Models (CVPR 2025, arXiv 2412.04467).
@@ -61,6 +62,7 @@ class VisionZip(Method):
     name: ClassVar[str] = "visionzip"
     stage: ClassVar[str] = "vision"
     summary: ClassVar[str] = "tokens the CLS token attends to, and the rest merged into contextual tokens"
+    merges: ClassVar[bool] = True
 
     contextual: float | int = 10 / 64
 

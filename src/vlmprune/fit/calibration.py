@@ -1,4 +1,4 @@
-"""What some methods fit once for a model, on a few prompts, before they are used."""
+"""The recipe of FitPrune for a model: how many visual tokens enter each decoder layer (`fitprune`)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import vlmprune
+from vlmprune.core.act import Act, At
 from vlmprune.core.budget import Keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
@@ -25,10 +26,10 @@ class Fit:
     """A fitted recipe of FitPrune: `prune(model, "fitprune", keep=fit.keep, recipe=fit.shares)`.
 
     Attributes:
-        shares: of the tokens, what enters each decoder layer.
+        shares: the share of the tokens that enters each decoder layer.
         keep: the mean of `shares`.
-        alpha: how much of the attention of either kind a layer may give up (0 to 1).
-        images: on how many it was fitted.
+        alpha: how much of the text's, and of the image's, attention a layer may give up (0 to 1).
+        images: how many it was fitted on.
     """
 
     shares: tuple[float, ...]
@@ -40,7 +41,7 @@ class Fit:
         """Write it as JSON, as the method's option `recipe` reads it.
 
         Raises:
-            UserError: it would overwrite another file than a fitted recipe, and `force` is not given.
+            UserError: it would overwrite a file that is not a fitted recipe, and `force` is not given.
         """
         path = check_file(Path(path), "fitted recipe", force=force or _is_fit(Path(path)))
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
@@ -51,7 +52,7 @@ class Fit:
             values = json.loads(Path(path).read_text())
             return cls(**{**values, "shares": tuple(values["shares"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no recipe that Fit.save wrote.") from error
+            raise UserError(f"{path} is not a recipe that Fit.save wrote.") from error
 
 
 def _is_fit(path: Path) -> bool:
@@ -73,15 +74,15 @@ def fitprune(
 ) -> Fit:
     """Fit FitPrune's recipe to a model: the smallest loss of attention, the same at all layers, that meets the budget.
 
-    alpha is bisected in [0, 1]. For each, the prompts run with every layer deleting what gets at most alpha of the
-    text's and at most alpha of the image's attention in the unpruned model (`expendable`), until the budget is met if
-    the remaining layers run on what is there; those delete nothing.
+    alpha is bisected in [0, 1]. For each alpha the prompts are run, and layer after layer deletes the tokens that get
+    at most alpha of the text's and at most alpha of the image's attention in the unpruned model (`expendable`). As soon
+    as the budget would be met without further deletions, the remaining layers delete nothing.
 
     Args:
         batches: prompts with images as the processor returned them; the authors take 0.01 % of the tuning data. They
             are run once unpruned and about seven times pruned.
         keep: share of the visual tokens that may enter a layer, on average over layers and images.
-        tolerance: of alpha.
+        tolerance: how closely alpha is found.
         progress: called after each step with alpha and the average share that it left (above `keep` where it failed).
 
     Differences from the authors' code: the budget counts tokens entering a layer instead of operations; the recipe is
@@ -89,10 +90,10 @@ def fitprune(
     since images may differ in size.
 
     Raises:
-        UserError: no images, or a budget that even deleting all that may go does not meet.
+        UserError: no images, or a budget that is not met even when everything that may be deleted is.
     """
     if not isinstance(keep, float) or not 0 < keep < 1:
-        raise UserError(f"keep={keep!r} is no share to fit to: give a number between 0 and 1.")
+        raise UserError(f"keep={keep!r} is not a share to fit to: give a number between 0 and 1.")
     prompts = list(batches)
     whole = _Log()
     _run(model, prompts, _Trial(log=whole))
@@ -131,11 +132,11 @@ def _run(model: nn.Module, prompts: Sequence[Mapping[str, Any]], method: Method)
 
 @dataclass
 class _Log:
-    """What a run over all prompts noted of each image, in the order they are met, by decoder layer.
+    """What a run over all prompts noted for each image, in the order of the prompts, by decoder layer.
 
     Attributes:
         depth: decoder layers of the model.
-        totals: what its tokens get of either kind of attention in the unpruned model.
+        totals: how much of the text's, and of the image's, attention its tokens get in the unpruned model.
         alpha: None in the run that notes them.
         left: the share of its tokens that enters a layer.
     """
@@ -146,7 +147,7 @@ class _Log:
     left: list[dict[int, float]] = field(default_factory=list)
 
     def shares(self, keep: float) -> tuple[float, ...]:
-        """The mean share that enters each layer, without the deletions that are not needed any more."""
+        """The mean share that enters each layer, without the deletions that are no longer needed."""
         shares, now = [1.0], [1.0] * len(self.left)
         for layer in range(1, self.depth):
             met = sum(shares) + shares[-1] * (self.depth - layer) <= keep * self.depth
@@ -160,36 +161,32 @@ class _Trial(FitPrune):
     """One run: before each layer every image deletes what it may."""
 
     log: _Log = field(default_factory=_Log)
-    layer: int = 1
 
-    def decoder_layer(self, info: ModelInfo) -> int:
-        return self.layer
-
-    def acts(self, info: ModelInfo, keep: Keep) -> list[Method]:
-        self.log.depth = depth = info.decoder_layers
-        after = info.attention_layers or range(depth)
-        return [_Trial(log=self.log, layer=layer + 1) for layer in after if layer + 1 < depth]
+    def acts(self, info: ModelInfo, keep: Keep) -> Sequence[int | At | None]:
+        self.log.depth = info.decoder_layers
+        return super().acts(info, keep)
 
     @property
     def exact(self) -> bool:
         return False
 
-    def budget(self, keep: Keep, n: int, total: int) -> int:
+    def budget(self, act: Act, n: int, total: int) -> int:
         return max(1, n - 1)
 
     def select(self, view: ImageView) -> Tensor:
-        cross, own, log = view["text"].sum(0), view["visual"], self.log
+        cross, own, log, layer = view["text"].sum(0), view["visual"], self.log, view.act.layer
+        assert layer is not None
         noted: list[dict[int, Any]] = log.totals if log.alpha is None else log.left
         if "number" not in view.memory:
             view.memory["number"] = len(noted)
             noted.append({})
         number, everything = view.memory["number"], torch.arange(view.n, device=own.device)
         if log.alpha is None:
-            noted[number][self.layer] = float(cross.sum()), float(own.sum())
+            noted[number][layer] = float(cross.sum()), float(own.sum())
             return everything
-        _, _, gone = expendable(cross, own, log.totals[number][self.layer], log.alpha)
+        _, _, gone = expendable(cross, own, log.totals[number][layer], log.alpha)
         kept = torch.isin(everything, gone, invert=True).nonzero().squeeze(1)
         if not len(kept):
             kept = self.score(view).argmax(keepdim=True)
-        noted[number][self.layer] = len(kept) / view.total
+        noted[number][layer] = len(kept) / view.total
         return kept

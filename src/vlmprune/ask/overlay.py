@@ -11,20 +11,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
+from vlmprune.ask.sheet import Panel, fit, sheet
 from vlmprune.core.errors import UserError
 from vlmprune.core.report import RunReport
 from vlmprune.core.view import Grid
 
 CONTOUR = (240, 100, 20)
-PAPER, INK, FAINT = (255, 255, 255), (28, 30, 34), (96, 102, 112)
 _GREY_SHARE = 0.34  # how much of a dropped patch's brightness is left; the rest is light grey
 _GREY = 226.0
 _UNSEEN_SHARE = 0.28  # brightness left where the model saw nothing
-_MARGIN, _GAP = 20, 16
-_ACROSS = 4  # stages side by side; a method that cuts before every layer goes on below
+_ACROSS = 4  # stages side by side; further ones go on in the next row
 
 
 class Window(NamedTuple):
@@ -38,13 +37,6 @@ class Window(NamedTuple):
     def scaled(self, across: float, down: float) -> Window:
         """The same part of the picture enlarged by these factors."""
         return Window(self.left * across, self.top * down, self.right * across, self.bottom * down)
-
-
-class Panel(NamedTuple):
-    """A picture of a sheet and the lines of text under it."""
-
-    image: Image.Image
-    label: str
 
 
 def seen_window(processor: Any, size: tuple[int, int]) -> Window:
@@ -82,20 +74,6 @@ def _resized(settings: Any, width: int, height: int) -> tuple[int, int]:
         short, long = size["shortest_edge"], int(size["shortest_edge"] * max(width, height) / min(width, height))
         return (short, long) if width <= height else (long, short)
     return width, height
-
-
-def fit(image: Image.Image, low: int = 448, high: int = 896) -> Image.Image:
-    """The picture as RGB, its longer side at least `low` (enlarged by a whole number) and at most `high` pixels."""
-    image = image.convert("RGB")
-    longest = max(image.size)
-    if longest < low:
-        factor = -(-low // longest)
-        return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
-    if longest > high:
-        scale = high / longest
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        return image.resize(size, Image.Resampling.LANCZOS)
-    return image
 
 
 def draw(
@@ -192,7 +170,7 @@ def draw_run(
     resized: bool = False,
     sample: int = 0,
 ) -> Image.Image:
-    """A sheet of what a run kept: a panel for each image (each way in which its slots cover it) and stage.
+    """A sheet of what a run kept: one panel per image and stage, and per way in which the slots cover the image.
 
     Up to four stages stand side by side, so that each image has its row; more go on in the next.
 
@@ -206,7 +184,7 @@ def draw_run(
         sample: which sample of the batch.
 
     Raises:
-        UserError: slots of which nothing is known to cover the picture.
+        UserError: it is not known how the slots cover the picture.
     """
     panels, stages = [], report.stages or [(0, report.kept)]
     for number, (image, wholes) in enumerate(zip(images, report.wholes[sample], strict=False)):
@@ -232,59 +210,3 @@ def draw_run(
         placeless = after - sum(len(slots) for slots in report.kept[sample])
         counts += f", {placeless} of the {after} at no patch" if placeless > 0 else ""
     return sheet(panels, min(len(stages), _ACROSS), [*([title] if title else []), *lines, counts])
-
-
-def sheet(panels: Sequence[Panel], columns: int, lines: Sequence[str] = ()) -> Image.Image:
-    """Panels in rows of `columns` on white, each over its label, under a title and further lines."""
-    cell_width = max(panel.image.width for panel in panels)
-    label_font, title_font, line_font = (ImageFont.load_default(size) for size in (15, 20, 15))
-    columns = max(1, min(columns, len(panels)))
-    width = 2 * _MARGIN + columns * cell_width + (columns - 1) * _GAP
-    heading = [
-        (row, title_font if k == 0 else line_font, INK if k == 0 else FAINT)
-        for k, line in enumerate(lines)
-        for row in wrap(line, title_font if k == 0 else line_font, width - 2 * _MARGIN)
-    ]
-    heading_height = sum(_line_height(font) for _, font, _ in heading) + (_GAP // 2 if heading else 0)
-    labels = [wrap(panel.label, label_font, cell_width) for panel in panels]
-    rows = [range(start, min(start + columns, len(panels))) for start in range(0, len(panels), columns)]
-    picture_heights = [max(panels[k].image.height for k in row) for row in rows]
-    label_heights = [max(len(labels[k]) for k in row) * _line_height(label_font) + 6 for row in rows]
-    height = 2 * _MARGIN + heading_height + sum(picture_heights) + sum(label_heights) + _GAP * (len(rows) - 1)
-
-    page = Image.new("RGB", (width, height), PAPER)
-    pen = ImageDraw.Draw(page)
-    y = _MARGIN
-    for text, font, color in heading:
-        pen.text((_MARGIN, y), text, fill=color, font=font)
-        y += _line_height(font)
-    y += _GAP // 2 if heading else 0
-    for row, picture_height, label_height in zip(rows, picture_heights, label_heights, strict=True):
-        for place, k in enumerate(row):
-            x = _MARGIN + place * (cell_width + _GAP)
-            page.paste(panels[k].image, (x, y))
-            for number, text in enumerate(labels[k]):
-                below = y + panels[k].image.height + 6 + number * _line_height(label_font)
-                pen.text((x, below), text, fill=INK if number == 0 else FAINT, font=label_font)
-        y += picture_height + label_height + _GAP
-    return page
-
-
-def wrap(text: str, font: Any, width: float) -> list[str]:
-    """The lines of a text, broken at spaces where it is wider than `width` pixels."""
-    lines: list[str] = []
-    for part in text.split("\n"):
-        line = ""
-        for word in part.split(" "):
-            longer = f"{line} {word}" if line else word
-            if line and font.getlength(longer) > width:
-                lines.append(line)
-                line = word
-            else:
-                line = longer
-        lines.append(line)
-    return lines
-
-
-def _line_height(font: Any) -> int:
-    return round(font.size * 1.35)

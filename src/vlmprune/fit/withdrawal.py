@@ -1,4 +1,4 @@
-"""The search for the layer from which on a model can do without the image (`vtw`)."""
+"""The search for the layer from which a model no longer needs the image (`vtw`)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+import vlmprune
 from vlmprune.core.errors import UserError
 from vlmprune.methods.decoder.vtw import VTW, divergence, first_within
 from vlmprune.models import adapter_for
-from vlmprune.runtime.session import encode_images, prune
 
 
 @torch.no_grad()
@@ -21,8 +21,8 @@ def find_layer(model: nn.Module, batches: Iterable[Mapping[str, Any]], eta: floa
 
     Compares the distribution of the token after the prompt with and without the withdrawal (KL(withdrawn || full),
     mean over samples) before each layer from `first` on. Authors take about 20 samples of the task at hand, and eta =
-    0.003 for LLaVA-1.5-7B, 0.0005 for 13B, 0.0001 for LLaVA-1.6-7B. The image is encoded once; a batch costs a prefill
-    for each layer searched and one more.
+    0.003 for LLaVA-1.5-7B, 0.0005 for 13B, 0.0001 for LLaVA-1.6-7B. The image is encoded once; a batch costs one
+    prefill for each layer searched, and one more.
 
     Args:
         batches: prompts with images as the processor returned them, padded on the left.
@@ -33,7 +33,7 @@ def find_layer(model: nn.Module, batches: Iterable[Mapping[str, Any]], eta: floa
         K for `prune(model, f"vtw@{K}")`; the model's depth, with a warning, where every layer changes more than `eta`.
 
     Raises:
-        UserError: no batches, padding on the right, or `first` is no layer of this model that something precedes.
+        UserError: no batches, padding on the right, or `first` is not a layer of this model with another before it.
     """
     depth = len(adapter_for(model).decoder_layers)
     if not 1 <= first < depth:
@@ -43,11 +43,11 @@ def find_layer(model: nn.Module, batches: Iterable[Mapping[str, Any]], eta: floa
         mask = batch.get("attention_mask")
         if mask is not None and not bool(mask[:, -1].all()):
             raise UserError("find_layer reads the last token of each prompt: pad on the left.")
-        encoded = encode_images(model, batch, [])
+        encoded = vlmprune.encode_images(model, batch, [])
         full.append(_next_token(model, encoded.inputs()))
         runs = []
         for layer in range(first, depth):
-            with prune(model, VTW(layer=layer)):
+            with vlmprune.prune(model, VTW(layer=layer)):
                 runs.append(_next_token(model, encoded.inputs()))
         withdrawn.append(torch.stack(runs, dim=1))
     if not full:

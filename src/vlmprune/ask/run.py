@@ -12,6 +12,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 import vlmprune
+from vlmprune.ask.overlay import draw_run
+from vlmprune.ask.sheet import shorten
 from vlmprune.bench.load import load_model
 from vlmprune.bench.protocol import chat_prompt, generation_kwargs
 from vlmprune.core.budget import Keep
@@ -20,7 +22,6 @@ from vlmprune.core.method import PixelMethod
 from vlmprune.core.outputs import check_picture, save_picture
 from vlmprune.core.recipe import Recipe, recipe
 from vlmprune.models.weights import first_sentence
-from vlmprune.report.overlay import draw_run
 
 MAX_NEW_TOKENS = 128
 
@@ -52,7 +53,7 @@ def run_image(
         overlay: where to draw kept and dropped patches: a .png, .jpg or .webp file.
         text_tower: the CLIP model (folder or hub id) whose vision tower the model has, for methods that compare the
             picture with the question.
-        force: overwrite a file at `overlay` that vlmprune has not written; the picture asked about never is.
+        force: overwrite a file at `overlay` that vlmprune has not written; never the picture that is asked about.
         note: told in one sentence what the user should know beside the answer.
 
     Raises:
@@ -136,7 +137,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # 16 bits a pixel and more: `convert` would clip instead of scaling
+    if image.mode.startswith(("I", "F")):  # 16 bits per pixel and more: `convert` would clip instead of scaling
         values = np.asarray(image, np.float32)
         scale = 255 / 65535 if image.mode.startswith("I") and values.max() > 255 else 1.0
         return Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8)).convert("RGB")
@@ -176,12 +177,6 @@ def generate(model: Any, processor: Any, inputs: Any, max_new_tokens: int = MAX_
     settings = generation_kwargs(max_new_tokens)
     ids = model.generate(**moved, **settings, pad_token_id=tokenizer.pad_token_id)
     return tokenizer.decode(ids[0, moved["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-
-
-def shorten(text: str, most: int) -> str:
-    """The text on one line, cut after `most` characters; "(nothing)" for an empty one."""
-    line = " ".join(text.split()) or "(nothing)"
-    return line if len(line) <= most else line[:most].rstrip() + " …"
 
 
 def what_is_read(text: str | None, text_tower: str | None) -> str | None:

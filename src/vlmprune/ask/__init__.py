@@ -1,0 +1,26 @@
+"""Asking a model about pictures, and drawing what was kept of them. Loads nothing heavy on import."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_LAZY = {
+    "draw": "vlmprune.ask.overlay",
+    "draw_run": "vlmprune.ask.overlay",
+    "run_image": "vlmprune.ask.run",
+    "write_examples": "vlmprune.ask.examples",
+}
+
+if TYPE_CHECKING:
+    from vlmprune.ask.examples import write_examples
+    from vlmprune.ask.overlay import draw, draw_run
+    from vlmprune.ask.run import run_image
+
+__all__ = ["draw", "draw_run", "run_image", "write_examples"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'vlmprune.ask' has no attribute {name!r}")

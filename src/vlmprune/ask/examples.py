@@ -1,0 +1,154 @@
+"""Makes the example scenes: what each method kept of them, and what the model then said.
+
+They are made once, while a model is at hand, and stored beside the results (`vlmprune.ask.scenes`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import vlmprune
+from vlmprune.ask.overlay import coarsen, seen_window
+from vlmprune.ask.run import generate, resizes
+from vlmprune.ask.scenes import SCHEMA, Cut, Reply, slug
+from vlmprune.bench.load import Loaded
+from vlmprune.bench.protocol import protocol_for
+from vlmprune.bench.score import judge
+from vlmprune.bench.store import VANILLA, write_json
+from vlmprune.bench.tasks import TASKS, Canvas, Sample, canvas_for
+from vlmprune.core.outputs import check_folder, make_folder
+from vlmprune.core.recipe import Recipe
+from vlmprune.core.report import RunReport
+
+SEED = 20_261_121  # of the example scenes; neither training nor the benchmark draws from it
+_ASKED = (("synth-ocr", "ocr"), ("synth-math", "count"), ("synth-instruct", "color"))
+_TRIES = 400  # questions looked through for a scene worth showing
+
+
+def example_samples(canvas: Canvas) -> list[Sample]:
+    """The questions: reading a plate, counting, a colour, each about a scene full enough to be worth a look."""
+    return [_first_rich(task, category, canvas) for task, category in _ASKED]
+
+
+def _first_rich(task: str, category: str, canvas: Canvas) -> Sample:
+    fallback = None
+    for sample in TASKS[task].samples(_TRIES, canvas, seed=SEED):
+        if sample.category != category:
+            continue
+        fallback = fallback or sample
+        scene = sample.scene
+        if scene.plate and scene.letter and 3 <= len(scene.objects) <= 4 and scene.background == _background(category):
+            return sample
+    assert fallback is not None
+    return fallback
+
+
+def _background(category: str) -> str:
+    return "photo" if category == "ocr" else "waves" if category == "count" else "checks"
+
+
+def write_examples(folder: str | Path, loaded: Loaded, recipes: Iterable[Recipe | str]) -> list[Path]:
+    """Ask the model about the example scenes, unpruned and under each recipe, and keep what it kept.
+
+    `vlmprune bench` calls this once for each model. Recipes that the folder already has are not run again, so a call
+    that has nothing to do costs nothing. Examples of other weights are replaced.
+
+    Args:
+        folder: the result folder.
+        loaded: the model.
+        recipes: recipes, or their strings with budgets ("hiprune:0.222").
+
+    Returns:
+        The files of this model's examples.
+
+    Raises:
+        UserError: a recipe that cannot act on the model, or a folder that is not one of results.
+    """
+    target = Path(folder) / "examples"
+    path = target / f"{slug(loaded.name)}.json"
+    parsed = [vlmprune.recipe(text) for text in recipes]
+    known = _replies_of(path, loaded.weights)
+    if known is not None and all(str(item) in replies for replies in known for item in [VANILLA, *parsed]):
+        return _files(path)
+    make_folder(check_folder(Path(folder), "examples"))
+    target.mkdir(exist_ok=True)
+    samples = example_samples(canvas_for(loaded.model.config))
+    scenes = []
+    for number, sample in enumerate(samples):
+        picture = target / f"{slug(loaded.name)}-{number + 1}.png"
+        sample.image.save(picture)
+        replies = dict(known[number]) if known is not None and number < len(known) else {}
+        for item in [None, *parsed]:
+            name = VANILLA if item is None else str(item)
+            if name not in replies:
+                replies[name] = asdict(_ask(loaded, sample, item))
+        scenes.append(
+            {
+                "picture": picture.name,
+                "size": sample.image.size,
+                "window": seen_window(loaded.processor, sample.image.size),
+                "question": sample.question,
+                "kind": sample.kind,
+                "options": sample.options,
+                "answer": sample.answers[0],
+                "replies": replies,
+            }
+        )
+    write_json(path, {"schema": SCHEMA, "model": loaded.name, "weights": loaded.weights, "scenes": scenes})
+    return _files(path)
+
+
+def _replies_of(path: Path, weights: str) -> list[dict[str, Any]] | None:
+    """The replies of each scene that the folder has for these weights."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema"] == SCHEMA and content["weights"] == weights:
+            return [scene["replies"] for scene in content["scenes"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def _files(path: Path) -> list[Path]:
+    return [path, *sorted(path.parent.glob(f"{path.stem}-[0-9].png"))]
+
+
+def _ask(loaded: Loaded, sample: Sample, asked: Recipe | None) -> Reply:
+    model, processor = loaded.model, loaded.processor
+    inputs = protocol_for(processor).inputs(processor, [sample])
+    length = TASKS[sample.id.partition("/")[0]].max_new_tokens
+    if asked is None:
+        text = generate(model, processor, inputs, length)
+        count = int((inputs["input_ids"] == model.config.image_token_id).sum())
+        return Reply(VANILLA, text, _is_right(sample, text), (count, count), float(count))
+    session = vlmprune.prune(model, asked, text_tower=loaded.text_tower)
+    session.question = sample.question
+    with session:
+        text = generate(model, processor, inputs, length)
+    last = session.last
+    before, after = last.tokens[0]
+    return Reply(
+        str(asked), text, _is_right(sample, text), (before, after), round(last.entering[0], 2), _cuts(last, asked)
+    )
+
+
+def _cuts(last: RunReport, asked: Recipe) -> tuple[Cut, ...]:
+    """The cuts of a run on one image; none where its slots are not known to cover it."""
+    if not last.wholes[0][0] or not last.stages:
+        return ()
+    cuts, whole = [], last.wholes[0][0][0]
+    for layer, kept in last.stages:
+        slots = kept[0][0]
+        coarse = coarsen(slots, last.stages[0][1][0][0], whole.grid) if resizes(asked) else None
+        shown = whole.cells.cpu()[slots]
+        small, cells = coarse or (whole.grid, shown[shown >= 0])
+        cuts.append(Cut(layer, small.rows, small.cols, tuple(cells.tolist()), whole=coarse is not None))
+    return tuple(cuts)
+
+
+def _is_right(sample: Sample, text: str) -> bool:
+    return judge(sample.kind, text, sample.answers, sample.options).score > 0

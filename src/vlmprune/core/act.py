@@ -1,0 +1,82 @@
+"""One act of a method on one model: where it takes place, with which budget, and what it reads there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from vlmprune.core.budget import Keep, Keeps
+    from vlmprune.core.fusion import Fusion
+    from vlmprune.core.method import Method
+    from vlmprune.core.needs import Need
+    from vlmprune.core.view import ModelInfo
+
+
+class At(NamedTuple):
+    """Where a method acts, and what is special there: what `Method.acts` may give instead of a layer's number.
+
+    Attributes:
+        layer: the decoder layer before which it acts, None for before the LLM.
+        needs: what it reads there, where that is not what it `needs` at every act.
+        fuses: whether attention is edited before this act, by a method that does so.
+    """
+
+    layer: int | None
+    needs: Mapping[str, Need] | None = None
+    fuses: bool = True
+
+
+@dataclass(frozen=True)
+class Act:
+    """One act of a method on one model.
+
+    Attributes:
+        method: it never changes; what differs from act to act is here.
+        info: the model.
+        keep: the budget, 1.0 where the method takes none.
+        layer: the decoder layer before which it takes place, None for before the LLM.
+        number: which of the method's acts it is (0, 1, ...).
+        layers: of all its acts, in order.
+        needs: signals by name that it reads.
+        positions: "original" or "compact", unless the user says.
+        fusion: how attention is edited before it, None for not at all.
+        stage: which of the recipe's stages it belongs to.
+        keeps: budgets for each image, where the user gave such; the act must then be taken `at` one.
+        variants: the same act under each of these.
+    """
+
+    method: Method
+    info: ModelInfo
+    keep: Keep = 1.0
+    layer: int | None = None
+    number: int = 0
+    layers: tuple[int | None, ...] = ()
+    needs: Mapping[str, Need] = field(default_factory=dict)
+    positions: str = "original"
+    fusion: Fusion | None = None
+    stage: int = 0
+    keeps: Keeps | None = None
+    variants: tuple[Act, ...] = ()
+
+    def __str__(self) -> str:
+        return self.method.name if self.layer is None else f"{self.method.name} before decoder layer {self.layer}"
+
+    @property
+    def decoder_layers(self) -> tuple[int, ...]:
+        """Of all its method's acts inside the LLM, in order."""
+        return tuple(layer for layer in self.layers if layer is not None)
+
+    def at(self, sample: int, image: int) -> Act:
+        """The same act with the budget of one image."""
+        if self.keeps is None:
+            return self
+        keep = self.keeps.at(sample, image)
+        return next(act for act in self.variants if (type(act.keep), act.keep) == (type(keep), keep))
+
+    def budget(self, n: int, total: int) -> int:
+        """Tokens to keep of the `n` of an image that reach this act (see `Method.budget`)."""
+        if self.keeps is not None:
+            raise RuntimeError(f"{self} has a budget for each image: take it `at` one")
+        return self.method.budget(self, n, total)

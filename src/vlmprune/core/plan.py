@@ -1,0 +1,76 @@
+"""What a recipe comes to on one model: its acts, resolved once. Runtime, report, operations and pages read the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from vlmprune.core.act import Act, At
+from vlmprune.core.budget import Keep, Keeps
+from vlmprune.core.errors import UserError
+from vlmprune.core.method import Method
+from vlmprune.core.roles import Fusing, MergesInside, Observes, OrdersParts
+from vlmprune.core.view import ModelInfo
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The acts of a recipe on one model, in order."""
+
+    info: ModelInfo
+    acts: tuple[Act, ...]
+
+    @cached_property
+    def before_llm(self) -> tuple[Act, ...]:
+        return tuple(act for act in self.acts if act.layer is None)
+
+    @cached_property
+    def inside(self) -> dict[int, Act]:
+        """The acts inside the LLM, by the decoder layer before which they take place."""
+        return {act.layer: act for act in self.acts if act.layer is not None}
+
+
+def acts_of(method: Method, keep: Keep | Keeps, info: ModelInfo, stage: int = 0) -> tuple[Act, ...]:
+    """The acts of one stage of a recipe."""
+    if isinstance(keep, Keeps):
+        return _by_image(method, keep, info, stage)
+    _check_roles(method)
+    places = [place if isinstance(place, At) else At(place) for place in method.acts(info, keep)]
+    layers = tuple(place.layer for place in places)
+    fusion = method.fusion(info) if isinstance(method, Fusing) else None
+    return tuple(
+        Act(
+            method, info, keep, place.layer, number, layers,
+            method.needs(info) if place.needs is None else place.needs,
+            method.positions(info), fusion if place.fuses else None, stage,
+        )
+        for number, place in enumerate(places)
+    )  # fmt: skip
+
+
+def _check_roles(method: Method) -> None:
+    """Raise TypeError where a method has the functions of a role without its base, so that nobody would call them."""
+    for role in (Fusing, MergesInside, OrdersParts, Observes):
+        missing = [name for name in role.__abstractmethods__ if hasattr(method, name)]
+        if missing and not isinstance(method, role):
+            raise TypeError(f"{type(method).__name__} has {missing[0]}, so it must be a {role.__name__}, too")
+
+
+def _by_image(method: Method, keep: Keeps, info: ModelInfo, stage: int) -> tuple[Act, ...]:
+    by_budget = [acts_of(method, each, info, stage) for each in keep.different]
+    # All images go through the decoder together, so that what happens where cannot be a matter of one image.
+    places = [[(act.layer, act.needs) for act in acts] for acts in by_budget]
+    if any(place != places[0] for place in places):
+        raise UserError(
+            f"{method.name} acts at other layers under another budget: give all images the same one instead of "
+            f"keep={keep}."
+        )
+    return tuple(replace(acts[0], keeps=keep, variants=acts) for acts in zip(*by_budget, strict=True))
+
+
+def plan(stages: Sequence[tuple[Method, Keep | Keeps]], info: ModelInfo) -> Plan:
+    """The acts of methods and their budgets, in the order in which they are written."""
+    return Plan(
+        info, tuple(act for number, (method, keep) in enumerate(stages) for act in acts_of(method, keep, info, number))
+    )
