@@ -349,9 +349,8 @@ def test_the_worked_example_of_a_family_passes_the_matrix(tmp_path: Path) -> Non
         skipped = shutil.ignore_patterns("__pycache__", "goldens")
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=skipped)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    files = re.findall(
-        r"`(\w+)\.py` in `([\w/]+)/`.*?^```python\n(.*?)^```", text(FAMILY_PAGE), re.MULTILINE | re.DOTALL
-    )
+    block = re.compile(r"`(\w+)\.py` in\s`([\w/]+)/`.*?^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    files = block.findall(text(FAMILY_PAGE))
     [(name, adapters, _), (same, families, _)] = files
     assert name == same and name not in SUPPORTED and name not in FAMILIES
     assert (adapters, families) == ("src/vlmprune/models", "src/vlmprune/testing/families")
@@ -360,8 +359,8 @@ def test_the_worked_example_of_a_family_passes_the_matrix(tmp_path: Path) -> Non
 
     modules = ["test_tiny", "test_mapping", "test_equivalence"]
     paths = [f"tests/{module}.py" for module in modules]
-    said = run_in(tmp_path, "-m", "pytest", *paths, "-k", name, "-v", "-p", "no:cacheprovider")
-    passed = re.findall(rf"^tests/(\w+)\.py::(\w+)\[.*\b{name}\b.*\] PASSED", said, re.MULTILINE)
+    said = run_in(tmp_path, "-m", "pytest", *paths, "-k", name, "-rp", "-p", "no:cacheprovider")
+    passed = re.findall(rf"^PASSED tests/(\w+)\.py::(\w+)\[.*\b{name}\b", said, re.MULTILINE)
     assert {module for module, _ in passed} == set(modules) and " skipped" not in said
     assert {function for _, function in passed} >= {
         "test_the_patches_behind_each_slot", "test_keys_find_a_planted_object",
