@@ -15,6 +15,7 @@ import pytest
 import torch
 from golden_runners.adaptive import RUNNERS
 from golden_runners.case import Case, acting, run
+from golden_runners.spatial_merge import SpatialMerge
 from harness import (
     RAGGED,
     STEPS,
@@ -52,7 +53,6 @@ from vlmprune.methods.decoder.fitprune_curves import entering, mean, published
 from vlmprune.methods.decoder.mustdrop import MustDrop
 from vlmprune.methods.decoder.topv import TopV
 from vlmprune.methods.vision.divprune import DivPrune
-from vlmprune.methods.vision.spatial_merge import SpatialMerge
 from vlmprune.models import adapter_for
 from vlmprune.runtime.select import choose
 from vlmprune.testing import FAMILIES

@@ -27,13 +27,13 @@ from vlmprune.core.needs import USED, DecoderNeed, Depth, EncoderLayer, EncoderN
 from vlmprune.core.plan import acts_of
 from vlmprune.core.presets import PRESETS
 from vlmprune.core.recipe import format_method, recipe
-from vlmprune.core.registry import BUILT_IN, METHODS
+from vlmprune.core.registry import METHODS, built_in
 from vlmprune.core.view import ModelInfo
 from vlmprune.methods.absent import NOT_IMPLEMENTED
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
-METHODS_FOLDER = ROOT / "src" / "vlmprune" / "methods"
+METHODS_FOLDERS = (str(ROOT / "src" / "vlmprune" / "methods"), str(TESTS / "golden_runners"))
 for folder in (TESTS, ROOT / "tools"):
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
@@ -92,7 +92,7 @@ def signals() -> list[type[Need]]:
 
 
 def methods() -> list[tuple[str, type[Method]]]:
-    return [(name, METHODS[name]) for name in BUILT_IN]
+    return [(name, METHODS[name]) for name in built_in()]
 
 
 # ---------------------------------------------------------------- tables
@@ -240,7 +240,7 @@ def anchors() -> dict[str, str]:
     """GitHub's anchor of each method's heading."""
     seen: Counter[str] = Counter()
     found = {}
-    for name in BUILT_IN:
+    for name in built_in():
         slug = re.sub(r"[^\w\- ]", "", name.lower()).replace(" ", "-")
         found[name] = f"{slug}-{seen[slug]}" if seen[slug] else slug
         seen[slug] += 1
@@ -385,7 +385,7 @@ def taken_part() -> dict[str, Counter[str]]:
     seen: set[str] = set()
 
     def noticed(frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(str(METHODS_FOLDER)):
+        if event == "call" and frame.f_code.co_filename.startswith(METHODS_FOLDERS):
             method = frame.f_locals.get("self")
             if isinstance(method, Method):
                 seen.add(method.name)

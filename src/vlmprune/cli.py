@@ -48,7 +48,9 @@ def run(
     image: Annotated[Path, typer.Argument(help="A picture.")],
     question: Annotated[str, typer.Option("--question", "-q", help="What to ask about it.")],
     model: Annotated[str, typer.Option(help=_MODEL)] = "llava",
-    method: Annotated[str | None, typer.Option(help="A method, recipe or preset; unpruned without it.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="A method, FILE.py:Class, recipe or preset; else unpruned.")
+    ] = None,
     keep: Annotated[str | None, typer.Option(help="Share (0.222) or number (64) of visual tokens to keep.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Where to draw kept and dropped patches.")] = None,
     text_tower: Annotated[str | None, typer.Option(help=_TEXT_TOWER)] = None,
@@ -71,7 +73,7 @@ def bench(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated; recipes with budgets and presets too; all for every method; eight without it."
+            help="Comma-separated; FILE.py:Class, recipes and presets too; all for every one; eight without it."
         ),
     ] = None,
     keep: Annotated[str | None, typer.Option(help="Comma-separated budgets; 0.333,0.222,0.111 without it.")] = None,
@@ -176,7 +178,15 @@ def doctor(
 
 
 def _list_methods() -> list[tuple[str, str, str]]:
-    return [(name, vlmprune.METHODS[name].stage, vlmprune.METHODS[name].summary) for name in vlmprune.METHODS]
+    return [_method_row(name) for name in vlmprune.METHODS]
+
+
+def _method_row(name: str) -> tuple[str, str, str]:
+    try:
+        method = vlmprune.METHODS[name]
+    except UserError as error:  # of a package that is broken or claims another's name
+        return name, "broken", error.typed
+    return name, method.stage, method.summary
 
 
 def _list_presets() -> list[tuple[str, str, str]]:

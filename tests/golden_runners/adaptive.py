@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from golden_runners.case import LLAVA, Case, Failed, Runner, noise, positions, sequence, view
+from golden_runners.spatial_merge import SpatialMerge
 from vlmprune.core.plan import acts_of
 from vlmprune.core.selectors import top_k
 from vlmprune.core.view import Grid, ImageView, Merged, Tokens, TowerRows
@@ -22,7 +23,6 @@ from vlmprune.methods.decoder.autoprune import AutoPrune
 from vlmprune.methods.decoder.autoprune_curve import keep_shares, mutual_information, simulated
 from vlmprune.methods.decoder.fitprune import FitPrune, expendable
 from vlmprune.methods.decoder.mustdrop import MustDrop
-from vlmprune.methods.vision.spatial_merge import SpatialMerge
 
 TOLERANCE = 2e-5
 BITS = 1e-4  # of mutual information, in a whole forward

@@ -16,6 +16,7 @@ from vlmprune.ask.overlay import coarsen, seen_window
 from vlmprune.ask.run import generate, resizes
 from vlmprune.ask.scenes import SCHEMA, Cut, Reply, slug
 from vlmprune.bench.load import Loaded
+from vlmprune.bench.marks import recorded
 from vlmprune.bench.protocol import protocol_for
 from vlmprune.bench.score import judge
 from vlmprune.bench.store import VANILLA, write_json
@@ -72,7 +73,7 @@ def write_examples(folder: str | Path, loaded: Loaded, recipes: Iterable[Recipe 
     path = target / f"{slug(loaded.name)}.json"
     parsed = [vlmprune.recipe(text) for text in recipes]
     known = _replies_of(path, loaded.weights)
-    if known is not None and all(str(item) in replies for replies in known for item in [VANILLA, *parsed]):
+    if known is not None and all(name in replies for replies in known for name in [VANILLA, *map(recorded, parsed)]):
         return _files(path)
     make_folder(check_folder(Path(folder), "examples"))
     target.mkdir(exist_ok=True)
@@ -83,7 +84,7 @@ def write_examples(folder: str | Path, loaded: Loaded, recipes: Iterable[Recipe 
         sample.image.save(picture)
         replies = dict(known[number]) if known is not None and number < len(known) else {}
         for item in [None, *parsed]:
-            name = VANILLA if item is None else str(item)
+            name = VANILLA if item is None else recorded(item)
             if name not in replies:
                 replies[name] = asdict(_ask(loaded, sample, item))
         scenes.append(
@@ -132,7 +133,7 @@ def _ask(loaded: Loaded, sample: Sample, asked: Recipe | None) -> Reply:
     last = session.last
     before, after = last.tokens[0]
     return Reply(
-        str(asked), text, _is_right(sample, text), (before, after), round(last.entering[0], 2), _cuts(last, asked)
+        recorded(asked), text, _is_right(sample, text), (before, after), round(last.entering[0], 2), _cuts(last, asked)
     )
 
 

@@ -15,6 +15,7 @@ import vlmprune
 from vlmprune.ask.overlay import draw_run
 from vlmprune.ask.sheet import shorten
 from vlmprune.bench.load import load_model
+from vlmprune.bench.marks import recorded
 from vlmprune.bench.protocol import chat_prompt, generation_kwargs
 from vlmprune.core.budget import Keep
 from vlmprune.core.errors import Option, UserError
@@ -48,7 +49,7 @@ def run_image(
         image_path: any picture Pillow reads; its EXIF orientation is respected, transparency is laid on white.
         question: put to the model through its chat template.
         model: an embedded model's name, a local folder, or a hub id.
-        method: a method's name or a recipe; the unpruned model without it.
+        method: a method's name, one in a file (scope.py:Scope), or a recipe; the unpruned model without it.
         keep: the budget of a method that carries none.
         overlay: where to draw kept and dropped patches: a .png, .jpg or .webp file.
         text_tower: the CLIP model (folder or hub id) whose vision tower the model has, for methods that compare the
@@ -84,7 +85,7 @@ def run_image(
             sheet = draw_run(
                 session.last,
                 [image],
-                title=f"{asked} on {model}",
+                title=f"{recorded(session.recipe)} on {model}",
                 lines=[f"“{question}” {shorten(answer, 300)}"],
                 processor=loaded.processor,
                 resized=resizes(session.recipe),

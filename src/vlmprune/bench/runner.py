@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 import vlmprune
 from vlmprune.assets import embedded_names
 from vlmprune.bench.load import Loaded, find_model, library_versions, load_model, machine
+from vlmprune.bench.marks import code_of, files_of, marked, recorded
 from vlmprune.bench.protocol import generation_kwargs, protocol_for
 from vlmprune.bench.score import judge
 from vlmprune.bench.shapes import shape_of
@@ -27,6 +29,7 @@ from vlmprune.bench.store import VANILLA, Record, Run, Store
 from vlmprune.bench.tasks import TASKS, Sample, Task, canvas_for, digest, get_task
 from vlmprune.core.budget import Keep, Keeps, check_keep
 from vlmprune.core.errors import Option, UserError
+from vlmprune.core.files import IN_FILE
 from vlmprune.core.method import POSITIONS, PixelMethod
 from vlmprune.core.recipe import Recipe, format_method, lacks_budget, recipe
 from vlmprune.core.roles import Fusing, merges_inside
@@ -46,7 +49,8 @@ class Plan:
 
     Attributes:
         models: embedded names, folders or hub ids.
-        methods: names with options and layers ("fastv@2"), or recipes that carry their own budgets.
+        methods: names with options and layers ("fastv@2"), files ("scope.py:Scope"), or recipes that carry their own
+            budgets.
         keeps: budgets of the methods that carry none.
         tasks: names.
         limit: questions per task.
@@ -103,16 +107,14 @@ class Variant:
     Attributes:
         method: without the budget, in its standard spelling ("fastv@2"); a chain as a whole.
         keep: the budget; None for a chain, which carries several.
-        text: the recipe string, or "vanilla".
+        text: the recipe as results name it (`bench.marks`), or "vanilla".
+        recipe: with the code that a method's file holds now, whatever becomes of it while this runs.
     """
 
     method: str
     keep: Keep | None
     text: str
-
-    @property
-    def recipe(self) -> Recipe | None:
-        return None if self.text == VANILLA else recipe(self.text)
+    recipe: Recipe | None = field(default=None, compare=False)
 
     @property
     def resizes(self) -> bool:
@@ -145,10 +147,10 @@ def _variant(parsed: Recipe) -> Variant:
     keeps = [stage.keep for stage in parsed.stages if not isinstance(stage.keep, Keeps)]
     if len(keeps) < len(parsed.stages):
         raise UserError(f"{parsed} has a budget for each image of one prompt: a benchmark gives all images the same.")
+    text = recorded(parsed)
     if len(parsed.stages) > 1:
-        return Variant(str(parsed), None, str(parsed))
-    stage = parsed.stages[0]
-    return Variant(format_method(stage.method), keeps[0], str(parsed))
+        return Variant(text, None, text, parsed)
+    return Variant(format_method(parsed.stages[0].method, name=marked), keeps[0], text, parsed)
 
 
 def split_methods(text: str) -> tuple[str, ...]:
@@ -157,9 +159,14 @@ def split_methods(text: str) -> tuple[str, ...]:
     "all" stands for every method there is, third parties' included.
 
     Raises:
-        UserError: it names none.
+        UserError: it names none, or a file with a comma in its path.
     """
-    parts = [part.strip(" ,") for part in re.split(r",(?![^(]*\))(?=\s*[A-Za-z])", text)]
+    parts = [part.strip(" ,") for part in re.split(rf",(?![^(]*\))(?=\s*(?:[A-Za-z_./~]|{IN_FILE.pattern}))", text)]
+    for before, part in pairwise(parts):
+        file = IN_FILE.match(part)
+        path = f"{before},{file[0].partition(':')[0]}" if file else ""
+        if path and Path(path).exists():
+            raise UserError(f"A comma separates methods, and the path {path!r} has one: write it as %2C.")
     every = ("random", "random@2", *(name for name in vlmprune.METHODS if name != "random"))
     named = [name for part in parts if part for name in (every if part == ALL else (part,))]
     if not named:
@@ -219,7 +226,7 @@ def run_bench(
             loaded = load_model(name, plan.device, plan.text_tower)
             bench = ModelBench(plan, loaded, store)
             bench.compute(number, progress)
-            then(loaded, [variant.recipe for variant in bench.variants if variant.recipe is not None])
+            then(loaded, bench.recipes)
             runs += bench.runs
     return runs
 
@@ -249,6 +256,10 @@ class ModelBench:
     def runs(self) -> list[Run]:
         return [job.run for jobs in self.jobs.values() for job in jobs]
 
+    @property
+    def recipes(self) -> list[Recipe]:
+        return [variant.recipe for variant in self.variants if variant.recipe is not None]
+
     def _jobs(self, task: Task, loaded: Loaded, canvas: str) -> list[Job]:
         samples = self.samples[task.name]
         ids = [sample.id for sample in samples]
@@ -271,13 +282,15 @@ class ModelBench:
         jobs = []
         for variant in self.variants:
             positions = None if variant.text == VANILLA else self.plan.positions
-            run = Run(method=variant.method, recipe=variant.text, keep=variant.keep, positions=positions, **common)
+            own: dict[str, Any] = {"code": code_of(variant.recipe)} if variant.recipe else {}
+            own |= {"method": variant.method, "recipe": variant.text, "keep": variant.keep, "positions": positions}
+            run = Run(**own, **common)
             jobs.append(Job(run, variant, self.store.resume(run, ids)))
         return jobs
 
     def compute(self, number: int, progress: Callable[[Progress], None]) -> None:
         """Run what is missing. `number` is the model's place in the plan."""
-        self.store.compare(self.runs)
+        self.store.compare(self.runs, {k: v for r in self.recipes for k, v in files_of(r).items()})
         size = self.plan.batch_size
         batches = {name: -(-len(samples) // size) for name, samples in self.samples.items()}
         steps = sum(batches.values()) * len(self.variants)

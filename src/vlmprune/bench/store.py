@@ -20,7 +20,7 @@ import re
 import shlex
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,8 @@ class Run:
         weights: revision or digest of the weights, and of the text tower's where one was given.
         dtype, attention: of the model.
         method: without its budget, "fastv@2"; "vanilla" for the unpruned model.
-        recipe: the full recipe string, "fastv@2:0.222"; "vanilla".
+        recipe: the full recipe string, "fastv@2:0.222"; "vanilla". In both, a method from a file is named by its mark
+            (`bench.marks`).
         keep: the budget asked for; 1.0 for vanilla, None when the recipe carries its own.
         positions: position policy asked for, None for the method's own.
         task, version, samples, n: the task, its version, a hash of its samples and their number.
@@ -54,6 +55,7 @@ class Run:
         seed: of the session, for methods that draw.
         batch_size: samples a batch; batches start at fixed samples.
         versions: of the libraries that compute.
+        code: SHA-256 of the file of each method that comes from one, by mark.
     """
 
     model: str
@@ -74,16 +76,17 @@ class Run:
     seed: int
     batch_size: int
     versions: Mapping[str, str]
+    code: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """Hash of everything that decides the run."""
-        return _digest({f.name: getattr(self, f.name) for f in fields(Run)})
+        return _digest({f.name: getattr(self, f.name) for f in fields(Run) if f.name != "code" or self.code})
 
     @property
     def setting(self) -> str:
         """Hash of everything but the method and its budget: runs of one setting may be compared."""
-        own = ("method", "recipe", "keep", "positions")
+        own = ("method", "recipe", "keep", "positions", "code")
         return _digest({f.name: getattr(self, f.name) for f in fields(Run) if f.name not in own})
 
 
@@ -96,6 +99,7 @@ class Result(Run):
         shape: widths and depths of the model, for FLOPs (`bench.shapes.Shape` as a dict), or None.
         made: device, Python and git commit it was computed with. Tables do not read it.
         text: what a text-guided method compared the image with (`RunReport.text`).
+        files: file and class of each method that comes from a file, by mark, as the last command named them.
         records_path: the samples' file.
     """
 
@@ -105,6 +109,7 @@ class Result(Run):
     shape: Mapping[str, Any] | None = None
     made: Mapping[str, Any] = field(default_factory=dict)
     text: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
     records_path: Path = Path()
 
     @property
@@ -218,18 +223,24 @@ class Store:
             content = {"schema": SCHEMA, "key": run.key, "setting": run.setting, "run": asdict(run), **about}
             write_json(records_path(self.folder, run).with_suffix(".json"), content)
 
-    def compare(self, runs: Sequence[Run]) -> None:
+    def compare(self, runs: Sequence[Run], files: Mapping[str, str] | None = None) -> None:
         """Name these runs' settings as the ones that tables show for their models and tasks.
 
         A folder may hold runs that must not stand in one table (other sample counts, library versions, weights).
-        The last command decides; methods of earlier commands stay in the table where their setting is the same.
+        The last command decides; methods of earlier commands stay in the table where their setting is the same, but of
+        a method from a file only its present code.
+
+        Args:
+            files: file and class of the runs' methods that come from files, by mark.
         """
-        old = _read_comparison(self.folder)
+        old, files = _read_comparison(self.folder), dict(files or {})
+        files = {mark: file for mark, file in old["files"].items() if file not in files.values()} | files
         settings = {model: dict(tasks) for model, tasks in old["settings"].items()}
         for run in runs:
             settings.setdefault(run.model, {})[run.task] = run.setting
         methods = list(dict.fromkeys([*old["methods"], *(run.method for run in runs)]))
-        write_json(self.folder / _COMPARISON, {"schema": SCHEMA, "methods": methods, "settings": settings})
+        content = {"schema": SCHEMA, "methods": methods, "settings": settings, "files": files}
+        write_json(self.folder / _COMPARISON, content)
 
 
 _COMPARISON = "comparison.json"
@@ -240,7 +251,7 @@ def load_results(folder: str | Path, every: bool = False) -> list[Result]:
 
     Args:
         folder: what `--out` named.
-        every: also runs whose setting is not the one that the tables show (`Store.compare`).
+        every: also runs that the tables do not show, by their setting or as code that is out of date (`Store.compare`).
 
     Raises:
         UserError: there is no such folder, or no finished run in it.
@@ -257,6 +268,9 @@ def load_results(folder: str | Path, every: bool = False) -> list[Result]:
     if not every:
         shown = comparison["settings"]
         results = [r for r in results if r.setting == shown.get(r.model, {}).get(r.task)]
+        results = [r for r in results if r.code.keys() <= comparison["files"].keys()]
+    named = comparison["files"]
+    results = [replace(r, files={mark: named[mark] for mark in r.code if mark in named}) for r in results]
     if not results:
         raise UserError(f"There is no finished run in {str(folder)!r}: {bench_into(folder)} makes some.")
     models, methods = list(comparison["settings"]), [VANILLA, *comparison["methods"]]
@@ -344,10 +358,14 @@ def _read_result(path: Path) -> Result | None:
 def _read_comparison(folder: Path) -> dict[str, Any]:
     path = folder / _COMPARISON
     if not path.exists():
-        return {"methods": [], "settings": {}}
+        return {"methods": [], "settings": {}, "files": {}}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return {"methods": list(content["methods"]), "settings": {m: dict(t) for m, t in content["settings"].items()}}
+        return {
+            "methods": list(content["methods"]),
+            "settings": {m: dict(t) for m, t in content["settings"].items()},
+            "files": dict(content.get("files", {})),
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{str(path)!r} cannot be read: delete it, and {bench_into(folder)} writes it anew.") from None
 

@@ -15,6 +15,7 @@ from statistics import fmean
 import numpy as np
 
 from vlmprune.bench.flops import Flops, run_flops
+from vlmprune.bench.marks import runnable
 from vlmprune.bench.score import METRICS, accuracy_by_category, unparsed_share
 from vlmprune.bench.stats import Estimate, difference, estimate
 from vlmprune.bench.store import Record, Result, load_records, load_results
@@ -121,9 +122,15 @@ class Table:
                     methods.setdefault(cell.result.text, {})[row.method] = None
         return [f"Image and question compared by {text}: {', '.join(names)}." for text, names in methods.items()]
 
+    def files(self) -> list[str]:
+        """Where the methods from files come from, in sentences without folders, which are the author's own."""
+        results = [cell.result for row in self.rows for cell in row.cells.values()]
+        named = {mark: file.rpartition("/")[2] for result in results for mark, file in result.files.items()}
+        return [f"{mark} is {file}." for mark, file in named.items()]
+
     def notes(self) -> list[str]:
         """Sentences to print under the table."""
-        said = self.texts()
+        said = [*self.texts(), *self.files()]
         if self.left_out:
             reasons = "; ".join(f"{task} ({why})" for task, why in self.left_out.items())
             said.append(f"Left out of the averages: {reasons}.")
@@ -224,7 +231,13 @@ def _row(cells: dict[str, Cell], records: dict[str, list[Record]], averaged: Seq
         tokens_before=fmean(record.visual_before for record in samples),
         tokens_kept=fmean(record.visual_kept for record in samples),
         tokens_entering=fmean(record.visual_entering for record in samples),
-        flops=run_flops(Shape(**first.shape), first.recipe, samples) if first.shape else None,
+        flops=_flops(first, samples),
         abs_mean=float(np.mean([cells[task].value.value for task in averaged])) if complete else None,
         rel_mean=float(np.mean(known)) if complete and len(known) == len(averaged) else None,
     )
+
+
+def _flops(result: Result, samples: Sequence[Record]) -> Flops | None:
+    """Operations a sample; None where nothing is known of the model, or the file of a method has gone or changed."""
+    text = runnable(result.recipe, result.code, result.files)
+    return run_flops(Shape(**result.shape), text, samples) if result.shape and text is not None else None

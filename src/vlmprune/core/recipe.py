@@ -1,8 +1,8 @@
 """Recipes: stages in the order in which they act, written `divprune:0.333 > fastv@2:0.333`.
 
-Grammar of a stage: `name`, then `(option=value, ...)`, `@layer` and `:keep`, each optional. A stage's share counts the
-tokens that reach it; a whole number is tokens an image; a list, as in `divprune:[0.5, 0.1]`, has one of these for each
-image. A method around another has that one, with the budget, first
+Grammar of a stage: `name` or `FILE.py:Class` (`core.files`), then `(option=value, ...)`, `@layer` and `:keep`, each
+optional. A stage's share counts the tokens that reach it; a whole number is tokens an image; a list, as in
+`divprune:[0.5, 0.1]`, has one of these for each image. A method around another has that one, with the budget, first
 inside its parentheses: `fuse(divprune:0.1, tau=0.1)@2`.
 """
 
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
 from vlmprune.core.budget import Budget, Keep, Keeps, check_budget, parse_budget
 from vlmprune.core.errors import Option, UserError
+from vlmprune.core.files import IN_FILE, method_in_file, spelled
 from vlmprune.core.method import POOLS, Method, PixelMethod
 from vlmprune.core.plan import Plan, plan
 from vlmprune.core.presets import PRESETS, written_out
@@ -25,7 +26,8 @@ from vlmprune.core.roles import merges_inside
 from vlmprune.core.view import ModelInfo
 
 _STAGE = re.compile(
-    r"^\s*(?P<name>[A-Za-z][\w+.-]*)\s*(?:\((?P<options>.*)\))?\s*(?:@(?P<layer>[\d\s,]+))?\s*(?::(?P<keep>[^:]*))?$"
+    rf"^\s*(?P<name>{IN_FILE.pattern}|[A-Za-z][\w+.-]*)\s*"
+    r"(?:\((?P<options>.*)\))?\s*(?:@(?P<layer>[\d\s,]+))?\s*(?::(?P<keep>[^:]*))?$"
 )
 _OPTION = re.compile(r"^(?P<key>\w+)\s*=\s*(?P<value>.+)$")
 _EXAMPLE = 0.222  # the budget that errors advise
@@ -185,16 +187,14 @@ def _parse_method(part: str, whole: str, options: dict[str, Any]) -> tuple[Metho
     """A method and the budget written with it, if any."""
     match = _STAGE.match(part)
     if match is None:
-        raise UserError(
-            f"{part.strip()!r} in {whole!r} is not a stage: write name(option=value)@layer:keep, as in fastv@2:0.333."
-        )
+        grammar = "write name(option=value)@layer:keep, as in fastv@2:0.333"
+        signs = "in a path, write , as %2C, ( as %28, ) as %29, [ as %5B, ] as %5D and : as %3A"
+        raise UserError(f"{part.strip()!r} in {whole!r} is not a stage: {signs if '.py' in part else grammar}.")
     name = match["name"]
     written = parse_budget(match["keep"].strip()) if match["keep"] is not None else None
     items = _items(match["options"] or "", whole)
     settings: dict[str, Any] = {}
-    if name not in METHODS:
-        raise unknown(name, METHODS, PRESETS)
-    wraps = METHODS[name].wraps
+    wraps = _class_of(name).wraps
     if wraps and items and not _OPTION.match(items[0]):
         settings[wraps], inside = _parse_method(items.pop(0), whole, {})
         if written is not None and inside is not None:
@@ -209,9 +209,17 @@ def _parse_method(part: str, whole: str, options: dict[str, Any]) -> tuple[Metho
     return make_method(name, settings | options), written
 
 
+def _class_of(name: str) -> type[Method]:
+    if IN_FILE.fullmatch(name):
+        return method_in_file(name)
+    if name not in METHODS:
+        raise unknown(name, METHODS, PRESETS)
+    return METHODS[name]
+
+
 def make_method(name: str, options: dict[str, Any]) -> Method:
     """The method `name` with these hyperparameters, or UserError naming the options it has."""
-    cls = METHODS[name]
+    cls = _class_of(name)
     known = [f.name for f in fields(cls)]
     if "layer" in options and "layer" not in known and "layers" in known:
         options = {**options, "layers": (options["layer"],)}
@@ -282,12 +290,16 @@ def _parse_options(items: list[str], whole: str) -> dict[str, Any]:
     return options
 
 
-def format_method(method: Method, keep: Keep | Keeps | None = None) -> str:
-    """`name(option=value)@layer:keep` with the options that differ from the defaults; the inverse of parsing."""
+def format_method(method: Method, keep: Keep | Keeps | None = None, name: Callable[[Method], str] = spelled) -> str:
+    """`name(option=value)@layer:keep` with the options that differ from the defaults; the inverse of parsing.
+
+    Args:
+        name: what stands for a method.
+    """
     budget = "" if keep is None else f":{keep}"
     shown, place = [], ""
     if method.wraps:
-        shown.append(format_method(getattr(method, method.wraps), keep))
+        shown.append(format_method(getattr(method, method.wraps), keep, name))
         budget = ""
     for field in fields(method):
         value = getattr(method, field.name)
@@ -297,4 +309,4 @@ def format_method(method: Method, keep: Keep | Keeps | None = None) -> str:
                 place = "@" + (str(value) if isinstance(value, int) else ",".join(map(str, value)))
         elif value != default and field.name != method.wraps:
             shown.append(f"{field.name}={value}")
-    return method.name + (f"({', '.join(shown)})" if shown else "") + place + budget
+    return name(method) + (f"({', '.join(shown)})" if shown else "") + place + budget

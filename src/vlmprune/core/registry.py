@@ -1,66 +1,66 @@
-"""Names to methods, loaded when asked for; third parties extend it by the entry-point group `vlmprune.methods`."""
+"""Names to methods, loaded when asked for: vlmprune's own, and those of packages with entry points for them."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
+from vlmprune.core.declared import by_name, declared
 from vlmprune.core.errors import UserError
+from vlmprune.core.files import method_class
 from vlmprune.core.method import Method
 
-GROUP = "vlmprune.methods"
+GROUP = "vlmprune.methods"  # of entry points
+FOLDERS = ("pixels", "vision", "decoder", "hybrid")  # of vlmprune's own methods, in the order in which these act
 
-BUILT_IN: dict[str, str] = {
-    "random": "vlmprune.methods.vision.random:Random",
-    "uniform": "vlmprune.methods.vision.uniform:Uniform",
-    "downsample": "vlmprune.methods.pixels.downsample:Downsample",
-    "pool": "vlmprune.methods.vision.pool:Pool",
-    "cdpruner": "vlmprune.methods.vision.cdpruner:CDPruner",
-    "divprune": "vlmprune.methods.vision.divprune:DivPrune",
-    "fastervlm": "vlmprune.methods.vision.fastervlm:FasterVLM",
-    "gprune": "vlmprune.methods.vision.gprune:GPrune",
-    "gridprune": "vlmprune.methods.vision.gridprune:GridPrune",
-    "hiprune": "vlmprune.methods.vision.hiprune:HiPrune",
-    "hiprune++": "vlmprune.methods.vision.hiprune_plus:HiPrunePlus",
-    "hired": "vlmprune.methods.vision.hired:HiRED",
-    "holov": "vlmprune.methods.vision.holov:HoloV",
-    "prumerge": "vlmprune.methods.vision.prumerge:PruMerge",
-    "prumerge+": "vlmprune.methods.vision.prumerge_plus:PruMergePlus",
-    "recoverable": "vlmprune.methods.vision.recoverable:Recoverable",
-    "tome": "vlmprune.methods.vision.tome:ToMe",
-    "trim": "vlmprune.methods.vision.trim:Trim",
-    "visionzip": "vlmprune.methods.vision.visionzip:VisionZip",
-    "vispruner": "vlmprune.methods.vision.vispruner:VisPruner",
-    "fastv": "vlmprune.methods.decoder.fastv:FastV",
-    "dart": "vlmprune.methods.decoder.dart:Dart",
-    "pyramiddrop": "vlmprune.methods.decoder.pyramiddrop:PyramidDrop",
-    "sparsevlm": "vlmprune.methods.decoder.sparsevlm:SparseVLM",
-    "adaptinfer": "vlmprune.methods.decoder.adaptinfer:AdaptInfer",
-    "vtw": "vlmprune.methods.decoder.vtw:VTW",
-    "mustdrop": "vlmprune.methods.decoder.mustdrop:MustDrop",
-    "autoprune": "vlmprune.methods.decoder.autoprune:AutoPrune",
-    "fitprune": "vlmprune.methods.decoder.fitprune:FitPrune",
-    "topv": "vlmprune.methods.decoder.topv:TopV",
-    "hilo": "vlmprune.methods.hybrid.hilo:HiLo",
-    "fuse": "vlmprune.methods.hybrid.fuse:Fuse",
-}
+
+@cache
+def built_in() -> dict[str, str]:
+    """vlmprune's own methods by name, as module:Class, in the order of their folders and then of their names."""
+    methods = Path(__file__).parent.parent / "methods"
+    folders = (declared(methods / folder, f"vlmprune.methods.{folder}", "name") for folder in FOLDERS)
+    return by_name(claim for folder in folders for claim in sorted(folder))
 
 
 class Registry(Mapping[str, type[Method]]):
-    """Method classes by name. A method is imported at the first look-up of its name, not before."""
+    """Method classes by name. A method is imported at the first look-up of its name, not before.
+
+    Raises:
+        UserError: on looking up a name that no method has, that several claim, or whose package is broken. All other
+            names work none the less.
+    """
+
+    @cached_property
+    def _points(self) -> dict[str, list[EntryPoint]]:
+        found: dict[str, list[EntryPoint]] = {}
+        for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, _package(point))):
+            found.setdefault(point.name, []).append(point)
+        return found
 
     @cached_property
     def _targets(self) -> dict[str, str]:
-        third_party = {point.name: point.value for point in entry_points(group=GROUP)}
-        return {**third_party, **BUILT_IN}  # a third party cannot replace a built-in method by accident
+        return {**built_in(), **{name: points[0].value for name, points in self._points.items()}}
 
     def __getitem__(self, name: str) -> type[Method]:
         if name not in self._targets:
             raise unknown(name, self)
-        return _load(self._targets[name])
+        points = self._points.get(name, [])
+        if points and name in built_in():
+            raise UserError(
+                f"The name {name!r} of {points[0].value} in {_package(points[0])} is that of a method of vlmprune: "
+                "uninstall that package, or rename the method and its entry point there."
+            )
+        if len(points) > 1:
+            claims = " and ".join(f"{_package(point)} ({point.value})" for point in points)
+            raise UserError(f"Several methods have the name {name!r}, those of {claims}: uninstall all but one.")
+        if points:
+            return _of_package(points[0])
+        module, _, attribute = self._targets[name].partition(":")
+        return getattr(import_module(module), attribute)
 
     def __contains__(self, name: object) -> bool:
         return name in self._targets
@@ -85,9 +85,26 @@ def unknown(name: str, methods: Iterable[str], presets: Iterable[str] = ()) -> U
     return UnknownMethod(f"There is no method {name!r}: {hint}")
 
 
-def _load(target: str) -> type[Method]:
-    module, _, attribute = target.partition(":")
-    return getattr(import_module(module), attribute)
+def _package(point: EntryPoint) -> str:
+    return f"the package {point.dist.name!r}" if point.dist is not None else "a package"
+
+
+def _of_package(point: EntryPoint) -> type[Method]:
+    try:
+        found = point.load()
+    except Exception as error:  # a package of others may raise anything when it is imported
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"The method {point.name!r} of {_package(point)} cannot be loaded ({type(error).__name__}: {said}): update "
+            "that package, or uninstall it."
+        ) from error
+    cls = method_class(found, f"{point.value} of {_package(point)}")
+    if cls.name != point.name:
+        raise UserError(
+            f"{point.value} of {_package(point)} has the name {cls.name!r}, and its entry point has {point.name!r}: "
+            "make them the same there."
+        )
+    return cls
 
 
 METHODS = Registry()

@@ -31,7 +31,7 @@ def try_methods(adapter: Adapter, prompts: Prompts) -> tuple[list[str], bool]:
     layer = layer_after_attention(adapter)
     for name in sorted(vlmprune.METHODS):
         wanted = [name]
-        if is_recurrent(adapter.model) and "layer" in vlmprune.METHODS[name].__dataclass_fields__ and layer:
+        if is_recurrent(adapter.model) and _has_layer(name) and layer:
             wanted.append(f"{name}@{layer}")  # its own layer may be recurrent and have nothing to read
         for spec in wanted:
             try:
@@ -49,6 +49,13 @@ def try_methods(adapter: Adapter, prompts: Prompts) -> tuple[list[str], bool]:
                 break
     lines += [f"  {', '.join(names):12} no: {reason}" for reason, names in refused.items()]
     return lines, unbroken
+
+
+def _has_layer(name: str) -> bool:
+    try:
+        return "layer" in vlmprune.METHODS[name].__dataclass_fields__
+    except UserError:  # of a package that is broken, which running it tells
+        return False
 
 
 def _run(adapter: Adapter, prompts: Prompts, spec: str) -> str:

@@ -1,34 +1,26 @@
-"""Adapters: one per model family, mostly data."""
+"""Adapters: one per model family, mostly data, found by the model types that their classes declare (`families`)."""
 
 from __future__ import annotations
 
 import ast
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmprune.core.declared import by_name, declared
 from vlmprune.core.errors import UserError
 
 if TYPE_CHECKING:
     from vlmprune.models.base import Adapter
 
-FAMILIES: dict[str, str] = {  # config.model_type -> adapter
-    "gemma3": "vlmprune.models.gemma3:Gemma3Adapter",
-    "idefics3": "vlmprune.models.smolvlm:Idefics3Adapter",
-    "internvl": "vlmprune.models.internvl:InternVLAdapter",
-    "llava": "vlmprune.models.llava:LlavaAdapter",
-    "llava_next": "vlmprune.models.llava_next:LlavaNextAdapter",
-    "llava_onevision": "vlmprune.models.llava_onevision:LlavaOnevisionAdapter",
-    "paligemma": "vlmprune.models.paligemma:PaliGemmaAdapter",
-    "qwen2_vl": "vlmprune.models.qwen2_vl:Qwen2VLAdapter",
-    "qwen2_5_vl": "vlmprune.models.qwen2_5_vl:Qwen25VLAdapter",
-    "qwen3_vl": "vlmprune.models.qwen2_vl:Qwen3VLAdapter",
-    "qwen3_vl_moe": "vlmprune.models.qwen2_vl:Qwen3VLAdapter",
-    "qwen3_5": "vlmprune.models.qwen2_vl:Qwen35Adapter",
-    "qwen3_5_moe": "vlmprune.models.qwen2_vl:Qwen35Adapter",
-    "smolvlm": "vlmprune.models.smolvlm:SmolVLMAdapter",
-    "video_llava": "vlmprune.models.video_llava:VideoLlavaAdapter",
-}
+FAMILIES: dict[str, str] = by_name(  # config.model_type -> adapter, as module:Class
+    sorted(
+        (family, adapter)
+        for families, adapter in declared(Path(__file__).parent, __name__, "families")
+        for family in families
+    )
+)
 
 
 def summary(adapter: str) -> str:

@@ -74,13 +74,15 @@ class Adapter:
         model: what the user calls.
         inner: the multimodal model in it, with the vision encoder and the text model; without a head, `model` itself.
         config: of `inner`; in `called_with`'s copy, with what one call sets otherwise.
-        family: the config's model_type, for methods' defaults and for people.
+        families: each model_type that it is for, written out: `vlmprune.models` finds the adapter by it.
+        family: the first of them, for methods' defaults and for people; where there is none, the config's model_type.
         feature_functions: the function of `inner` that encodes each modality.
         pixels: the argument of that function that holds the pixels.
         renamed: arguments that processors still return under an older name: {older: name}.
         normalisation: of the processor that the family is published with.
     """
 
+    families: ClassVar[tuple[str, ...]] = ()
     family: str
     feature_functions: dict[str, str] = {"image": "get_image_features"}
     pixels: ClassVar[dict[str, str]] = {"image": "pixel_values", "video": "pixel_values_videos"}
@@ -96,6 +98,7 @@ class Adapter:
         self.inner = inner
         self.config: Any = self.inner.config
         self.text_config: Any = self.config.get_text_config()
+        self.family = self.families[0] if self.families else self.config.model_type
         self._rotary_of: dict[int, Rotary] = {}  # by decoder layer, once seen to be its own
 
     @classmethod

@@ -12,7 +12,7 @@ from vlmprune.models.patches import PatchAdapter
 
 
 class Gemma3Adapter(PatchAdapter):
-    family = "gemma3"
+    families = ("gemma3",)
 
     @property
     def patches_a_side(self) -> int:

@@ -36,7 +36,6 @@ class GenericAdapter(Adapter):
 
     def __init__(self, model: nn.Module, inner: Any) -> None:
         super().__init__(model, inner)
-        self.family = self.config.model_type
         wanted = {"image": "get_image_features", "video": "get_video_features"}
         ids = {modality: placeholder(self.config, modality) for modality in wanted}
         self.feature_functions = {

@@ -12,7 +12,7 @@ from vlmprune.models.patches import PatchAdapter, layer_of_hidden_state
 
 
 class InternVLAdapter(PatchAdapter):
-    family = "internvl"
+    families = ("internvl",)
     normalisation = IMAGENET
 
     @classmethod

@@ -13,7 +13,7 @@ CLIP_TOWER, SIGLIP_TOWER = "clip_vision_model", "siglip_vision_model"
 
 
 class LlavaAdapter(PatchAdapter):
-    family = "llava"
+    families = ("llava",)
     tower_rows = True
     interpolates = True
 

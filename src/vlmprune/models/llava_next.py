@@ -14,7 +14,7 @@ from vlmprune.models.llava import LlavaAdapter
 
 
 class LlavaNextAdapter(LlavaAdapter):
-    family = "llava_next"
+    families = ("llava_next",)
     interpolates = False  # the model puts tiles together by the size in its config
 
     def tiles(self, call: dict[str, Any]) -> list[int]:

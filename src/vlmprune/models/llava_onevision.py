@@ -13,7 +13,7 @@ from vlmprune.models.llava_next import LlavaNextAdapter
 
 
 class LlavaOnevisionAdapter(LlavaNextAdapter):
-    family = "llava_onevision"
+    families = ("llava_onevision",)
     feature_functions = {"image": "get_image_features", "video": "get_video_features"}
     tower_rows = False  # a slot of a shrunk canvas or of a video mixes several projected rows
 

@@ -12,7 +12,7 @@ from vlmprune.models.patches import PatchAdapter
 
 
 class PaliGemmaAdapter(PatchAdapter):
-    family = "paligemma"
+    families = ("paligemma",)
     tower_rows = True
     interpolates = True
     later_token_type = 1  # 0 is the prefix

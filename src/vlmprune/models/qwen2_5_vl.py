@@ -10,7 +10,7 @@ from vlmprune.models.qwen2_vl import Qwen2VLAdapter
 
 
 class Qwen25VLAdapter(Qwen2VLAdapter):
-    family = "qwen2_5_vl"
+    families = ("qwen2_5_vl",)
 
     @property
     def full_layers(self) -> tuple[int, ...]:

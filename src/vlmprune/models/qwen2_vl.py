@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from vlmprune.models.base import CLIP, HALF, Adapter, Slots, raster, split_rows
 
 
 class Qwen2VLAdapter(Adapter):
-    family = "qwen2_vl"
+    families: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
     normalisation = CLIP
     feature_functions = {"image": "get_image_features", "video": "get_video_features"}
 
@@ -67,12 +67,12 @@ class Qwen2VLAdapter(Adapter):
 class Qwen3VLAdapter(Qwen2VLAdapter):
     """Qwen3-VL: deepstack features and interleaved M-RoPE; a video's frames stand apart, timestamps between."""
 
-    family = "qwen3_vl"
+    families = ("qwen3_vl", "qwen3_vl_moe")
     normalisation = HALF
 
 
 class Qwen35Adapter(Qwen2VLAdapter):
     """Qwen3.5: some decoder layers are recurrent, and have neither an attention map nor keys a token."""
 
-    family = "qwen3_5"
+    families = ("qwen3_5", "qwen3_5_moe")
     normalisation = HALF

@@ -14,7 +14,7 @@ from vlmprune.models.patches import PatchAdapter
 class SmolVLMAdapter(PatchAdapter):
     """SmolVLM: tiles with markers between them; a video reaches it as images, one a frame, each with its budget."""
 
-    family = "smolvlm"
+    families = ("smolvlm",)
 
     @property
     def text_model(self) -> Any:
@@ -53,4 +53,4 @@ class SmolVLMAdapter(PatchAdapter):
 
 
 class Idefics3Adapter(SmolVLMAdapter):
-    family = "idefics3"
+    families = ("idefics3",)

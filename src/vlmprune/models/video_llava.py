@@ -11,7 +11,7 @@ from vlmprune.models.llava import LlavaAdapter
 
 
 class VideoLlavaAdapter(LlavaAdapter):
-    family = "video_llava"
+    families = ("video_llava",)
     feature_functions = {"image": "get_image_features", "video": "get_video_features"}
     renamed = {"pixel_values_images": "pixel_values"}
 

@@ -24,6 +24,7 @@ MODES = ("by hand", "downsample", "static cache", "lookup", "new image")
 # and reasons that several families have
 OUTSIDE = "slots outside a grid (tiles, newline or CLS slots), so that there is no one grid to shrink"
 ONE_SIZE = "the encoder takes pictures of one size, so that resizing saves no tokens"
+OWN_WINDOW = "the text model alone counts its sliding windows in the tokens that are left, not in positions"
 OWN_MASK = "the text model alone makes no two-way masks, so that there is no such reference"
 
 
@@ -44,7 +45,7 @@ class Family:
         window: slots along each side of the windows that some encoder layers see; 0 where all see the whole image.
         recurrent: whether some decoder layers are recurrent.
         first_position: position id of the first token.
-        lacks: which of `MODES` transformers or the family cannot do, and why; the tests leave these out.
+        lacks: which of `MODES` cannot be tested on it, and why; the tests leave these out.
     """
 
     name: str

@@ -23,7 +23,8 @@ class MustDrop(Staged):
 
     Paper: Multi-Stage Vision Token Dropping: Towards Efficient Multimodal Large Language Model (arXiv 2411.10803): its
     stages "prefill" and "decode". Its "vision" stage merges windows of patches inside the encoder, after the first
-    layer, and is not part of this; the rule itself is `SpatialMerge`, for tokens that have left the encoder.
+    layer, and is not part of this; the rule itself, for tokens that have left the encoder, is proved in
+    `tests/golden_runners/spatial_merge.py`.
 
     Formula: A [T, n] = mean over heads of the rows of the T text tokens after the image at decoder layer K-1;
     g = sum over rows. Token j goes if g_j < global_threshold * sum(g) and max over rows of A_j < individual_threshold,

@@ -1,4 +1,8 @@
-"""Spatial merging: windows of like patches become one token each (MustDrop's rule, after the encoder)."""
+"""Spatial merging: windows of like patches become one token each (MustDrop's rule, after the encoder).
+
+Not a method of the package: it does not act at the paper's place, needs a grid of slots, and whole windows cannot meet
+most budgets, so it could not stand in a comparison. It is here for the authors' golden.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,61 @@
+"""What classes of vlmprune declare as literals, read from their files without importing them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vlmprune.core.errors import UserError
+
+
+def declared(folder: Path, package: str, attribute: str) -> Iterator[tuple[Any, str]]:
+    """The value that each class of a package gives to a class attribute: `name = "divprune"`, annotated or not.
+
+    Args:
+        folder: of the package; files below it are read too.
+        package: its name, as in an import.
+
+    Yields:
+        The value and its class as module:Class, by file and in the order of the file. A class that has the value from
+        its base is not among them.
+
+    Raises:
+        UserError: the value is computed, so that reading does not tell it.
+    """
+    for path in sorted(folder.rglob("*.py")):
+        module = ".".join((package, *path.relative_to(folder).with_suffix("").parts))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                for value in _values(node, attribute):
+                    yield _literal(value, f"{path}, line {value.lineno}: {attribute}"), f"{module}:{node.name}"
+
+
+def _values(node: ast.ClassDef, attribute: str) -> Iterator[ast.expr]:
+    for line in node.body:
+        if isinstance(line, ast.Assign | ast.AnnAssign) and line.value is not None:
+            targets = line.targets if isinstance(line, ast.Assign) else [line.target]
+            if any(isinstance(target, ast.Name) and target.id == attribute for target in targets):
+                yield line.value
+
+
+def _literal(value: ast.expr, where: str) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        raise UserError(f"{where} is read without running the file, so it must be written out.") from None
+
+
+def by_name(claims: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Classes by the name that they claim.
+
+    Raises:
+        UserError: two claim the same.
+    """
+    found: dict[str, str] = {}
+    for name, target in claims:
+        if name in found:
+            raise UserError(f"{found[name]} and {target} both claim the name {name!r}: give one of them another.")
+        found[name] = target
+    return found
