@@ -50,13 +50,13 @@ from vlmprune.core.errors import UserError
 from vlmprune.core.outputs import check_file
 from vlmprune.models import adapter_for
 from vlmprune.runtime.oracle import cutting_oracle, is_recurrent, masking_oracle
+from vlmprune.testing import FAMILIES, image_numbers, prompt
+from vlmprune.testing import alone as tiny_alone
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import speed  # noqa: E402
-from tiny import FAMILIES, image_numbers, prompt  # noqa: E402
-from tiny import alone as tiny_alone  # noqa: E402
 
 SDPA, FLASH = "sdpa", "flash_attention_2"
 SAMPLES: list[list[int | None]] = [[0, 1], [2]]  # two images interleaved with text beside one: padded, unequal counts

@@ -17,6 +17,17 @@ from selection import SELECTION
 torch.set_num_threads(1)
 
 
+@pytest.fixture
+def unadapted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generic adapter runs its families (vlmprune.testing.generic), also those that have their own by now."""
+    from vlmprune import models
+    from vlmprune.testing.generic import USUAL
+
+    names = {family.name for family in USUAL.values()}
+    others = {name: adapter for name, adapter in models.FAMILIES.items() if name not in names}
+    monkeypatch.setattr(models, "FAMILIES", others)
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """`-m window` need not import the files of which nothing is selected."""
     unwanted = collection_path.name.startswith("test_") and collection_path.name not in SELECTION

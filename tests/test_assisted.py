@@ -8,10 +8,8 @@ from functools import cache
 from typing import Any
 
 import pytest
-import tiny_models
 import torch
-from test_equivalence import built, extend, inputs_of
-from tiny import FAMILIES
+from harness import built, extend, inputs_of
 from tiny_folder import QUESTION_WORDS, _family_tokenizer, _tokenizer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -25,6 +23,7 @@ import vlmprune
 from vlmprune.core.errors import UserError
 from vlmprune.runtime.attributes import Attachments
 from vlmprune.runtime.candidates import watch_candidates
+from vlmprune.testing import FAMILIES, weights
 
 METHODS = [  # before the LLM, inside, in stages, with a cut of the cache, merging in both places, fusing
     "divprune:0.3", "fastv@2:0.3", "pyramiddrop:0.4", "mustdrop:0.4", "visionzip:0.3", "sparsevlm:0.4", "hilo:0.3",
@@ -61,9 +60,9 @@ def shallow(family: str) -> Any:
 
 
 @cache
-def text_model(vocabulary: int = tiny_models.VOCABULARY) -> Any:
-    config = LlamaConfig(**{**tiny_models.TEXT, "vocab_size": vocabulary})
-    return tiny_models.strengthen(LlamaForCausalLM(config), 1)
+def text_model(vocabulary: int = weights.VOCABULARY) -> Any:
+    config = LlamaConfig(**{**weights.TEXT, "vocab_size": vocabulary})
+    return weights.strengthen(LlamaForCausalLM(config), 1)
 
 
 def renumbered() -> Any:

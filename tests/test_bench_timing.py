@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import FAMILIES
 from tiny_folder import save_llava
 
 from vlmprune.bench.load import Loaded, load_model
@@ -14,6 +13,7 @@ from vlmprune.bench.shapes import shape_of
 from vlmprune.bench.tasks import TASKS
 from vlmprune.bench.timing import measure
 from vlmprune.core.recipe import recipe
+from vlmprune.testing import FAMILIES
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import speed

@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_equivalence import TOLERANCE, built, generate, largest, policies
-from tiny import FAMILIES, IMAGE, VIDEO, Family, image_numbers, prompt
-from tiny_generic import USUAL
+from harness import TOLERANCE, built, generate, largest, policies
 from torch import Tensor
 
 import vlmprune
@@ -19,6 +17,9 @@ from vlmprune.core.errors import UserError
 from vlmprune.models import adapter_for
 from vlmprune.models.llava import LlavaAdapter
 from vlmprune.runtime.oracle import masking_oracle
+from vlmprune.testing import FAMILIES, Family, image_numbers, prompt
+from vlmprune.testing.generic import USUAL
+from vlmprune.testing.weights import IMAGE, VIDEO
 
 Options = dict[str, Any]
 LAYERS: list[Options] = [{"vision_feature_layer": -1}, {"vision_feature_layer": -3}, {"vision_feature_layer": 2}]
@@ -220,6 +221,7 @@ def test_a_tower_without_cls_whose_first_patch_is_left_out() -> None:
     assert session.last.tokens[1][0] == 35
 
 
+@pytest.mark.usefixtures("unadapted")
 @pytest.mark.parametrize("name", ["vipllava", "aya_vision", "llava_next_video", "llava_next_video video"])
 def test_the_generic_adapter_follows_too(name: str) -> None:
     """It reads the encoder where every patch has a slot, and counts features everywhere."""

@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_equivalence import RAGGED, Samples, built, inputs_of
-from test_scores import InnerSpy
-from tiny import FAMILIES, image_numbers, prompt
-from tiny_models import IMAGE, SLIDING, TEXT, TOWER, builder
+from harness import RAGGED, Samples, built, inputs_of
+from harness_spies import InnerSpy, Onlooker
 from torch import Tensor
 from versions import behind, cache_of
 
@@ -32,8 +30,9 @@ from vlmprune.core.signals import (
     TextSelfAttention,
     VisualQueryAttention,
 )
-from vlmprune.core.view import ImageView
 from vlmprune.models import adapter_for
+from vlmprune.testing import FAMILIES, image_numbers, prompt
+from vlmprune.testing.weights import IMAGE, SLIDING, TEXT, TOWER, builder
 
 EXACT = 1e-5
 HIDDEN = 1e-4
@@ -163,23 +162,6 @@ def test_looking_ahead_shows_what_the_next_layer_does(family: str, layer: int) -
         built(family, "eager")(**inputs_of(family, RAGGED))
     for seen, (row, image, _) in zip(shown(family, layer, needs), columns(family), strict=True):
         close(seen["ahead"], eager["maps"][row].mean(0)[-1, image])
-
-
-class Onlooker(InnerSpy):
-    """Drops all but the first tokens in its first prompt, and none later."""
-
-    exact = False
-
-    def __init__(self, layer: int, needs: dict[str, Need], images: int) -> None:
-        super().__init__(layer, needs)
-        self.images = images
-
-    def budget(self, act: Any, n: int, total: int) -> int:
-        return n - 1
-
-    def select(self, view: ImageView) -> Tensor:
-        super().select(view)
-        return torch.arange(3 if len(self.seen) <= self.images else view.n)
 
 
 @pytest.mark.parametrize("layer", [2, 3])

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from test_equivalence import STEPS, built, inputs_of
-from tiny import FAMILIES, prompt
-from tiny_generic import USUAL
+from harness import STEPS, built, inputs_of
 from transformers.utils.generic import ModelOutput
 from versions import behind, cache_of, deprecations
 
 import vlmprune
 from vlmprune.bench.timing import measure
 from vlmprune.doctor import examine
+from vlmprune.testing import FAMILIES, prompt
+from vlmprune.testing.generic import USUAL
 
 SPECS = ("divprune:0.5", "fastv@2:0.3", "visionzip:0.6 > fastv@2:0.5")  # before the LLM, inside it, and made anew
 ONE: list[list[int | None]] = [[0, 1]]
@@ -50,6 +50,7 @@ def test_pruning_calls_nothing_deprecated(family: str) -> None:
     assert not [sentence for sentence in vanilla if "past_key_values" in sentence]  # the tests' own names are current
 
 
+@pytest.mark.usefixtures("unadapted")
 def test_the_generic_adapter_calls_nothing_deprecated() -> None:
     model, inputs = USUAL["aya_vision"].build(), prompt(USUAL["aya_vision"], ONE)
     with deprecations() as vanilla:

@@ -16,8 +16,7 @@ import accelerate
 import pytest
 import torch
 from accelerate.utils import send_to_device
-from test_equivalence import RAGGED, TOLERANCE, built, generate, inputs_of, largest
-from tiny import FAMILIES
+from harness import RAGGED, TOLERANCE, built, generate, inputs_of, largest
 from torch import Tensor, nn
 from torch.ao.quantization import quantize_dynamic
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -28,6 +27,7 @@ from versions import CACHE
 import vlmprune
 from vlmprune.models import adapter_for
 from vlmprune.runtime import decoder_reading, encoder_reading
+from vlmprune.testing import FAMILIES
 
 BOTH = "divprune:0.7 > random@1:0.6 > fastv@2:0.5"
 

@@ -6,38 +6,33 @@ import ast
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import harness as matrix
 import pytest
-import test_equivalence as matrix
-import test_mapping as mapping
-import tiny
-import tiny_models
 import torch
-from tiny import FAMILIES, prompt
 from typer.main import get_command
 
 import vlmprune
 from vlmprune.cli import app, main
 from vlmprune.core import signals
-from vlmprune.core.declared import declared
 from vlmprune.core.errors import UserError
 from vlmprune.core.needs import Need
 from vlmprune.core.registry import METHODS, built_in
 from vlmprune.methods.vision.hiprune import HiPrune
 from vlmprune.models import FAMILIES as SUPPORTED
-from vlmprune.models import adapter_for
 from vlmprune.models.base import Adapter
 from vlmprune.models.patches import PatchAdapter
+from vlmprune.testing import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -236,9 +231,9 @@ def test_a_method_is_golden_matched_where_golden_cases_ran_it() -> None:
 
 def test_a_method_has_the_families_on_which_it_is_tested() -> None:
     assert methods.runs_of("hiprune") == set(FAMILIES)
-    assert methods.runs_of("downsample") == {*matrix.RESIZABLE, *matrix.EVERYTHING}
-    assert methods.families("downsample").startswith("all but llava_next, ")
-    assert methods.families("autoprune") == "all but qwen3_5, qwen3_5_moe"  # where it is refused
+    assert methods.runs_of("downsample") == set(filter(matrix.resizes, FAMILIES))
+    assert re.match(r"all but .*\bllava_next, ", methods.families("downsample"))
+    assert re.match(r"all but .*\bqwen3_5, qwen3_5_moe\b", methods.families("autoprune"))  # where it is refused
 
 
 def test_every_paper_is_linked() -> None:
@@ -337,60 +332,46 @@ def test_the_example_is_short() -> None:
 FAMILY_PAGE = "docs/adding-a-family.md"
 
 
-@pytest.fixture
-def new_family(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """The worked example's file and lines, put where the page says."""
-    [(_, code)], [(_, diff)] = fenced(FAMILY_PAGE, "python"), fenced(FAMILY_PAGE, "diff")
-    _, *parts = re.split(r"^--- (.*)$", diff, flags=re.MULTILINE)
-    lines = {place: re.sub(r"^\+", "", added, flags=re.MULTILINE) for place, added in zip(parts[::2], parts[1::2])}
-    built, kinds = lines.values()
-    [file] = re.findall(r"`(\w+\.py)` beside the other adapters", text(FAMILY_PAGE))
-    (tmp_path / file).write_text(code)
-    [((name,), target)] = declared(tmp_path, "vlmprune.models", "families")
-    adapter = ModuleType(target.partition(":")[0])
-    exec(compile(code, FAMILY_PAGE, "exec", dont_inherit=True), adapter.__dict__)
-    models = dict(vars(tiny_models))
-    exec(compile(built, FAMILY_PAGE, "exec", dont_inherit=True), models)
-    [(key, kind)] = eval(f"{{{kinds}}}", vars(tiny)).items()
-    assert [place.split(",")[0] for place in lines if (ROOT / place.split(",")[0]).exists()] == [
-        "tests/tiny_models.py", "tests/tiny.py"
-    ]  # fmt: skip
-    assert key == name and name not in SUPPORTED and name not in FAMILIES
-    monkeypatch.setattr(tiny_models, name, models[name], raising=False)
-    monkeypatch.setitem(sys.modules, adapter.__name__, adapter)
-    family, model = tiny._family(name, kind), models[name]()
-    assert type(adapter_for(model)).__name__ == "GenericAdapter"
-    with pytest.raises(UserError, match="read the vision encoder"), vlmprune.prune(model, "hiprune:0.5"):
-        model(**prompt(family, [[0]]))
-    monkeypatch.setitem(SUPPORTED, name, target)
-    monkeypatch.setitem(FAMILIES, name, family)
-    return name
+def run_in(tree: Path, *arguments: str) -> str:
+    """What Python says that runs on a copy of the checkout; an exit code other than 0 fails."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tree / "src"), str(tree / "tools")])}
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=tree, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
 
 
-def test_the_worked_example_of_a_family_passes_the_matrix(new_family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    identity: Any = matrix.test_keeping_everything_is_bit_identical
-    for name in ("divprune", "hiprune", "visionzip", "fastv"):
-        identity(new_family, name)
-    dropping: list[Callable[[str, str], None]] = [
-        matrix.test_equals_the_masking_oracle,
-        matrix.test_beams_score_as_the_oracle_says,
-        matrix.test_second_turn_on_the_same_cache,
-        matrix.test_new_image_in_the_second_turn,
-    ]
-    for test in dropping:
-        for name in ("hiprune", "fastv", "three stages"):
-            test(new_family, name)
-    making: list[Callable[[str, str], None]] = [
-        matrix.test_cached_equals_uncached,
-        matrix.test_batch_equals_alone,
-        matrix.test_static_cache_equals_dynamic,
-        matrix.test_budget_is_exact_and_text_stays,
-    ]
-    for test in making:
-        for name in ("three stages", "visionzip"):
-            test(new_family, name)
-    mapping.test_statistics_equal_those_of_eager_attention(new_family, monkeypatch)
-    mapping.test_keys_find_a_planted_object(new_family, 4)
+@pytest.mark.slow
+def test_the_worked_example_of_a_family_passes_the_matrix(tmp_path: Path) -> None:
+    """The page's two files are put where it says, in a copy; nothing else is edited, and tests and tables have it."""
+    for folder in ("src", "tests", "tools"):
+        skipped = shutil.ignore_patterns("__pycache__", "goldens")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=skipped)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    block = re.compile(r"`(\w+)\.py` in\s`([\w/]+)/`.*?^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    files = block.findall(text(FAMILY_PAGE))
+    [(name, adapters, _), (same, families, _)] = files
+    assert name == same and name not in SUPPORTED and name not in FAMILIES
+    assert (adapters, families) == ("src/vlmprune/models", "src/vlmprune/testing/families")
+    for _, folder, code in files:
+        (tmp_path / folder / f"{name}.py").write_text(code, encoding="utf-8")
+
+    modules = ["test_tiny", "test_mapping", "test_equivalence"]
+    paths = [f"tests/{module}.py" for module in modules]
+    said = run_in(tmp_path, "-m", "pytest", *paths, "-k", name, "-rp", "-p", "no:cacheprovider")
+    passed = re.findall(rf"^PASSED tests/(\w+)\.py::(\w+)\[.*\b{name}\b", said, re.MULTILINE)
+    assert {module for module, _ in passed} == set(modules) and " skipped" not in said
+    assert {function for _, function in passed} >= {
+        "test_the_patches_behind_each_slot", "test_keys_find_a_planted_object",
+        "test_statistics_equal_those_of_eager_attention", "test_keeping_everything_is_bit_identical",
+        "test_equals_the_masking_oracle", "test_batch_equals_alone", "test_new_image_in_the_second_turn",
+    }  # fmt: skip
+
+    tables = run_in(
+        tmp_path, "-c", "import docs_models as t; print(*map(t.proofs, t.CLAIMS), t.anatomy(), t.families())"
+    )
+    assert f"| {name} | yes | yes | yes | yes | no (" in tables and f"| `{name}` | " in tables
 
 
 def test_the_page_names_all_that_an_adapter_can_say() -> None:
@@ -408,16 +389,20 @@ def test_the_page_names_all_that_an_adapter_can_say() -> None:
 def test_the_tables_of_models_come_from_tests_that_run() -> None:
     tables = script("tools/docs_models.py")
     claim = tables.Claim("static cache", "", ("test_equivalence.test_static_cache_equals_dynamic",))
-    assert tables.covered(claim) == {key for key in FAMILIES if key != "paligemma2"}
-    assert tables.runs_on("test_equivalence.test_cached_equals_uncached", "downsample") == {
-        *matrix.RESIZABLE, *matrix.EVERYTHING
-    }  # fmt: skip
+    assert tables.covered(claim) == {key for key, family in FAMILIES.items() if claim.title not in family.lacks}
+    assert "llava" in tables.covered(claim) and "paligemma2" not in tables.covered(claim)
+    resized = tables.runs_on("test_equivalence.test_cached_equals_uncached", "downsample")
+    assert resized == set(filter(matrix.resizes, FAMILIES)) and "llava_next" not in resized
     some = pytest.mark.parametrize(("n", "family"), [(1, "a"), pytest.param(2, "b", marks=pytest.mark.xfail)])
     assert list(tables.parameters(some.mark)) == [({"n": 1, "family": "a"}, True), ({"n": 2, "family": "b"}, False)]
     with pytest.raises(KeyError, match="no test runs on 'paligemma2'"):
         tables.reason(tables.Claim("no such column", "", ()), "paligemma2")
     with pytest.raises(KeyError, match=r"'static cache'.* have tests"):
-        tables.check_used([claim], set())
+        tables.check_needed({"static cache": {"paligemma2"}})
+    tables.check_needed({"static cache": {"llava"}})
+    nothing = tables.Claim("nothing there", "", (), applies=lambda family: family.in_parts)
+    assert tables.reason(nothing, "llava") == tables.INAPPLICABLE
+    assert tables.reason(tables.Claim("some will do", "", (), sampled=True), "llava") == tables.UNTESTED
     with pytest.raises(AttributeError):
         tables.runs_on("test_equivalence.test_that_does_not_exist", "")
 

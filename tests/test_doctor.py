@@ -11,10 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import FAMILIES, prompt
 from tiny_folder import save_family, save_llava
-from tiny_generic import USUAL
-from tiny_models import QWEN3_5_TEXT, QWEN3_5_TOWER, QWEN_IDS, TEXT, builder
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.utils import is_num2words_available
@@ -31,6 +28,11 @@ from vlmprune.doctor.methods import layer_after_attention
 from vlmprune.doctor.picture import COLORS, draw_layout
 from vlmprune.doctor.proof import proof_recipes
 from vlmprune.models import adapter_for
+from vlmprune.testing import FAMILIES, prompt
+from vlmprune.testing.families.qwen3_5 import PLAIN_TOWER, RECURRENT_TEXT
+from vlmprune.testing.generic import USUAL
+from vlmprune.testing.qwen import IDS
+from vlmprune.testing.weights import TEXT, builder
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +137,7 @@ def test_folders_of_families(family: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert "no proof" not in diagnosis.text and "a second turn" in diagnosis.text
 
 
+@pytest.mark.usefixtures("unadapted")
 def test_a_family_without_an_adapter() -> None:
     name = "aya_vision"
     diagnosis = examine(name, USUAL[name].build(), prompt(USUAL[name], [[0]]))
@@ -189,7 +192,7 @@ def test_the_proof_suits_the_model() -> None:
 
 def test_a_method_gets_a_layer_that_it_can_read() -> None:
     kinds = ["full_attention", "linear_attention", "linear_attention", "full_attention"]
-    build = builder("Qwen3_5", QWEN3_5_TOWER, {**QWEN3_5_TEXT, "layer_types": kinds}, **QWEN_IDS)
+    build = builder("Qwen3_5", PLAIN_TOWER, {**RECURRENT_TEXT, "layer_types": kinds}, **IDS)
     diagnosis = examine("x", build(), prompt(FAMILIES["qwen3_5"], [[0]]))
     assert re.search(r"^  fastv@1 +works: 24 -> 12 tokens", diagnosis.text, re.MULTILINE)
     assert re.search(

@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import FAMILIES, prompt
-from tiny_models import GEMMA, IMAGE, IMAGE_BEGIN, IMAGE_END, SLIDING, TOWER, builder
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 
@@ -26,6 +24,8 @@ from vlmprune.doctor.prompts import TOKENS, ask, converse, generate, narrower_wi
 from vlmprune.doctor.proof import cases_of, prove
 from vlmprune.models import adapter_for
 from vlmprune.runtime.expected import unchecked
+from vlmprune.testing import FAMILIES, prompt
+from vlmprune.testing.weights import GEMMA, IMAGE, IMAGE_BEGIN, IMAGE_END, SLIDING, TOWER, builder
 
 
 @pytest.fixture(autouse=True)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_equivalence import RAGGED, TEXT, built, generate, inputs_of, text_part
-from tiny import FAMILIES, prompt
+from harness import RAGGED, TEXT, built, generate, inputs_of, text_part
 
 import vlmprune
 from vlmprune.core.method import PixelMethod
+from vlmprune.testing import FAMILIES, prompt
 
 METHODS = [name for name in vlmprune.METHODS if not issubclass(vlmprune.METHODS[name], PixelMethod)]
 ITS_OWN = ["downsample:0.5", "tome(inside=True):0.5", "downsample:0.9 > fastv@2:0.5"]  # the encoder works for it alone

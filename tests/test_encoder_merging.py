@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_equivalence import RAGGED, TOLERANCE, alone, built, generate, inputs_of, largest
-from test_merging import assemble, greedy_on_embeddings
-from test_session import fingerprint, same
+from harness import RAGGED, TOLERANCE, alone, built, generate, inputs_of, largest
+from harness_embeddings import assemble, greedy_on_embeddings
+from harness_spies import fingerprint, same
 from torch import Tensor, nn
 
 import vlmprune

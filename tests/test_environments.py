@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 from selection import SELECTION
-from tiny import FAMILIES
 
 import vlmprune
 from vlmprune.bench.load import library_versions
 from vlmprune.core import window as declared
+from vlmprune.testing import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tools"))

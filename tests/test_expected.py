@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_equivalence import RAGGED, TOLERANCE, built, generate, inputs_of, oracle
+from harness import RAGGED, TOLERANCE, built, generate, inputs_of, oracle
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 

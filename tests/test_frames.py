@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from harness import SEEDS, batch, built
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_mapping import SEEDS, batch, built
-from tiny import FAMILIES, IMAGE, VIDEO, image_numbers
 from torch import Tensor, nn
 
 import vlmprune
@@ -19,11 +18,11 @@ from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.view import Grid, ImageView, Merged, ModelInfo, Tokens, TowerRows
 from vlmprune.models import adapter_for
 from vlmprune.runtime.select import shares
+from vlmprune.testing import FAMILIES, image_numbers
+from vlmprune.testing.weights import IMAGE, VIDEO
 
 TOLERANCE = 2e-4
-FRAMED = [
-    key for key in FAMILIES if any(len({slot[0][0] for slot in FAMILIES[key].patches(s) if slot}) > 1 for s in range(4))
-]
+FRAMED = [key for key, family in FAMILIES.items() if family.in_parts]
 framed = pytest.mark.parametrize("family", FRAMED)
 
 
@@ -33,7 +32,11 @@ def one_thread() -> None:
 
 
 def test_the_families_with_tiles_or_frames() -> None:
-    assert set(FAMILIES) - set(FRAMED) == {
+    assert set(FRAMED) >= {
+        "llava_next", "llava_onevision", "llava_onevision video", "video_llava video", "qwen2_vl video", "internvl",
+        "qwen2_5_vl video", "qwen3_vl video", "qwen3_5 video", "smolvlm", "idefics3",
+    }  # fmt: skip
+    assert not set(FRAMED) & {
         "llava", "llava with SigLIP", "video_llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5",
         "qwen3_5_moe", "gemma3", "paligemma", "paligemma2",
     }  # fmt: skip
@@ -218,7 +221,7 @@ def test_a_wrong_per_is_one_sentence(name: str) -> None:
 # ------------------------------------------------------------------ between the frames
 
 
-VIDEOS = [key for key in FAMILIES if "video" in key or "mixed" in key or key in ("smolvlm", "idefics3")]
+VIDEOS = [key for key, family in FAMILIES.items() if "video" in key or "mixed" in key or family.text_between]
 
 
 @torch.no_grad()
@@ -236,8 +239,14 @@ def test_text_between_frames_is_never_lost(family: str, spec: str) -> None:
         left = columns[columns >= 0]
         assert left[numbers[row][left] < 0].tolist() == text.nonzero().squeeze(1).tolist()  # each once, in order
         assert len(left) - int(text.sum()) == session.last.tokens[row][1]
-    if family in ("qwen3_vl video", "qwen3_5 video"):  # there is text between frames
-        assert all(len(stretches(ids)) > len(sample) for ids, sample in zip(inputs["input_ids"], SEEDS, strict=True))
+    for ids, sample in zip(inputs["input_ids"], SEEDS, strict=True):
+        assert len(stretches(ids)) == sum(FAMILIES[family].runs(seed) for seed in sample)
+
+
+def test_the_families_with_text_between_frames_or_tiles() -> None:
+    found = {key for key, family in FAMILIES.items() if family.text_between}
+    assert found >= {"qwen3_vl video", "qwen3_vl mixed", "qwen3_5 video", "smolvlm", "idefics3"}
+    assert not found & {"llava_next", "internvl", "qwen2_vl video", "video_llava video", "llava_onevision video"}
 
 
 def stretches(ids: Tensor) -> list[list[int]]:
@@ -253,12 +262,11 @@ def stretches(ids: Tensor) -> list[list[int]]:
 
 # ------------------------------------------------------------------ merged tokens among the frames
 
-CAUSAL = [key for key in FAMILIES if not key.startswith(("gemma", "paligemma")) and "mixed" not in key]
-PROJECTED_AFTERWARDS = ("llava", "llava_next", "video_llava")  # the tower's rows are merged, not the projector's
+BY_HAND = [key for key, family in FAMILIES.items() if "by hand" not in family.lacks and not family.mixed]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", CAUSAL)
+@pytest.mark.parametrize("family", BY_HAND)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_merged_tokens_stand_where_their_frame_stands(family: str, seed: int) -> None:
     """VisionZip put together by hand, frame by frame, and run through the text model alone, deepstack included."""
@@ -276,7 +284,7 @@ def test_merged_tokens_stand_where_their_frame_stands(family: str, seed: int) ->
     kinds: list[tuple[int, int]] = []  # by which tiles on a canvas are put together: its kind, and its place
     for slots, made in framewise(family, seed, method, view, keep):
         first = max(run[0] for run in runs if run[0] <= int(columns[slots[0]]))
-        rows = inner.multi_modal_projector(made.features) if name in PROJECTED_AFTERWARDS else made.features
+        rows = inner.multi_modal_projector(made.features) if FAMILIES[family].tower_rows else made.features
         for row, anchor in zip(rows, made.anchors.tolist(), strict=True):
             new.setdefault(first, []).append((int(columns[slots[anchor]]) if anchor >= 0 else first, row))
         count, last = len(rows), len(rows) - round(10 / 64 * len(rows))
@@ -298,13 +306,13 @@ def test_merged_tokens_stand_where_their_frame_stands(family: str, seed: int) ->
         given["position_ids"] = inner.get_rope_index(inputs["input_ids"], **grids)[0][:, :, order]
     elif method.positions(info) == "compact":
         given["position_ids"] = torch.arange(len(order))[None]
-    if name.startswith("qwen3_vl"):  # a new token gets what deepstack has for the slot of its anchor
+    text = inner.text_model if hasattr(inner, "text_model") else inner.language_model
+    if hasattr(text, "_deepstack_process"):  # a new token gets what deepstack has for the slot of its anchor
         encode = inner.get_video_features if "video" in family else inner.get_image_features
         levels = encode(**FAMILIES[family].image(seed)[0]).deepstack_features
         taken = [at[column] for column in order if column in at]
         given["deepstack_visual_embeds"] = [torch.cat(level)[taken] for level in levels]
         given["visual_pos_masks"] = torch.tensor([[column in at for column in order]])
-    text = inner.text_model if hasattr(inner, "text_model") else inner.language_model
     embeds, ones = torch.stack([row for _, row in tokens])[None], torch.ones(1, len(order), dtype=torch.long)
     expected = model.lm_head(text(inputs_embeds=embeds, attention_mask=ones, use_cache=False, **given)[0])[0]
     assert expected.shape == logits.shape and float((expected - logits).abs().max()) < TOLERANCE
@@ -327,7 +335,10 @@ def pictures(pixels: Tensor, frames: int, rows: int, cols: int) -> Tensor:
     return made.flatten(0, 1)
 
 
-@pytest.mark.parametrize("family", [key for key in FRAMED if key.startswith("qwen") and "video" in key])
+RESIZED = [key for key in FRAMED if "video" in key and "video_grid_thw" in FAMILIES[key].image(0)[0]]
+
+
+@pytest.mark.parametrize("family", RESIZED)
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_video_is_resized_frame_by_frame(family: str, seed: int) -> None:
     arguments = FAMILIES[family].image(seed)[0]

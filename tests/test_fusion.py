@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from harness import RAGGED, built, counted, extend, generate, inputs_of, largest
+from harness_backends import FLASH, FLEX, flash, flex
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_backends import FLASH, FLEX, flash, flex
-from test_equivalence import RAGGED, built, extend, generate, inputs_of, largest
-from tiny import FAMILIES, IMAGE, alone, image_numbers
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from versions import behind, cache_of
@@ -36,6 +35,8 @@ from vlmprune.models import adapter_for
 from vlmprune.runtime import taps
 from vlmprune.runtime.oracle import masking_oracle
 from vlmprune.scores.fusion import Rows, _largest, fused_attention
+from vlmprune.testing import FAMILIES, alone, image_numbers
+from vlmprune.testing.weights import IMAGE
 
 __all__ = ["flash", "flex"]
 TOLERANCE = 2e-4
@@ -371,9 +372,7 @@ def test_batch_beams_caches_and_scored_answers(family: str) -> None:
         for row in range(len(RAGGED)):  # alone, without padding
             assert largest(generate(model, alone(FAMILIES[family], RAGGED, row))[1][0], logits[row]) < TOLERANCE
         steps = tokens.shape[1]
-        longer = extend(family, inputs, tokens[:, :-1])
-        if "qwen" not in family:
-            longer["position_ids"] = (longer["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        longer = counted(family, extend(family, inputs, tokens[:, :-1]))
         again = model(**longer, use_cache=False, logits_to_keep=steps).logits  # the answer is no prompt: not fused
         assert largest(again, logits) < TOLERANCE
         static = generate(model, inputs, cache_implementation="static", disable_compile=True)[1]
@@ -383,9 +382,7 @@ def test_batch_beams_caches_and_scored_answers(family: str) -> None:
             return_dict_in_generate=True, output_scores=True,
         )  # fmt: skip
         answer = out.sequences[:, inputs["input_ids"].shape[1] :]
-        longer = extend(family, inputs, answer[:, :-1])
-        if "qwen" not in family:
-            longer["position_ids"] = (longer["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        longer = counted(family, extend(family, inputs, answer[:, :-1]))
         scored = model(**longer, use_cache=False, logits_to_keep=steps).logits
     chosen = scored[..., :80].log_softmax(-1).gather(2, answer[..., None])[..., 0].sum(1)  # markers are suppressed
     full = scored.log_softmax(-1).gather(2, answer[..., None])[..., 0].sum(1)

@@ -7,13 +7,9 @@ from functools import cache
 from typing import Any
 
 import pytest
-import tiny_images as images
 import torch
 import transformers
-from test_decoder_signals import Onlooker
-from tiny import FAMILIES, Family, alone, image_numbers, prompt
-from tiny_generic import GLM, MOLMO, USUAL, VIP_MANY, gemma4
-from tiny_models import IMAGE, LINE_BREAK, PATCH, TEXT, TOWER, VIDEO, builder, strengthen
+from harness_spies import Onlooker
 from torch import Tensor
 
 import vlmprune
@@ -27,12 +23,17 @@ from vlmprune.models import adapter_for
 from vlmprune.models.generic import GenericAdapter
 from vlmprune.models.layout import misfit
 from vlmprune.runtime.oracle import cutting_oracle, is_recurrent, masking_oracle
+from vlmprune.testing import FAMILIES, Family, alone, image_numbers, prompt, qwen
+from vlmprune.testing.generic import GLM, MOLMO, USUAL, VIP_MANY, gemma4
+from vlmprune.testing.images import Kind
+from vlmprune.testing.weights import IMAGE, LINE_BREAK, PATCH, TEXT, TOWER, VIDEO, builder, strengthen
 
 TOLERANCE = 2e-4
 STEPS = 3
 CLASSES = {"llava": "LlavaForConditionalGeneration", "llava_next": "LlavaNextForConditionalGeneration"}
 RAGGED: list[list[int | None]] = [[0, 1], [2]]
 families = pytest.mark.parametrize("name", USUAL)
+pytestmark = pytest.mark.usefixtures("unadapted")
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +155,9 @@ def test_encoder_statistics_where_every_slot_is_a_patch(name: str, cls: bool) ->
         record = model.model.get_image_features(inputs["pixel_values"]).vlmprune_record
         model(**inputs)
     for image, expected in zip(record.images, rows, strict=True):
-        signal = next(value for key, value in image.signals.items() if isinstance(key, ClsAttention | ReceivedAttention))
+        signal = next(
+            value for key, value in image.signals.items() if isinstance(key, ClsAttention | ReceivedAttention)
+        )
         torch.testing.assert_close(signal, expected, atol=1e-6, rtol=0)
     assert session.last.grids == [[Grid(6, 6), Grid(6, 6)], [Grid(6, 6)]]
     assert session.last.tokens == [(72, 18), (36, 9)]
@@ -400,10 +403,10 @@ def test_a_video_whose_placeholders_are_not_known() -> None:
     """GLM-4.1V writes the image placeholder for video frames."""
 
     def video(seed: int) -> tuple[dict[str, Tensor], list[int]]:
-        arguments, ids = images.qwen_video(timestamps=True).image(seed)
+        arguments, ids = qwen.video(timestamps=True).image(seed)
         return arguments, [IMAGE if token == VIDEO else token for token in ids]
 
-    family = Family("glm4v", GLM, images.Kind(video, lambda seed: []), types=("mm_token_type_ids", (0, 2, 2)))
+    family = Family("glm4v", GLM, Kind(video, lambda seed: []), types=("mm_token_type_ids", (0, 2, 2)))
     model, inputs = family.build(), prompt(family, [[0]])
     generate(model, inputs)
     with vlmprune.prune(model, "divprune", keep=0.5), pytest.raises(UserError, match="0 video placeholder tokens"):

@@ -9,9 +9,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny import FAMILIES, Family, alone, image_numbers, prompt
-from tiny_generic import USUAL
-from tiny_models import strengthen
 from torch import Tensor, nn
 
 import vlmprune
@@ -19,6 +16,9 @@ from vlmprune import UserError
 from vlmprune.models import adapter_for
 from vlmprune.models.generic import GenericAdapter
 from vlmprune.runtime.oracle import masking_oracle
+from vlmprune.testing import FAMILIES, Family, alone, image_numbers, prompt
+from vlmprune.testing.generic import USUAL
+from vlmprune.testing.weights import strengthen
 
 TOLERANCE = 2e-4
 SPEC = "divprune:0.5 > fastv@2:0.5"

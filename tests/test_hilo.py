@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from harness import RAGGED, alone, built, counted, extend, generate, inputs_of, largest, oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_equivalence import RAGGED, alone, built, extend, generate, inputs_of, largest, oracle
 from torch import Tensor
 
 import vlmprune
@@ -325,9 +325,7 @@ def test_with_fusion(family: str, name: str) -> None:
             assert visual == sum(len(image) for image in report.kept[row])  # all that goes on is what was kept
         one = alone(family, RAGGED, 0)
         assert largest(generate(model, one)[1][0], logits[0]) < TOLERANCE
-        longer = extend(family, inputs, tokens[:, :1])
-        if "qwen" not in family:
-            longer["position_ids"] = (longer["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        longer = counted(family, extend(family, inputs, tokens[:, :1]))
         again = model(**longer, use_cache=False, logits_to_keep=2).logits[:, -1]
         assert largest(again, logits[:, 1]) < TOLERANCE
     assert report.fused and max(report.fused) < last

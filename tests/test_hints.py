@@ -11,7 +11,6 @@ import pytest
 import torch
 from fake_results import fill
 from PIL import Image
-from tiny import FAMILIES, prompt
 
 import vlmprune
 from vlmprune import cli
@@ -20,6 +19,7 @@ from vlmprune.core.recipe import Recipe, make_method, recipe
 from vlmprune.core.view import ModelInfo
 from vlmprune.methods.decoder.fastv import FastV
 from vlmprune.report import build
+from vlmprune.testing import FAMILIES, prompt
 
 LLAVA = ModelInfo("llava", encoder_layers=24, decoder_layers=32, has_cls=True)
 SMALL: dict[str, Any] = {"models": ["llava"], "methods": ["random"], "keeps": [0.25], "tasks": ["synth-ocr"], "n": 4}

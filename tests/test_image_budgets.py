@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from test_equivalence import RAGGED, STEPS, TOLERANCE, alone, built, extend, generate, inputs_of, largest, oracle
-from test_equivalence import policies as policies_of
-from test_methods_on_models import EDITING, MERGING, RECYCLING
-from tiny import FAMILIES
+from harness import RAGGED, STEPS, TOLERANCE, alone, built, extend, generate, inputs_of, largest, oracle
+from harness import policies as policies_of
+from harness_methods import EDITING, MERGING, RECYCLING
 from versions import behind, cache_of
 
 import vlmprune
 from vlmprune.core.budget import Keeps, check_budget, parse_keep
 from vlmprune.core.method import PixelMethod
 from vlmprune.core.recipe import recipe
+from vlmprune.testing import FAMILIES
 
 EACH = [[0.5, 3], [0.2]]  # for RAGGED: two images beside one
 WITHDRAWING = {"vtw"}  # the budget says at which layer

@@ -23,6 +23,7 @@ ALLOWED = {
     "scores": {"scores"},
     "runtime": {"core", "models", "scores", "runtime"},
     "assets": {"core", "assets", "models"},
+    "testing": {"core", "testing"},
     "": {"core", "assets", "runtime"},
     "fit": PUBLIC | {"fit", "methods", "models"},
     "bench": PUBLIC | {"bench", "models"},
@@ -35,7 +36,7 @@ ALLOWED = {
 # trained models there. The package is installed without these folders, so nothing in it may import them.
 OUTSIDE = {"training", "tests", "tools", "benchmarks"}
 
-TRANSFORMERS = {"runtime", "models", "assets", "bench", "doctor", "cli"}  # who imports transformers at all
+TRANSFORMERS = {"runtime", "models", "assets", "bench", "doctor", "testing", "cli"}  # who imports transformers at all
 # Its internals (all modules below `transformers` but `transformers.utils`), and who imports them. A family's modeling
 # and processing files are below `models`: adapters read them, the runtime knows no family.
 INTERNALS = {
@@ -134,6 +135,15 @@ def test_method_files_are_small() -> None:
         assert len(path.read_text().splitlines()) <= 140, path
 
 
+def test_no_test_file_imports_another() -> None:
+    """What several of them need stands in harness*.py."""
+    for path in Path(__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.startswith("test_")], path.name
+
+
 def test_import_pulls_nothing_heavy() -> None:
     script = (
         "import sys, transformers; before = set(sys.modules); import vlmprune; vlmprune.METHODS; vlmprune.recipe\n"
@@ -143,6 +153,11 @@ def test_import_pulls_nothing_heavy() -> None:
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
     # Weight, not time: alone it does not even import torch before something is used.
-    script = "import sys; import vlmprune; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    script = "import sys, vlmprune; print({'torch', 'transformers', 'vlmprune.testing'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert out.split() == ["False", "False"]
+    assert out.strip() == "set()"
+    # tiny models need torch and transformers (which takes jinja2), and nothing of the tests or the benchmark
+    script = "import sys; import vlmprune.testing; print([name for name in sys.argv[1:] if name in sys.modules])"
+    others = ["pytest", "hypothesis", "datasets", "matplotlib", "typer", "rich", "pandas", "vlmprune.bench"]
+    out = subprocess.run([sys.executable, "-c", script, *others], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"

@@ -2,12 +2,13 @@
 
 A planted object is painted into the pixels and a tower is set up that only sees brightness: what is kept must be the
 slots that show the object. Statistics must equal those worked out from the tower's own eager attention, laid out by
-hand (tests/tiny_images.py knows which patches stand behind a slot).
+hand (vlmprune.testing knows which patches stand behind a slot).
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 import sys
 from dataclasses import dataclass
@@ -15,10 +16,8 @@ from functools import cache
 from typing import Any
 
 import pytest
-import tiny_images
 import torch
-from test_tiny import features, in_text_model
-from tiny import FAMILIES, IMAGE, Family, prompt
+from harness import SEEDS, batch, built, features, in_text_model
 from torch import Tensor, nn
 
 import vlmprune
@@ -34,27 +33,18 @@ from vlmprune.core.signals import (
     TowerFeatures,
 )
 from vlmprune.core.view import Grid, ImageView, ModelInfo
+from vlmprune.testing import FAMILIES, Family
+from vlmprune.testing.anyres import ONEVISION
+from vlmprune.testing.images import text
+from vlmprune.testing.weights import IMAGE
 
 families = pytest.mark.parametrize("family", FAMILIES)
 EXACT = 2e-6
-SEEDS = [[0, 1], [2], [3]]  # every shape of the tables: two images beside one, padded
-WITH_CLS = ("llava", "llava_next", "video_llava", "internvl")
-USED = {"llava": 3, "llava_next": 3, "video_llava": 3}  # "-2" of five layers; elsewhere the last
-ROWS = ("llava", "llava_next", "video_llava", "paligemma")  # one row of the tower behind each slot
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@cache
-def built(family: str, attention: str = "sdpa") -> Any:
-    return FAMILIES[family].build(attention)
-
-
-def batch(family: Family, samples: list[list[int]]) -> dict[str, Tensor]:
-    return prompt(family, [[*sample] for sample in samples])
 
 
 def kept_by(model: Any, method: Method | str, keep: float | int, inputs: dict[str, Tensor]) -> list[list[list[int]]]:
@@ -70,18 +60,18 @@ def kept_by(model: Any, method: Method | str, keep: float | int, inputs: dict[st
 
 def cells_by_hand(family: str, seed: int) -> tuple[Grid, list[set[int]]]:
     """The slot grid of an image, and for each slot the cells it may be said to show; several where they weigh alike."""
-    slots, name = FAMILIES[family].patches(seed), FAMILIES[family].name
-    if name == "llava_onevision" and "pixel_values_videos" in FAMILIES[family].image(seed)[0]:
-        return Grid(3, 3, 3), [{cell} for cell in range(27)] + [{-1}]  # pooled: the grid is that of the slots
-    side = 2 if name.startswith(("qwen", "internvl", "smolvlm", "idefics3", "gemma3")) else 1
+    slots, kind = FAMILIES[family].patches(seed), FAMILIES[family].kind
     frames, rows, cols = (1 + max(place[axis] for slot in slots for place in slot) for axis in range(3))
-    grid = Grid(rows // side, cols // side, frames)
+    pooled = kind.pooled(seed)
+    if pooled:  # the grid is that of the slots
+        number = itertools.count()
+        return Grid(*pooled, frames), [{next(number)} if slot else {-1} for slot in slots]
+    grid = Grid(rows // kind.side, cols // kind.side, frames)
 
     def cell(place: tuple[int, int, int]) -> int:
-        return (place[0] * grid.rows + place[1] // side) * grid.cols + place[2] // side
+        return (place[0] * grid.rows + place[1] // kind.side) * grid.cols + place[2] // kind.side
 
-    shrunk = name == "llava_onevision" and tiny_images.ONEVISION[seed % 4].shrunk is not None
-    return grid, [{cell(place) for place in (slot if shrunk else slot[:1])} or {-1} for slot in slots]
+    return grid, [{cell(place) for place in slot} or {-1} for slot in slots]
 
 
 @torch.no_grad()
@@ -238,7 +228,7 @@ def test_attention_finds_a_planted_object(family: str, method: Method | str) -> 
     check_objects(family, method, squares, with_patches_of_their_own(family), 4)
 
 
-@pytest.mark.parametrize("family", [key for key in FAMILIES if FAMILIES[key].name in ROWS])
+@pytest.mark.parametrize("family", [key for key in FAMILIES if FAMILIES[key].tower_rows])
 def test_tower_rows_find_a_planted_object(family: str) -> None:
     check_objects(family, BrightRows(), blob, SEEDS, 4)
 
@@ -279,40 +269,44 @@ class Layer:
 
 
 def tower_layers(family: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Layer], Tensor]:
-    """Its encoder layers and the features [slots, D], of one image or video alone."""
-    model, arguments = built(family, "eager"), FAMILIES[family].image(seed)[0]
-    blocks = model.model.visual.blocks if hasattr(model.model, "visual") else None
-    if blocks is None:
-        towers = (
-            "vision_tower",
-            "vision_model",
-            "video_tower" if "pixel_values_videos" in arguments else "image_tower",
-        )
-        encoder = next(getattr(model.model, name) for name in towers if hasattr(model.model, name)).encoder
-        blocks = encoder.layer if hasattr(encoder, "layer") else encoder.layers
-    layers = [Layer([], [], []) for _ in blocks]
-    attentions = [
-        next(m for n, m in block.named_modules() if n in ("attn", "attention", "self_attn")) for block in blocks
-    ]
-    modeling = sys.modules[type(attentions[0]).__module__]
-    original = modeling.eager_attention_forward
+    """Its encoder layers and the features [slots, D], of one image or video alone.
 
-    def recording(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
-        output, weights = original(module, query, key, *args, **kwargs)
-        layers[attentions.index(module)].maps.append(weights)
-        layers[attentions.index(module)].keys.append(key)
-        return output, weights
+    A layer is what holds an attention module outside the language model, unless its tower did not run.
+    """
+    model, arguments = built(family, "eager"), FAMILIES[family].image(seed)[0]
+    modules = {
+        name.rpartition(".")[0]: module
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in ("attn", "attention", "self_attn") and not in_text_model(name)
+    }
+    attentions, layers = list(modules.values()), [Layer([], [], []) for _ in modules]
 
     def noting(layer: Layer) -> Any:
         return lambda module, args, output: layer.states.append(output[0] if isinstance(output, tuple) else output)
 
-    handles = [block.register_forward_hook(noting(layer)) for block, layer in zip(blocks, layers, strict=True)]
+    handles = [
+        model.get_submodule(name).register_forward_hook(noting(layer))
+        for name, layer in zip(modules, layers, strict=True)
+    ]
     with monkeypatch.context() as patch:
-        patch.setattr(modeling, "eager_attention_forward", recording)
+        for modeling in {sys.modules[type(attention).__module__] for attention in attentions}:
+            original = getattr(modeling, "eager_attention_forward", None)
+            if original is None:  # torch's own, in a head that nothing reads
+                continue
+
+            def recording(
+                module: nn.Module, query: Tensor, key: Tensor, *args: Any, forward: Any = original, **kwargs: Any
+            ) -> Any:
+                output, weights = forward(module, query, key, *args, **kwargs)
+                layers[attentions.index(module)].maps.append(weights)
+                layers[attentions.index(module)].keys.append(key)
+                return output, weights
+
+            patch.setattr(modeling, "eager_attention_forward", recording)
         made = features(model, arguments)
     for handle in handles:
         handle.remove()
-    return layers, made
+    return [layer for layer in layers if layer.maps], made
 
 
 def tower_order(family: str, seed: int) -> list[tuple[int, int, int]]:
@@ -324,7 +318,7 @@ def tower_order(family: str, seed: int) -> list[tuple[int, int, int]]:
         tiles, side = pixels.numel() // pixels.shape[-3:].numel(), pixels.shape[-1] // 4
         return [(tile, row, col) for tile in range(tiles) for row in range(side) for col in range(side)]
     frames, rows, cols = grid[0].tolist()
-    window = 2 if FAMILIES[family].name == "qwen2_5_vl" else rows + cols  # in slots, on each side
+    window = FAMILIES[family].window or rows + cols  # in slots, on each side
     return [
         (frame, 2 * row + i, 2 * col + j)
         for frame in range(frames)
@@ -338,27 +332,13 @@ def tower_order(family: str, seed: int) -> list[tuple[int, int, int]]:
 
 
 def slot_values(family: str, seed: int, values: dict[tuple[int, int, int], Tensor]) -> Tensor:
-    """Values of patches [C] to those of the slots that have patches [slots, C]: means, or torch's own resizing."""
-    means = [torch.stack([values[place] for place in slot]).mean(0) for slot in FAMILIES[family].patches(seed) if slot]
-    video = "pixel_values_videos" in FAMILIES[family].image(seed)[0]
-    if FAMILIES[family].name != "llava_onevision":
-        return torch.stack(means)
-    if video:
-        frames = torch.stack([torch.stack([values[f, r, c] for r in range(5) for c in range(5)]) for f in range(3)])
-        return resized(frames.unflatten(1, (5, 5)), (3, 3)).flatten(0, 2)
-    canvas = tiny_images.ONEVISION[seed % 4]
-    if canvas.shrunk is None:
-        return torch.stack(means)
+    """Values of patches [C] to those of the slots that have patches [slots, C]."""
     rows = []
-    for row in canvas.rows:
-        tiles = [(1 + row // 5 * canvas.tiles[1] + col // 5, row % 5, col % 5) for col in canvas.cols]
-        rows.append(torch.stack([values[place] for place in tiles]))
-    return torch.cat([torch.stack(means[:25]), resized(torch.stack(rows)[None], canvas.shrunk).flatten(0, 2)])
-
-
-def resized(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """[pictures, rows, cols, C] to that size."""
-    return nn.functional.interpolate(values.permute(0, 3, 1, 2), size=size, mode="bilinear").permute(0, 2, 3, 1)
+    for patches, shares in zip(FAMILIES[family].patches(seed), FAMILIES[family].shares(seed), strict=True):
+        if patches:
+            parts = [share * values[place] for place, share in zip(patches, shares, strict=True)]
+            rows.append(torch.stack(parts).sum(0))
+    return torch.stack(rows)
 
 
 class Expected:
@@ -366,7 +346,7 @@ class Expected:
 
     def __init__(self, family: str, seed: int, layer: Layer) -> None:
         self.family, self.seed, self.layer = family, seed, layer
-        self.cls = FAMILIES[family].name in WITH_CLS and family != "llava with SigLIP"
+        self.cls = FAMILIES[family].cls
 
     def mapped(self, tokens: list[Tensor]) -> Tensor:
         """Of values of the tower's tokens [pictures, N, C], a tensor a call."""
@@ -403,8 +383,7 @@ class Expected:
 @torch.no_grad()
 @families
 def test_statistics_equal_those_of_eager_attention(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    used, rows = USED.get(family.split(" ")[0], -1), FAMILIES[family].name in ROWS
-    used = -1 if family == "llava with SigLIP" else used
+    used, rows = FAMILIES[family].used, FAMILIES[family].tower_rows
     layers: list[tuple[EncoderLayer, int]] = [("used", used), (1, 1), (2, 2)]  # Qwen2.5-VL's third sees windows only
     for named, number in layers:
         layer: Any = named
@@ -467,10 +446,12 @@ with_blanks = pytest.mark.parametrize(
 
 
 def test_the_families_with_slots_without_a_patch() -> None:
-    assert {key for key in FAMILIES if any(not slot for seed in range(4) for slot in FAMILIES[key].patches(seed))} == {
+    found = {key for key in FAMILIES if any(not slot for seed in range(4) for slot in FAMILIES[key].patches(seed))}
+    assert found >= {
         "llava_next", "llava_onevision", "llava_onevision video", "llava_onevision mixed", "video_llava video",
         "video_llava mixed",
     }  # fmt: skip
+    assert not found & {"llava", "llava with SigLIP", "video_llava", "internvl", "smolvlm", "gemma3", "qwen3_vl video"}
 
 
 @with_blanks
@@ -578,7 +559,7 @@ def several_beside_one(family: Family) -> dict[str, Tensor]:
     As the processor writes it: `batch_num_images` beside the pixels, whose tiles are filled up with zeros.
     """
     first, second, alone = (family.image(seed)[0] for seed in (0, 3, 1))
-    texts = [tiny_images.text(5, number) for number in range(5)]
+    texts = [text(5, number) for number in range(5)]
     rows = [[*texts[0], *ONE, *texts[1], *ONE, *texts[2]], [*texts[3], *family.image(1)[1], *texts[4]]]
     width, tiles = max(map(len, rows)), alone["pixel_values"].shape[1]
     pixels = torch.zeros(3, tiles, 3, 20, 20)
@@ -635,11 +616,11 @@ def test_planted_objects_in_images_that_onevision_does_not_cut() -> None:
 @torch.no_grad()
 def test_onevision_with_another_limit_in_the_call() -> None:
     """`vision_aspect_ratio` given to `generate`: the canvas of 8 x 10 patches is not shrunk."""
-    family, model, canvas = FAMILIES["llava_onevision"], brightness_tower("llava_onevision"), tiny_images.ONEVISION[2]
+    family, model, canvas = FAMILIES["llava_onevision"], brightness_tower("llava_onevision"), ONEVISION[2]
     spots = {(1, 2, 3): 2 * 11 + 3 - 11, (4, 2, 1): 6 * 11 + 6}  # patches of the canvas, whose first row is padding
     arguments = family.painted({2: list(spots)}, 100.0).image(2)[0]
     assert canvas.rows == range(1, 9) and canvas.cols == range(10) and canvas.tiles == (2, 2)
-    ids = torch.tensor([[*tiny_images.text(4, 0), *[IMAGE] * (25 + 8 * 11), *tiny_images.text(4, 1)]])
+    ids = torch.tensor([[*text(4, 0), *[IMAGE] * (25 + 8 * 11), *text(4, 1)]])
     with vlmprune.prune(model, Recipe((Stage(BrightKeys(), 2),))) as session:
         model.generate(input_ids=ids, **arguments, vision_aspect_ratio="anyres_max_9", max_new_tokens=1)
     assert session.last.kept[0][0].tolist() == sorted(25 + at for at in spots.values())

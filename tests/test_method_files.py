@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import vlmprune
+from vlmprune.ask.examples import write_examples
 from vlmprune.bench.marks import code_of, files_of, marked, recorded, runnable
 from vlmprune.bench.runner import Plan, run_bench, split_methods
 from vlmprune.bench.store import load_results
@@ -226,7 +228,7 @@ BENCH = {"models": ("llava",), "tasks": ("synth-ocr",), "limit": 2, "keeps": (0.
 def computed(out: Path, *methods: str) -> list[str]:
     """The recipes that a command has to compute."""
     before = {path.name for path in out.glob("runs/*/*/*.json")}
-    run_bench(Plan(methods=methods, **BENCH), out)  # type: ignore[arg-type]
+    run_bench(Plan(methods=methods, **BENCH), out, then=partial(write_examples, out))  # type: ignore[arg-type]
     made = [path for path in out.glob("runs/*/*/*.json") if path.name not in before]
     return sorted(json.loads(path.read_text())["run"]["recipe"] for path in made)
 

@@ -16,14 +16,13 @@ import torch
 from golden_runners.adaptive import RUNNERS
 from golden_runners.case import Case, acting, run
 from golden_runners.spatial_merge import SpatialMerge
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from test_equivalence import (
+from harness import (
     RAGGED,
     STEPS,
     TOLERANCE,
     alone,
     built,
+    counted,
     extend,
     generate,
     inputs_of,
@@ -31,8 +30,9 @@ from test_equivalence import (
     oracle,
     text_part,
 )
-from test_methods_staged import GOLDENS, HYBRID, LLAVA, SIX, merge_by_loops, plain_layer, policies_of, run_on
-from tiny import FAMILIES
+from harness_staged import GOLDENS, HYBRID, LLAVA, SIX, merge_by_loops, plain_layer, policies_of, run_on
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers.generation.candidate_generator import PromptLookupCandidateGenerator
 from versions import behind, cache_of
@@ -55,6 +55,7 @@ from vlmprune.methods.decoder.topv import TopV
 from vlmprune.methods.vision.divprune import DivPrune
 from vlmprune.models import adapter_for
 from vlmprune.runtime.select import choose
+from vlmprune.testing import FAMILIES
 
 QWEN = ModelInfo("qwen2_5_vl", encoder_layers=32, decoder_layers=28, has_cls=False)
 DROPPING: dict[str, Stage] = {
@@ -121,9 +122,7 @@ def test_cached_equals_uncached(family: str, name: str) -> None:
         tokens, logits = generate(model, inputs)
         kept = session.last.kept
         for step in (0, STEPS - 1)[: 1 if name in TRIMMING else 2]:
-            longer = extend(family, inputs, tokens[:, :step])
-            if "qwen" not in family:
-                longer["position_ids"] = (longer["attention_mask"].cumsum(1) - 1).clamp(min=0)
+            longer = counted(family, extend(family, inputs, tokens[:, :step]))
             again = model(**longer, use_cache=False, logits_to_keep=step + 1).logits
             assert largest(again[:, -1], logits[:, step]) < TOLERANCE
             assert all(torch.equal(a, b) for x, y in zip(kept, session.last.kept) for a, b in zip(x, y))

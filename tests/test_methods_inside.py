@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from test_equivalence import (
+from harness import (
     RAGGED,
     STEPS,
     TOLERANCE,
     alone,
     built,
+    counted,
     extend,
     generate,
     inputs_of,
@@ -24,7 +25,7 @@ from test_equivalence import (
     oracle,
     text_part,
 )
-from test_methods_staged import ALL, DROPPING, MERGING, clusters_by_loops, policies_of
+from harness_staged import ALL, DROPPING, MERGING, clusters_by_loops, policies_of
 from torch import Tensor
 from versions import behind, cache_of
 
@@ -57,9 +58,7 @@ def expected(family: str, name: str, inputs: dict[str, Tensor], tokens: Tensor, 
     recipe, steps = Recipe((METHODS[name],)), tokens.shape[1]
     if (name in STAGED and name not in MERGING) or name in ("random", "dart"):
         return oracle(family, RAGGED, inputs, tokens, report, policies_of(recipe, family))
-    longer = extend(family, inputs, tokens[:, :-1])
-    if "qwen" not in family:
-        longer["position_ids"] = (longer["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    longer = counted(family, extend(family, inputs, tokens[:, :-1]))
     with vlmprune.prune(built(family), recipe):
         return built(family)(**longer, use_cache=False, logits_to_keep=steps).logits[:, -steps:]
 

@@ -12,36 +12,33 @@ from functools import cache
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from test_equivalence import RAGGED, STEPS, TOLERANCE, built, extend, generate, inputs_of, largest, text_part
-from test_methods_on_models import METHODS, REFUSED, TRIMMING
+from harness import RAGGED, STEPS, TOLERANCE, built, counted, extend, generate, inputs_of, largest, text_part
+from harness_methods import METHODS, REFUSED, TRIMMING
 from torch import Tensor
 from versions import behind, cache_of
 
 import vlmprune
+from vlmprune.testing import FAMILIES
 
 DEFAULT = ("llava", "qwen2_5_vl", "gemma3")  # the last one has sliding windows
 KEEP = 0.3
 UNTRIMMED = [name for name in METHODS if name not in TRIMMING]  # of the others test_methods_adaptive.py knows more
 # Padding inside tiles makes equal tokens: which of them are the next best to those kept, rounding decides.
-TIED = {("fuse", "smolvlm"), ("fuse", "idefics3")}
+TIED = [("fuse", key) for key, family in FAMILIES.items() if family.padded]
 COUNTED = [name for name in METHODS if name not in {"mustdrop", "autoprune"}]  # which count by attention, which rounds
 
 
-def on_models(
-    names: Iterable[str], without: tuple[str, ...] = (), but: Collection[tuple[str, str]] = ()
-) -> pytest.MarkDecorator:
+def on_models(names: Iterable[str], mode: str = "", but: Collection[tuple[str, str]] = ()) -> pytest.MarkDecorator:
     """(family, method): the families of `DEFAULT`, and the others as slow tests.
 
-    Left out are families that begin as one of `without`, and the pairs (method, beginning of the family) of `but`.
+    Left out are families that lack the mode, and the pairs (method, family) of `but`.
     """
     pairs = [
         pytest.param(family, name, id=f"{family}-{name}", marks=[] if family in DEFAULT else pytest.mark.slow)
-        for family in tiny.FAMILIES
+        for family in FAMILIES
         for name in names
-        if not family.startswith(without or "no family")
-        and not any(name == method and family.startswith(kin) for method, kin in (*REFUSED, *but))
+        if mode not in FAMILIES[family].lacks and (name, family) not in (*REFUSED, *but)
     ]
     return pytest.mark.parametrize(("family", "name"), pairs)
 
@@ -59,10 +56,7 @@ def half(family: str) -> Any:
 @torch.no_grad()
 def uncached(family: str, inputs: dict[str, Tensor], later: Tensor) -> Tensor:
     """Logits [B, T, V] from which the tokens `later` [B, T] behind the prompt are chosen, by one forward."""
-    longer = extend(family, inputs, later[:, :-1])
-    if "qwen" not in family:  # as `generate` counts: DART's norms of rotated keys depend on absolute positions
-        first = int("paligemma" in family)
-        longer["position_ids"] = (longer["attention_mask"].cumsum(1) - 1).clamp(min=0) + first
+    longer = counted(family, extend(family, inputs, later[:, :-1]))
     count = later.shape[1]
     return built(family)(**longer, use_cache=False, logits_to_keep=count).logits[:, -count:]
 
@@ -88,7 +82,7 @@ def test_eager_attention_keeps_the_same_tokens(family: str, name: str) -> None:
     assert torch.equal(results[0][2], results[1][2])
 
 
-@on_models(METHODS, without=("paligemma2",))  # transformers' own PaliGemma 2 cannot run with a static cache
+@on_models(METHODS, "static cache")
 def test_static_cache_equals_dynamic(family: str, name: str) -> None:
     model, inputs = built(family), inputs_of(family, RAGGED)
     with vlmprune.prune(model, f"{name}:{KEEP}"):
@@ -98,7 +92,7 @@ def test_static_cache_equals_dynamic(family: str, name: str) -> None:
     assert largest(logits, static_logits) < TOLERANCE
 
 
-@on_models(METHODS, without=("qwen3_5",))  # transformers refuses assisted decoding on recurrent layers
+@on_models(METHODS, "lookup")
 def test_prompt_lookup_equals_greedy(family: str, name: str) -> None:
     model = built(family)
     repeated = torch.tensor([[11, 12, 13, 14, 15, 11, 12]])  # so that there are candidates in the first forward

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_equivalence import (
+from harness import (
     RAGGED,
     STEPS,
     TOLERANCE,
     alone,
     built,
+    counted,
     extend,
     generate,
     inputs_of,
@@ -21,21 +22,14 @@ from test_equivalence import (
     oracle,
     policies,
 )
-from tiny import FAMILIES, image_numbers
+from harness_methods import EDITING, MERGING, METHODS, RECYCLING, REFUSED, TRIMMING
 
 import vlmprune
-from vlmprune.core.method import PixelMethod
+from vlmprune.testing import FAMILIES, image_numbers
 
 KEEP = 0.3
-MERGING = {"pool", "prumerge", "prumerge+", "recoverable", "tome", "trim", "visionzip"}
-EDITING = {"hilo", "fuse"}  # attention before the cut: the oracle of that is in test_fusion.py, here they only cut
-RECYCLING = {"sparsevlm", "autoprune"}  # inside the LLM; each has a step-by-step reference in its own tests
 # A budget of their own kind: a share for each act, an average over layers, a count that the image decides.
 SCHEDULED = {"pyramiddrop", "sparsevlm", "adaptinfer", "vtw", "autoprune", "fitprune", "mustdrop"}
-TRIMMING = {"mustdrop"}  # decoding sees less than an uncached forward would: only its first token can be compared
-METHODS = [name for name in vlmprune.METHODS if not issubclass(vlmprune.METHODS[name], PixelMethod)]
-# AutoPrune reads every decoder layer's attention, and recurrent ones have none.
-REFUSED = [("autoprune", family) for family in FAMILIES if family.startswith("qwen3_5")]
 RUN = [(name, family) for name in METHODS for family in FAMILIES if (name, family) not in REFUSED]
 
 
@@ -50,10 +44,7 @@ def test_every_method_on_every_family(name: str, family: str) -> None:
         tokens, logits = generate(model, inputs)
         report = session.last
         steps = 1 if name in TRIMMING else STEPS
-        longer = extend(family, inputs, tokens[:, : steps - 1])
-        if "qwen" not in family:  # as `generate` counts: DART's norms of rotated keys depend on absolute positions
-            first = int("paligemma" in family)
-            longer["position_ids"] = (longer["attention_mask"].cumsum(1) - 1).clamp(min=0) + first
+        longer = counted(family, extend(family, inputs, tokens[:, : steps - 1]))
         again = model(**longer, use_cache=False, logits_to_keep=steps).logits[:, -1]
         single = alone(family, RAGGED, 1)
         one = generate(model, single)[1][0]

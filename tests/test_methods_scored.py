@@ -7,15 +7,11 @@ from typing import Any
 import pytest
 import torch
 from golden_runners.case import acting
+from harness import RAGGED, alone, built, inputs_of
+from harness_spies import Spy
+from harness_views import INFOS, INTERN, KINDS, LLAVA, NEXT, QWEN, SMOL, WIDTH, cases, image, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_equivalence import RAGGED, alone, built, inputs_of
-from test_methods import KINDS, LLAVA, QWEN, WIDTH, cases, image, values
-from test_scores import Spy
-from tiny import FAMILIES
-from tiny_images import NEXT as NEXT_IMAGES
-from tiny_images import ONEVISION as ONEVISION_IMAGES
-from tiny_images import Canvas
 from torch import Tensor
 
 import vlmprune
@@ -37,10 +33,11 @@ from vlmprune.methods.vision.visionzip import VisionZip
 from vlmprune.methods.vision.vispruner import VisPruner
 from vlmprune.models import adapter_for
 from vlmprune.runtime.select import choose, shares
+from vlmprune.testing import FAMILIES
+from vlmprune.testing.anyres import NEXT as NEXT_IMAGES
+from vlmprune.testing.anyres import ONEVISION as ONEVISION_IMAGES
+from vlmprune.testing.anyres import Canvas
 
-NEXT = ModelInfo("llava_next", encoder_layers=24, decoder_layers=32, has_cls=True)
-INTERN = ModelInfo("internvl", encoder_layers=24, decoder_layers=28, has_cls=True)
-SMOL = ModelInfo("smolvlm", encoder_layers=12, decoder_layers=24, has_cls=False)
 CHOOSING: list[Method] = [
     FasterVLM(),
     VisPruner(),
@@ -54,7 +51,6 @@ CHOOSING: list[Method] = [
 ]
 MERGING: list[PruMerge] = [PruMerge(), PruMergePlus(), PruMergePlus(attended=0.0), PruMergePlus(attended=1.0)]
 ADAPTIVE: list[PruMerge] = [PruMerge(adaptive=True), PruMergePlus(adaptive=True)]
-INFOS = [LLAVA, QWEN, NEXT, INTERN, SMOL]
 
 
 def shown(asked: Method, **case: Any) -> ImageView:

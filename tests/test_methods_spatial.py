@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from golden_runners.case import acting
+from harness_views import KINDS, LLAVA, QWEN, WIDTH, cases, image, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_methods import KINDS, LLAVA, QWEN, WIDTH, cases, image, values
 from torch import Tensor, nn
 
 from vlmprune.core.errors import UserError

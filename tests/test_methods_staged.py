@@ -10,21 +10,10 @@ import pytest
 import torch
 from golden_runners.case import Case, run
 from golden_runners.staged import RUNNERS
+from harness import RAGGED, STEPS, TOLERANCE, alone, built, counted, extend, generate, inputs_of, largest, oracle
+from harness_staged import ALL, DROPPING, GOLDENS, HYBRID, LLAVA, SIX, merge_by_loops, plain_layer, policies_of, run_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_equivalence import (
-    RAGGED,
-    STEPS,
-    TOLERANCE,
-    alone,
-    built,
-    extend,
-    generate,
-    inputs_of,
-    largest,
-    oracle,
-)
-from tiny import FAMILIES
 from torch import Tensor
 
 import vlmprune
@@ -44,26 +33,9 @@ from vlmprune.methods.decoder.staged import Staged, interpolate, spread
 from vlmprune.methods.decoder.vtw import VTW
 from vlmprune.methods.vision.divprune import DivPrune
 from vlmprune.models import adapter_for
+from vlmprune.testing import FAMILIES
 
-GOLDENS = Path(__file__).parent / "goldens"
-LLAVA = ModelInfo("llava", encoder_layers=24, decoder_layers=32, has_cls=True)
 QWEN = ModelInfo("qwen2_vl", encoder_layers=32, decoder_layers=28, has_cls=False)
-HYBRID = ModelInfo("qwen3_5", 24, 32, has_cls=False, attention_layers=tuple(range(3, 32, 4)))
-SIX = ["llava", "qwen2_5_vl", "qwen3_vl", "internvl", "gemma3", "qwen3_5"]
-DROPPING: dict[str, Stage] = {
-    "pyramiddrop": Stage(PyramidDrop(), 0.5),
-    "pyramiddrop on average": Stage(PyramidDrop(average=True), 0.5),
-    "adaptinfer": Stage(AdaptInfer(), 0.3),
-    "adaptinfer down to nothing": Stage(AdaptInfer(), 32 / 576),
-    "sparsevlm+": Stage(SparseVLM(version="+"), 192 / 576),
-    "vtw": Stage(VTW(), 0.5),
-}
-MERGING: dict[str, Stage] = {
-    "sparsevlm": Stage(SparseVLM(), 192 / 576),
-    "sparsevlm with few": Stage(SparseVLM(), 0.05),
-    "sparsevlm 1.0": Stage(SparseVLM(version="1.0"), 64 / 576),
-}
-ALL = {**DROPPING, **MERGING}
 families = pytest.mark.parametrize("family", SIX)
 paths = sorted(path for name in RUNNERS for path in (GOLDENS / name).glob("case*.json"))
 
@@ -436,17 +408,6 @@ def test_find_layer_says_what_is_wrong() -> None:
 # ---------------------------------------------------------------------- on models
 
 
-def policies_of(recipe: Recipe, family: str) -> dict[int, str]:
-    """Position policy by layer."""
-    info = adapter_for(built(family)).info
-    return {act.layer or 0: act.positions for act in recipe.on(info).acts}
-
-
-def run_on(family: str, recipe: Recipe, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Any]:
-    with vlmprune.prune(built(family), recipe) as session:
-        return *generate(built(family), inputs), session.last
-
-
 @families
 @pytest.mark.parametrize("name", DROPPING)
 def test_equals_the_masking_oracle(family: str, name: str) -> None:
@@ -478,9 +439,7 @@ def test_cached_equals_uncached(family: str, name: str) -> None:
         tokens, logits = generate(model, inputs)
         kept = session.last.kept
         for step in (0, STEPS - 1):
-            longer = extend(family, inputs, tokens[:, :step])
-            if "qwen" not in family:
-                longer["position_ids"] = (longer["attention_mask"].cumsum(1) - 1).clamp(min=0)
+            longer = counted(family, extend(family, inputs, tokens[:, :step]))
             again = model(**longer, use_cache=False, logits_to_keep=step + 1).logits
             assert largest(again[:, -1], logits[:, step]) < TOLERANCE
             assert all(torch.equal(a, b) for x, y in zip(kept, session.last.kept) for a, b in zip(x, y))
@@ -575,51 +534,6 @@ def prompt_text(entered: Tensor, image: Tensor, end: int, which: int) -> Tensor:
     """Embeddings of the prompt's text after an image."""
     last = int((image == which).nonzero()[-1])
     return torch.stack([entered[column] for column in range(last + 1, end) if image[column] < 0])
-
-
-def plain_layer(model: Any, layer: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """A Llama layer at positions 0, 1, ..., and its attention maps [H, S, S]."""
-    size, attention, x = len(hidden), layer.self_attn, layer.input_layernorm(hidden)
-    query, key, value = (
-        projection(x).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    angle = torch.arange(size)[:, None] * model.model.language_model.rotary_emb.inv_freq
-    cos, sin = angle.cos().repeat(1, 2), angle.sin().repeat(1, 2)
-
-    def turned(states: Tensor) -> Tensor:
-        first, second = states.chunk(2, dim=-1)
-        return states * cos + torch.cat([-second, first], dim=-1) * sin
-
-    groups = len(query) // len(key)
-    query, key, value = turned(query), turned(key).repeat_interleave(groups, 0), value.repeat_interleave(groups, 0)
-    logits = query @ key.mT * attention.head_dim**-0.5
-    maps = logits.masked_fill(torch.ones(size, size).triu(1).bool(), float("-inf")).softmax(-1)
-    hidden = hidden + attention.o_proj((maps @ value).transpose(0, 1).flatten(1))
-    return hidden + layer.mlp(layer.post_attention_layernorm(hidden)), maps
-
-
-def merge_by_loops(tokens: Tensor, count: int) -> Tensor:
-    """The mean of each cluster."""
-    return clusters_by_loops(tokens, count)[0]
-
-
-def clusters_by_loops(tokens: Tensor, count: int) -> tuple[Tensor, list[int]]:
-    """DPC-kNN, one token at a time: the mean of each cluster and the token in its middle."""
-    n, width = tokens.shape
-    distance = [[float((a - b).norm()) / width**0.5 for b in tokens] for a in tokens]
-    density = [-sum(d * d for d in sorted(row)[:count]) / count for row in distance]
-    prominence = []
-    for i in range(n):
-        denser = [distance[i][j] for j in range(n) if density[j] > density[i] or (density[j] == density[i] and j < i)]
-        furthest = max(max(row) for row in distance)
-        prominence.append(torch.tensor(density[i]).exp() * min(denser, default=furthest))
-    centres = sorted(range(n), key=lambda i: (-float(prominence[i]), i))[:count]
-    groups: list[list[Tensor]] = [[] for _ in centres]
-    for i in range(n):
-        near = centres.index(i) if i in centres else min(range(count), key=lambda c: distance[i][centres[c]])
-        groups[near].append(tokens[i])
-    return torch.stack([torch.stack(group).mean(0) for group in groups]), centres
 
 
 def test_a_layer_whose_attention_cannot_be_read_is_refused() -> None:

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 from golden_runners.case import acting
+from harness import RAGGED, TOLERANCE, alone, built, generate, inputs_of, largest, oracle
+from harness_embeddings import assemble, greedy_on_embeddings
+from harness_text import QUESTION, tower
+from harness_views import INFOS, KINDS, LLAVA, NEXT, QWEN, WIDTH, cases, image, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_equivalence import RAGGED, TOLERANCE, alone, built, generate, inputs_of, largest, oracle
-from test_merging import assemble, greedy_on_embeddings
-from test_methods import KINDS, LLAVA, QWEN, WIDTH, cases, image, values
-from test_methods_scored import INFOS, NEXT
-from test_text_tower import QUESTION, tower
 from torch import Tensor
 
 import vlmprune

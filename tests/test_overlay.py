@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import FAMILIES, prompt
 from tiny_folder import save_clip, save_llava
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -24,6 +23,7 @@ from vlmprune.core.outputs import check_picture
 from vlmprune.core.report import RunReport
 from vlmprune.core.view import Grid, Whole
 from vlmprune.runtime.vision import cell_slots
+from vlmprune.testing import FAMILIES, prompt
 
 
 def noise(width: int, height: int) -> Image.Image:

@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from test_equivalence import RAGGED, TOLERANCE, built, generate, inputs_of, largest, oracle
-from tiny import FAMILIES, image_numbers
+from harness import RAGGED, TOLERANCE, built, generate, inputs_of, largest, oracle
 from torch import Tensor
 from versions import CACHE
 
@@ -32,6 +31,7 @@ from vlmprune.bench.flops import run_flops
 from vlmprune.bench.shapes import shape_of
 from vlmprune.bench.store import Record
 from vlmprune.models import adapter_for
+from vlmprune.testing import FAMILIES, image_numbers
 
 LAYER = 2  # methods act before it, so decoder layer 1 is read
 

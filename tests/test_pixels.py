@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from harness import built
 from PIL import Image
-from tiny import FAMILIES, prompt
 from torch import Tensor
 
 import vlmprune
@@ -23,6 +21,7 @@ from vlmprune.core.view import ImageView, ModelInfo
 from vlmprune.models import adapter_for
 from vlmprune.models.base import CLIP
 from vlmprune.models.generic import GenericAdapter
+from vlmprune.testing import FAMILIES, prompt
 
 PATCH = 4 * 4 * 3
 SAMPLES = [[0, 1], [2], [3]]
@@ -43,20 +42,15 @@ class Look(Method):
         return torch.arange(view.keep)
 
 
-@cache
-def built(family: str) -> Any:
-    return FAMILIES[family].build()
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_slot_is_shown_with_the_pixels_of_its_patches_and_no_others(family: str) -> None:
     torch.set_num_threads(1)
-    kind = FAMILIES[family]
+    subject = FAMILIES[family]
     seeds = [seed for sample in SAMPLES for seed in sample]
-    places = {seed: sorted({place for slot in kind.patches(seed) for place in slot}) for seed in seeds}
+    places = {seed: sorted({place for slot in subject.patches(seed) for place in slot}) for seed in seeds}
     shades = {seed: {place: 0.1 + 0.01 * i for i, place in enumerate(places[seed])} for seed in seeds}
-    painted = kind
+    painted = subject
     for seed in seeds:
         for place, shade in shades[seed].items():
             painted = painted.painted({seed: [place]}, shade)
@@ -67,7 +61,7 @@ def test_a_slot_is_shown_with_the_pixels_of_its_patches_and_no_others(family: st
     mean, std = (torch.tensor(values) for values in adapter_for(built(family)).normalisation)
     assert len(look.seen) == len(seeds)
     for seed, (slots, raw, normalized) in zip(seeds, look.seen, strict=True):
-        patches = kind.patches(seed)
+        patches = subject.patches(seed)
         assert slots.tolist() == [slot for slot, behind in enumerate(patches) if behind]
         assert raw.dtype == normalized.dtype == torch.float32 and raw.shape == normalized.shape
         resized = raw.shape[1] == PATCH and any(len(behind) > 1 for behind in patches)
@@ -77,7 +71,7 @@ def test_a_slot_is_shown_with_the_pixels_of_its_patches_and_no_others(family: st
                 assert own.min() - 1e-5 <= values.min() and values.max() <= own.max() + 1e-5
                 assert len(own) > 1 or torch.allclose(values, own)
             else:
-                frames = 2 if family.startswith("qwen") else 1
+                frames = subject.kind.frames
                 assert len(values) == len(own) * PATCH * frames
                 assert torch.equal(values.sort().values, own.repeat_interleave(PATCH * frames).sort().values)
             channels = set(((own[:, None] * std + mean).flatten() * 1e4).round().long().tolist())

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from harness import built, generate
 from PIL import Image
-from test_equivalence import built, generate
 from tiny_folder import save_family
 from torch import Tensor
 from transformers.models.smolvlm import processing_smolvlm

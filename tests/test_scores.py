@@ -9,16 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from test_equivalence import RAGGED, built, inputs_of
+from harness import RAGGED, built, inputs_of
+from harness_spies import InnerSpy, Spy
 from torch.utils._python_dispatch import TorchDispatchMode
 from versions import cache_of
 
 import vlmprune
-from vlmprune.core.method import DecoderMethod, Method
 from vlmprune.core.needs import Depth
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.signals import ClsAttention, LastQueryAttention, ReceivedAttention, TextQueryAttention
-from vlmprune.core.view import ImageView
 from vlmprune.models import adapter_for
 from vlmprune.runtime import taps
 from vlmprune.scores import attention_rows, received_attention, reference
@@ -102,32 +101,6 @@ def test_peak_memory_of_the_process() -> None:
     stop.set()
     watcher.join()
     assert peak - before < heads * n * n * 4 / 4
-
-
-class Spy(Method):
-    """Keeps the first tokens and remembers what it was shown."""
-
-    name, stage = "spy", "vision"
-
-    def __init__(self, needs: dict[str, Any]) -> None:
-        self.wanted, self.seen = needs, []
-
-    def needs(self, info: Any) -> dict[str, Any]:
-        return self.wanted
-
-    def select(self, view: ImageView) -> torch.Tensor:
-        self.seen.append({name: view[name] for name in self.wanted})
-        return torch.arange(view.keep)
-
-
-class InnerSpy(Spy):
-    stage = "decoder"
-
-    def __init__(self, layer: int, needs: dict[str, Any]) -> None:
-        super().__init__(needs)
-        self.layer = layer
-
-    decoder_layer = DecoderMethod.decoder_layer
 
 
 def eager_maps(family: str, inputs: dict[str, torch.Tensor]) -> tuple[list[torch.Tensor], Any]:

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_equivalence import RAGGED, TOLERANCE, built, inputs_of, largest, policies
-from tiny import FAMILIES, image_numbers
+from harness import RAGGED, TOLERANCE, built, inputs_of, largest, policies
 from torch import Tensor
 from versions import behind, cache_of
 
@@ -16,10 +15,11 @@ from vlmprune.core.report import RunReport
 from vlmprune.core.spread import laid
 from vlmprune.models import adapter_for
 from vlmprune.runtime.oracle import is_recurrent, masking_oracle
+from vlmprune.testing import FAMILIES, image_numbers
 
 CUTS = "divprune:0.5 > fastv@2:0.3"
 EVERYTHING = {"output_hidden_states": True, "output_attentions": True}
-DROPPING = [family for family in FAMILIES if not family.startswith("qwen3_5")]  # the masking oracle has no recurrence
+DROPPING = [key for key, family in FAMILIES.items() if not family.recurrent]  # the masking oracle has no recurrence
 
 
 @pytest.fixture(autouse=True)

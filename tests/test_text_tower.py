@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
-import tiny_models
 import torch
-from test_mapping import SEEDS, batch, built
-from tiny import FAMILIES, IMAGE, VOCABULARY, alone, prompt
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from harness import SEEDS, batch, built
+from harness_text import QUESTION, clip_model, clip_tokenizer, prompt_tokenizer, tower
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, LlamaConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig
 
 import vlmprune
 from vlmprune.core.errors import UserError
@@ -25,12 +22,9 @@ from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.signals import Alignment, Features, PromptText
 from vlmprune.core.view import ImageView, ModelInfo
 from vlmprune.runtime.text_tower import TextTower
+from vlmprune.testing import FAMILIES, alone, prompt
+from vlmprune.testing.weights import IMAGE, VIDEO
 
-WORDS = (
-    "what", "color", "is", "the", "circle", "left", "of", "big", "red", "square", "how", "many", "are", "there",
-    "right", "dark", "blue",
-)  # fmt: skip
-QUESTION = "What color is the big circle left of the red square"
 LONG = " ".join([QUESTION] * 20)  # of 11 words: 222 tokens with start and end, three pieces
 EXACT = 1e-6
 
@@ -38,55 +32,8 @@ EXACT = 1e-6
 # ------------------------------------------------------------------ a small CLIP
 
 
-@cache
-def clip_tokenizer() -> CLIPTokenizer:
-    """CLIP's own tokenizer with a vocabulary in which each of WORDS becomes one token."""
-    letters = sorted(set("".join(WORDS)))
-    tokens = dict.fromkeys([*letters, *(letter + "</w>" for letter in letters)])
-    merges: dict[tuple[str, str], None] = {}
-    for word in WORDS:
-        whole = word[0]
-        for letter in [*word[1:-1], word[-1] + "</w>"]:
-            merges[whole, letter] = None
-            tokens[whole := whole + letter] = None
-    names = [*tokens, "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={name: k for k, name in enumerate(names)}, merges=list(merges))  # type: ignore[arg-type]
-
-
-@cache
-def prompt_tokenizer() -> PreTrainedTokenizerFast:
-    """Ids of the tiny models' prompts as words."""
-    names = ["<pad>", "<s>", "</s>"]
-    names += [WORDS[k % len(WORDS)] + "+" * (k // len(WORDS)) for k in range(VOCABULARY - 3)]
-    text = Tokenizer(WordLevel({name: k for k, name in enumerate(names)}, unk_token="<pad>"))
-    return PreTrainedTokenizerFast(tokenizer_object=text, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
-
-
 def words(ids: Tensor) -> str:
     return " ".join(prompt_tokenizer().convert_ids_to_tokens(ids[ids > 2].tolist()))
-
-
-def clip_model(image_size: int = 24, end: int | None = None, **vision: int) -> Any:
-    """A CLIP model with random strong weights; `end` is what its config calls the end token."""
-    tokenizer = clip_tokenizer()
-    sizes = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    end = tokenizer.eos_token_id if end is None else end
-    text = {**sizes, "vocab_size": len(tokenizer), "eos_token_id": end, "bos_token_id": tokenizer.bos_token_id}
-    towers: dict[str, Any] = {
-        "vision_config": {**tiny_models.TOWER, "image_size": image_size, **vision},
-        "text_config": text,
-    }
-    model = CLIPModel(CLIPConfig(**towers, projection_dim=20))
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in model.named_parameters():  # the default would leave attention nearly uniform
-        noise = torch.randn(parameter.shape, generator=generator)
-        parameter.data = 1 + 0.1 * noise if "norm" in name and name.endswith("weight") else 0.2 * noise
-    return model.eval()
-
-
-@cache
-def tower(image_size: int = 24, end: int | None = None) -> TextTower:
-    return TextTower(clip_model(image_size, end), clip_tokenizer(), prompt_tokenizer())
 
 
 def largest(a: Tensor, b: Tensor) -> float:
@@ -306,7 +253,7 @@ def test_without_a_tower_the_instructions_embeddings_stand_in(family: str) -> No
     for row, view in enumerate(views):
         aligned = view["aligned"]
         ids = inputs["input_ids"][row]
-        slot = tiny_models.VIDEO if "video" in family else IMAGE
+        slot = VIDEO if "video" in family else IMAGE
         last = int((ids == slot).nonzero()[-1])
         assert not aligned.clip and torch.equal(aligned.visual, view["features"])
         assert torch.equal(aligned.text, table(ids[last + 1 :]).float()) and torch.equal(aligned.text, view["text"])

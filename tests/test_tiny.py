@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import copy
-from functools import cache
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import FAMILIES, alone, image_numbers, paint, prompt
+from harness import RAGGED, built, families, features, generate, in_text_model
 from torch import Tensor
 
-RAGGED: list[list[int | None]] = [[0, 1], [2]]
-families = pytest.mark.parametrize("family", FAMILIES)
-
-
-@cache
-def built(family: str, attention: str = "sdpa") -> Any:
-    return FAMILIES[family].build(attention)
-
-
-def generate(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """New token ids [B, T] and the logits they were chosen from [B, T, V]."""
-    out = model.generate(**inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True, output_logits=True)
-    return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, dim=1)
+from vlmprune.core.errors import UserError
+from vlmprune.models import adapter_for
+from vlmprune.runtime.oracle import is_recurrent
+from vlmprune.testing import FAMILIES, alone, image_numbers, prompt
+from vlmprune.testing.families import declared
+from vlmprune.testing.images import paint
 
 
 @families
@@ -49,19 +43,6 @@ def test_image_numbers_count_the_slots(family: str, samples: list[list[int | Non
         slots = [FAMILIES[family].slots(seed) for seed in sample if seed is not None]
         assert [int((row == number).sum()) for number in range(len(slots))] == slots
     assert torch.isfinite(built(family)(**inputs).logits).all()
-
-
-def features(model: Any, arguments: dict[str, Tensor]) -> Tensor:
-    """What stands in the slots of one image or video: [slots, hidden]."""
-    arguments = {key: value for key, value in arguments.items() if key != "second_per_grid_ts"}  # for positions only
-    video = "pixel_values_videos" in arguments
-    with torch.no_grad():
-        out = (model.model.get_video_features if video else model.model.get_image_features)(**arguments).pooler_output
-    return (torch.cat(list(out)) if isinstance(out, (tuple, list)) else out).reshape(-1, 32)
-
-
-def in_text_model(name: str) -> bool:
-    return "language_model" in name or "text_model" in name or "lm_head" in name
 
 
 def without_attention(model: Any) -> Any:
@@ -127,3 +108,40 @@ def test_cells_and_painted(family: str) -> None:
     plain, painted = prompt(subject, RAGGED), prompt(subject.painted({2: [(0, 1, 2)]}, 5.0), RAGGED)
     differing = {name for name in plain if not torch.equal(plain[name], painted[name])}
     assert len(differing) == 1 and differing <= {"pixel_values", "pixel_values_videos"}
+
+
+@families
+def test_what_is_declared_of_a_family_is_what_its_adapter_says(family: str) -> None:
+    subject, adapter = FAMILIES[family], adapter_for(built(family))
+    modality = "video" if "pixel_values_videos" in subject.image(0)[0] else "image"
+    assert adapter.config.model_type == subject.name and adapter.has_cls == subject.cls
+    assert adapter.used_layer == range(len(adapter.encoder_layers(modality)))[subject.used]
+    assert adapter.tower_rows == subject.tower_rows and (adapter.full_layers is not None) == (subject.window > 0)
+    assert is_recurrent(adapter.model) == subject.recurrent
+
+
+# ---------------------------------------------------------------- how families are found
+
+
+def package(folder: Path, **files: str) -> list[str]:
+    folder.mkdir()
+    for name, source in files.items():
+        (folder / f"{name}.py").write_text(source)
+    return [str(folder)]
+
+
+def test_families_are_found_by_the_files_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    files = {"b": "FAMILIES = {'b': 1, 'b video': 2}", "a": "FAMILIES = {'a': 3}"}
+    assert list(declared("found", package(tmp_path / "found", **files)).items()) == [("a", 3), ("b", 1), ("b video", 2)]
+    with pytest.raises(UserError, match=r"^'b' is declared by b\.py and by c\.py: rename one\.$"):
+        declared("twice", package(tmp_path / "twice", **files, c="FAMILIES = {'b': 4}"))
+    with pytest.raises(UserError, match=r"^none\.d declares no family: it needs a dict FAMILIES"):
+        declared("none", package(tmp_path / "none", **files, d="FAMILY = {}"))
+
+
+def test_what_a_family_lacks_is_a_mode_of_the_tests() -> None:
+    with pytest.raises(
+        UserError, match=r"^llava: lacks='static' must be one of 'by hand', 'downsample', 'static cache'"
+    ):
+        replace(FAMILIES["llava"], lacks={"static": "it does not"})

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_equivalence import built, generate, inputs_of
-from test_uses import merged
+from harness import built, generate, inputs_of
+from harness_embeddings import merged
 from versions import behind, cache_of
 
 import vlmprune

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_equivalence import RAGGED, TOLERANCE, built, families, generate, inputs_of, largest, oracle
-from tiny import FAMILIES, IMAGE
+from harness import RAGGED, TOLERANCE, built, families, generate, inputs_of, largest, oracle
+from harness_embeddings import merged
 from transformers.cache_utils import DynamicCache
 from versions import behind, cache_of
 
@@ -19,6 +19,8 @@ import vlmprune
 from vlmprune import UserError
 from vlmprune.core.report import RunReport
 from vlmprune.models import adapter_for
+from vlmprune.testing import FAMILIES
+from vlmprune.testing.weights import IMAGE
 
 SPECS = {
     "before": "divprune:0.3", "inside": "fastv@2:0.3", "both": "hiprune:0.5 > fastv@2:0.5", "trims": "mustdrop:0.5",
@@ -99,16 +101,6 @@ def test_two_threads_on_one_model(family: str, spec: str) -> None:
     for (number, _), (answered, tokens) in found.items():
         assert torch.equal(answered[0], alone[number][0][0]) and torch.equal(answered[1], alone[number][0][1])
         assert tokens == alone[number][1]  # the report is the thread's own
-
-
-def merged(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-    """Embeddings with the images in them already, as a user's own code would put them together."""
-    seen: list[torch.Tensor] = []
-    text = adapter_for(model).text_model
-    handle = text.register_forward_pre_hook(lambda m, a, k: seen.append(k["inputs_embeds"]), with_kwargs=True)
-    model(**inputs)
-    handle.remove()
-    return seen[0]
 
 
 @pytest.mark.parametrize("family", ["llava", "internvl", "llava_next"])

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tiny_models as models
 import torch
-from tiny import FAMILIES, strengthen
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
@@ -39,6 +37,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from vlmprune.assets.questions import WORD_PATTERN, vocabulary
+from vlmprune.testing import FAMILIES, weights
+from vlmprune.testing.weights import strengthen
 
 SPECIALS = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
 TEMPLATE = (
@@ -115,20 +115,20 @@ def save_clip(folder: Path) -> Path:
     return folder
 
 
-# ---------------------------------------------------------------- the families of tiny.py
+# ---------------------------------------------------------------- families with their processors
 
 QUESTION_WORDS = ("what", "color", "is", "the", "circle", "?")
-NAMES = {  # of the special ids of tiny_models.py
-    models.PAD: "<pad>", 1: "<s>", 2: "</s>", 3: "<unk>", models.WHOLE_IMAGE: "<global-img>",
-    models.AROUND_IMAGE: "<fake_token_around_image>", models.LINE_BREAK: "\n", models.DOUBLE_BREAK: "\n\n",
-    models.IMAGE_BEGIN: "<start_of_image>", models.IMAGE_END: "<end_of_image>", models.IMAGE: "<image>",
-    models.VIDEO: "<video>", models.VISION_START: "<img>", models.VISION_END: "</img>",
-    **dict(zip(models.TILES, ("<row_1_col_1>", "<row_1_col_2>", "<row_2_col_1>", "<row_2_col_2>"), strict=True)),
+NAMES = {  # of the special ids of vlmprune.testing.weights
+    weights.PAD: "<pad>", 1: "<s>", 2: "</s>", 3: "<unk>", weights.WHOLE_IMAGE: "<global-img>",
+    weights.AROUND_IMAGE: "<fake_token_around_image>", weights.LINE_BREAK: "\n", weights.DOUBLE_BREAK: "\n\n",
+    weights.IMAGE_BEGIN: "<start_of_image>", weights.IMAGE_END: "<end_of_image>", weights.IMAGE: "<image>",
+    weights.VIDEO: "<video>", weights.VISION_START: "<img>", weights.VISION_END: "</img>",
+    **dict(zip(weights.TILES, ("<row_1_col_1>", "<row_1_col_2>", "<row_2_col_1>", "<row_2_col_2>"), strict=True)),
 }  # fmt: skip
 
 
 def _family_tokenizer(**tokens: str) -> PreTrainedTokenizerFast:
-    ids = range(models.VOCABULARY)
+    ids = range(weights.VOCABULARY)
     ordinary = iter([*QUESTION_WORDS, *(f"w{k}" for k in ids)])
     words = {NAMES[k] if k in NAMES else next(ordinary): k for k in ids}
     return _tokenizer(words, [name for k, name in NAMES.items() if k > 3], **{"image_token": "<image>", **tokens})
@@ -144,8 +144,9 @@ def _llava() -> ProcessorMixin:
 
 def _llava_next() -> ProcessorMixin:
     side = {"height": 16, "width": 16}
-    pinpoints = models.llava_next().config.image_grid_pinpoints
-    images = LlavaNextImageProcessorPil(size={"shortest_edge": 16}, crop_size=side, image_grid_pinpoints=pinpoints)
+    images = LlavaNextImageProcessorPil(
+        size={"shortest_edge": 16}, crop_size=side, image_grid_pinpoints=weights.pinpoints(16)
+    )
     return LlavaNextProcessor(
         images, _family_tokenizer(), patch_size=4, vision_feature_select_strategy="default",
         num_additional_image_tokens=1, chat_template=TEMPLATE,
@@ -195,7 +196,7 @@ FILES: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     ),
     "llava_onevision": (
         lambda: LlavaOnevisionImageProcessorPil(
-            size={"height": 20, "width": 20}, image_grid_pinpoints=models.llava_onevision().config.image_grid_pinpoints
+            size={"height": 20, "width": 20}, image_grid_pinpoints=weights.pinpoints(20)
         ),
         {
             "processor_class": "LlavaOnevisionProcessor", "num_image_tokens": 25,
@@ -211,7 +212,7 @@ FILES: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
 
 
 def save_family(family: str, folder: Path) -> Path:
-    """Write a model of tiny.py with the processor of its family."""
+    """Write a tiny model with the processor of its family."""
     FAMILIES[family].build().save_pretrained(folder)
     if family in PROCESSORS:
         PROCESSORS[family]().save_pretrained(folder)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import LlavaForConditionalGeneration, VideoLlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 from transformers.cache_utils import Cache
 
 _NAMES = ("cache", "past_key_values")  # since 5.24, and before
@@ -24,14 +24,6 @@ def behind(cache: Cache) -> dict[str, Any]:
 def cache_of(output: Any) -> Cache:
     """The cache in what a forward or `generate` returned."""
     return output[CACHE]
-
-
-def named(family: str, inputs: dict[str, Any]) -> dict[str, Any]:
-    """A model's inputs as its forward calls them: Video-LLaVA's pixels had another name once."""
-    stated = inspect.signature(VideoLlavaForConditionalGeneration.forward).parameters
-    if family != "video_llava" or "pixel_values" in stated:
-        return inputs
-    return {"pixel_values_images" if name == "pixel_values" else name: value for name, value in inputs.items()}
 
 
 @contextmanager

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from vlmprune.testing import Family
 
 
 @dataclass(frozen=True)
@@ -14,12 +17,16 @@ class Claim:
         meaning: what a "yes" says.
         tests: file.function; all of them must run on a family for a "yes".
         recipe: the name of the recipe with which they run, where they run with several.
+        applies: whether there is anything to test on a family.
+        sampled: whether the tests run on some families only, because the others would show nothing else.
     """
 
     title: str
     meaning: str
     tests: tuple[str, ...]
     recipe: str = ""
+    applies: Callable[[Family], bool] = lambda family: True
+    sampled: bool = False
 
 
 DROPS = (
@@ -38,6 +45,7 @@ METHODS = (
         "by hand",
         "new tokens: equal to the text model alone on a sequence put together by hand",
         ("test_frames.test_merged_tokens_stand_where_their_frame_stands",),
+        applies=lambda family: not family.mixed,
     ),
     Claim("downsample", "pictures resized before the encoder: the same two tests", MAKES, "downsample"),
 )
@@ -64,11 +72,13 @@ SLOTS = (
             "test_frames.test_the_default_is_one_budget_for_the_image",
             "test_frames.test_each_frame_is_the_method_on_that_frame_alone",
         ),
+        applies=lambda family: family.in_parts,
     ),
     Claim(
         "text between",
         "timestamps and markers between frames or tiles all stay",
         ("test_frames.test_text_between_frames_is_never_lost",),
+        applies=lambda family: family.text_between,
     ),
 )
 MODES = (
@@ -100,6 +110,7 @@ BACKENDS = (
             "test_backends.test_flash_with_a_static_cache",
             "test_backends.test_flash_scores_are_sdpas",
         ),
+        sampled=True,
     ),
     Claim(
         "flex",
@@ -109,6 +120,7 @@ BACKENDS = (
             "test_backends.test_flex_equals_sdpa",
             "test_backends.test_flex_scores_are_sdpas",
         ),
+        sampled=True,
     ),
     Claim(
         "half",
@@ -122,17 +134,20 @@ BACKENDS = (
         "offloaded",
         "accelerate's offloading to CPU or disk gives the same bits",
         ("test_devices.test_offloaded_models_give_the_same_bits",),
+        sampled=True,
     ),
     Claim(
         "devices",
         "encoder, embeddings and decoder layers on different devices",
         ("test_devices.test_indices_follow_the_device_of_what_they_index",),
+        sampled=True,
     ),
-    Claim("int8", "dynamically quantised linear layers", ("test_devices.test_int8_models",)),
+    Claim("int8", "dynamically quantised linear layers", ("test_devices.test_int8_models",), sampled=True),
     Claim(
         "compiled",
         "decoding under torch.compile with a static cache",
         ("test_devices.test_compiled_decoding_with_a_static_cache",),
+        sampled=True,
     ),
 )
 CLAIMS = {"methods": METHODS, "slots": SLOTS, "modes": MODES, "backends": BACKENDS}
@@ -149,44 +164,5 @@ READ = "test_generic.test_encoder_statistics_where_every_slot_is_a_patch"
 REFUSED = "test_generic.test_methods_that_read_the_encoder_are_refused_in_words"
 
 INAPPLICABLE = ""  # nothing there that could be tested
-OUTSIDE = "slots outside a grid (tiles, newline or CLS slots), so that there is no one grid to shrink"
-ONE_SIZE = "the encoder takes pictures of one size, so that resizing saves no tokens"
 UNTESTED = "untested"
 FAILING = "a test is marked as expected to fail"
-OWN_MASK = "the text model alone makes no two-way masks, so that there is no such reference"
-REASONS = {  # (column, beginning of a key of tests/tiny.py): why no test runs there; the longest beginning counts
-    ("by hand", "gemma3"): OWN_MASK,
-    ("by hand", "paligemma"): OWN_MASK,
-    ("by hand", "llava_onevision mixed"): INAPPLICABLE,
-    ("by hand", "video_llava mixed"): INAPPLICABLE,
-    ("by hand", "qwen"): INAPPLICABLE,
-    ("downsample", "llava_next"): OUTSIDE,
-    ("downsample", "llava_onevision"): OUTSIDE,
-    ("downsample", "video_llava "): OUTSIDE,
-    ("downsample", "internvl"): ONE_SIZE,
-    ("downsample", "smolvlm"): ONE_SIZE,
-    ("downsample", "idefics3"): ONE_SIZE,
-    ("downsample", "gemma3"): ONE_SIZE,
-    ("frames", "llava"): INAPPLICABLE,
-    ("frames", "video_llava"): INAPPLICABLE,
-    ("frames", "qwen"): INAPPLICABLE,
-    ("frames", "gemma3"): INAPPLICABLE,
-    ("frames", "paligemma"): INAPPLICABLE,
-    ("text between", "llava"): INAPPLICABLE,
-    ("text between", "qwen"): INAPPLICABLE,
-    ("text between", "internvl"): INAPPLICABLE,
-    ("text between", "gemma3"): INAPPLICABLE,
-    ("text between", "paligemma"): INAPPLICABLE,
-    ("flash", ""): UNTESTED,
-    ("flex", ""): UNTESTED,
-    ("offloaded", ""): UNTESTED,
-    ("devices", ""): UNTESTED,
-    ("int8", ""): UNTESTED,
-    ("compiled", ""): UNTESTED,
-    ("static cache", "paligemma2"): "transformers' own PaliGemma 2 cannot run with a static cache",
-    ("lookup", "qwen3_5"): "transformers refuses assisted decoding on recurrent layers",
-    ("new image", "qwen"): "transformers cannot place a new image's M-RoPE ids behind a cache",
-    ("new image", "paligemma"): (
-        "in transformers the new image sees itself in one direction or in both, depending on who encoded it"
-    ),
-}

@@ -357,7 +357,7 @@ def place(kind: str, layers: list[int]) -> str:
 
 @cache
 def runs_of(name: str) -> frozenset[str]:
-    """The tiny models (keys of tests/tiny.py) on which a test runs the method and is to pass."""
+    """The tiny models (keys of vlmprune.testing.FAMILIES) on which a test runs the method and is to pass."""
     runs = import_module("docs_models").runs
 
     def of(test: str) -> set[str]:

@@ -1,37 +1,39 @@
 """The tables of docs/models.md: families as their adapters describe them, and what the tests prove of each.
 
 A cell says "yes" only where tests run: the tables are read off the parameters of the test functions. A family that a
-test leaves out must have its reason in docs_claims.py, and each reason its gap; otherwise the page cannot be made.
+test leaves out must say why in its own declaration (`Family.lacks`), and each such reason needs its gap; otherwise the
+page cannot be made.
 """
 
 from __future__ import annotations
 
-import ast
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from docs_claims import CLAIMS, FAILING, GENERIC, INAPPLICABLE, READ, REASONS, REFUSED, UNTESTED, Claim
+from docs_claims import CLAIMS, FAILING, GENERIC, INAPPLICABLE, READ, REFUSED, UNTESTED, Claim
 from docs_text import table
 
 from vlmprune.models import FAMILIES, adapter_for, summary
 from vlmprune.models.base import Adapter
 from vlmprune.runtime.oracle import is_recurrent
+from vlmprune.testing import FAMILIES as TINY
+from vlmprune.testing import Family
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
 if str(TESTS) not in sys.path:
     sys.path.append(str(TESTS))
 
-MODALITIES = {"": "images", "video": "videos", "mixed": "both in a batch"}  # by the end of a key of tests/tiny.py
+MODALITIES = {"": "images", "video": "videos", "mixed": "both in a batch"}  # by the end of a tiny model's name
 LAYERS = {"full_attention": "full", "sliding_attention": "sliding", "linear_attention": "recurrent"}
 SKIPPED = {"skip", "skipif", "xfail"}
 UNNAMED = {INAPPLICABLE: "–", UNTESTED: "untested"}  # gaps that need no note
-SEEDS = range(6)  # of every shape in tests/tiny_images.py
+SEEDS = range(6)  # of images and videos of every shape
 
 
 # ---------------------------------------------------------------- what the tests run
@@ -39,21 +41,17 @@ SEEDS = range(6)  # of every shape in tests/tiny_images.py
 
 @cache
 def variants() -> dict[str, dict[str, str]]:
-    """Tiny model -> modality -> its key in tests/tiny.py ("qwen2_vl", "video" -> "qwen2_vl video")."""
+    """Tiny model -> modality -> its key in vlmprune.testing ("qwen2_vl", "video" -> "qwen2_vl video")."""
     found: dict[str, dict[str, str]] = {}
-    for key in import_module("tiny").FAMILIES:
+    for key in TINY:
         name, _, modality = key.rpartition(" ")
         name, modality = (name, modality) if modality in MODALITIES and name else (key, "")
         found.setdefault(name, {})[modality] = key
     return found
 
 
-def kind(key: str) -> Any:
-    return import_module("tiny").FAMILIES[key]
-
-
 def covered(claim: Claim) -> set[str]:
-    """The families (keys of tests/tiny.py) on which all of its tests run and are to pass."""
+    """The families (keys of vlmprune.testing.FAMILIES) on which all of its tests run and are to pass."""
     return set.intersection(*(runs_on(test, claim.recipe) for test in claim.tests)) - failing(claim)
 
 
@@ -87,33 +85,35 @@ def parameters(mark: Any) -> Iterator[tuple[dict[str, Any], bool]]:
         yield dict(zip(names, values, strict=True)), not SKIPPED & {own.name for own in getattr(row, "marks", ())}
 
 
-def reason(claim: Claim, key: str) -> tuple[str, str]:
-    """Where it is written why no test runs there; KeyError where nobody has said it."""
-    fits = [start for title, start in REASONS if title == claim.title and key.startswith(start)]
-    if not fits:
-        raise KeyError(f"{claim.title}: no test runs on {key!r}, and docs_claims.REASONS does not say why")
-    return claim.title, max(fits, key=len)
+def reason(claim: Claim, key: str) -> str:
+    """Why no test runs there, as the family's declaration says; KeyError where nobody has said it."""
+    if not claim.applies(TINY[key]):
+        return INAPPLICABLE
+    if claim.sampled:
+        return UNTESTED
+    if claim.title not in TINY[key].lacks:
+        raise KeyError(f"{claim.title}: no test runs on {key!r}, and its declaration's `lacks` does not say why")
+    return TINY[key].lacks[claim.title]
 
 
 def proofs(name: str) -> str:
     """A table of what works on each tiny model, then what each column says and which tests prove it."""
-    claims, notes, used = CLAIMS[name], list[str](), set[tuple[str, str]]()
+    claims, notes = CLAIMS[name], list[str]()
     done = {claim.title: covered(claim) for claim in claims}
+    check_needed(done)
     rows = []
     for model, keys in variants().items():
         cells = []
         for claim in claims:
             gaps = {key: reason(claim, key) for key in keys.values() if key not in done[claim.title]}
-            used |= set(gaps.values())
             fails = failing(claim)
-            whys = list(dict.fromkeys(FAILING if key in fails else REASONS[gap] for key, gap in gaps.items()))
+            whys = list(dict.fromkeys(FAILING if key in fails else why for key, why in gaps.items()))
             here = [MODALITIES[modality] for modality, key in keys.items() if key in done[claim.title]]
             named = [why for why in whys if why not in UNNAMED]
             notes += [why for why in named if why not in notes]
             cell = "yes" if not gaps else ", ".join(here) or ("no" if named else UNNAMED[whys[0]])
             cells.append(cell + "".join(f" ({1 + notes.index(why)})" for why in named))
         rows.append([model, *cells])
-    check_used(claims, used)
     parts = [table(["tiny model", *(claim.title for claim in claims)], rows)]
     if notes:
         parts.append("; ".join(f"({number}) {why}" for number, why in enumerate(notes, 1)) + ".")
@@ -121,12 +121,11 @@ def proofs(name: str) -> str:
     return "\n\n".join(parts)
 
 
-def check_used(claims: Sequence[Claim], used: set[tuple[str, str]]) -> None:
-    """Raise KeyError for a reason that nothing needs."""
-    titles = {claim.title for claim in claims}
-    idle = sorted({place for place in REASONS if place[0] in titles} - used)
+def check_needed(done: Mapping[str, set[str]]) -> None:
+    """Raise KeyError for a family that says why a test of these columns leaves it out, and is not left out."""
+    idle = [(key, mode) for key, family in TINY.items() for mode in family.lacks if key in done.get(mode, ())]
     if idle:
-        raise KeyError(f"docs_claims.REASONS: {idle} have tests")
+        raise KeyError(f"lacks: {idle} have tests")
 
 
 def proof(claim: Claim) -> list[str]:
@@ -166,7 +165,7 @@ def families() -> str:
     tested: dict[str, list[str]] = {}
     for keys in variants().values():
         for modality, key in keys.items():
-            tested.setdefault(kind(key).name, []).append(MODALITIES[modality])
+            tested.setdefault(TINY[key].name, []).append(MODALITIES[modality])
     rows = []
     for name, target in FAMILIES.items():
         path = target.partition(":")[0].replace(".", "/")
@@ -180,7 +179,7 @@ def anatomy() -> str:
     head = ["tiny model", "a slot shows", "parts", "CLS", "windows", "rows", "positions", "decoder layers", "oracle"]
     rows = []
     for model, keys in variants().items():
-        kinds = [kind(key) for key in keys.values()]
+        kinds = [TINY[key] for key in keys.values()]
         built = kinds[0].build()
         adapter = adapter_for(built)
         given = [adapter.has_cls, adapter.full_layers is not None, adapter.tower_rows]
@@ -191,14 +190,14 @@ def anatomy() -> str:
     return table(head, rows)
 
 
-def shows(kinds: list[Any]) -> str:
+def shows(kinds: list[Family]) -> str:
     """What stands behind a slot, in the layouts against which tests/test_tiny.py holds the models."""
     sizes = {len(slot) for one in kinds for seed in SEEDS for slot in one.patches(seed)}
     what = "a patch" if sizes <= {0, 1} else "one or several patches" if 1 in sizes else "a square of patches"
     return what + (", or none" if 0 in sizes else "")
 
 
-def parts(kinds: list[Any]) -> str:
+def parts(kinds: list[Family]) -> str:
     """Whether an image or video stands in tiles or frames."""
     found = []
     for one in kinds:
@@ -222,37 +221,8 @@ def decoder(adapter: Adapter) -> str:
 
 
 def whole_family(model_type: str) -> str:
-    """All that a family consists of: its adapter, and every statement and entry that names it."""
-    file = FAMILIES[model_type].partition(":")[0].replace(".", "/")
-    adapter = (ROOT / "src" / f"{file}.py").read_text(encoding="utf-8").strip()
-    pieces = [f"`src/{file}.py`:\n\n```python\n{adapter}\n```"]
-    for path in ("tests/tiny_models.py", "tests/tiny.py"):
-        lines = "\n".join(named(path, model_type))
-        pieces.append(f"`{path}`:\n\n```text\n{lines}\n```")
-    return "\n\n".join(pieces)
-
-
-def named(path: str, word: str) -> Iterator[str]:
-    """What a file says of a family: the assignment to its name, its entries in dicts, and the `if` on its name."""
-    source = (ROOT / path).read_text(encoding="utf-8")
-    lines, tree = source.splitlines(), ast.parse(source)
-
-    def text(first: Any, last: Any) -> str:
-        return "\n".join(lines[first.lineno - 1 : last.end_lineno]).removesuffix("  # fmt: skip")
-
-    assigned = {
-        node.targets[0].id: node
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
-    if word in assigned:
-        yield text(assigned[word], assigned[word])
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Compare) and repr(word) in ast.unparse(node.test):
-            yield text(node, node)
-        elif isinstance(node, ast.Dict):
-            for key, value in zip(node.keys, node.values, strict=True):
-                if isinstance(key, ast.Constant) and key.value == word:
-                    if isinstance(value, ast.Name):
-                        yield text(assigned[value.id], assigned[value.id])
-                    yield text(key, value)
+    """All that a family consists of: its adapter, and the declaration of its tiny model."""
+    adapter = f"src/{FAMILIES[model_type].partition(':')[0].replace('.', '/')}.py"
+    files = (adapter, f"src/vlmprune/testing/families/{model_type}.py")
+    texts = {path: (ROOT / path).read_text(encoding="utf-8").strip() for path in files}
+    return "\n\n".join(f"`{path}`:\n\n```python\n{text}\n```" for path, text in texts.items())

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import tiny_images as images
-import tiny_models as models
 import torch
-from tiny import QWEN_TYPES, Family
-from tiny_images import Arguments, Kind
-from tiny_models import IMAGE, LLAMA, QWEN2, TEXT, TOWER, VIDEO, builder
+
+from vlmprune.testing import qwen
+from vlmprune.testing.anyres import NEXT, anyres
+from vlmprune.testing.family import Family
+from vlmprune.testing.images import Arguments, Kind, pixels, whole
+from vlmprune.testing.weights import IMAGE, LLAMA, PATCH, QWEN2, TEXT, TOWER, VIDEO, VOCABULARY, builder, pinpoints
 
 SLIDING = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2}
 PIXTRAL = {"model_type": "pixtral", **TOWER, "image_size": 32, "head_dim": 8}
@@ -58,7 +59,7 @@ MOLMO = builder(
 def gemma4(**text: Any) -> Callable[..., Any]:
     decoder = {
         "model_type": "gemma4_text", **TEXT, "head_dim": 8, "global_head_dim": 8, **SLIDING,
-        "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": models.VOCABULARY, "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 0,
         **text,
     }  # fmt: skip
     ids = {"image_token_id": IMAGE, "video_token_id": VIDEO, "audio_token_id": 95, "audio_config": None}
@@ -69,41 +70,37 @@ def _kind(image: Callable[[int], tuple[Arguments, list[int]]]) -> Kind:
     return Kind(image, lambda seed: [])  # which patches stand behind a slot is not known, that is the point
 
 
-def _pixels(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(100 + seed))
-
-
 def fixed(side: int, slots: int) -> Kind:
     """Square pictures of one size and number of slots."""
-    return _kind(lambda seed: ({"pixel_values": _pixels(1, 3, side, side, seed=seed)}, [IMAGE] * slots))
+    return _kind(lambda seed: ({"pixel_values": pixels(1, 3, side, side, seed=seed)}, [IMAGE] * slots))
 
 
 def _pixtral(seed: int) -> tuple[Arguments, list[int]]:
     """Six merged slots a picture; all pictures go through the tower in one row."""
-    return {"pixel_values": _pixels(1, 3, 16, 24, seed=seed), "image_sizes": torch.tensor([[16, 24]])}, [IMAGE] * 6
+    return {"pixel_values": pixels(1, 3, 16, 24, seed=seed), "image_sizes": torch.tensor([[16, 24]])}, [IMAGE] * 6
 
 
 def _next_video(seed: int) -> tuple[Arguments, list[int]]:
-    return {"pixel_values_videos": _pixels(1, 3, 3, 16, 16, seed=seed)}, [VIDEO] * 12
+    return {"pixel_values_videos": pixels(1, 3, 3, 16, 16, seed=seed)}, [VIDEO] * 12
 
 
 def _naflex(seed: int) -> tuple[Arguments, list[int]]:
     """Patches in a padded row."""
     rows, cols = [(4, 6), (6, 4), (4, 4)][seed % 3]
     mask = (torch.arange(24) < rows * cols).long()[None]
-    arguments = {"pixel_values": _pixels(1, 24, 48, seed=seed), "pixel_attention_mask": mask}
+    arguments = {"pixel_values": pixels(1, 24, 48, seed=seed), "pixel_attention_mask": mask}
     return {**arguments, "spatial_shapes": torch.tensor([[rows, cols]])}, [IMAGE] * (rows * cols // 4)
 
 
 def _gemma4_image(seed: int) -> tuple[Arguments, list[int]]:
     places = torch.cartesian_prod(torch.arange(4), torch.arange(6)).flip(1)[None]
-    return {"pixel_values": _pixels(1, 24, 48, seed=seed), "image_position_ids": places}, [IMAGE] * 6
+    return {"pixel_values": pixels(1, 24, 48, seed=seed), "image_position_ids": places}, [IMAGE] * 6
 
 
 def _molmo_image(seed: int) -> tuple[Arguments, list[int]]:
     """One crop of 6 x 6 patches, 2 x 2 of which are pooled into a token."""
     patches = torch.arange(36).view(3, 2, 3, 2).transpose(1, 2).reshape(9, 4)
-    arguments = {"pixel_values": _pixels(1, 36, 48, seed=seed), "image_token_pooling": patches}
+    arguments = {"pixel_values": pixels(1, 36, 48, seed=seed), "image_token_pooling": patches}
     return {**arguments, "image_grids": torch.tensor([[3, 3, 0, 0]])}, [92, *[IMAGE] * 9, 93]
 
 
@@ -114,22 +111,18 @@ def _molmo_batch(inputs: Arguments) -> Arguments:
 
 
 def _video_llama(seed: int) -> tuple[Arguments, list[int]]:
-    arguments, ids = images.qwen_image.image(seed)
-    flat = arguments["pixel_values"][:, : 3 * models.PATCH**2]  # one frame a patch
+    arguments, ids = qwen.image.image(seed)
+    flat = arguments["pixel_values"][:, : 3 * PATCH**2]  # one frame a patch
     return {**arguments, "pixel_values": flat, "image_merge_sizes": torch.tensor([2])}, ids
-
-
-def _family(name: str, build: Callable[..., Any], kind: Kind, **options: Any) -> Family:
-    return Family(name, build, kind, **options)
 
 
 NEXT_VIDEO = builder(
     "LlavaNextVideo", {**CLIP, "image_size": 16}, LLAMA, image_token_index=IMAGE, video_token_index=VIDEO,
-    image_grid_pinpoints=models._pinpoints(16),
+    image_grid_pinpoints=pinpoints(16),
 )  # fmt: skip
 GLM = builder(
     "Glm4v",
-    {**models.QWEN_TOWER, "image_size": 48, "rms_norm_eps": 1e-5},
+    {**qwen.TOWER, "image_size": 48, "rms_norm_eps": 1e-5},
     {"model_type": "glm4v_text", **TEXT, "head_dim": 8, **ROPE_3D}, **GLM_IDS,
 )  # fmt: skip
 _SAM = {
@@ -139,33 +132,33 @@ _SAM = {
 _got = builder("GotOcr2", _SAM, QWEN2, image_token_index=IMAGE)
 
 USUAL = {
-    "mistral3": _family("mistral3", builder("Mistral3", PIXTRAL, MISTRAL, image_token_index=IMAGE), _kind(_pixtral)),
-    "mistral3 with Ministral": _family(
+    "mistral3": Family("mistral3", builder("Mistral3", PIXTRAL, MISTRAL, image_token_index=IMAGE), _kind(_pixtral)),
+    "mistral3 with Ministral": Family(
         "mistral3", builder("Mistral3", PIXTRAL, MINISTRAL, image_token_index=IMAGE), _kind(_pixtral)
     ),
-    "aya_vision": _family(
+    "aya_vision": Family(
         "aya_vision", builder("AyaVision", SIGLIP, COHERE, image_token_index=IMAGE, downsample_factor=2), fixed(24, 9)
     ),
-    "ovis2": _family(
+    "ovis2": Family(
         "ovis2",
         builder(
             "Ovis2",
             {**TOWER, "image_size": 24, "vocab_size": 40, "num_visual_indicator_tokens": 5, "hidden_stride": 2},
             QWEN2, image_token_id=IMAGE, visual_indicator_token_ids=[84, 85, 86, 87, 88], hidden_size=32,
-            vocab_size=models.VOCABULARY,
+            vocab_size=VOCABULARY,
         ),
-        images.whole(24, 2, (84,), (88,)),
+        whole(24, 2, (84,), (88,)),
     ),
-    "llava_next_video": _family("llava_next_video", NEXT_VIDEO, images.anyres(images.NEXT, 4)),
-    "llava_next_video video": _family("llava_next_video", NEXT_VIDEO, _kind(_next_video)),
-    "vipllava": _family(
+    "llava_next_video": Family("llava_next_video", NEXT_VIDEO, anyres(NEXT, 4)),
+    "llava_next_video video": Family("llava_next_video", NEXT_VIDEO, _kind(_next_video)),
+    "vipllava": Family(
         "vipllava",
         builder("VipLlava", {**CLIP, "image_size": 24}, LLAMA, image_token_index=IMAGE, vision_feature_layer=-2),
         fixed(24, 36),
     ),
-    "deepseek_vl": _family("deepseek_vl", builder("DeepseekVL", SIGLIP, LLAMA, image_token_id=IMAGE), fixed(24, 36)),
-    "glm4v": _family("glm4v", GLM, images.qwen_image, types=QWEN_TYPES),
-    "lfm2_vl": _family(
+    "deepseek_vl": Family("deepseek_vl", builder("DeepseekVL", SIGLIP, LLAMA, image_token_id=IMAGE), fixed(24, 36)),
+    "glm4v": Family("glm4v", GLM, qwen.image, types=qwen.TYPES),
+    "lfm2_vl": Family(
         "lfm2_vl",
         builder(
             "Lfm2Vl", {"model_type": "siglip2_vision_model", **TOWER, "num_patches": 64, "vision_use_head": False}, LFM,
@@ -173,7 +166,7 @@ USUAL = {
         ),
         _kind(_naflex),
     ),
-    "video_llama_3": _family(
+    "video_llama_3": Family(
         "video_llama_3",
         builder(
             "VideoLlama3", {"model_type": "video_llama_3_vision", **TOWER}, QWEN2, image_token_id=IMAGE,
@@ -181,7 +174,7 @@ USUAL = {
         ),
         _kind(_video_llama),
     ),
-    "aria": _family(
+    "aria": Family(
         "aria",
         builder(
             "Aria", {"model_type": "idefics3_vision", **TOWER, "image_size": 24},
@@ -190,11 +183,11 @@ USUAL = {
         ),
         fixed(24, 8),
     ),
-    "got_ocr2": _family("got_ocr2", lambda attention="eager": _got("eager"), fixed(32, 4)),
-    "gemma4": _family("gemma4", gemma4(), _kind(_gemma4_image), types=QWEN_TYPES),
-    "molmo2": _family("molmo2", MOLMO, _kind(_molmo_image), joined=_molmo_batch),
+    "got_ocr2": Family("got_ocr2", lambda attention="eager": _got("eager"), fixed(32, 4)),
+    "gemma4": Family("gemma4", gemma4(), _kind(_gemma4_image), types=qwen.TYPES),
+    "molmo2": Family("molmo2", MOLMO, _kind(_molmo_image), joined=_molmo_batch),
 }  # fmt: skip
-VIP_MANY = _family(
+VIP_MANY = Family(
     "vipllava",
     builder("VipLlava", {**CLIP, "image_size": 24}, LLAMA, image_token_index=IMAGE, vision_feature_layer=[-2, -3, 1]),
     fixed(24, 36),

@@ -1,39 +1,51 @@
-"""Families for the test matrix: tiny models (tiny_models.py) and the prompts around their images (tiny_images.py)."""
+"""A family's tiny model with what is known of it, and the prompts around its images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import tiny_images as images
-import tiny_models as models
 import torch
-from tiny_images import Arguments, Kind, Place, paint
-from tiny_models import IMAGE, LAYERS, PAD, SUPPRESSED, VIDEO, VOCABULARY, strengthen
 from torch import Tensor
-from versions import named
 
-__all__ = [
-    "FAMILIES", "IMAGE", "LAYERS", "PAD", "SUPPRESSED", "VIDEO", "VOCABULARY", "Family", "alone", "image_numbers",
-    "paint", "prompt", "strengthen",
-]  # fmt: skip
+from vlmprune.core.errors import UserError
+from vlmprune.testing import images
+from vlmprune.testing.images import Arguments, Kind, Place, Shares, Slots, paint
+from vlmprune.testing.weights import IMAGE, PAD, VIDEO
 
 Sample = list[int | None]
 Cell = tuple[int, list[tuple[int, int]]] | None
 
+SEEDS = range(4)  # of images and videos of every shape
+
+# What the tests run on a family unless its declaration says in `lacks` why not: columns of docs/models.md.
+MODES = ("by hand", "downsample", "static cache", "lookup", "new image")
+# and reasons that several families have
+OUTSIDE = "slots outside a grid (tiles, newline or CLS slots), so that there is no one grid to shrink"
+ONE_SIZE = "the encoder takes pictures of one size, so that resizing saves no tokens"
+OWN_WINDOW = "the text model alone counts its sliding windows in the tokens that are left, not in positions"
+OWN_MASK = "the text model alone makes no two-way masks, so that there is no such reference"
+
 
 @dataclass
 class Family:
-    """A family and modality of the test matrix.
+    """A family and modality of the test matrix: all that the tests know of it.
 
     Attributes:
         name: transformers' model type.
-        build: model by attention implementation.
+        build: the tiny model by attention implementation.
         kind: its images or videos.
         by_sample: whether the tiles of all images of a sample stand in one row of the pixel argument.
         types: argument that tells image tokens from text, and its values for text, images and videos.
-        joined: what the arguments of several images still need once they stand one after another.
+        joined: what the arguments of a batch still need once those of its images stand one after another.
+        cls: whether the encoder has a CLS token.
+        used: encoder layer whose output the projector reads, counted from the last (-1).
+        tower_rows: whether there is a row of the encoder for each slot before the projector.
+        window: slots along each side of the windows that some encoder layers see; 0 where all see the whole image.
+        recurrent: whether some decoder layers are recurrent.
+        first_position: position id of the first token.
+        lacks: which of `MODES` cannot be tested on it, and why; the tests leave these out.
     """
 
     name: str
@@ -42,6 +54,18 @@ class Family:
     by_sample: bool = False
     types: tuple[str, tuple[int, int, int]] | None = None
     joined: Callable[[Arguments], Arguments] = dict
+    cls: bool = False
+    used: int = -1
+    tower_rows: bool = False
+    window: int = 0
+    recurrent: bool = False
+    first_position: int = 0
+    lacks: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = [mode for mode in self.lacks if mode not in MODES]
+        if unknown:
+            raise UserError(f"{self.name}: lacks={unknown[0]!r} must be one of {', '.join(map(repr, MODES))}.")
 
     def image(self, seed: int) -> tuple[Arguments, list[int]]:
         """Arguments of one image or video, and its ids in the prompt (placeholders and markers)."""
@@ -51,12 +75,16 @@ class Family:
         """Visual slots of an image or video."""
         return sum(token in (IMAGE, VIDEO) for token in self.image(seed)[1])
 
-    def patches(self, seed: int) -> list[list[Place]]:
+    def patches(self, seed: int) -> Slots:
         """For each slot all patches (tile or frame, row, column) it is made from, the nearest first.
 
         Tiles are numbered as the tower sees them. A newline or CLS slot has no patch.
         """
         return self.kind.patches(seed)
+
+    def shares(self, seed: int) -> Shares:
+        """For each slot what part of each of its patches is in it."""
+        return self.kind.shares(seed)
 
     def cells(self, seed: int) -> list[Cell]:
         """For each slot its tile or frame, and the patches there; None for a slot without a patch.
@@ -68,6 +96,32 @@ class Family:
             for slot in self.patches(seed)
         ]
 
+    def runs(self, seed: int) -> int:
+        """How many stretches the slots of an image or video stand in, with text (markers, timestamps) between them."""
+        slots = [token in (IMAGE, VIDEO) for token in self.image(seed)[1]]
+        return sum(here and not before for before, here in zip([False, *slots], slots, strict=False))
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether some of its images or videos stand in several tiles or frames."""
+        return any(len({slot[0][0] for slot in self.patches(seed) if slot}) > 1 for seed in SEEDS)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether it has images and videos, for one batch of both."""
+        return len({name for seed in SEEDS for name in self.image(seed)[0] if name.startswith("pixel_values")}) > 1
+
+    @property
+    def text_between(self) -> bool:
+        """Whether text stands between the slots of some of its images or videos."""
+        return any(self.runs(seed) > 1 for seed in SEEDS)
+
+    @property
+    def padded(self) -> bool:
+        """Whether some of its tiles are filled up with pixels of nothing, which the encoder does not see."""
+        masks = (self.image(seed)[0].get("pixel_attention_mask") for seed in SEEDS)
+        return any(mask is not None and not bool(mask.all()) for mask in masks)
+
     def painted(self, spots: dict[int, list[Place]], value: float) -> Family:
         """This family with the pixels of those patches set to `value`: {seed of the image: patches}."""
 
@@ -77,55 +131,7 @@ class Family:
                 arguments = paint(arguments, *place, value)
             return arguments, ids
 
-        return replace(self, kind=Kind(image, self.kind.patches))
-
-
-QWEN_TYPES = ("mm_token_type_ids", (0, 1, 2))
-GEMMA_IMAGE = images.whole(
-    32, 2, (models.DOUBLE_BREAK, models.IMAGE_BEGIN), (models.IMAGE_END, models.DOUBLE_BREAK)
-)  # pooled over 2x2 patches
-KINDS = {
-    "llava": images.whole(24),
-    "llava with SigLIP": images.whole(24),
-    "llava_next": images.anyres(images.NEXT, 4),
-    "llava_onevision": images.anyres(images.ONEVISION, 5),
-    "llava_onevision video": images.frames_pooled,
-    "video_llava": images.whole(16),
-    "video_llava video": images.frames_with_cls,
-    "qwen2_vl": images.qwen_image,
-    "qwen2_vl video": images.qwen_video(),
-    "qwen2_5_vl": images.qwen_image,
-    "qwen2_5_vl video": images.qwen_video(seconds=True),
-    "qwen3_vl": images.qwen_image,
-    "qwen3_vl video": images.qwen_video(timestamps=True),
-    "qwen3_vl_moe": images.qwen_image,
-    "qwen3_5": images.qwen_image,
-    "qwen3_5 video": images.qwen_video(timestamps=True),
-    "qwen3_5_moe": images.qwen_image,
-    "internvl": images.internvl_image,
-    "smolvlm": images.marked_tiles,
-    "idefics3": images.marked_tiles,
-    "gemma3": GEMMA_IMAGE,
-    "paligemma": images.whole(24),
-    "paligemma2": images.whole(24),
-}
-for _name in ("llava_onevision", "video_llava", "qwen2_5_vl", "qwen3_vl"):
-    KINDS[f"{_name} mixed"] = images.by_turns(KINDS[_name], KINDS[f"{_name} video"])
-
-
-def _family(key: str, kind: Kind) -> Family:
-    name = key.split(" ")[0]
-    build = models.llava_siglip if key == "llava with SigLIP" else getattr(models, name)
-    if name.startswith("qwen"):
-        return Family(name, build, kind, types=QWEN_TYPES)
-    if name.startswith("paligemma"):  # all of the prompt is the prefix
-        return Family("paligemma", build, kind, types=("token_type_ids", (0, 0, 0)))
-    if name == "gemma3":
-        return Family(name, build, kind, types=("token_type_ids", (0, 1, 0)))
-    return Family(name, build, kind, by_sample=name in ("smolvlm", "idefics3"))
-
-
-FAMILIES = {key: _family(key, kind) for key, kind in KINDS.items()}
+        return replace(self, kind=replace(self.kind, image=image))
 
 
 @dataclass
@@ -178,7 +184,7 @@ def _batch(family: Family, rows: list[Row]) -> dict[str, Tensor]:
         name, (text, image, video) = family.types
         ids = inputs["input_ids"]
         inputs[name] = torch.where(ids == IMAGE, image, torch.where(ids == VIDEO, video, text)).int()
-    return named(family.name, family.joined(inputs))
+    return family.joined(inputs)
 
 
 def prompt(family: Family, samples: list[Sample], seed: int = 0, text: int = 7) -> dict[str, Tensor]:
