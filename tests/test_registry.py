@@ -11,8 +11,6 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from tiny import FAMILIES as TINY
-from tiny import prompt
 
 import vlmprune
 import vlmprune.methods
@@ -27,6 +25,8 @@ from vlmprune.doctor.methods import try_methods
 from vlmprune.doctor.prompts import one_prompt
 from vlmprune.models import FAMILIES, adapter_for
 from vlmprune.models.base import Adapter
+from vlmprune.testing import FAMILIES as TINY
+from vlmprune.testing import prompt
 
 # ---------------------------------------------------------------- vlmprune's own
 
