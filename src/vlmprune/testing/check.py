@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -34,24 +36,25 @@ class Check:
     Attributes:
         name: for `--only`.
         words: what is expected, in one line.
-        function: takes a `Subject`, or the method alone where not `on_models`; raises `Failed`, `Skipped` or `Noted`.
-        on_models: whether it is asked once for each family.
+        function: raises `Failed`, `Skipped` or `Noted`.
+        of: what it takes: "text", the method alone; "family", one `Subject`, so that it is asked for each family; or
+            "families", a list of all `Subject`s.
     """
 
     name: str
     words: str
     function: Callable[[Any], None]
-    on_models: bool
+    of: str
 
 
 CHECKS: dict[str, Check] = {}
 
 
-def check(words: str, on_models: bool = True) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+def check(words: str, of: str = "family") -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Register a function as the check of its name."""
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
-        CHECKS[function.__name__] = Check(function.__name__, words, function, on_models)
+        CHECKS[function.__name__] = Check(function.__name__, words, function, of)
         return function
 
     return register
@@ -81,16 +84,21 @@ class Outcome:
         return f"{self.check}{place}: {self.text}{again}"
 
 
-def ask(one: Check, method: Method, subject: Subject | None) -> Outcome:
-    """Run one check."""
-    family = subject.ground.name if subject else None
-    quoted = f"'{format_method(method)}'"
-    alone = f"vlmprune check {quoted} --only {one.name}"
-    if family:
-        alone += f" --family '{family}'"
+def ask(one: Check, method: Method, subjects: Sequence[Subject]) -> Outcome:
+    """Run one check.
+
+    Args:
+        subjects: the method on models: one where the check is of a family, none where it reads its text.
+    """
+    alone, family = f"vlmprune check {quoted(method)} --only {one.name}", None
+    if one.of == "family":
+        ground = subjects[0].ground
+        family = ground.name
+        alone += f" --{ground.option} {shlex.quote(family)}"
+    given = {"text": method, "family": next(iter(subjects), None), "families": subjects}[one.of]
     status, text = PASSED, one.words
     try:
-        one.function(subject or method)
+        one.function(given)
     except Failed as error:
         status, text = FAILED, str(error)
     except Skipped as error:
@@ -100,6 +108,11 @@ def ask(one: Check, method: Method, subject: Subject | None) -> Outcome:
     except Exception as error:  # a third party's method may raise anything
         status, text = FAILED, f"expected that {one.words}, but {in_words(error)} was raised"
     return Outcome(one.name, family, status, text, alone)
+
+
+def quoted(method: Method) -> str:
+    """How a shell is told of a method."""
+    return shlex.quote(format_method(method))
 
 
 def in_words(error: Exception) -> str:
@@ -139,15 +152,34 @@ def run_checks(method: Method | str, grounds: Iterable[Ground], only: Sequence[s
     asked = method_of(method) if isinstance(method, str) else method
     checks = chosen_checks(only)
     for one in checks:
-        if not one.on_models:
-            yield ask(one, asked, None)
-    for ground in grounds if any(one.on_models for one in checks) else ():
-        subject = Subject(asked, ground)
+        if one.of == "text":
+            yield ask(one, asked, [])
+    subjects = []
+    for ground in grounds if any(one.of != "text" for one in checks) else ():
+        subjects.append(Subject(asked, ground))
         for one in checks:
-            if one.on_models:
-                yield ask(one, asked, subject)
+            if one.of == "family":
+                yield ask(one, asked, subjects[-1:])
+    for one in checks:
+        if one.of == "families":
+            yield ask(one, asked, subjects)
 
 
 def as_json(outcomes: Sequence[Outcome]) -> str:
     """A list with one object for each outcome."""
     return json.dumps([asdict(outcome) for outcome in outcomes], indent=1)
+
+
+def as_text(method: Method, outcomes: Sequence[Outcome]) -> str:
+    """What failed and what people should know, one line each; then why checks were left out, and the count."""
+    lines = [f"FAIL {outcome}" for outcome in outcomes if outcome.status == FAILED]
+    lines += [f"note {outcome}" for outcome in outcomes if outcome.status == NOTED]
+    left_out: dict[tuple[str, str], list[str]] = {}
+    for outcome in outcomes:
+        if outcome.status == SKIPPED:
+            left_out.setdefault((outcome.check, outcome.text), []).append(outcome.family or "")
+    for (name, reason), families in left_out.items():
+        lines.append(f"left out {name} on {len(families)} {'family' if len(families) == 1 else 'families'}: {reason}")
+    counts = Counter(outcome.status for outcome in outcomes)
+    lines.append(f"{method.name}: {counts[PASSED]} passed, {counts[FAILED]} failed, {counts[SKIPPED]} left out")
+    return "\n".join(lines)

@@ -15,8 +15,7 @@ from vlmprune.core.roles import merges_inside
 from vlmprune.runtime.oracle import cutting_oracle, is_recurrent, masking_oracle, with_text
 from vlmprune.runtime.session import prune
 from vlmprune.testing.check import Failed, Skipped, check, in_words
-from vlmprune.testing.families import FAMILIES
-from vlmprune.testing.subject import KEEP, SAMPLES, Run, Subject
+from vlmprune.testing.subject import KEEP, Run, Subject
 
 TOLERANCE = 1e-3  # of the logits' spread; right and wrong are four orders of magnitude apart
 
@@ -47,7 +46,7 @@ def runs(subject: Subject) -> None:
 
 def due_counts(subject: Subject, keep: float | int) -> list[list[int]]:
     """By sample and image, the tokens that its `budget` says are left in the end."""
-    return [[_left(subject, keep, FAMILIES[subject.ground.name].slots(seed or 0)) for seed in row] for row in SAMPLES]
+    return [[_left(subject, keep, slots) for slots in row] for row in subject.ground.slots]
 
 
 def _left(subject: Subject, keep: float | int, total: int) -> int:
@@ -124,7 +123,7 @@ def oracle(subject: Subject) -> None:
     makes = any(report.merged) or isinstance(method, PixelMethod) or merges_inside(method)
     if makes or report.fused:
         steps = 1 if report.trimmed else run.tokens.shape[1]  # trimmed caches show less to what is decoded
-        due, name = uncached(subject, run.tokens[:, : steps - 1]), "a forward without a cache"
+        due, name = uncached(subject, run, steps), "a forward without a cache"
         got = run.logits[:, steps - 1]
     else:
         due, name, got = masked(subject, run), "the oracle, which masks what was dropped", run.logits
@@ -133,14 +132,17 @@ def oracle(subject: Subject) -> None:
 
 
 @torch.no_grad()
-def uncached(subject: Subject, tokens: Tensor) -> Tensor:
-    """[B, V] the last logits of one pruned forward of prompt and tokens [B, T]."""
-    inputs = with_text(subject.adapter, subject.ground.inputs, tokens)
-    if not hasattr(subject.adapter.inner, "get_rope_index"):  # as `generate` counts: some scores depend on it
-        first = FAMILIES[subject.ground.name].first_position
-        inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0) + first
+def uncached(subject: Subject, run: Run, steps: int) -> Tensor:
+    """[B, V] the logits of the last of so many steps, by one pruned forward of prompt and tokens.
+
+    Positions are counted as `generate` did, because some scores depend on where the counting begins.
+    """
+    inputs = with_text(subject.adapter, subject.ground.inputs, run.tokens[:, : steps - 1])
+    if run.positions is not None:
+        later = run.positions[..., -1:] + torch.arange(1, steps)
+        inputs["position_ids"] = torch.cat([run.positions, later], dim=-1)
     with prune(subject.ground.model, subject.recipe()):
-        out: Any = subject.ground.model(**inputs, use_cache=False, logits_to_keep=tokens.shape[1] + 1)
+        out: Any = subject.ground.model(**inputs, use_cache=False, logits_to_keep=steps)
     return out.logits[:, -1]  # type: ignore[no-any-return]
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method, PixelMethod
@@ -26,7 +26,7 @@ from vlmprune.testing.family import alone, image_numbers, prompt
 
 KEEP = 0.3
 STEPS = 3  # tokens generated
-SAMPLES: list[list[int | None]] = [[0, 1], [2]]  # two images with text between beside one: padding, different counts
+SAMPLES: list[list[int]] = [[0, 1], [2]]  # two images with text between beside one: padding, different counts
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Ground:
         inputs: what its processor would return for the batch.
         rows: each sample by itself, without padding.
         numbers: [B, S] number of the image in its sample that a column shows, -1 for text.
+        slots: by sample, the slots of each of its images.
+        option: by which `vlmprune check` takes it, "family" or "model".
     """
 
     name: str
@@ -46,6 +48,8 @@ class Ground:
     inputs: dict[str, Tensor]
     rows: list[dict[str, Tensor]]
     numbers: Tensor
+    slots: list[list[int]]
+    option: str = "family"
 
 
 @cache
@@ -54,11 +58,13 @@ def ground(name: str) -> Ground:
     if name not in FAMILIES:
         raise UserError(f"There is no tiny model {name!r}: choose from {', '.join(FAMILIES)}.")
     family = FAMILIES[name]
-    rows = [alone(family, SAMPLES, row) for row in range(len(SAMPLES))]
-    return Ground(name, family.build("sdpa"), prompt(family, SAMPLES), rows, image_numbers(family, SAMPLES))
+    samples: list[list[int | None]] = [[*row] for row in SAMPLES]
+    rows = [alone(family, samples, row) for row in range(len(samples))]
+    numbers, slots = image_numbers(family, samples), [[family.slots(seed) for seed in row] for row in SAMPLES]
+    return Ground(name, family.build("sdpa"), prompt(family, samples), rows, numbers, slots)
 
 
-def grounds(names: list[str] | None = None) -> Iterator[Ground]:
+def grounds(names: Sequence[str] | None = None) -> Iterator[Ground]:
     """The tiny models of these families, all without."""
     for name in FAMILIES if names is None else names:
         yield ground(name)
@@ -66,11 +72,19 @@ def grounds(names: list[str] | None = None) -> Iterator[Ground]:
 
 @dataclass
 class Run:
-    """A pruned generation: new tokens [B, T], the logits they were chosen from [B, T, V], and the report."""
+    """A pruned generation, or one forward.
+
+    Attributes:
+        tokens: [B, T] new ones.
+        logits: [B, T, V] from which they were chosen.
+        report: of the session.
+        positions: position ids of the prompt as `generate` counted them, [..., B, S]; None where the model counts.
+    """
 
     tokens: Tensor
     logits: Tensor
     report: RunReport
+    positions: Tensor | None = None
 
 
 @dataclass
@@ -97,7 +111,7 @@ class Subject:
     Attributes:
         method: as given; a `layer` beyond a tiny decoder is its layer 2 here.
         seen: the images as `select` was shown them, in order, each as it was before the call.
-        read: by the act's layer and the need's name, whether the method read what it declared there.
+        read: by the name of each need that was declared, whether the method read it at any act.
         failure: what was raised while it ran, None where nothing was.
     """
 
@@ -109,7 +123,7 @@ class Subject:
             method = replace(method, **shallow)
         self.method = method
         self.seen: list[ImageView] = []
-        self.read: dict[tuple[int | None, str], bool] = {}
+        self.read: dict[str, bool] = {}
         self.failure: Exception | None = None
 
     def recipe(self, keep: float | int = KEEP) -> Recipe:
@@ -143,12 +157,22 @@ class Subject:
 
     @torch.no_grad()
     def generate(self, inputs: Mapping[str, Tensor], session: Any) -> Run:
-        out = self.ground.model.generate(
-            **inputs, max_new_tokens=STEPS, min_new_tokens=STEPS, do_sample=False,
-            return_dict_in_generate=True, output_logits=True,
-        )  # fmt: skip
+        positions: list[Tensor | None] = []
+
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            positions.append(kwargs.get("position_ids"))
+
+        handle = self.ground.model.register_forward_pre_hook(note, with_kwargs=True)
+        never = {*(self.ground.model.generation_config.suppress_tokens or ()), *self.adapter.placeholder_ids.values()}
+        try:
+            out = self.ground.model.generate(
+                **inputs, max_new_tokens=STEPS, min_new_tokens=STEPS, do_sample=False, suppress_tokens=sorted(never),
+                return_dict_in_generate=True, output_logits=True,
+            )  # fmt: skip
+        finally:
+            handle.remove()
         tokens = out.sequences[:, inputs["input_ids"].shape[1] :]
-        return Run(tokens, torch.stack(out.logits, dim=1), session.last)
+        return Run(tokens, torch.stack(out.logits, dim=1), session.last, positions[0])
 
     @torch.no_grad()
     def forward(self, inputs: Mapping[str, Tensor], keep: float | int = KEEP, model: Any = None) -> Run:
@@ -171,8 +195,7 @@ class Subject:
                     return function(replace(view, signals=reading), *more)
                 finally:
                     for name in view.act.needs:
-                        place = view.act.layer, name
-                        self.read[place] = self.read.get(place, False) or name in reading.read
+                        self.read[name] = self.read.get(name, False) or name in reading.read
 
             return call
 

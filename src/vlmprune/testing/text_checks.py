@@ -22,7 +22,7 @@ LLAVA = Shape(
 QWEN = ModelInfo("qwen2_5_vl", encoder_layers=32, decoder_layers=28, has_cls=False)
 
 
-@check("the docstring has Paper, Formula, Defaults, every option under Args, and its cost", on_models=False)
+@check("the docstring has Paper, Formula, Defaults, every option under Args, and its cost", of="text")
 def docstring(method: Method) -> None:
     cls = type(method)
     for heading in HEADINGS:
@@ -37,7 +37,7 @@ def docstring(method: Method) -> None:
         raise Failed(f"expected a complete docstring, but {error}") from error
 
 
-@check("every signal that is read says what it costs", on_models=False)
+@check("every signal that is read says what it costs", of="text")
 def cost_stated(method: Method) -> None:
     load = Load(LLAVA, slots=576, present=576, text=64)
     for info in (LLAVA.info, QWEN):

@@ -103,13 +103,22 @@ def ties(subject: Subject) -> None:
     for view in shown(subject):
         alike = watched(constant_view(view, 1.0))
         chosen = alike.act.method.select(alike)
-        if isinstance(chosen, Merged) or alike.__dict__["looked"] or not view.signals or not alike.act.method.exact:
+        counts = not alike.act.method.exact
+        if isinstance(chosen, Merged) or counts or alike.__dict__["looked"] or order_matters(view):
             raise Skipped("what it keeps is also a matter of position, chance, merging or the image's own count")
         if not torch.equal(chosen.sort().values, torch.arange(view.keep)):
             raise Failed(
                 f"expected the first {view.keep} of {view.n} tokens that are all alike, but got "
                 f"{chosen.sort().values.tolist()} (see `vlmprune.author.top_k`)"
             )
+
+
+def order_matters(view: ImageView) -> bool:
+    """Whether the method keeps other tokens of an image where the same ones stand in another order."""
+    order = torch.randperm(view.n, generator=torch.Generator().manual_seed(0))
+    moved = view.act.method.select(only(cloned(view), order, view.keep))
+    here = view.act.method.select(cloned(view))
+    return not (isinstance(moved, Tensor) and isinstance(here, Tensor) and same(order[moved], here))
 
 
 def constant_view(view: ImageView, value: float) -> ImageView:
@@ -214,10 +223,13 @@ def no_state(subject: Subject) -> None:
             )
 
 
-@check("every signal that is declared is read")
-def needs_read(subject: Subject) -> None:
-    shown(subject)
-    for (layer, name), read in subject.read.items():
-        if not read:
-            where = "" if layer is None else f" before decoder layer {layer}"
-            raise Failed(f"expected that the declared signal {name!r} is read{where}, but it never is: it costs time")
+@check("every signal that is declared is read, on some family at some act", of="families")
+def needs_read(subjects: list[Subject]) -> None:
+    read: dict[str, bool] = {}
+    for subject in subjects:
+        _ = subject.run
+        for name, here in subject.read.items():
+            read[name] = read.get(name, False) or here
+    for name, once in read.items():
+        if not once:
+            raise Failed(f"expected that the declared signal {name!r} is read, but it never is, and costs time")
