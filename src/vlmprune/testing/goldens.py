@@ -4,8 +4,8 @@ A case is `NAME.json` beside `NAME.npz`, in a folder or the folders in it. The J
 
     {"keep": 64, "family": "llava", "grid": [24, 24, 1], "options": {"alpha": 0.2}}
 
-`keep` alone is required: tokens to keep. `options` are the method's, `seed` that of `view.generator()`; `encoder_layers`,
-`decoder_layers` and `has_cls` describe the model (24, 32 and false without them). The npz file has
+`keep` alone is required: tokens to keep. `options` are the method's, `seed` that of `view.generator()`;
+`encoder_layers`, `decoder_layers` and `has_cls` describe the model (24, 32 and false without them). The npz file has
 
     SIGNAL              each signal that the method declares, by its name in `needs`, tokens in slot order
     SIGNAL.PART         the parts of one that has several: `rows` and `cls`, or `visual` and `text`

@@ -80,6 +80,10 @@ def parametrize_with_checks(
 
     asked = [method_of(method) if isinstance(method, str) else method for method in methods]
     named = tuple(families or FAMILIES)
-    on = {"text": [()], "family": [(family,) for family in named], "families": [named]}
+    on: dict[str, list[tuple[str, ...]]] = {
+        "text": [()],
+        "family": [(family,) for family in named],
+        "families": [named],
+    }
     cases = [OneCheck(method, one.name, where) for method in asked for one in CHECKS.values() for where in on[one.of]]
     return pytest.mark.parametrize("check", cases, ids=str)

@@ -210,8 +210,8 @@ class Subject:
 def cloned(view: ImageView) -> ImageView:
     """The same image with tensors and memory of its own."""
     signals = {name: mapped(value, Tensor.clone) for name, value in view.signals.items()}
-    grown = {"slots": view.slots.clone(), "cells": view.cells.clone(), "memory": copy.deepcopy(view.memory)}
-    return replace(view, signals=signals, **grown)
+    slots, cells, memory = view.slots.clone(), view.cells.clone(), copy.deepcopy(view.memory)
+    return replace(view, signals=signals, slots=slots, cells=cells, memory=memory)
 
 
 def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -226,9 +226,9 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 def tensors(value: Any) -> list[Tensor]:
     """All tensors in a signal."""
-    found: list[Tensor] = []
-    mapped(value, lambda tensor: (found.append(tensor), tensor)[1])
-    return found
+    if isinstance(value, Tensor):
+        return [value]
+    return [tensor for part in value for tensor in tensors(part)] if isinstance(value, tuple) else []
 
 
 def only(view: ImageView, tokens: Tensor, keep: int) -> ImageView:
