@@ -11,7 +11,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from importlib import import_module
@@ -30,6 +30,7 @@ from vlmprune.core.recipe import format_method, recipe
 from vlmprune.core.registry import METHODS, built_in
 from vlmprune.core.view import ModelInfo
 from vlmprune.methods.absent import NOT_IMPLEMENTED
+from vlmprune.testing.docstrings import cost, told
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
@@ -250,16 +251,6 @@ def anchors() -> dict[str, str]:
 # ---------------------------------------------------------------- what the docstring says
 
 
-def cost(cls: type[Method]) -> tuple[str, str]:
-    """Time and memory of selecting, from the sentence "Time O(...), memory ...": its own, or its base's."""
-    for owner in cls.__mro__:
-        text = " ".join((owner.__dict__.get("__doc__") or "").split())
-        found = re.search(r"Time (O\(.*?\)(?: [^,.]*)?)(?:, memory ([^.]*))?\.(?: |$)", text)
-        if found:
-            return found[1], found[2] or ""
-    raise ValueError(f'{cls.name}: the docstring does not say "Time O(...), memory ..."')
-
-
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})(v\d)?")
 VENUE = re.compile(r"([A-Z]\w+ \d{4}), (https://[^\s)]+)")  # of a paper that is not on arXiv
 
@@ -280,29 +271,9 @@ def own_fields(cls: type[Method]) -> list[Field[Any]]:
 
 def options(cls: type[Method]) -> str:
     """Every option with its default and what the nearest docstring says of it."""
-    told: dict[str, str] = {}
-    for owner in cls.__mro__:
-        if owner is not Method:  # `per` has its own place on the page
-            for names, text in arguments(owner):
-                told |= {name: text for name in names if name not in told}
-    rows = []
-    for field in fields(cls):
-        if field.name in told:
-            rows.append([f"`{field.name}`", f"`{default(field)}`", plain(told.pop(field.name))])
-        elif field.name != "per":
-            raise ValueError(f"{cls.name}: no docstring tells of the option {field.name!r}")
-    if told:
-        raise ValueError(f"{cls.name} has no options {', '.join(told)}, of which a docstring tells")
+    texts, found = told(cls), {field.name: field for field in fields(cls)}
+    rows = [[f"`{name}`", f"`{default(found[name])}`", plain(texts[name])] for name in found if name in texts]
     return table(("option", "default", "meaning"), rows)
-
-
-def arguments(cls: type) -> Iterator[tuple[list[str], str]]:
-    """The names of each entry under `Args` of a docstring, and its text."""
-    for paragraph in inspect.cleandoc(cls.__dict__.get("__doc__") or "").split("\n\n"):
-        if paragraph.startswith("Args:"):
-            for entry in re.split(r"\n    (?=\w+(?:, \w+)*: )", paragraph)[1:]:
-                names, _, text = entry.partition(": ")
-                yield names.split(", "), text
 
 
 def default(field: Field[Any]) -> str:

@@ -1,4 +1,4 @@
-"""The command line: run, bench, report, list, doctor. Every command is thin; a user's mistake is one sentence."""
+"""The command line: run, bench, report, list, doctor, check. Commands are thin; a user's mistake is one sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import vlmprune
-from vlmprune.core.errors import UserError
+from vlmprune.core.errors import Option, UserError
 from vlmprune.core.extras import SHELL, check_packages, needs
 
 try:
@@ -143,9 +143,15 @@ def report(
 
 
 @app.command("list")
-def list_(what: Annotated[str, typer.Argument(help="methods, presets, models or tasks")]) -> None:
-    """List methods, presets, embedded models and families (by their model type), tasks."""
-    listings = {"methods": _list_methods, "presets": _list_presets, "models": _list_models, "tasks": _list_tasks}
+def list_(what: Annotated[str, typer.Argument(help="methods, presets, models, tasks or checks")]) -> None:
+    """List methods, presets, embedded models and families (by their model type), tasks, checks of methods."""
+    listings = {
+        "methods": _list_methods,
+        "presets": _list_presets,
+        "models": _list_models,
+        "tasks": _list_tasks,
+        "checks": _list_checks,
+    }
     if what not in listings:
         raise UserError(f"{what!r} cannot be listed: choose {', '.join(listings)}.")
     rows = listings[what]()
@@ -175,6 +181,60 @@ def doctor(
     typer.echo(diagnosis.text)
     if not diagnosis.sound:
         raise typer.Exit(UNSOUND)
+
+
+@app.command()
+def check(
+    method: Annotated[str, typer.Argument(help="A method, FILE.py:Class, or a method with options; without a budget.")],
+    only: Annotated[
+        list[str] | None, typer.Option(help="A check, as `vlmprune list checks` names it; repeatable.")
+    ] = None,
+    family: Annotated[list[str] | None, typer.Option(help="A tiny model; may be repeated; all without it.")] = None,
+    model: Annotated[str | None, typer.Option(help=f"Instead of tiny models. {_MODEL}")] = None,
+    goldens: Annotated[Path | None, typer.Option(help="A folder of recorded inputs and outputs.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Every outcome, as JSON.")] = False,
+) -> None:
+    """Check all that a method owes its caller, on a tiny model of every family. The exit code is 1 where a check fails.
+
+    It takes a minute or two, and needs neither network nor files. `--only fidelity` looks at recorded cases alone.
+    """
+    check_packages("check")
+    from vlmprune.testing import check as kit
+    from vlmprune.testing.goldens import FIDELITY, check_goldens
+
+    _quiet()
+    asked = kit.method_of(method)
+    if only and FIDELITY in only and goldens is None:
+        raise UserError("The check 'fidelity' needs recorded cases: give ", Option("goldens"), ".")
+    others = [name for name in only or () if name != FIDELITY]
+    outcomes: list[kit.Outcome] = []
+    if others or not only:
+        outcomes += kit.run_checks(asked, _grounds(family, model), others or None)
+    if goldens is not None and (not only or FIDELITY in only):
+        outcomes += check_goldens(asked, goldens)
+    typer.echo(kit.as_json(outcomes) if as_json else kit.as_text(asked, outcomes))
+    if any(outcome.status == kit.FAILED for outcome in outcomes):
+        raise typer.Exit(UNSOUND)
+
+
+def _grounds(families: list[str] | None, model: str | None) -> Any:
+    """Tiny models, or one of the user's."""
+    from vlmprune.testing import ground, grounds
+
+    if model is None:
+        return [ground(name) for name in dict.fromkeys(families)] if families else grounds()
+    if families:
+        raise UserError(Option("family"), " and ", Option("model"), " contradict each other: give one of them.")
+    check_packages("doctor")
+    from vlmprune.doctor.ground import ground_of
+
+    return [ground_of(model)]
+
+
+def _list_checks() -> list[tuple[str, str, str]]:
+    from vlmprune.testing import CHECKS
+
+    return [(one.name, one.of, one.words) for one in CHECKS.values()]
 
 
 def _list_methods() -> list[tuple[str, str, str]]:
@@ -233,7 +293,7 @@ def _quiet() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit code is 0, 1 when doctor finds a fault, 2 for a mistake, 130 after Ctrl-C."""
+    """Run the command line; exit codes: 0, 1 where doctor or check finds a fault, 2 for a mistake, 130 on Ctrl-C."""
     try:
         code = app(arguments, standalone_mode=False)
         return code if isinstance(code, int) else OK

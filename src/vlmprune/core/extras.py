@@ -11,6 +11,7 @@ DRAWING = ("matplotlib", "jinja2")
 PACKAGES: dict[str, tuple[str, ...]] = {
     "run": ("jinja2",),  # chat templates
     "doctor": ("jinja2",),
+    "check": (),
     "bench": ("rich", *DRAWING),
     "report": DRAWING,
     "list": (),

@@ -122,7 +122,7 @@ class AutoPrune(Method):
         if self.flash and self.mi_rows == "none":
             return 0.0
         heads = mutual_information(view["text"])
-        return float(heads.sum() if self.mi_reduce == "sum" else 32 * heads.mean())
+        return float((heads.sum() if self.mi_reduce == "sum" else 32 * heads.mean()).nan_to_num())  # NaN tells nothing
 
     def count(self, view: ImageView) -> int:
         """Tokens kept by their score after layer 1 and on."""

@@ -1,0 +1,238 @@
+"""Checks that show a method images again that it saw on a tiny model, as they were or changed. No model runs here."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmprune.core.method import Scorer
+from vlmprune.core.view import Grid, ImageView, Merged, Selection
+from vlmprune.runtime.select import check_merged, check_selection
+from vlmprune.testing.check import Failed, Skipped, check, in_words
+from vlmprune.testing.subject import Subject, cloned, mapped, only, same, tensors
+
+_SHOWN = 3  # images shown again: one of each act, up to so many
+
+
+def shown(subject: Subject) -> list[ImageView]:
+    """One recorded image of each act; `Skipped` where the method is shown none."""
+    if not subject.selects:
+        raise Skipped("its `select` is never called")
+    if subject.refused:
+        raise Skipped(f"it cannot prune this family: {subject.refused}")
+    by_act: dict[int, ImageView] = {}
+    for view in subject.seen:
+        by_act.setdefault(view.act.number, view)
+    if not by_act:
+        raise Skipped("it was shown no image, since nothing had to go or it did not run")
+    return list(by_act.values())[:_SHOWN]
+
+
+def selected(view: ImageView, what: str) -> Selection:
+    """What the method selects of an image, of which nothing may be wrong.
+
+    Args:
+        what: the image in a few words, for the sentence.
+    """
+    try:
+        chosen = view.act.method.select(cloned(view))
+    except Exception as error:  # a third party's method may raise anything
+        raise Failed(f"expected {view.keep} of {view.n} tokens of {what}, but {in_words(error)} was raised") from error
+    try:
+        if isinstance(chosen, Merged):
+            check_merged(view, chosen)
+        elif not isinstance(chosen, Tensor) or chosen.dim() != 1 or chosen.is_floating_point():
+            raise Failed(f"expected a row of whole numbers or Merged of {what}, but got {_described(chosen)}")
+        else:
+            check_selection(view, chosen)
+    except RuntimeError as error:
+        raise Failed(f"expected {view.keep} distinct tokens of 0..{view.n - 1} of {what}, but {error}") from error
+    return chosen
+
+
+def _described(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def budgets(view: ImageView) -> list[int]:
+    """Budgets to try: one token, half, all but one; only its own where the image tells the method how many stay."""
+    return sorted({1, view.keep, view.n // 2, view.n - 1}) if view.act.method.exact else [view.keep]
+
+
+@check("`select` returns as many distinct indices as its budget says, for budgets of 1 to n - 1")
+def budget(subject: Subject) -> None:
+    for view in shown(subject):
+        for keep in budgets(view):
+            selected(replace(view, keep=keep), f"an image with a budget of {keep}")
+
+
+@check("the same image gives the same tokens, whatever random numbers others draw")
+def determinism(subject: Subject) -> None:
+    for view in shown(subject):
+        first = selected(view, "an image")
+        torch.manual_seed(1 + torch.initial_seed() % 1000)
+        if not same(first, selected(view, "the same image")):
+            raise Failed("expected the same tokens of the same image twice, but they differ (see `view.generator()`)")
+
+
+class Watched(ImageView):
+    """A view that notes whether the method looks at where tokens are, or draws numbers."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("slots", "cells", "grid", "frames", "generator"):
+            object.__getattribute__(self, "__dict__")["looked"] = True
+        return object.__getattribute__(self, name)
+
+    @property
+    def n(self) -> int:
+        return len(object.__getattribute__(self, "slots"))
+
+
+def watched(view: ImageView) -> Watched:
+    found = Watched(**{field.name: getattr(view, field.name) for field in fields(view)})
+    found.__dict__["looked"] = False
+    return found
+
+
+@check("of tokens that are all alike, those with the lower indices are kept")
+def ties(subject: Subject) -> None:
+    for view in shown(subject):
+        alike = watched(constant_view(view, 1.0))
+        chosen = alike.act.method.select(alike)
+        counts = not alike.act.method.exact
+        if isinstance(chosen, Merged) or counts or alike.__dict__["looked"] or order_matters(view):
+            raise Skipped("what it keeps is also a matter of position, chance, merging or the image's own count")
+        kept = chosen.sort().values.tolist()
+        # Top-k keeps the first ones; a method that thins out what is alike at least begins with the first.
+        due = view.keep if isinstance(alike.act.method, Scorer) else 1
+        if kept[:due] != [*range(due)]:
+            raise Failed(
+                f"expected token{'s' * (due > 1)} 0{f' to {due - 1}' * (due > 1)} among the {view.keep} kept of "
+                f"{view.n} that are all alike, but got {kept} (see `vlmprune.author.top_k`)"
+            )
+
+
+def order_matters(view: ImageView) -> bool:
+    """Whether the method keeps other tokens of an image where the same ones stand in another order."""
+    order = torch.randperm(view.n, generator=torch.Generator().manual_seed(0))
+    moved, here = selected(only(view, order, view.keep), "an image in another order"), selected(view, "an image")
+    return not (isinstance(moved, Tensor) and isinstance(here, Tensor) and same(order[moved], here))
+
+
+def constant_view(view: ImageView, value: float) -> ImageView:
+    signals = {name: mapped(signal, lambda rows: _filled(rows, value)) for name, signal in view.signals.items()}
+    return replace(cloned(view), signals=signals)
+
+
+def _filled(rows: Tensor, value: float) -> Tensor:
+    return torch.full_like(rows, value) if rows.is_floating_point() else rows
+
+
+@check("an image whose signals are all equal, or all zero, gets its budget")
+def constant(subject: Subject) -> None:
+    for view in shown(subject):
+        for value in (0.0, 1.0):
+            selected(constant_view(view, value), f"an image whose signals are all {value:g}")
+
+
+@check("signals with NaN or infinity in the row of a token, or everywhere, do not cost the budget")
+def non_finite(subject: Subject) -> None:
+    for view in shown(subject):
+        for value in (float("nan"), float("inf"), float("-inf")):
+
+            def spoiled(rows: Tensor, value: float = value) -> Tensor:
+                rows = rows.clone()
+                if rows.is_floating_point() and rows.dim():
+                    rows[..., : 1 + rows.shape[-1] // 5] = value
+                return rows
+
+            signals = {name: mapped(signal, spoiled) for name, signal in view.signals.items()}
+            selected(replace(cloned(view), signals=signals), f"an image with {value} in its signals")
+            selected(constant_view(view, value), f"an image whose signals are all {value}")
+
+
+@check("of an image of two tokens one can be kept")
+def few_tokens(subject: Subject) -> None:
+    for view in shown(subject):
+        selected(only(view, torch.arange(2), 1), "an image with two tokens left")
+
+
+@check("one frame alone gets its budget")
+def one_frame(subject: Subject) -> None:
+    views = [view for view in shown(subject) if view.grid is not None]
+    if not views:
+        raise Skipped("its images have no grid")
+    for view in views:
+        assert view.grid is not None
+        tokens = (view.frames == view.frames[0]).nonzero().squeeze(1)
+        if len(tokens) < 2:
+            continue
+        part = only(view, tokens, max(1, len(tokens) // 2))
+        cells = torch.where(part.cells >= 0, part.cells % (view.grid.rows * view.grid.cols), -1)
+        alone = replace(part, grid=Grid(view.grid.rows, view.grid.cols), cells=cells)
+        selected(alone, f"one frame of {view.grid.rows} x {view.grid.cols} cells")
+
+
+@check("a single row of an image, and an image with holes, get their budget")
+def odd_shape(subject: Subject) -> None:
+    for view in shown(subject):
+        for tokens, what in _odd(view):
+            if len(tokens) > 1:
+                selected(only(view, tokens, max(1, len(tokens) // 2)), what)
+
+
+def _odd(view: ImageView) -> Iterator[tuple[Tensor, str]]:
+    yield torch.arange(0, view.n, 3), "an image of which every third token is left"
+    if view.grid is not None:
+        row = view.cells // view.grid.cols == view.cells.clamp(min=0).min() // view.grid.cols
+        yield row.nonzero().squeeze(1), "a single row of an image"
+
+
+@check("what the method is shown is the same after `select` as before")
+def inputs_unchanged(subject: Subject) -> None:
+    for view in shown(subject):
+        own = cloned(view)
+        view.act.method.select(own)
+        before, after = _contents(view), _contents(own)
+        for name, values in before.items():
+            if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(values, after[name], strict=True)):
+                raise Failed(f"expected that `select` leaves what it is shown alone, but it changed {name}")
+
+
+def _contents(view: ImageView) -> dict[str, list[Tensor]]:
+    signals = {f"the signal {name!r}": tensors(value) for name, value in view.signals.items()}
+    return {"the slots": [view.slots], "the cells": [view.cells], **signals}
+
+
+@check("one image leaves nothing behind in the method that another would meet")
+def no_state(subject: Subject) -> None:
+    for view in shown(subject):
+        before = copy.deepcopy(vars(subject.method))
+        first = selected(view, "an image")
+        for other in subject.seen[:4]:
+            selected(other, "another image")
+        if not same(first, selected(view, "the first image again")):
+            raise Failed("expected the same tokens of an image before and after others, but they differ")
+        if repr(vars(subject.method)) != repr(before):
+            changed = [name for name, value in vars(subject.method).items() if repr(before.get(name)) != repr(value)]
+            raise Failed(
+                f"expected that `select` leaves the method as it was, but it changed self.{changed[0]} (what an act "
+                "knows of an image for the next one belongs in `view.memory`)"
+            )
+
+
+@check("every signal that is declared is read, on some family at some act", of="families")
+def needs_read(subjects: list[Subject]) -> None:
+    read: dict[str, bool] = {}
+    for subject in subjects:
+        _ = subject.run
+        for name, here in subject.read.items():
+            read[name] = read.get(name, False) or here
+    for name, once in read.items():
+        if not once:
+            raise Failed(f"expected that the declared signal {name!r} is read, but it never is, and costs time")
