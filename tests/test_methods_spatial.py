@@ -18,12 +18,13 @@ from vlmprune.core.recipe import format_method
 from vlmprune.core.selectors import top_k
 from vlmprune.core.view import Aligned, Grid, ImageView, Merged, ModelInfo
 from vlmprune.methods.blocks import blocks, fill, runs
+from vlmprune.methods.matching import match
 from vlmprune.methods.vision.gprune import GPrune
 from vlmprune.methods.vision.gridprune import GridPrune
 from vlmprune.methods.vision.holov import HoloV
 from vlmprune.methods.vision.pool import Pool
 from vlmprune.methods.vision.random import Random
-from vlmprune.methods.vision.tome import ToMe, match
+from vlmprune.methods.vision.tome import ToMe
 from vlmprune.methods.vision.uniform import Uniform
 from vlmprune.runtime.select import choose
 

@@ -1,13 +1,13 @@
 """Residual: the tokens that the image's main directions do not explain."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vlmprune.author import Features, ImageView, ModelInfo, Need, Scorer, UserError
+from vlmprune.author import AtLeast, Features, ImageView, ModelInfo, Need, Scorer
 
 
 @dataclass
@@ -15,7 +15,7 @@ class Residual(Scorer):
     """Background repeats itself, so a few directions span it, and what lies outside of them is kept.
 
     Formula: X [n, D] projected features with rows of length 1, V [rank, D] the first right singular vectors of X;
-    score [n] = |x_i - V^T V x_i|. The top `keep` stay, at the positions they had.
+    score [n] = |x_i - V^T V x_i|. The top `keep` stay.
 
     Args:
         rank: number of directions that count as background.
@@ -25,11 +25,7 @@ class Residual(Scorer):
     stage: ClassVar[str] = "vision"
     summary: ClassVar[str] = "tokens that the image's main directions do not explain"
 
-    rank: int = 4
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UserError(f"residual: rank={self.rank} must be at least 1.")
+    rank: Annotated[int, AtLeast(1)] = 4
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"features": Features()}

@@ -23,6 +23,7 @@ from vlmprune.core.needs import (
     PromptReading,
     Tower,
 )
+from vlmprune.core.options import AtLeast, NotNegative, Positive, Share, ShareBelowOne
 from vlmprune.core.roles import Fusing, MergesInside, Merging, Observes, OrdersParts
 from vlmprune.core.selectors import ascending, top_k
 from vlmprune.core.shape import Load
@@ -55,6 +56,7 @@ __all__ = [
     "Aligned",
     "Alignment",
     "At",
+    "AtLeast",
     "Attention",
     "Budget",
     "ClsAttention",
@@ -86,10 +88,12 @@ __all__ = [
     "MlpInput",
     "ModelInfo",
     "Need",
+    "NotNegative",
     "Observes",
     "OrdersParts",
     "PixelMethod",
     "Pixels",
+    "Positive",
     "PromptNeed",
     "PromptReading",
     "PromptText",
@@ -97,6 +101,8 @@ __all__ = [
     "RotaryGain",
     "Scorer",
     "Selection",
+    "Share",
+    "ShareBelowOne",
     "TextQueryAttention",
     "TextSelfAttention",
     "Tokens",

@@ -16,7 +16,6 @@ from golden_runners.spatial_merge import SpatialMerge
 from vlmprune.core.plan import acts_of
 from vlmprune.core.selectors import top_k
 from vlmprune.core.view import Grid, ImageView, Merged, Tokens, TowerRows
-from vlmprune.methods.checks import UNIPRUNE
 from vlmprune.methods.cluster import recycle
 from vlmprune.methods.decoder import autoprune
 from vlmprune.methods.decoder.autoprune import AutoPrune
@@ -226,7 +225,7 @@ def fit(case: Case) -> None:
     mask = torch.zeros(before + n + after, dtype=torch.bool)
     mask[sequence(method.select(kept), before, n, after)] = True
     case.expect("keep_mask_all", mask)
-    inverted, share = FitPrune(compat=UNIPRUNE), case["unibench_keep_ratio"]
+    inverted, share = FitPrune(compat="uniprune"), case["unibench_keep_ratio"]
     budget = acts_of(inverted, share, LLAVA)[0].budget(n, n)
     lowest = top_k(-inverted.score(kept), budget)
     case.expect("unibench_kept_as_produced", lowest)

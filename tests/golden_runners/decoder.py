@@ -8,7 +8,6 @@ from golden_runners.case import LLAVA, Case, check_exact, positions, sequence, v
 from vlmprune.core.plan import acts_of
 from vlmprune.core.selectors import top_k
 from vlmprune.core.view import Tokens
-from vlmprune.methods.checks import OFFICIAL, UNIPRUNE
 from vlmprune.methods.decoder.dart import Dart
 from vlmprune.methods.decoder.fastv import FastV
 from vlmprune.methods.vision.random import Random
@@ -17,7 +16,7 @@ TOLERANCE = 2e-5
 
 
 def random_intra(case: Case) -> None:
-    n, method = case["n_img"], Random(layer=2, compat=UNIPRUNE)
+    n, method = case["n_img"], Random(layer=2, compat="uniprune")
     keep = acts_of(method, float(case["keep_ratio"]), LLAVA)[0].budget(n, n)
     image = view(n, keep, seed=case["seed"])
     case.expect("permutation", top_k(method.score(image), n))
@@ -44,7 +43,7 @@ def fastv(case: Case) -> None:
     ported = round(n * (1 - case["r"]))
     case.expect_setting("hf_keep", ported)
     case.expect("hf_kept_all_sorted", sequence(kept(ported), before, n, after))
-    uniprune = FastV(compat=UNIPRUNE)
+    uniprune = FastV(compat="uniprune")
     share = float(case["unibench_keep_ratio"])
     truncated = acts_of(uniprune, share, LLAVA)[0].budget(n, n) if int(n * share) else 0  # ours keeps a token at least
     case.expect_setting("unibench_keep", truncated)
@@ -66,7 +65,7 @@ def dart(case: Case) -> None:
     if "official_raises" in case.settings:
         check_exact(Dart(**pivots).select(image), budget, n)
         return
-    official = Dart(**pivots, compat=OFFICIAL, start=before)
+    official = Dart(**pivots, compat="official", start=before)
     image_pivots, text_pivots = official.pivots(image)
     case.expect("image_pivots", image_pivots + before)
     case.expect("text_pivots", text_pivots + before + n)
@@ -74,7 +73,7 @@ def dart(case: Case) -> None:
     rounds = official.rounds(image)
     kept = official.select(image)
     case.expect("kept_abs_sorted", kept + before)
-    case.expect("unibench_kept_rel_sorted", Dart(**pivots, compat=UNIPRUNE, start=before).select(image))
+    case.expect("unibench_kept_rel_sorted", Dart(**pivots, compat="uniprune", start=before).select(image))
     case.expect("kept_abs_as_produced", _set_order(rounds, text_pivots, before, n))
     case.expect_setting("n_kept", len(kept))
     exact = Dart(**pivots).select(view(n, len(kept), signals))

@@ -15,7 +15,6 @@ from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
 from vlmprune.core.selectors import top_k
 from vlmprune.core.view import Grid, ImageView, Merged, TowerRows
-from vlmprune.methods.checks import OFFICIAL
 from vlmprune.methods.vision.fastervlm import FasterVLM
 from vlmprune.methods.vision.hired import HiRED
 from vlmprune.methods.vision.prumerge import PruMerge
@@ -92,7 +91,7 @@ def vispruner(case: Case) -> None:
     attention, features = case.input("cls_attn").mean(1), case.input("features")
     images, n = attention.shape
     keep = case["visual_token_num"]
-    method, official = (VisPruner(important=case["important_ratio"], **compat) for compat in ({}, {"compat": OFFICIAL}))
+    method, official = (VisPruner(important=case["important_ratio"], compat=compat) for compat in ("paper", "official"))
     important, diverse, kept = [], [], []
     for i in range(images):
         image = view(n, keep, {"attention": attention[i], "rows": TowerRows(features[i], None)})
@@ -138,7 +137,7 @@ def prumerge(case: Case) -> None:
     for own in signals:  # within a budget, and adaptive, whatever the authors' code does
         _check_merged(cls().select(view(n, n // 9, own)), n, n // 9)
         _check_merged(cls(adaptive=True).select(view(n, n // 9, own)), n)
-    official = cls(adaptive=case["adaptive"], compat=OFFICIAL)
+    official = cls(adaptive=case["adaptive"], compat="official")
     if "official_raises" in case.settings:
         if images == 1:  # a batch fails in the authors' code alone: here images come one by one
             _refused(case, official, view(n, 2 * int(n * case["reduction_ratio_arg"]) + 1, signals[0]))
@@ -149,7 +148,7 @@ def prumerge(case: Case) -> None:
     case.expect_setting("n_topk", top)
     case.expect_setting("ratio_used", ratio)
     if case["adaptive"] and images > 1:
-        official = cls(compat=OFFICIAL)  # the authors' count is of the batch
+        official = cls(compat="official")  # the authors' count is of the batch
     plus = case["variant"] == "prumerge+"
     if plus:
         case.expect_setting("step", int(1 / ratio))
@@ -217,7 +216,7 @@ def _hired_tiles(case: Case) -> None:
     for tiles, size in zip(case["num_tiles"], case["image_sizes_hw"], strict=True):
         signals = {"early": early[first : first + tiles], "late": late[first : first + tiles]}
         image = next_image(signals, _canvas_shape(case, size), n, min(tiles * n, int(tiles * n * rate)))
-        masks.append(_tile_mask(HiRED(alpha=alpha, compat=OFFICIAL), image))
+        masks.append(_tile_mask(HiRED(alpha=alpha, compat="official"), image))
         laid_out.append(_swapped_canvas(case, masks[-1], size))
         first += tiles
         default = HiRED(alpha=alpha).select(image)

@@ -12,11 +12,11 @@ from golden_runners.case import Case, Failed, Runner, check_exact, view
 from golden_runners.vision import HALF_PRECISION_SHARE
 from vlmprune.core.selectors import ascending, top_k
 from vlmprune.core.view import Grid, ImageView, ModelInfo
-from vlmprune.methods.checks import OFFICIAL, UNIPRUNE
+from vlmprune.methods.matching import match
 from vlmprune.methods.vision.gprune import GPrune
 from vlmprune.methods.vision.holov import HoloV
 from vlmprune.methods.vision.pool import Pool
-from vlmprune.methods.vision.tome import ToMe, match
+from vlmprune.methods.vision.tome import ToMe
 
 NEXT = ModelInfo("llava_next", encoder_layers=24, decoder_layers=32, has_cls=True)
 BASE = 24 * 24  # tokens of LLaVA-NeXT's base tile
@@ -39,7 +39,7 @@ def gprune(case: Case) -> None:
     features, n = case.input("features"), len(case.input("features"))
     keep = max(1, int(n * case["keep_ratio"]))
     case.expect_setting("keep_num", keep)
-    uniprune, default = GPrune(**_options(case), compat=UNIPRUNE), GPrune(**_options(case))
+    uniprune, default = GPrune(**_options(case), compat="uniprune"), GPrune(**_options(case))
     image = view(n, keep, {"features": features})
     _picks(case, "kept_order", top_k(uniprune.score(features), keep))
     kept = uniprune.select(image)
@@ -57,7 +57,7 @@ def _gprune_next(case: Case) -> None:
     # the canvas counts as tiles of the base's size one after another, for all that matters is which is the first
     grid = Grid(24, 24, 1 + math.ceil(rows * cols / BASE))
     image = ImageView(1, torch.arange(len(cells)), grid, NEXT, {"features": features}, cells=cells)
-    official, default = GPrune(**_options(case), compat=OFFICIAL), GPrune(**_options(case))
+    official, default = GPrune(**_options(case), compat="official"), GPrune(**_options(case))
     graphs = official.graphs(image)
     counts = [int(case["keep_ratio"] * len(graph)) for graph in graphs]
     picks = []
@@ -129,7 +129,7 @@ def gprune_tiles(case: Case) -> None:
     tiles, size, _ = features.shape
     flat, side = features.flatten(0, 1), math.isqrt(size)
     image = view(len(flat), 1, {"features": flat}, INTERNVL, Grid(side, side, tiles))
-    method = GPrune(**_options(case), compat=UNIPRUNE)
+    method = GPrune(**_options(case), compat="uniprune")
     graphs = method.graphs(image)
     counts = [max(1, int(case["keep_ratio"] * len(graph))) for graph in graphs]
     kept = [
@@ -148,7 +148,7 @@ def holov(case: Case) -> None:
     features, keep = case.input("features"), case["keep_num"]
     n, crops = len(features), case["num_crops"]
     signals = {"features": features, "attention": case.input("attention")}
-    official = HoloV(crops=crops, alpha=case["alpha_var"], compat=OFFICIAL)
+    official = HoloV(crops=crops, alpha=case["alpha_var"], compat="official")
     image = view(n, keep, signals, grid=Grid(1, n))
     merged = official.select(image)
     case.expect("kept_order", merged.anchors)
@@ -165,7 +165,7 @@ def pool(case: Case) -> None:
     out = []
     for tile in features:
         image = view(n, tokens, {"features": tile}, grid=grid)
-        out.append(Pool(mode=case["mode"], compat=UNIPRUNE).select(image).features)
+        out.append(Pool(mode=case["mode"], compat="uniprune").select(image).features)
         default = Pool(mode=case["mode"]).select(image)
         if len(default.features) != tokens:
             raise Failed(f"the default makes {len(default.features)} tokens instead of {tokens}")

@@ -7,13 +7,24 @@ most budgets, so it could not stand in a comparison. It is here for the authors'
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vlmprune.author import Act, ImageView, Merged, Method, ModelInfo, Need, TowerFeatures, UserError, top_k
-from vlmprune.methods.checks import share, whole
+from vlmprune.author import (
+    Act,
+    AtLeast,
+    ImageView,
+    Merged,
+    Method,
+    ModelInfo,
+    Need,
+    Share,
+    TowerFeatures,
+    UserError,
+    top_k,
+)
 
 
 @dataclass
@@ -47,13 +58,8 @@ class SpatialMerge(Method):
     summary: ClassVar[str] = "means of 3 x 3 windows of like patches (MustDrop's first stage, after the encoder)"
     merges: ClassVar[bool] = True
 
-    side: int = 3
-    threshold: float | None = None
-
-    def __post_init__(self) -> None:
-        whole(self, "side", 2)
-        if self.threshold is not None:
-            share(self, "threshold")
+    side: Annotated[int, AtLeast(2)] = 3
+    threshold: Annotated[float, Share] | None = None
 
     @property
     def budgeted(self) -> bool:
@@ -62,9 +68,6 @@ class SpatialMerge(Method):
     @property
     def exact(self) -> bool:
         return False
-
-    def positions(self, info: ModelInfo) -> str:
-        return "compact" if info.llava else "original"
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"rows": TowerFeatures()}

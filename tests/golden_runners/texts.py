@@ -10,7 +10,6 @@ from golden_runners.case import LLAVA, Case, Failed, Runner, check_exact, view
 from golden_runners.vision import HALF_PRECISION_SHARE
 from vlmprune.core.selectors import ascending
 from vlmprune.core.view import Aligned, Grid, ImageView, ModelInfo, TowerRows
-from vlmprune.methods.checks import OFFICIAL
 from vlmprune.methods.vision.cdpruner import CDPruner
 from vlmprune.methods.vision.trim import Trim
 from vlmprune.runtime.text_tower import TextTower
@@ -40,7 +39,7 @@ def trim(case: Case) -> None:
     case.expect("kept_sorted", torch.stack([result.anchors[:-1] for result in merged]))
     case.expect("out", torch.stack([result.features for result in merged]).half().float())
     if case["k"] == -1 and images == 1:
-        adaptive = Trim(adaptive=True, compat=OFFICIAL).select(views(1)[0])
+        adaptive = Trim(adaptive=True, compat="official").select(views(1)[0])
         if not torch.equal(adaptive.anchors, merged[0].anchors):
             raise Failed("adaptive keeps other tokens")
 

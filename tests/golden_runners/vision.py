@@ -14,7 +14,6 @@ from golden_runners.case import LLAVA, QWEN, Case, Failed, acting, check_exact, 
 from vlmprune.core.budget import resolve_keep
 from vlmprune.core.selectors import ascending, top_k
 from vlmprune.core.view import Grid, ImageView, Merged, TowerRows
-from vlmprune.methods.checks import OFFICIAL
 from vlmprune.methods.vision.divprune import DivPrune
 from vlmprune.methods.vision.hiprune import HiPrune
 from vlmprune.methods.vision.random import Random
@@ -67,7 +66,7 @@ def divprune(case: Case) -> None:
     keep = resolve_keep(float(case["keep_ratio"]), n)
     case.expect_setting("keep_num", keep)
     image = view(n, keep, {"features": features})
-    official = DivPrune(score_dtype=dtype, compat=OFFICIAL)
+    official = DivPrune(score_dtype=dtype, compat="official")
     picks = official.picks(image)
     for name, indices in (("kept_order", picks), ("kept_sorted", ascending(picks))):
         if dtype == "float32":
@@ -112,7 +111,7 @@ def _hiprune_llava(case: Case) -> None:
     budget = int(case["retention"] / case.get("num_images_in_batch", images))
     case.expect_setting("per_image_budget", budget)
     case.expect_setting("n_anchor", round(budget * case["alpha"] / 5))
-    official, default = (HiPrune(alpha=case["alpha"], compat=compat) for compat in (OFFICIAL, "paper"))
+    official, default = (HiPrune(alpha=case["alpha"], compat=compat) for compat in ("official", "paper"))
     kept = []
     for i in range(images):
         image = view(n, budget, {"object": middle[i], "deep": deep[i]}, grid=Grid(side, side))
@@ -152,7 +151,7 @@ def _hiprune_qwen(case: Case) -> None:
     case.expect_setting("budget", budget)
     case.expect_setting("n_anchor", round(budget * case["alpha"] / 5))
     image = view(n, budget, {"object": middle, "deep": deep}, QWEN, Grid(rows, cols))
-    official, default = (HiPrune(alpha=case["alpha"], compat=compat) for compat in (OFFICIAL, "paper"))
+    official, default = (HiPrune(alpha=case["alpha"], compat=compat) for compat in ("official", "paper"))
     kept = official.select(image)
     case.expect("expected_sorted", kept)
     case.expect_setting("kept_unique", len(kept))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from torch import Tensor
 
 from vlmprune.core.budget import Keep, resolve_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.needs import Need
+from vlmprune.core.options import AtLeast, check_options
 from vlmprune.core.selectors import ascending, top_k
 from vlmprune.core.view import Grid, ImageView, ModelInfo, Selection
 
@@ -26,7 +27,8 @@ class Method:
     """Base of all methods: a dataclass of hyperparameters, declared needs and one function.
 
     A subclass sets `name`, `stage` ("pixels", "vision", "decoder") and a one-line `summary`, declares `needs`, and
-    implements `select`.
+    implements `select`. Annotations of its hyperparameters say what values these may have, and are checked:
+    `Literal["paper", "official"]`, `Annotated[float, Share]`, `Annotated[int, AtLeast(1)]`, `bool`, each with `| None`.
     It never touches a model, a cache, a mask or text. The runtime calls `select` once an image (or once a frame, see
     `per`), only when the budget is below the number of tokens present, and checks the result: `view.keep` distinct
     token indices, or `Merged`.
@@ -47,13 +49,21 @@ class Method:
 
     per: str | None = field(default=None, kw_only=True)
 
+    def __post_init__(self) -> None:
+        """Check each hyperparameter by its annotation; a subclass that checks several together calls this first."""
+        check_options(self)
+
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         """Signals by the name under which `select` reads them from the view."""
         return {}
 
     def positions(self, info: ModelInfo) -> str:
-        """Position policy the authors use for this family: "original" or "compact"."""
-        return "original"
+        """Position policy the authors use for this family: "original" or "compact".
+
+        By default what authors mostly do: "compact" on LLaVA before the LLM, "original" inside the LLM and on other
+        families.
+        """
+        return "compact" if info.llava and self.decoder_layer(info) is None else "original"
 
     def pool(self, info: ModelInfo) -> str:
         """Who competes for the budget on this family where the user does not say: "image" or "frame"."""
@@ -139,19 +149,10 @@ class DecoderMethod(Method):
     """A method inside the LLM: acts before decoder layer `layer` (K), after layers 0..K-1 saw every token."""
 
     stage: ClassVar[str] = "decoder"
-    layer: int = 2
-
-    def __post_init__(self) -> None:
-        check_layer(self.name, self.layer)
+    layer: Annotated[int, AtLeast(1)] = 2
 
     def decoder_layer(self, info: ModelInfo) -> int:
         return layer_within(self.name, self.layer, info)
-
-
-def check_layer(name: str, layer: object) -> None:
-    """Raise UserError unless `layer` can be a decoder layer before which the method `name` acts, on some model."""
-    if not isinstance(layer, int) or isinstance(layer, bool) or layer < 1:
-        raise UserError(f"{name}: layer={layer!r} must be a whole number of at least 1.")
 
 
 def layer_within(name: str, layer: int, info: ModelInfo) -> int:

@@ -1,4 +1,4 @@
-"""Parts of an image with budgets of their own: cutting it into blocks, and sharing a budget out among parts."""
+"""An image's tokens by their place: blocks and neighbours of the grid, and sharing a budget out among parts."""
 
 from __future__ import annotations
 
@@ -45,3 +45,20 @@ def fill(counts: Sequence[int], sizes: Sequence[int], keep: int, order: Sequence
     for _, rank in sorted(turns)[:left]:
         budgets[order[rank]] += 1
     return budgets
+
+
+def with_neighbours(anchors: list[int], view: ImageView) -> list[int]:
+    """The anchors, then their neighbours that are still present, each once, as token indices."""
+    cells = view.cells.tolist()
+    token = {cell: i for i, cell in enumerate(cells) if cell >= 0}
+    steps, size = [-1, 1], max(cells) + 1
+    if view.grid is not None:
+        steps, size = [-1, 1, -view.grid.cols, view.grid.cols], view.grid.rows * view.grid.cols
+    found = dict.fromkeys(anchors)
+    for cell in [cells[i] for i in anchors if cells[i] >= 0]:
+        first = cell - cell % size  # of its frame
+        for step in steps:
+            neighbour = min(max(cell + step, first), first + size - 1)
+            if neighbour in token:
+                found.setdefault(token[neighbour])
+    return list(found)

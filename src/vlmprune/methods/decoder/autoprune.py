@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
 from vlmprune.author import (
-    Act, At, ClsAttention, HiddenStates, ImageView, Keep, LastQueryAttention, Method, ModelInfo, Need, Selection,
-    TextQueryAttention, USED, UserError, ascending, resolve_keep, top_k,
+    Act, At, ClsAttention, HiddenStates, ImageView, Keep, LastQueryAttention, Method, ModelInfo, Need, NotNegative,
+    Selection, TextQueryAttention, USED, UserError, ascending, resolve_keep, top_k,
 )  # fmt: skip
-from vlmprune.methods.checks import one_of, positive, true_or_false
 from vlmprune.methods.cluster import recycle
-from vlmprune.methods.decoder.autoprune_curve import keep_shares, mutual_information
+from vlmprune.methods.decoder.autoprune_curve import keep_counts, mutual_information
 
 
 @dataclass
@@ -52,26 +50,16 @@ class AutoPrune(Method):
     summary: ClassVar[str] = "after every layer, along a curve set by mutual information of text and image"
     budget_means: ClassVar[str] = "an average over layers"
     merges: ClassVar[bool] = True
+    exact: ClassVar[bool] = False
 
     flash: bool = False
-    mi_rows: str = "text"
-    mi_reduce: str = "sum"
-    x0: float | None = None
-    k0: float = 0.4
-    gamma: float = 0.2
-    lam: float = 0.3
-
-    def __post_init__(self) -> None:
-        true_or_false(self, "flash")
-        one_of(self, "mi_rows", "text", "none")
-        one_of(self, "mi_reduce", "sum", "mean")
-        for option in ("k0", "gamma", "lam", *(() if self.x0 is None else ("x0",))):
-            positive(self, option, or_zero=True)
-        one_of(self, "per", None, "image")  # the curve is of the whole image
-
-    @property
-    def exact(self) -> bool:
-        return False
+    mi_rows: Literal["text", "none"] = "text"
+    mi_reduce: Literal["sum", "mean"] = "sum"
+    x0: Annotated[float, NotNegative] | None = None
+    k0: Annotated[float, NotNegative] = 0.4
+    gamma: Annotated[float, NotNegative] = 0.2
+    lam: Annotated[float, NotNegative] = 0.3
+    per: Literal[None, "image"] = field(default=None, kw_only=True)  # the curve is of the whole image
 
     def positions(self, info: ModelInfo) -> str:
         return "compact" if info.llava else "original"
@@ -128,6 +116,5 @@ class AutoPrune(Method):
         """Tokens kept by their score after layer 1 and on."""
         if view.act.number == 1:
             steepness, depth = max(self.k0 - self.gamma * self.information(view), 0.0), view.info.decoder_layers
-            shares = keep_shares(steepness, view.keep, view.n, view.total, depth, self.x0)
-            view.memory["counts"] = [math.ceil((view.n - 1) * share) for share in shares]
+            view.memory["counts"] = keep_counts(steepness, view.keep, view.n, view.total, depth, self.x0)
         return max(1, min(view.memory["counts"][view.act.number - 1], view.n))

@@ -56,6 +56,13 @@ def keep_shares(
     return [best * share for share in base]
 
 
+def keep_counts(
+    steepness: float, target: int, first: int, tokens: int, depth: int, x0: float | None = None
+) -> list[int]:
+    """The same as numbers of tokens."""
+    return [math.ceil((first - 1) * share) for share in keep_shares(steepness, target, first, tokens, depth, x0)]
+
+
 def simulated(shares: list[float], first: int, tokens: int) -> int:
     """Tokens that the layers pass on in all, layer 0 `first` of them and the others what they keep and recycle."""
     now = total = first

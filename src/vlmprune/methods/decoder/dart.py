@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vlmprune.author import (
-    Act, DecoderKeys, DecoderMethod, DecoderStates, ImageView, ModelInfo, Need, UserError, ascending, top_k,
+    Act, AtLeast, DecoderKeys, DecoderMethod, DecoderStates, ImageView, ModelInfo, Need, UserError, ascending, top_k,
 )  # fmt: skip
-from vlmprune.methods.checks import OFFICIAL, PAPER, UNIPRUNE, one_of, rounded_down, whole
+from vlmprune.methods.budgets import rounded_down
 
 
 @dataclass
@@ -46,31 +46,28 @@ class Dart(DecoderMethod):
     name: ClassVar[str] = "dart"
     summary: ClassVar[str] = "tokens least similar to a few pivot tokens, so that duplicates are dropped"
 
-    image_pivots: int = 4
-    text_pivots: int = 4
-    compat: str = PAPER
-    start: int = 35
+    image_pivots: Annotated[int, AtLeast(0)] = 4
+    text_pivots: Annotated[int, AtLeast(0)] = 4
+    compat: Literal["paper", "official", "uniprune"] = "paper"
+    start: Annotated[int, AtLeast(0)] = 35
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("image_pivots", "text_pivots", "start"):
-            whole(self, option)
         if self.image_pivots + self.text_pivots == 0:
             raise UserError("dart: image_pivots and text_pivots are both 0, and there must be a pivot.")
-        one_of(self, "compat", PAPER, OFFICIAL, UNIPRUNE)
 
     @property
     def exact(self) -> bool:
-        return self.compat == PAPER
+        return self.compat == "paper"
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
-        return {"keys": DecoderKeys(), "states": DecoderStates(norm="next" if self.compat == UNIPRUNE else "final")}
+        return {"keys": DecoderKeys(), "states": DecoderStates(norm="next" if self.compat == "uniprune" else "final")}
 
     def positions(self, info: ModelInfo) -> str:
-        return "compact" if self.compat == UNIPRUNE and info.family == "internvl" else "original"
+        return "compact" if self.compat == "uniprune" and info.family == "internvl" else "original"
 
     def budget(self, act: Act, n: int, total: int) -> int:
-        return rounded_down(act.keep, n) if self.compat == UNIPRUNE else super().budget(act, n, total)
+        return rounded_down(act.keep, n) if self.compat == "uniprune" else super().budget(act, n, total)
 
     def select(self, view: ImageView) -> Tensor:
         return ascending(torch.cat(self.rounds(view)))

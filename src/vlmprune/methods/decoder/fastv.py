@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,10 +13,8 @@ from vlmprune.author import (
     Act, At, DecoderMethod, ImageView, Keep, LastQueryAttention, Merged, ModelInfo, Need, Scorer, Selection,
     TextQueryAttention, UserError, resolve_keep, top_k,
 )  # fmt: skip
-from vlmprune.methods.checks import PAPER, UNIPRUNE, average_too_small, one_of, rounded_down, true_or_false
+from vlmprune.methods.budgets import average_too_small, rounded_down
 from vlmprune.methods.decoder.staged import share_of
-
-LAST, ALL_TEXT = "last", "all_text"
 
 
 @dataclass
@@ -51,27 +49,24 @@ class FastV(Scorer, DecoderMethod):
     name: ClassVar[str] = "fastv"
     summary: ClassVar[str] = "tokens the last prompt token attends to at decoder layer K-1"
 
-    query: str = LAST
+    query: Literal["last", "all_text"] = "last"
     average: bool = False
-    compat: str = PAPER
+    compat: Literal["paper", "uniprune"] = "paper"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(self, "query", LAST, ALL_TEXT)
-        true_or_false(self, "average")
-        one_of(self, "compat", PAPER, UNIPRUNE)
-        if self.average and self.compat != PAPER:
+        if self.average and self.compat != "paper":
             raise UserError("fastv: average=True goes with compat='paper' alone.")
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
-        return {"attention": LastQueryAttention() if self.query == LAST else TextQueryAttention()}
+        return {"attention": LastQueryAttention() if self.query == "last" else TextQueryAttention()}
 
     def score(self, view: ImageView) -> Tensor:
         rows = view["attention"]
-        return rows if self.query == LAST else rows.mean(0).nan_to_num()  # no text: all are alike
+        return rows if self.query == "last" else rows.mean(0).nan_to_num()  # no text: all are alike
 
     def positions(self, info: ModelInfo) -> str:
-        return "compact" if self.compat == UNIPRUNE and info.family == "internvl" else "original"
+        return "compact" if self.compat == "uniprune" and info.family == "internvl" else "original"
 
     def acts(self, info: ModelInfo, keep: Keep) -> Sequence[int | At | None]:
         if self.average and isinstance(keep, float):
@@ -92,14 +87,14 @@ class FastV(Scorer, DecoderMethod):
     def budget(self, act: Act, n: int, total: int) -> int:
         if self.average and total:
             return resolve_keep(self.share(share_of(act.keep, total), act.info.decoder_layers), n)
-        return rounded_down(act.keep, n) if self.compat == UNIPRUNE else super().budget(act, n, total)
+        return rounded_down(act.keep, n) if self.compat == "uniprune" else super().budget(act, n, total)
 
     @property
     def merges(self) -> bool:
-        return self.compat == UNIPRUNE  # tokens as they were, in another order
+        return self.compat == "uniprune"  # tokens as they were, in another order
 
     def select(self, view: ImageView) -> Selection:
-        if self.compat == PAPER:
+        if self.compat == "paper":
             return super().select(view)
         order = top_k(self.score(view), view.keep)
         return Merged(self.score(view)[order, None], order, unchanged=torch.ones_like(order, dtype=torch.bool))

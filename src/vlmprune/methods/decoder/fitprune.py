@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from torch import Tensor
 from vlmprune.author import (
     Act, At, ImageView, Keep, ModelInfo, Need, Scorer, TextQueryAttention, VisualQueryAttention, ascending, top_k,
 )  # fmt: skip
-from vlmprune.methods.checks import PAPER, UNIPRUNE, one_of
 from vlmprune.methods.decoder.fitprune_curves import entering, published, read_curve
 from vlmprune.methods.decoder.staged import share_of
 
@@ -53,10 +52,10 @@ class FitPrune(Scorer):
     budget_means: ClassVar[str] = "an average over layers"
 
     recipe: str | tuple[float, ...] | None = None
-    compat: str = PAPER
+    compat: Literal["paper", "uniprune"] = "paper"
 
     def __post_init__(self) -> None:
-        one_of(self, "compat", PAPER, UNIPRUNE)
+        super().__post_init__()
         if self.recipe is not None:
             read_curve(self.recipe)  # one that cannot be read is told at once
 
@@ -64,10 +63,10 @@ class FitPrune(Scorer):
         return {"visual": VisualQueryAttention(heads="max"), "text": TextQueryAttention(heads="max")}
 
     def decoder_layer(self, info: ModelInfo) -> int:
-        return 2 if self.compat == UNIPRUNE else 1
+        return 2 if self.compat == "uniprune" else 1
 
     def acts(self, info: ModelInfo, keep: Keep) -> Sequence[int | At | None]:
-        if self.compat == UNIPRUNE:
+        if self.compat == "uniprune":
             return super().acts(info, keep)
         depth = info.decoder_layers
         return [layer + 1 for layer in info.attention_layers or range(depth) if layer + 1 < depth]
@@ -77,7 +76,7 @@ class FitPrune(Scorer):
         return published() if self.recipe is None else [read_curve(self.recipe)]
 
     def budget(self, act: Act, n: int, total: int) -> int:
-        if self.compat == UNIPRUNE:
+        if self.compat == "uniprune":
             return min(n, max(1, int(act.keep * n) if isinstance(act.keep, float) else act.keep))
         assert act.layer is not None
         left = entering(self.curves, share_of(act.keep, total), act.info.decoder_layers)[act.layer]
@@ -89,7 +88,7 @@ class FitPrune(Scorer):
 
     def select(self, view: ImageView) -> Tensor:
         score = self.score(view)
-        return ascending(top_k(-score if self.compat == UNIPRUNE else score, view.keep))
+        return ascending(top_k(-score if self.compat == "uniprune" else score, view.keep))
 
 
 def expendable(cross: Tensor, own: Tensor, whole: tuple[float, float], alpha: float) -> tuple[int, int, Tensor]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from vlmprune.author import (
-    Act, ClsAttention, Depth, ImageView, ModelInfo, Need, TextQueryAttention, UserError, ascending, top_k,
+    Act, ClsAttention, Depth, ImageView, ModelInfo, Need, NotNegative, Share, TextQueryAttention, UserError, ascending,
+    top_k,
 )  # fmt: skip
-from vlmprune.methods.checks import positive, share, true_or_false
+from vlmprune.methods.budgets import ratio_for
 from vlmprune.methods.decoder.staged import Staged
 
 
@@ -59,20 +60,15 @@ class MustDrop(Staged):
     summary: ClassVar[str] = "at several layers, what all text together or one word attends to; cuts the cache"
     budget_means: ClassVar[str] = "an average over layers"
 
-    global_threshold: float | None = None
-    individual_threshold: float | None = None
-    key_share: float = 0.08
+    global_threshold: Annotated[float, NotNegative] | None = None
+    individual_threshold: Annotated[float, NotNegative] | None = None
+    key_share: Annotated[float, Share] = 0.08
     kv_prune: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.global_threshold is None) != (self.individual_threshold is None):
             raise UserError("mustdrop: give both global_threshold and individual_threshold, or neither.")
-        if not self.budgeted:
-            positive(self, "global_threshold", or_zero=True)
-            positive(self, "individual_threshold", or_zero=True)
-        share(self, "key_share")
-        true_or_false(self, "kv_prune")
 
     @property
     def budgeted(self) -> bool:
@@ -97,13 +93,8 @@ class MustDrop(Staged):
         return (3, 7, 11, 15), 32
 
     def shares(self, share: float, layers: Sequence[int], info: ModelInfo) -> list[float]:
-        ends = [*(layer - 1 for layer in layers), info.decoder_layers]
-        low, high = 0.0, 1.0
-        for _ in range(60):
-            q = (low + high) / 2
-            passed = ends[0] + sum(q ** (i + 1) * (ends[i + 1] - ends[i]) for i in range(len(layers)))
-            low, high = (q, high) if passed < share * info.decoder_layers else (low, q)
-        return [high ** (i + 1) for i in range(len(layers))]
+        ratio = ratio_for(share, [*(layer - 1 for layer in layers), info.decoder_layers])
+        return [ratio ** (i + 1) for i in range(len(layers))]
 
     def budget(self, act: Act, n: int, total: int) -> int:
         return super().budget(act, n, total) if self.budgeted else max(1, n - 1)

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from vlmprune.author import ImageView, LastQueryAttention, ModelInfo, Need, Scorer
-from vlmprune.methods.checks import average_too_small, true_or_false
+from vlmprune.methods.budgets import average_too_small, ratio_for
 from vlmprune.methods.decoder.staged import Staged
 
 
@@ -48,10 +48,6 @@ class PyramidDrop(Scorer, Staged):
 
     average: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        true_or_false(self, "average")
-
     def positions(self, info: ModelInfo) -> str:
         return "compact" if info.llava else "original"
 
@@ -73,13 +69,7 @@ class PyramidDrop(Scorer, Staged):
         """
         if average <= layers[0] / depth:
             raise average_too_small("pyramiddrop", average, layers[0], depth)
-        bounds = [*layers, depth]
-        low, high = 0.0, 1.0
-        for _ in range(60):
-            ratio = (low + high) / 2
-            bands = (ratio ** (s + 1) * (bounds[s + 1] - bounds[s]) for s in range(len(layers)))
-            low, high = (ratio, high) if (bounds[0] + sum(bands)) / depth < average else (low, ratio)
-        return high
+        return ratio_for(average, [*layers, depth])
 
     def score(self, view: ImageView) -> Tensor:
         return view["attention"]

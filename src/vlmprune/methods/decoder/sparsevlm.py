@@ -4,27 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from vlmprune.author import (
-    Act, EnteredEmbeddings, HiddenStates, ImageView, ModelInfo, Need, PromptText, RotaryGain, Selection,
+    Act, EnteredEmbeddings, HiddenStates, ImageView, ModelInfo, Need, NotNegative, PromptText, RotaryGain, Selection,
     TextQueryAttention, ascending, top_k,
 )  # fmt: skip
-from vlmprune.methods.checks import one_of, positive
 from vlmprune.methods.cluster import recycle
+from vlmprune.methods.decoder.sparsevlm_counts import COUNTS, by_rank, without_gravity
 from vlmprune.methods.decoder.staged import Staged, interpolate, share_of
-
-V1, V15, PLUS = "1.0", "1.5", "+"
-# Tokens that each act keeps by the budget, both of 576; for version 1.0 scale and bias.
-COUNTS: dict[str, dict[int, tuple[float, ...]]] = {
-    V15: {64: (66, 30, 17), 96: (238, 48, 26), 128: (303, 110, 36), 192: (300, 200, 110)},
-    PLUS: {64: (66, 34, 20), 96: (246, 54, 28), 128: (238, 108, 60), 192: (300, 200, 118)},
-    V1: {64: (0.8, 0), 128: (9, 6), 192: (13.5, 0)},
-}
-HEADS = 14  # that decide in version "+"
 
 
 @dataclass
@@ -65,51 +56,49 @@ class SparseVLM(Staged):
     summary: ClassVar[str] = "at several layers, attention from text that matches the image; recycles the rest"
     budget_means: ClassVar[str] = "an average over layers"
 
-    version: str = V15
-    gravity_eps: float = 0.0
+    version: Literal["1.5", "1.0", "+"] = "1.5"
+    gravity_eps: Annotated[float, NotNegative] = 0.0
 
     def __post_init__(self) -> None:
+        self.version = str(self.version)  # type: ignore[assignment]  # a recipe reads 1.5 as a number
         super().__post_init__()
-        self.version = str(self.version)  # a recipe reads 1.5 as a number
-        one_of(self, "version", V15, V1, PLUS)
-        positive(self, "gravity_eps", or_zero=True)
 
     @property
     def exact(self) -> bool:
-        return self.version == PLUS  # the others add recycled tokens to the budget
+        return self.version == "+"  # the others add recycled tokens to the budget
 
     @property
     def merges(self) -> bool:
-        return self.version != PLUS
+        return self.version != "+"
 
     def positions(self, info: ModelInfo) -> str:
-        return "compact" if info.llava and self.version != PLUS else "original"
+        return "compact" if info.llava and self.version != "+" else "original"
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         words: dict[str, Need] = {"image": EnteredEmbeddings(), "text": PromptText(after_image=True)}
-        if self.version == PLUS:
+        if self.version == "+":
             return {**words, "attention": TextQueryAttention(heads="all"), "gain": RotaryGain()}
         return {**words, "attention": TextQueryAttention(), "states": HiddenStates()}
 
     def usual_layers(self, info: ModelInfo) -> tuple[tuple[int, ...], int]:
-        return ((3, 7, 16, 20) if self.version == V1 else (3, 7, 16)), 32
+        return ((3, 7, 16, 20) if self.version == "1.0" else (3, 7, 16)), 32
 
     def shares(self, share: float, layers: Sequence[int], info: ModelInfo) -> Sequence[float]:
-        if self.version == V1:
+        if self.version == "1.0":
             return [share] * len(layers)
         return [k / 576 for k in interpolate(COUNTS[self.version], share, of=576)]
 
     def budget(self, act: Act, n: int, total: int) -> int:
-        if self.version == V1:  # the rank tells
+        if self.version == "1.0":  # the rank tells
             return n if share_of(act.keep, total) == 1 else max(1, n - 1)
         return super().budget(act, n, total)
 
     def select(self, view: ImageView) -> Selection:
         raters = self.raters(view)
-        relation = self.relation(view, raters)
-        keep = self.by_rank(view, view["attention"][raters]) if self.version == V1 else view.keep
+        relation, share = self.relation(view, raters), share_of(view.act.keep, view.total)
+        keep = by_rank(view["attention"][raters], share) if self.version == "1.0" else view.keep
         kept = ascending(top_k(relation, keep))
-        if self.version == PLUS or keep == view.n:
+        if self.version == "+" or keep == view.n:
             return kept
         return recycle(view["states"].visual, kept, relation)
 
@@ -121,15 +110,6 @@ class SparseVLM(Staged):
 
     def relation(self, view: ImageView, raters: Tensor) -> Tensor:
         """[n] what the raters attend to; zeros without text."""
-        if self.version != PLUS:
+        if self.version != "+":
             return view["attention"].float()[raters].mean(0).nan_to_num()
-        gain = view["gain"][raters]
-        gain = gain.clamp(min=self.gravity_eps) if self.gravity_eps else gain
-        weighed = view["attention"].float()[:, raters] / gain
-        return weighed[top_k(weighed.sum((1, 2)), HEADS)].mean((0, 1)).nan_to_num()
-
-    def by_rank(self, view: ImageView, rows: Tensor) -> int:
-        """k of version 1.0, all where the rows [R, n] have full rank."""
-        scale, bias = interpolate(COUNTS[V1], share_of(view.act.keep, view.total), of=576, whole=(40.5, 0.0))
-        rank = int(torch.linalg.matrix_rank(rows.float()))
-        return view.n if rank == view.n else max(1, min(int(rank * scale + bias), view.n - 1))
+        return without_gravity(view["attention"].float()[:, raters], view["gain"][raters], self.gravity_eps)

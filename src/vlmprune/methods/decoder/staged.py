@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vlmprune.author import Act, At, Keep, Method, ModelInfo, UserError
-from vlmprune.core.method import check_layer, layer_within
+from vlmprune.author import Act, At, AtLeast, Keep, Method, ModelInfo, UserError
+from vlmprune.core.method import layer_within
 
 
 @dataclass
@@ -27,11 +27,12 @@ class Staged(Method):
     layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.layers is None:
             return
         self.layers = tuple(self.layers)
         for layer in self.layers:
-            check_layer(self.name, layer)
+            AtLeast(1).check(self.name, "layer", layer)
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
             raise UserError(f"{self.name}: layers={self.layers} must be numbers in increasing order.")
 

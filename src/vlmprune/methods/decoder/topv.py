@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vlmprune.author import DecoderMethod, Grid, ImageView, LayerInput, MlpInput, ModelInfo, Need, ascending, top_k
-from vlmprune.methods.checks import one_of, positive, share, whole
-
-CONTRIBUTION, SHARPNESS = "contribution", "sharpness"
+from vlmprune.author import (
+    AtLeast, DecoderMethod, Grid, ImageView, LayerInput, MlpInput, ModelInfo, Need, NotNegative, Positive, Share,
+    ascending, top_k,
+)  # fmt: skip
 
 
 @dataclass
@@ -55,27 +55,15 @@ class TopV(DecoderMethod):
     summary: ClassVar[str] = "tokens that carry most to the layer's output, by optimal transport (reconstruction)"
 
     layer: int = 3
-    feature: str = "l2"
-    spatial: str = "gaussian"
-    near: float = 0.5
-    width: float = 0.25
-    central: float = 0.1
-    eps: float = 0.05
-    score: str = CONTRIBUTION
-    iterations: int = 3
-    recover: float = 0.2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of(self, "feature", "l2", "cosine")
-        one_of(self, "spatial", "gaussian", "plain")
-        one_of(self, "score", CONTRIBUTION, SHARPNESS)
-        for option in ("near", "central"):
-            positive(self, option, or_zero=True)
-        for option in ("width", "eps"):
-            positive(self, option)
-        whole(self, "iterations", 1)
-        share(self, "recover")
+    feature: Literal["l2", "cosine"] = "l2"
+    spatial: Literal["gaussian", "plain"] = "gaussian"
+    near: Annotated[float, NotNegative] = 0.5
+    width: Annotated[float, Positive] = 0.25
+    central: Annotated[float, NotNegative] = 0.1
+    eps: Annotated[float, Positive] = 0.05
+    score: Literal["contribution", "sharpness"] = "contribution"
+    iterations: Annotated[int, AtLeast(1)] = 3
+    recover: Annotated[float, Share] = 0.2
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"source": LayerInput(), "target": MlpInput()}
@@ -87,9 +75,7 @@ class TopV(DecoderMethod):
     def select(self, view: ImageView) -> Tensor:
         spread = round(self.recover * view.keep)
         kept = top_k(self.scores(view), view.keep - spread)
-        others = torch.ones(view.n, dtype=torch.bool, device=kept.device)
-        others[kept] = False
-        rest = others.nonzero().squeeze(1)
+        rest = torch.isin(torch.arange(view.n, device=kept.device), kept, invert=True).nonzero().squeeze(1)
         step = len(rest) // max(1, spread)
         recovered = rest[step // 2 :: step][:spread] if spread else rest[:0]
         return ascending(torch.cat([kept, recovered]))
@@ -97,7 +83,7 @@ class TopV(DecoderMethod):
     def scores(self, view: ImageView) -> Tensor:
         """Rank of each token, [n]."""
         logits = -self.cost(view) / self.eps
-        if self.score == CONTRIBUTION:
+        if self.score == "contribution":
             return torch.softmax(logits, dim=0).mean(1)
         for _ in range(self.iterations):
             logits = logits - logits.logsumexp(1, keepdim=True)

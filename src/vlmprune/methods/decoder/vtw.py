@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from vlmprune.author import Act, At, ImageView, Keep, Method, ModelInfo, UserError
-from vlmprune.core.method import check_layer, layer_within
+from vlmprune.author import Act, At, AtLeast, ImageView, Keep, Method, ModelInfo, UserError
+from vlmprune.core.method import layer_within
 
 
 @dataclass
@@ -43,11 +43,7 @@ class VTW(Method):
     budget_means: ClassVar[str] = "the share of layers that see the image"
     least: ClassVar[int] = 0
 
-    layer: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.layer is not None:
-            check_layer(self.name, self.layer)
+    layer: Annotated[int, AtLeast(1)] | None = None
 
     @property
     def budgeted(self) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from vlmprune.author import Act, ImageView, Method, ModelInfo, Need, PixelMethod, UserError
-from vlmprune.core.method import check_layer, layer_within
-from vlmprune.methods.checks import share
+from vlmprune.author import Act, AtLeast, ImageView, Method, ModelInfo, Need, PixelMethod, Share, UserError
+from vlmprune.core.method import layer_within
 from vlmprune.methods.hybrid.fusing import PruneAwareFusion
 from vlmprune.methods.vision.divprune import DivPrune
 
@@ -53,13 +52,11 @@ class Fuse(PruneAwareFusion):
     wraps: ClassVar[str | None] = "selector"
 
     selector: Method = field(default_factory=DivPrune)
-    layer: int = 2
-    share: float = 0.3
+    layer: Annotated[int, AtLeast(1)] = 2
+    share: Annotated[float, Share] = 0.3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_layer(self.name, self.layer)
-        share(self, "share")
         if not isinstance(self.selector, Method):
             raise UserError(f"{self.name}: selector={self.selector!r} must be a method, as in fuse(divprune:0.1)@2.")
         if isinstance(self.selector, PixelMethod):

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from vlmprune.author import Fusing, Fusion, ImageView, Method, ModelInfo
-from vlmprune.methods.checks import one_of, positive, share, true_or_false
+from vlmprune.author import Fusing, Fusion, ImageView, Method, ModelInfo, NotNegative, Share
 
-ROW, CANDIDATES = "row", "candidates"
 HIGHER_TAU = ("qwen2_vl", "qwen2_5_vl")  # 0.1 there, 0.05 on Qwen3-VL and LLaVA
 
 
@@ -31,19 +29,11 @@ class PruneAwareFusion(Fusing):
 
     stage: ClassVar[str] = "decoder"
 
-    lambda_: float = 0.3
-    tau: float | None = None
-    top_share: float = 0.1
-    threshold_over: str = ROW
+    lambda_: Annotated[float, NotNegative] = 0.3
+    tau: Annotated[float, Share] | None = None
+    top_share: Annotated[float, Share] = 0.1
+    threshold_over: Literal["row", "candidates"] = "row"
     positive_only: bool = False
-
-    def __post_init__(self) -> None:
-        positive(self, "lambda_", or_zero=True)
-        if self.tau is not None:
-            share(self, "tau")
-        share(self, "top_share")
-        one_of(self, "threshold_over", ROW, CANDIDATES)
-        true_or_false(self, "positive_only")
 
     def fusion(self, info: ModelInfo) -> Fusion | None:
         tau = self.tau if self.tau is not None else 0.1 if info.family in HIGHER_TAU else 0.05
@@ -72,3 +62,15 @@ class PruneAwareFusion(Fusing):
                 return plan
         plans.append((view.slots, view.keep, self.plan(view)))
         return plans[-1][2]
+
+
+def remember_order(view: ImageView, order: Tensor) -> None:
+    """Note, for later acts, in which order this one ranks the tokens that it keeps."""
+    ranks = view.memory.setdefault("ranks", torch.full((view.total,), -1, device=view.slots.device))
+    ranks[view.slots[order]] = torch.arange(len(order), device=ranks.device)
+
+
+def earlier_order(view: ImageView) -> Tensor | None:
+    """The tokens in the order that an earlier act noted; None where it did not note all of them."""
+    ranks = view.memory["ranks"][view.slots] if "ranks" in view.memory else -torch.ones_like(view.slots)
+    return torch.argsort(ranks) if bool((ranks >= 0).all()) else None

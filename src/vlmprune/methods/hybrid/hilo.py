@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from vlmprune.author import (
-    Act, At, Features, ImageView, Keep, ModelInfo, Need, Pixels, UserError, ascending, resolve_keep,
+    Act, At, Features, ImageView, Keep, ModelInfo, Need, Pixels, Positive, Share, UserError, ascending, resolve_keep,
 )  # fmt: skip
-from vlmprune.methods.checks import one_of, positive, share
 from vlmprune.methods.decoder.staged import Staged, share_of
 from vlmprune.methods.diversity import most_diverse
-from vlmprune.methods.hybrid.fusing import PruneAwareFusion
+from vlmprune.methods.hybrid.fusing import PruneAwareFusion, earlier_order, remember_order
 
-RAW, NORMALIZED = "raw", "normalized"
-FUSED_CUTS = 2
 SHARES = {"qwen2_vl": 0.6}  # and 0.9 on LLaVA, 0.3 elsewhere
 
 
@@ -67,27 +64,20 @@ class HiLo(PruneAwareFusion, Staged):
     name: ClassVar[str] = "hilo"
     summary: ClassVar[str] = "diverse pixels, then diverse features, and attention to what will be lost before the cut"
 
-    share: float | None = None
-    alpha: float | None = None
-    coarse_pixels: str = RAW
-    ratio: float = 2.0
+    share: Annotated[float, Share] | None = None
+    alpha: Annotated[float, Positive] | None = None
+    coarse_pixels: Literal["raw", "normalized"] = "raw"
+    ratio: Annotated[float, Positive] = 2.0
 
     def __post_init__(self) -> None:
-        PruneAwareFusion.__post_init__(self)
-        Staged.__post_init__(self)
+        super().__post_init__()
         if self.share is not None and self.alpha is not None:
             raise UserError(f"{self.name}: share and alpha both say how many tokens are coarsely chosen: give one.")
-        if self.share is not None:
-            share(self, "share")
-        if self.alpha is not None:
-            positive(self, "alpha")
-        one_of(self, "coarse_pixels", RAW, NORMALIZED)
-        positive(self, "ratio")
         if self.ratio < 1:
             raise UserError(f"{self.name}: ratio={self.ratio!r} must be at least 1, for no cut brings tokens back.")
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
-        return {"pixels": Pixels(normalized=self.coarse_pixels == NORMALIZED), "features": Features()}
+        return {"pixels": Pixels(normalized=self.coarse_pixels == "normalized"), "features": Features()}
 
     def pool(self, info: ModelInfo) -> str:
         return "frame"
@@ -99,27 +89,21 @@ class HiLo(PruneAwareFusion, Staged):
         return [min(1.0, share * self.ratio ** (len(layers) - 1 - number)) for number in range(len(layers))]
 
     def budget(self, act: Act, n: int, total: int) -> int:
-        """As DivPrune rounds."""
         left = self.shares(share_of(act.keep, total), act.decoder_layers, act.info)[act.number]
-        return min(n, resolve_keep(left, total))
+        return min(n, resolve_keep(left, total))  # as DivPrune rounds
 
     def acts(self, info: ModelInfo, keep: Keep) -> Sequence[int | At | None]:
-        return [At(layer, fuses=number < FUSED_CUTS) for number, layer in enumerate(self.schedule(info))]
+        return [At(layer, fuses=number < 2) for number, layer in enumerate(self.schedule(info))]
 
     def plan(self, view: ImageView) -> tuple[Tensor, Tensor]:
         """R in the order of the fine stage, and F."""
-        if "ranks" not in view.memory:
-            view.memory["ranks"] = torch.full((view.total,), -1, device=view.slots.device)
-        ranks = view.memory["ranks"]  # of each slot that an earlier cut left, in its order
-        known = ranks[view.slots]
-        if view.act.number and bool((known >= 0).all()):
-            order = torch.argsort(known)
-            return order[: view.keep], order[view.keep :]
+        earlier = earlier_order(view) if view.act.number else None
+        if earlier is not None:
+            return earlier[: view.keep], earlier[view.keep :]
         coarse = self.coarse(view)
-        order = most_diverse(view["features"][coarse], view.keep)
-        given_up = torch.isin(coarse, coarse[order], invert=True)
-        ranks[view.slots[coarse[order]]] = torch.arange(view.keep, device=ranks.device)
-        return coarse[order], coarse[given_up]
+        kept = coarse[most_diverse(view["features"][coarse], view.keep)]
+        remember_order(view, kept)
+        return kept, coarse[torch.isin(coarse, kept, invert=True)]
 
     def coarse_count(self, info: ModelInfo, keep: int, n: int) -> int:
         """|C|."""

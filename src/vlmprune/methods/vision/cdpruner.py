@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from vlmprune.author import Alignment, Features, ImageView, Method, ModelInfo, Need, ascending
+from vlmprune.author import Alignment, Features, ImageView, Method, ModelInfo, Need, ShareBelowOne, ascending
 from vlmprune.methods.blocks import fill
-from vlmprune.methods.checks import one_of, share_below_one
 from vlmprune.methods.relevance import mean_cosine, sign_of
 
 PORTS_THETA = 0.5
@@ -54,21 +53,12 @@ class CDPruner(Method):
     stage: ClassVar[str] = "vision"
     summary: ClassVar[str] = "the most diverse tokens given their relevance to the question: greedy MAP of a DPP"
 
-    theta: float | None = None
-    relevance_sign: int | None = None
-    score_dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        if self.theta is not None:
-            share_below_one(self, "theta")
-        one_of(self, "relevance_sign", None, 1, -1)
-        one_of(self, "score_dtype", "float32", "float16", "bfloat16")
+    theta: Annotated[float, ShareBelowOne] | None = None
+    relevance_sign: Literal[None, 1, -1] = None
+    score_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"features": Features(), "aligned": Alignment()}
-
-    def positions(self, info: ModelInfo) -> str:
-        return "compact" if info.llava else "original"
 
     def select(self, view: ImageView) -> Tensor:
         return ascending(torch.cat(self.picks(view)))

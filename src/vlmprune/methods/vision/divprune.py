@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from vlmprune.author import Features, ImageView, Method, ModelInfo, Need
-from vlmprune.methods.checks import OFFICIAL, PAPER, one_of
 from vlmprune.methods.diversity import most_diverse
 
 
@@ -43,18 +42,11 @@ class DivPrune(Method):
     stage: ClassVar[str] = "vision"
     summary: ClassVar[str] = "the most diverse tokens: greedy max-min cosine distance of projected features"
 
-    score_dtype: str = "float32"
-    compat: str = PAPER
-
-    def __post_init__(self) -> None:
-        one_of(self, "score_dtype", "float32", "float16", "bfloat16")
-        one_of(self, "compat", PAPER, OFFICIAL)
+    score_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    compat: Literal["paper", "official"] = "paper"
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"features": Features()}
-
-    def positions(self, info: ModelInfo) -> str:
-        return "compact" if info.llava else "original"
 
     def select(self, view: ImageView) -> Tensor:
         return torch.unique(self.picks(view))

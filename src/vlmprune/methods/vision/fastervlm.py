@@ -38,9 +38,6 @@ class FasterVLM(Scorer):
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"attention": ClsAttention()}
 
-    def positions(self, info: ModelInfo) -> str:
-        return "compact" if info.llava else "original"
-
     def pool(self, info: ModelInfo) -> str:
         return "frame"
 

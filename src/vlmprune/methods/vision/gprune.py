@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vlmprune.author import Features, ImageView, Method, ModelInfo, Need, ascending, top_k
+from vlmprune.author import AtLeast, Features, ImageView, Method, ModelInfo, Need, Positive, Share, ascending, top_k
 from vlmprune.methods.blocks import fill
-from vlmprune.methods.checks import OFFICIAL, PAPER, UNIPRUNE, one_of, positive, share, whole
 from vlmprune.methods.tiles import whole_tile
 
 
@@ -52,28 +51,21 @@ class GPrune(Method):
     stage: ClassVar[str] = "vision"
     summary: ClassVar[str] = "tokens where information gathers that spreads over a graph of similar features"
 
-    similarity: float = 0.5
-    temperature: float = 0.03
-    iterations: int = 5
-    score_dtype: str = "float32"
-    compat: str = PAPER
-
-    def __post_init__(self) -> None:
-        share(self, "similarity")
-        positive(self, "temperature")
-        whole(self, "iterations")
-        one_of(self, "score_dtype", "float32", "float16", "bfloat16")
-        one_of(self, "compat", PAPER, OFFICIAL, UNIPRUNE)
+    similarity: Annotated[float, Share] = 0.5
+    temperature: Annotated[float, Positive] = 0.03
+    iterations: Annotated[int, AtLeast(0)] = 5
+    score_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    compat: Literal["paper", "official", "uniprune"] = "paper"
 
     @property
     def exact(self) -> bool:
-        return self.compat == PAPER
+        return self.compat == "paper"
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"features": Features()}
 
     def positions(self, info: ModelInfo) -> str:
-        return "compact" if self.compat == UNIPRUNE and not info.family.startswith("qwen") else "original"
+        return "compact" if self.compat == "uniprune" and not info.family.startswith("qwen") else "original"
 
     def select(self, view: ImageView) -> Tensor:
         return ascending(torch.cat(self.parts(view)))
@@ -82,22 +74,22 @@ class GPrune(Method):
         """Token indices: those without a patch that stay, then each graph's by falling score."""
         graphs = self.graphs(view)
         plain = (view.cells < 0).nonzero().squeeze(1)
-        if self.compat == PAPER:
+        if self.compat == "paper":
             sizes = [len(graph) for graph in graphs]
             plain = plain[: max(view.keep // 2, view.keep - sum(sizes))]
             left = view.keep - len(plain)
             budgets = fill([left * size // sum(sizes) for size in sizes], sizes, left, range(len(sizes)))
         else:
-            plain = plain if self.compat == OFFICIAL else plain[:0]
+            plain = plain if self.compat == "official" else plain[:0]
             budgets = [max(1, view.keep * len(graph) // view.n) for graph in graphs]
         scores = [self.score(view["features"][graph]) for graph in graphs]
         return [plain, *(graph[top_k(s, budget)] for graph, s, budget in zip(graphs, scores, budgets))]
 
     def graphs(self, view: ImageView) -> list[Tensor]:
         """Token indices of each graph, ascending."""
-        shown = (view.cells >= 0) | (self.compat == UNIPRUNE)
+        shown = (view.cells >= 0) | (self.compat == "uniprune")
         tile = whole_tile(view)
-        apart = tile is not None if self.compat == UNIPRUNE else tile == 0
+        apart = tile is not None if self.compat == "uniprune" else tile == 0
         first = (view.frames == 0) | (not apart)
         graphs = [(shown & part).nonzero().squeeze(1) for part in (first, ~first)]
         return [graph for graph in graphs if len(graph)]
@@ -113,7 +105,7 @@ class GPrune(Method):
         """Importance of each token of one graph, [n], from its features [n, D]."""
         flow = self.flow(features)
         degree, mass = (flow > 0).sum(1), features.to(flow.dtype).norm(dim=-1)
-        if self.score_dtype != "float32" or self.compat != PAPER:
+        if self.score_dtype != "float32" or self.compat != "paper":
             return (mass[None] @ torch.linalg.matrix_power(flow, self.iterations))[0] / degree
         for _ in range(self.iterations):
             mass = (mass[:, None] * flow).sum(0)  # pairwise sums: a third of the rounding of a matrix product

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from vlmprune.author import Alignment, ClsAttention, ImageView, Method, ModelInfo, Need, ascending, top_k
+from vlmprune.author import (
+    Alignment, AtLeast, ClsAttention, ImageView, Method, ModelInfo, Need, Positive, Share, ascending, top_k,
+)  # fmt: skip
 from vlmprune.methods.blocks import blocks, fill
-from vlmprune.methods.checks import one_of, positive, share, whole
 from vlmprune.methods.relevance import mean_cosine
 
 
@@ -46,24 +47,14 @@ class GridPrune(Method):
     stage: ClassVar[str] = "vision"
     summary: ClassVar[str] = "a budget for each zone by its relevance to the text, its most salient tokens within"
 
-    zones: int = 4
-    alpha: float = 0.5
-    temperature: float = 1.0
-    relevance_sign: int = 1
-    saliency: str = "minmax"
-
-    def __post_init__(self) -> None:
-        whole(self, "zones", 1)
-        share(self, "alpha")
-        positive(self, "temperature")
-        one_of(self, "relevance_sign", 1, -1)
-        one_of(self, "saliency", "minmax", "raw")
+    zones: Annotated[int, AtLeast(1)] = 4
+    alpha: Annotated[float, Share] = 0.5
+    temperature: Annotated[float, Positive] = 1.0
+    relevance_sign: Literal[1, -1] = 1
+    saliency: Literal["minmax", "raw"] = "minmax"
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"aligned": Alignment(truncate=True), "attention": ClsAttention()}
-
-    def positions(self, info: ModelInfo) -> str:
-        return "compact" if info.llava else "original"
 
     def select(self, view: ImageView) -> Tensor:
         relevance, attention = self.relevance(view), view["attention"].float()

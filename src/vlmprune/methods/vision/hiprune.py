@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from vlmprune.author import (
-    Depth, EncoderLayer, ImageView, Method, ModelInfo, Need, ReceivedAttention, USED, UserError, top_k,
+    AtLeast, Depth, EncoderLayer, ImageView, Method, ModelInfo, Need, ReceivedAttention, Share, USED, UserError, top_k,
 )  # fmt: skip
-from vlmprune.methods.checks import OFFICIAL, PAPER, one_of, share, whole
+from vlmprune.methods.blocks import with_neighbours
 
 
 @dataclass
@@ -48,15 +48,9 @@ class HiPrune(Method):
     stage: ClassVar[str] = "vision"
     summary: ClassVar[str] = "attention received in a middle encoder layer (with neighbours) and in the output layer"
 
-    alpha: float = 0.1
-    object_layer: int | None = None
-    compat: str = PAPER
-
-    def __post_init__(self) -> None:
-        share(self, "alpha")
-        if self.object_layer is not None:
-            whole(self, "object_layer")
-        one_of(self, "compat", PAPER, OFFICIAL)
+    alpha: Annotated[float, Share] = 0.1
+    object_layer: Annotated[int, AtLeast(0)] | None = None
+    compat: Literal["paper", "official"] = "paper"
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         layer: EncoderLayer = Depth(9, 24) if info.has_cls else Depth(16, 32)
@@ -67,9 +61,6 @@ class HiPrune(Method):
                 raise UserError(f"hiprune: there is no object_layer={layer}, the encoder has layers 0 to {last}.")
         return {"object": ReceivedAttention(layer), "deep": ReceivedAttention(USED)}
 
-    def positions(self, info: ModelInfo) -> str:
-        return "compact" if info.llava else "original"
-
     def pool(self, info: ModelInfo) -> str:
         return "frame" if info.llava else "image"
 
@@ -79,7 +70,7 @@ class HiPrune(Method):
     def parts(self, view: ImageView) -> tuple[Tensor, Tensor]:
         """AB in ascending order, and R by falling score: token indices, [|AB|] and [keep - |AB|]."""
         anchors = top_k(view["object"], round(view.keep * self.alpha / 5))
-        near = _with_neighbours(anchors.tolist(), view)
+        near = with_neighbours(anchors.tolist(), view)
         if not self.exact and len(near) > view.keep:
             found = f"{len(near)} anchors and neighbours"
             raise UserError(f"{self.name}: the authors' code fails on {found} in a budget of {view.keep}.")
@@ -95,20 +86,3 @@ class HiPrune(Method):
             deep[buffered] -= 1
         candidates = free.nonzero().squeeze(1)
         return buffered, candidates[top_k(deep[candidates], view.keep - len(near))]
-
-
-def _with_neighbours(anchors: list[int], view: ImageView) -> list[int]:
-    """The anchors, then their neighbours that are still present, each once, as token indices."""
-    cells = view.cells.tolist()
-    token = {cell: i for i, cell in enumerate(cells) if cell >= 0}
-    steps, size = [-1, 1], max(cells) + 1
-    if view.grid is not None:
-        steps, size = [-1, 1, -view.grid.cols, view.grid.cols], view.grid.rows * view.grid.cols
-    found = dict.fromkeys(anchors)
-    for cell in [cells[i] for i in anchors if cells[i] >= 0]:
-        first = cell - cell % size  # of its frame
-        for step in steps:
-            neighbour = min(max(cell + step, first), first + size - 1)
-            if neighbour in token:
-                found.setdefault(token[neighbour])
-    return list(found)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vlmprune.author import Alignment, ImageView, ModelInfo, Need, top_k
-from vlmprune.methods.checks import OFFICIAL, one_of, share
+from vlmprune.author import Alignment, ImageView, ModelInfo, Need, Share, top_k
 from vlmprune.methods.vision.hiprune import HiPrune
 
 
@@ -40,13 +39,8 @@ class HiPrunePlus(HiPrune):
     name: ClassVar[str] = "hiprune++"
     summary: ClassVar[str] = "HiPrune, and among what it leaves the tokens most similar to the prompt's text"
 
-    beta: float = 0.1
-    relevance_sign: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        share(self, "beta")
-        one_of(self, "relevance_sign", 1, -1)
+    beta: Annotated[float, Share] = 0.1
+    relevance_sign: Literal[1, -1] = 1
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {**super().needs(info), "aligned": Alignment()}
@@ -54,7 +48,7 @@ class HiPrunePlus(HiPrune):
     def select(self, view: ImageView) -> Tensor:
         near, registers = self.parts(view)
         wanted = round(view.keep * self.beta)
-        if self.compat != OFFICIAL:
+        if self.compat != "official":
             wanted = min(wanted, len(registers))
             registers = registers[: len(registers) - wanted]
         left = torch.ones(view.n, dtype=torch.bool, device=near.device)

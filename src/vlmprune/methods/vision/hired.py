@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from vlmprune.author import ClsAttention, Depth, ImageView, Method, ModelInfo, Need, USED, ascending, top_k
+from vlmprune.author import ClsAttention, Depth, ImageView, Method, ModelInfo, Need, Share, USED, ascending, top_k
 from vlmprune.methods.blocks import fill
-from vlmprune.methods.checks import OFFICIAL, PAPER, one_of, share
 from vlmprune.methods.tiles import shown_by, whole_tile
 
 
@@ -51,18 +50,11 @@ class HiRED(Method):
 
     least: ClassVar[int] = 0  # official: fractions below one token, in every tile
 
-    alpha: float = 0.5
-    compat: str = PAPER
-
-    def __post_init__(self) -> None:
-        share(self, "alpha")
-        one_of(self, "compat", PAPER, OFFICIAL)
+    alpha: Annotated[float, Share] = 0.5
+    compat: Literal["paper", "official"] = "paper"
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"early": ClsAttention(Depth(1, 24)), "late": ClsAttention(USED)}
-
-    def positions(self, info: ModelInfo) -> str:
-        return "compact" if info.llava else "original"
 
     def select(self, view: ImageView) -> Tensor:
         whole, late, frames = whole_tile(view), view["late"], view.frames
@@ -79,7 +71,7 @@ class HiRED(Method):
         hot = self.hot(view, whole, sizes)
         shares = (hot / hot.sum().clamp(min=1) * rest).tolist()  # in float32, as theirs: the fractions decide
         counts = [min(int(share), size) for share, size in zip(shares, sizes, strict=True)]
-        if self.compat == OFFICIAL:
+        if self.compat == "official":
             counts[whole] = first
             return counts
         counts[whole] = view.keep - rest
@@ -93,7 +85,7 @@ class HiRED(Method):
         base = (view.frames == whole).nonzero().squeeze(1)
         hot = base[top_k(view["early"][base], int(len(base) * (1 - self.alpha)))]
         shown = shown_by(view)
-        if self.compat == OFFICIAL:
+        if self.compat == "official":
             others = [tile for tile in range(len(sizes)) if tile != whole]
             shown = torch.tensor(others, device=hot.device).repeat_interleave(-(-cells // len(others)))
         if shown is None or not len(hot):

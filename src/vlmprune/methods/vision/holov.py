@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vlmprune.author import (
-    ClsAttention, Features, ImageView, Merged, Method, ModelInfo, Need, Selection, ascending, top_k,
+    AtLeast, ClsAttention, Features, ImageView, Merged, Method, ModelInfo, Need, NotNegative, Selection, ascending,
+    top_k,
 )  # fmt: skip
 from vlmprune.methods.blocks import blocks, fill, runs
-from vlmprune.methods.checks import OFFICIAL, PAPER, one_of, positive, whole
 
 SCALE, EPS = 1000.0, 1e-6
 
@@ -53,29 +53,20 @@ class HoloV(Method):
     stage: ClassVar[str] = "vision"
     summary: ClassVar[str] = "a budget for each crop by attention and variety, its best tokens within"
 
-    crops: int | None = None
-    alpha: float = 0.09
-    compat: str = PAPER
-
-    def __post_init__(self) -> None:
-        if self.crops is not None:
-            whole(self, "crops", 1)
-        positive(self, "alpha", or_zero=True)
-        one_of(self, "compat", PAPER, OFFICIAL)
+    crops: Annotated[int, AtLeast(1)] | None = None
+    alpha: Annotated[float, NotNegative] = 0.09
+    compat: Literal["paper", "official"] = "paper"
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"features": Features(), "attention": ClsAttention()}
 
     @property
     def merges(self) -> bool:
-        return self.compat == OFFICIAL
-
-    def positions(self, info: ModelInfo) -> str:
-        return "compact" if info.llava else "original"
+        return self.compat == "official"
 
     def select(self, view: ImageView) -> Selection:
         picks = self.picks(view)
-        if self.compat == PAPER:
+        if self.compat == "paper":
             return ascending(picks)
         zeros = view.keep - len(picks)
         features = nn.functional.pad(view["features"][picks], (0, 0, 0, zeros))
@@ -83,7 +74,7 @@ class HoloV(Method):
 
     def picks(self, view: ImageView) -> Tensor:
         """Token indices crop by crop, the best first; fewer than `keep` with compat="official" alone."""
-        official = self.compat == OFFICIAL
+        official = self.compat == "official"
         attention = view["attention"].float()
         crops = self.parts(view)
         scores = [self.score(view["features"][crop].float(), attention[crop]) for crop in crops]
@@ -105,7 +96,7 @@ class HoloV(Method):
         """Token indices of each crop."""
         by_budget = max(1, int(1.7778 * view.n / view.keep)) if view.info.family.startswith("qwen") else 16
         count = self.crops or by_budget
-        if self.compat == OFFICIAL:
+        if self.compat == "official":
             return [run for run in runs(view, count) if len(run)]
         ratio = view.grid.rows / view.grid.cols if view.grid else 1.0
         shapes = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
@@ -114,7 +105,7 @@ class HoloV(Method):
     def score(self, features: Tensor, attention: Tensor) -> Tensor:
         """Scores of one crop's tokens, [m], from their features [m, D] and attention [m]."""
         m = len(features)
-        if m == 1 and self.compat == OFFICIAL:
+        if m == 1 and self.compat == "official":
             return attention
         unit = features / (features.norm(dim=1, keepdim=True) + EPS)
         alike = (unit @ unit.T).fill_diagonal_(0)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
 from vlmprune.author import Features, ImageView, Merged, Method, ModelInfo, Need
-from vlmprune.methods.checks import PAPER, UNIPRUNE, one_of
 
 
 @dataclass
@@ -44,17 +43,13 @@ class Pool(Method):
     summary: ClassVar[str] = "means of rectangles of features, as many as the budget"
     merges: ClassVar[bool] = True
 
-    mode: str = "avg"
-    compat: str = PAPER
-
-    def __post_init__(self) -> None:
-        one_of(self, "mode", "avg", "max")
-        one_of(self, "compat", PAPER, UNIPRUNE)
-        one_of(self, "per", None, "frame")
+    mode: Literal["avg", "max"] = "avg"
+    compat: Literal["paper", "uniprune"] = "paper"
+    per: Literal[None, "frame"] = field(default=None, kw_only=True)
 
     @property
     def exact(self) -> bool:
-        return self.compat == PAPER
+        return self.compat == "paper"
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"features": Features()}
@@ -82,7 +77,7 @@ class Pool(Method):
 
     def strips(self, rows: int, cols: int, keep: int) -> list[int]:
         """Tokens in each strip of a rows x cols picture."""
-        if self.compat == UNIPRUNE:
+        if self.compat == "uniprune":
             side = math.isqrt(keep)
             return [side] * side
         count = min(max(round(math.sqrt(keep * rows / cols)), -(-keep // cols)), rows, keep)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,6 @@ from vlmprune.author import (
     Act, ClsAttention, EncoderKeys, ImageView, Merged, Method, ModelInfo, Need, TowerFeatures, UserError, ascending,
     top_k,
 )  # fmt: skip
-from vlmprune.methods.checks import OFFICIAL, PAPER, one_of, true_or_false
 
 LAST = -1  # encoder layer: on CLIP the one above the features that LLaVA projects
 NEIGHBOURS = 32
@@ -51,15 +50,11 @@ class PruMerge(Method):
     merges: ClassVar[bool] = True
 
     adaptive: bool = False
-    compat: str = PAPER
-
-    def __post_init__(self) -> None:
-        true_or_false(self, "adaptive")
-        one_of(self, "compat", PAPER, OFFICIAL)
+    compat: Literal["paper", "official"] = "paper"
 
     @property
     def exact(self) -> bool:
-        return not self.adaptive and self.compat != OFFICIAL
+        return not self.adaptive and self.compat != "official"
 
     @property
     def budgeted(self) -> bool:
@@ -75,16 +70,13 @@ class PruMerge(Method):
             "rows": TowerFeatures(),
         }
 
-    def positions(self, info: ModelInfo) -> str:
-        return "compact" if info.llava else "original"
-
     def pool(self, info: ModelInfo) -> str:
         return "frame"
 
     def outliers(self, attention: Tensor) -> int:
         low, high = torch.quantile(attention, attention.new_tensor([0.25, 0.75])).tolist()
         count = int((attention > high + 1.5 * (high - low)).sum())
-        return count if self.compat == OFFICIAL else max(1, count)
+        return count if self.compat == "official" else max(1, count)
 
     def kept(self, view: ImageView) -> Tensor:
         """Tokens that others are added to, in the order of the output."""
@@ -92,7 +84,7 @@ class PruMerge(Method):
         return top_k(view["attention"], count)
 
     def select(self, view: ImageView) -> Merged:
-        if self.compat == OFFICIAL and view.n <= NEIGHBOURS:
+        if self.compat == "official" and view.n <= NEIGHBOURS:
             raise UserError(f"{self.name}: the authors' code needs more than {NEIGHBOURS} tokens, not {view.n}.")
         kept, attention = self.kept(view), view["attention"].float().clamp(0, 1)
         rest = self.rest(kept, view.n)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from vlmprune.author import ImageView, UserError, top_k
-from vlmprune.methods.checks import OFFICIAL, share
+from vlmprune.author import ImageView, Share, UserError, top_k
 from vlmprune.methods.vision.prumerge import PruMerge
 
 AUTHORS_TOKENS = 576  # written into the authors' code for the samples
@@ -46,18 +45,14 @@ class PruMergePlus(PruMerge):
     name: ClassVar[str] = "prumerge+"
     summary: ClassVar[str] = "PruMerge with tokens sampled evenly over the image as well"
 
-    attended: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        share(self, "attended")
+    attended: Annotated[float, Share] = 0.5
 
     def kept(self, view: ImageView) -> Tensor:
-        if self.compat == OFFICIAL and view.n != AUTHORS_TOKENS:
+        if self.compat == "official" and view.n != AUTHORS_TOKENS:
             raise UserError(f"{self.name}: the authors' code takes {AUTHORS_TOKENS} tokens, not {view.n}.")
         if self.adaptive:
             return self._outliers_and_samples(view)
-        if self.compat == OFFICIAL:
+        if self.compat == "official":
             return self._fixed_ratio(view)
         count = math.ceil((view.keep - 1) * self.attended)
         order, samples = top_k(view["attention"], view.n), view.keep - 1 - count

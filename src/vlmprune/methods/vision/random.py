@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from vlmprune.author import Act, ImageView, ModelInfo, Scorer
-from vlmprune.core.method import check_layer, layer_within
-from vlmprune.methods.checks import PAPER, UNIPRUNE, one_of, rounded_down
+from vlmprune.author import Act, AtLeast, ImageView, ModelInfo, Scorer
+from vlmprune.core.method import layer_within
+from vlmprune.methods.budgets import rounded_down
 
 
 @dataclass
@@ -39,25 +39,20 @@ class Random(Scorer):
     stage: ClassVar[str] = "vision, decoder"
     summary: ClassVar[str] = "a uniformly drawn subset of the tokens, before the LLM or (random@K) inside it"
 
-    layer: int | None = None
-    compat: str = PAPER
-
-    def __post_init__(self) -> None:
-        if self.layer is not None:
-            check_layer(self.name, self.layer)
-        one_of(self, "compat", PAPER, UNIPRUNE)
+    layer: Annotated[int, AtLeast(1)] | None = None
+    compat: Literal["paper", "uniprune"] = "paper"
 
     def decoder_layer(self, info: ModelInfo) -> int | None:
         return None if self.layer is None else layer_within(self.name, self.layer, info)
 
     def positions(self, info: ModelInfo) -> str:
         """Before the LLM as the other methods that act there, so that the comparison is of the choice alone."""
-        if self.compat == UNIPRUNE and info.family == "internvl":
+        if self.compat == "uniprune" and info.family == "internvl":
             return "compact"
-        return "compact" if self.layer is None and info.llava else "original"
+        return super().positions(info)
 
     def budget(self, act: Act, n: int, total: int) -> int:
-        return rounded_down(act.keep, n) if self.compat == UNIPRUNE else super().budget(act, n, total)
+        return rounded_down(act.keep, n) if self.compat == "uniprune" else super().budget(act, n, total)
 
     def score(self, view: ImageView) -> Tensor:
         order = torch.randperm(view.n, generator=view.generator())

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vlmprune.author import Alignment, ImageView, Merged, ModelInfo, Need, UserError, top_k
-from vlmprune.methods.checks import OFFICIAL, one_of
 from vlmprune.methods.outliers import local_outliers
 from vlmprune.methods.relevance import mean_cosine
 from vlmprune.methods.vision.prumerge import NEIGHBOURS, PruMerge
@@ -52,11 +51,7 @@ class Recoverable(PruMerge):
     name: ClassVar[str] = "recoverable"
     summary: ClassVar[str] = "tokens that stand out to the CLS token or to the question, the rest gathered around a few"
 
-    relevance_sign: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of(self, "relevance_sign", 1, -1)
+    relevance_sign: Literal[1, -1] = 1
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {**super().needs(info), "aligned": Alignment(truncate=True)}
@@ -90,16 +85,16 @@ class Recoverable(PruMerge):
     def counts(self, attention: Tensor, text: Tensor, width: int) -> tuple[int, int, int]:
         """Tokens by attention, by text, and centres, as the outliers say."""
         n = len(attention)
-        seen = max(local_outliers(attention, 20), int(self.compat != OFFICIAL))
+        seen = max(local_outliers(attention, 20), int(self.compat != "official"))
         marked = text.index_fill(0, top_k(attention, seen), float(text.min()))
         asked = (n - seen) * local_outliers(marked, 20) // n
         rest = split(attention, text, seen, asked)[1]
-        scale = width if self.compat == OFFICIAL else len(rest)
+        scale = width if self.compat == "official" else len(rest)
         return seen, asked, scale * local_outliers(attention[rest], 10) // max(1, len(rest))
 
     def near(self, keys: Tensor, text: Tensor, rest: Tensor, places: Tensor) -> Tensor:
         """The tokens that the centres, at these places of `rest`, gather: up to 32 others of `rest` each."""
-        keys = nn.functional.normalize(keys[: len(rest)] if self.compat == OFFICIAL else keys[rest], dim=-1)
+        keys = nn.functional.normalize(keys[: len(rest)] if self.compat == "official" else keys[rest], dim=-1)
         likeness = (keys[places] @ keys.T).nan_to_num() + TEXT_WEIGHT * text[rest]
         likeness.scatter_(1, places[:, None], float("-inf"))
         order = torch.sort(likeness, dim=1, descending=True, stable=True).indices

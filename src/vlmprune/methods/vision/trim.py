@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from vlmprune.author import Act, Alignment, ImageView, Merged, Method, ModelInfo, Need, TowerFeatures, ascending, top_k
-from vlmprune.methods.checks import OFFICIAL, PAPER, one_of, true_or_false
 from vlmprune.methods.relevance import mean_cosine, sign_of
 
 
@@ -48,19 +47,13 @@ class Trim(Method):
     merges: ClassVar[bool] = True
 
     adaptive: bool = False
-    metric: str | None = None
-    relevance_sign: int | None = None
-    compat: str = PAPER
-
-    def __post_init__(self) -> None:
-        true_or_false(self, "adaptive")
-        one_of(self, "metric", None, "dot", "cosine")
-        one_of(self, "relevance_sign", None, 1, -1)
-        one_of(self, "compat", PAPER, OFFICIAL)
+    metric: Literal[None, "dot", "cosine"] = None
+    relevance_sign: Literal[None, 1, -1] = None
+    compat: Literal["paper", "official"] = "paper"
 
     @property
     def exact(self) -> bool:
-        return not self.adaptive and self.compat != OFFICIAL
+        return not self.adaptive and self.compat != "official"
 
     @property
     def budgeted(self) -> bool:
@@ -71,9 +64,6 @@ class Trim(Method):
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"rows": TowerFeatures(), "aligned": Alignment(truncate=True)}
-
-    def positions(self, info: ModelInfo) -> str:
-        return "compact" if info.llava else "original"
 
     def pool(self, info: ModelInfo) -> str:
         return "frame"
@@ -95,7 +85,7 @@ class Trim(Method):
     def select(self, view: ImageView) -> Merged:
         similarity, rows = self.similarity(view), view["rows"].rows.float()
         count = self.outliers(similarity.softmax(0)) if self.adaptive else view.keep - 1
-        if self.compat == OFFICIAL:
+        if self.compat == "official":
             count = int(view.n * (count / view.n))
         kept, rest = top_k(similarity, view.n).tensor_split([count])
         anchors = torch.cat([ascending(kept), rest[:1]])

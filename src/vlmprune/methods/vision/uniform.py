@@ -31,9 +31,6 @@ class Uniform(Method):
     stage: ClassVar[str] = "vision"
     summary: ClassVar[str] = "tokens spread evenly over the picture, whatever they show"
 
-    def positions(self, info: ModelInfo) -> str:
-        return "compact" if info.llava else "original"
-
     def pool(self, info: ModelInfo) -> str:
         return "frame"
 

@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vlmprune.author import (
-    ClsAttention, EncoderKeys, ImageView, Merged, ModelInfo, Need, OrdersParts, TowerFeatures, TowerRows, ascending,
-    top_k,
+    AtLeast, ClsAttention, EncoderKeys, ImageView, Merged, ModelInfo, Need, OrdersParts, Share, TowerFeatures,
+    TowerRows, ascending, top_k,
 )  # fmt: skip
-from vlmprune.methods.checks import one_of, share, whole
 from vlmprune.methods.tiles import whole_tile
 
 
 class Clusters(NamedTuple):
-    """Rows of the tower, counted with the CLS token as row 0 where there is one.
+    """Rows of the tower, counted with the CLS token as row 0 where there is one."""
 
-    Attributes:
-        dominant: [D] kept as they are, CLS first, then by falling attention.
-        targets: [C] that lend their place to a contextual token, ascending.
-        members: [M - C] that are merged, ascending.
-        assignment: [M - C] the target (0..C-1) that each member joins.
-    """
-
-    dominant: Tensor
-    targets: Tensor
-    members: Tensor
-    assignment: Tensor
+    dominant: Tensor  # [D] kept as they are, CLS first, then by falling attention
+    targets: Tensor  # [C] that lend their place to a contextual token, ascending
+    members: Tensor  # [M - C] that are merged, ascending
+    assignment: Tensor  # [M - C] the target (0..C-1) that each member joins
 
 
 @dataclass
@@ -64,17 +56,11 @@ class VisionZip(OrdersParts):
     summary: ClassVar[str] = "tokens the CLS token attends to, and the rest merged into contextual tokens"
     merges: ClassVar[bool] = True
 
-    contextual: float | int = 10 / 64
-
-    def __post_init__(self) -> None:
-        (whole if isinstance(self.contextual, int) else share)(self, "contextual")
-        one_of(self, "per", None, "frame")  # each frame or tile has a CLS token of its own
+    contextual: Annotated[float, Share] | Annotated[int, AtLeast(0)] = 10 / 64
+    per: Literal[None, "frame"] = field(default=None, kw_only=True)  # each frame or tile has a CLS token of its own
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"rows": TowerFeatures(), "attention": ClsAttention(), "keys": EncoderKeys()}
-
-    def positions(self, info: ModelInfo) -> str:
-        return "compact" if info.llava else "original"
 
     def pool(self, info: ModelInfo) -> str:
         return "frame"
@@ -97,15 +83,13 @@ class VisionZip(OrdersParts):
         targets = rest[:: max(1, len(rest) // max(1, count))][:count]
         left[targets] = False
         members = left.nonzero().squeeze(1) if count else rest[:0]
-        similarity = keys[members] @ keys[targets].T
-        assignment = similarity.argmax(dim=1) if count else members
+        assignment = (keys[members] @ keys[targets].T).argmax(dim=1) if count else members
         return Clusters(dominant, targets, members, assignment)
 
     def select(self, view: ImageView) -> Merged:
         rows, parts = _all_rows(view["rows"]), self.clusters(view)
         # sums by a product with 0/1 weights: a scattered sum would depend on the order of threads on a GPU
-        numbers = torch.arange(len(parts.targets), device=rows.device)
-        joined = (parts.assignment == numbers[:, None]).to(rows.dtype)
+        joined = (parts.assignment == torch.arange(len(parts.targets), device=rows.device)[:, None]).to(rows.dtype)
         means = (joined @ rows[parts.members]) / joined.sum(1, keepdim=True).clamp(min=1)
         dominant = ascending(parts.dominant)
         features = torch.cat([rows[dominant], rows[parts.targets] + means])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vlmprune.author import ClsAttention, ImageView, Method, ModelInfo, Need, TowerFeatures, UserError, ascending, top_k
-from vlmprune.methods.checks import OFFICIAL, PAPER, one_of, share
+from vlmprune.author import (
+    ClsAttention, ImageView, Method, ModelInfo, Need, Share, TowerFeatures, UserError, ascending, top_k,
+)  # fmt: skip
 
 NEAR = 64  # tokens in each one's list of near ones; the result does not depend on it
 
@@ -48,18 +49,11 @@ class VisPruner(Method):
     stage: ClassVar[str] = "vision"
     summary: ClassVar[str] = "tokens the CLS token attends to, and the rest without near duplicates"
 
-    important: float = 0.5
-    compat: str = PAPER
-
-    def __post_init__(self) -> None:
-        share(self, "important")
-        one_of(self, "compat", PAPER, OFFICIAL)
+    important: Annotated[float, Share] = 0.5
+    compat: Literal["paper", "official"] = "paper"
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"attention": ClsAttention(), "rows": TowerFeatures()}
-
-    def positions(self, info: ModelInfo) -> str:
-        return "compact" if info.llava else "original"
 
     def pool(self, info: ModelInfo) -> str:
         return "frame"
@@ -81,7 +75,7 @@ class VisPruner(Method):
         while len(rest) > wanted:
             a, b = rest[0::2], rest[1::2]
             drop = min(8, len(rest) - wanted)
-            if self.compat == OFFICIAL and (len(a) > len(b) or drop > len(b)):
+            if self.compat == "official" and (len(a) > len(b) or drop > len(b)):
                 raise UserError(
                     f"vispruner: the authors' code fails on {len(rest)} tokens of which {wanted} shall stay."
                 )
