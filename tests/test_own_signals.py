@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -29,8 +30,8 @@ from vlmprune.author import (
 )
 from vlmprune.bench.flops import run_flops
 from vlmprune.bench.shapes import shape_of
-from vlmprune.bench.store import Record
 from vlmprune.models import adapter_for
+from vlmprune.report.tables import MISSING, flops_share
 from vlmprune.testing import FAMILIES, image_numbers
 
 LAYER = 2  # methods act before it, so decoder layer 1 is read
@@ -232,13 +233,48 @@ def test_an_unknown_tap_is_an_error() -> None:
         vlmprune.prune(built("llava"), InnerNorm(signal=Misspelt()), keep=0.5).__enter__()
 
 
-def test_a_signal_without_a_price_is_a_dash() -> None:
+OWN_FILE = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from vlmprune.author import EncoderNeed, Scorer
+
+
+@dataclass(frozen=True)
+class States(EncoderNeed):
+    taps: ClassVar[tuple[str, ...]] = ("states",)
+    layer: int = 1
+
+    def read(self, at):
+        return at.states(self.layer).rows
+
+
+@dataclass
+class Mine(Scorer):
+    name: ClassVar[str] = "mine"
+    stage: ClassVar[str] = "vision"
+
+    def needs(self, info):
+        return {"rows": States()}
+
+    def score(self, view):
+        return view["rows"].norm(dim=1)
+"""
+
+
+def test_a_signal_without_a_price_is_a_dash(tmp_path: Path) -> None:
+    """Operations of the method are not known then, nor their sum; what the model itself costs still is."""
+    (tmp_path / "mine.py").write_text(OWN_FILE)
     shape = shape_of(built("llava").config)
     assert shape is not None
-    record: Any = Record.__new__(Record)
-    record.__dict__.update(input_tokens=50, visual_before=36, visual_encoded=36, stages=[(0, 18)])
-    priced = run_flops(shape, "divprune:0.5", [record])
+    sample: Any = SimpleNamespace(input_tokens=50, visual_before=36, visual_encoded=36, stages=[(0, 18)])
+    priced, free = (run_flops(shape, f"{method}:0.5", [sample]) for method in ("divprune", f"{tmp_path}/mine.py:Mine"))
     assert priced.total is not None and priced.selection
+    assert free.selection is None and free.total is None and free.prefill == priced.prefill
+    vanilla = run_flops(shape, "vanilla", [sample])
+    rows = [SimpleNamespace(flops=flops, is_vanilla=flops is vanilla) for flops in (vanilla, priced, free)]
+    block: Any = SimpleNamespace(rows=rows)
+    assert [flops_share(block, row) == MISSING for row in rows] == [False, False, True]  # type: ignore[arg-type]
 
 
 def test_a_signal_in_the_tree_has_its_row_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
