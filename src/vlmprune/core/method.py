@@ -40,7 +40,7 @@ class Method:
     """
 
     name: ClassVar[str]
-    stage: ClassVar[str]  # where it acts, for people; the runtime goes by `decoder_layer`
+    stage: ClassVar[str]  # where it acts, for people; the runtime goes by `acts`
     summary: ClassVar[str] = ""
 
     wraps: ClassVar[str | None] = None  # the option that holds another method, whose budget is this one's
@@ -63,7 +63,8 @@ class Method:
         By default what authors mostly do: "compact" on LLaVA before the LLM, "original" inside the LLM and on other
         families.
         """
-        return "compact" if info.llava and self.decoder_layer(info) is None else "original"
+        before = self.stage != "decoder" and self.decoder_layer(info) is None  # several layers are told by `acts` alone
+        return "compact" if info.llava and before else "original"
 
     def pool(self, info: ModelInfo) -> str:
         """Who competes for the budget on this family where the user does not say: "image" or "frame"."""
