@@ -29,7 +29,7 @@ class Method:
     A subclass sets `name`, `stage` ("pixels", "vision", "decoder") and a one-line `summary`, declares `needs`, and
     implements `select`. Annotations of its hyperparameters say what values these may have, and are checked:
     `Literal["paper", "official"]`, `Annotated[float, Share]`, `Annotated[int, AtLeast(1)]`, `bool`, each with `| None`.
-    It never touches a model, a cache, a mask or text. The runtime calls `select` once an image (or once a frame, see
+    It never touches a model, a cache, a mask or text. The runtime calls `select` once per image (or once per frame, see
     `per`), only when the budget is below the number of tokens present, and checks the result: `view.keep` distinct
     token indices, or `Merged`.
 
@@ -176,5 +176,5 @@ class PixelMethod(Method):
         return "compact"
 
     def resize(self, grid: Grid, keep: int) -> Grid:
-        """The slot grid to resize to: as many frames as before, at most `keep` cells in all, at least one a frame."""
+        """The slot grid to resize to: as many frames as before, at most `keep` cells in all, at least one per frame."""
         raise NotImplementedError
