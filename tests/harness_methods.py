@@ -1,15 +1,49 @@
-"""Which methods the tests on models run, and by what they differ."""
+"""Which methods the tests on models run, and by what they differ: asked of the methods, so that new ones are in."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import vlmprune
-from vlmprune.core.method import PixelMethod
+from vlmprune.core.act import Act
+from vlmprune.core.method import Method, PixelMethod
+from vlmprune.core.plan import acts_of
+from vlmprune.core.roles import Fusing
+from vlmprune.core.view import ModelInfo
 from vlmprune.testing import FAMILIES
 
-MERGING = {"pool", "prumerge", "prumerge+", "recoverable", "tome", "trim", "visionzip"}
-EDITING = {"hilo", "fuse"}  # attention before the cut: the oracle of that is in test_fusion.py, elsewhere they only cut
-RECYCLING = {"sparsevlm", "autoprune"}  # inside the LLM; each has a step-by-step reference in its own tests
-TRIMMING = {"mustdrop"}  # decoding sees less than an uncached forward would: only its first token can be compared
 METHODS = [name for name in vlmprune.METHODS if not issubclass(vlmprune.METHODS[name], PixelMethod)]
-# AutoPrune reads every decoder layer's attention, and recurrent ones have none.
-REFUSED = [("autoprune", key) for key, family in FAMILIES.items() if family.recurrent]
+RECURRENT = ModelInfo("qwen3_5", 24, 32, has_cls=False, attention_layers=tuple(range(3, 32, 4)))
+
+
+def cutting(name: str) -> Method:
+    """The method without an edit of attention before the cut: the oracle of that is in test_fusion.py."""
+    method = vlmprune.METHODS[name]()
+    return method.unfused() if isinstance(method, Fusing) else method
+
+
+def left(acts: Sequence[Act], n: int) -> int:
+    """Of an image's `n` tokens those that its budget leaves after all acts of an exact method."""
+    total = n
+    for act in acts:
+        n = min(n, act.budget(n, total))
+    return n
+
+
+def places(name: str, keep: float) -> list[int | None]:
+    """The decoder layers before which the method acts under a budget, None for before the LLM, on LLaVA-1.5."""
+    return [act.layer for act in acts_of(cutting(name), keep, ModelInfo("llava", 24, 32, has_cls=True))]
+
+
+def _refuses(method: Method) -> bool:
+    try:
+        acts_of(method, 0.3, RECURRENT)
+    except vlmprune.UserError:
+        return True
+    return False
+
+
+# Methods that read attention where recurrent layers have none.
+REFUSED = [
+    (name, key) for key, family in FAMILIES.items() if family.recurrent for name in METHODS if _refuses(cutting(name))
+]

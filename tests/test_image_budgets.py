@@ -8,18 +8,16 @@ import pytest
 import torch
 from harness import RAGGED, STEPS, TOLERANCE, alone, built, extend, generate, inputs_of, largest, oracle
 from harness import policies as policies_of
-from harness_methods import EDITING, MERGING, RECYCLING
+from harness_methods import METHODS, cutting, places
 from versions import behind, cache_of
 
 import vlmprune
 from vlmprune.core.budget import Keeps, check_budget, parse_keep
-from vlmprune.core.method import PixelMethod
-from vlmprune.core.recipe import recipe
+from vlmprune.core.recipe import format_method, recipe
 from vlmprune.testing import FAMILIES
 
 EACH = [[0.5, 3], [0.2]]  # for RAGGED: two images beside one
-WITHDRAWING = {"vtw"}  # the budget says at which layer
-METHODS = [name for name in vlmprune.METHODS if not issubclass(vlmprune.METHODS[name], PixelMethod)]
+WITHDRAWING = {name for name in METHODS if places(name, 0.2) != places(name, 0.7)}  # the budget says at which layer
 LISTED = [name for name in METHODS if name not in WITHDRAWING]
 INSIDE = "fuse(hiprune, lambda_=0)@2"
 CHAIN = "divprune:[[0.5, 20], [0.4]] > fastv@2:[[0.5, 3], [5]]"
@@ -52,7 +50,8 @@ def test_equal_budgets_are_the_one_budget(name: str) -> None:
 @pytest.mark.parametrize("name", LISTED)
 def test_each_image_has_the_tokens_of_its_own_budget(name: str) -> None:
     """At every stage, and a sample of a batch is what it is alone; the methods that only drop equal the oracle."""
-    spec = f"{name}(lambda_=0)" if name in EDITING else name
+    method = cutting(name)
+    spec = format_method(method)
     tokens, logits, report = ran("llava", spec, EACH)
     for row, seeds in enumerate(RAGGED):
         single = alone("llava", RAGGED, row)
@@ -62,11 +61,11 @@ def test_each_image_has_the_tokens_of_its_own_budget(name: str) -> None:
         for number in range(len(seeds)):
             alike = ran("llava", spec, EACH[row][number], single)[2]
             assert len(report.stages[0][1][row][number]) == len(alike.stages[0][1][0][number])
-            if name not in ("autoprune", "recoverable", "prumerge", "prumerge+"):  # counts that another image moves
+            if method.exact and not method.merges:  # of what is merged another image may move the places
                 assert [len(kept[row][number]) for _, kept in report.stages] == [
                     len(kept[0][number]) for _, kept in alike.stages
                 ]
-    if name not in MERGING | RECYCLING:
+    if not method.merges:
         due = oracle("llava", RAGGED, inputs_of("llava", RAGGED), tokens, report, policies_of(f"{spec}:0.3", "llava"))
         assert largest(logits, due) < TOLERANCE
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from harness import RAGGED, STEPS, TOLERANCE, built, counted, extend, generate, inputs_of, largest, text_part
-from harness_methods import METHODS, REFUSED, TRIMMING
+from harness_methods import METHODS, REFUSED
 from torch import Tensor
 from versions import behind, cache_of
 
@@ -23,10 +23,10 @@ from vlmprune.testing import FAMILIES
 
 DEFAULT = ("llava", "qwen2_5_vl", "gemma3")  # the last one has sliding windows
 KEEP = 0.3
-UNTRIMMED = [name for name in METHODS if name not in TRIMMING]  # of the others test_methods_adaptive.py knows more
+UNTRIMMED = [name for name in METHODS if not vlmprune.METHODS[name]().trims_cache]  # more in test_methods_adaptive.py
 # Padding inside tiles makes equal tokens: which of them are the next best to those kept, rounding decides.
-TIED = [("fuse", key) for key, family in FAMILIES.items() if family.padded]
-COUNTED = [name for name in METHODS if name not in {"mustdrop", "autoprune"}]  # which count by attention, which rounds
+TIED = [(name, key) for name in METHODS if vlmprune.METHODS[name].wraps for key in FAMILIES if FAMILIES[key].padded]
+COUNTED = [name for name in METHODS if vlmprune.METHODS[name]().exact]  # the others count by values, which half rounds
 
 
 def on_models(names: Iterable[str], mode: str = "", but: Collection[tuple[str, str]] = ()) -> pytest.MarkDecorator:
@@ -103,7 +103,9 @@ def test_prompt_lookup_equals_greedy(family: str, name: str) -> None:
         lookup = model.generate(**inputs, max_new_tokens=10, do_sample=False, prompt_lookup_num_tokens=3)
         candidates = session.last.columns.shape[1] - columns.shape[1]
     assert torch.equal(greedy, lookup)
-    assert (candidates == 0) == (name in TRIMMING)  # where a cache is cut behind the prompt, they come after it
+    assert (candidates == 0) == vlmprune.METHODS[
+        name
+    ]().trims_cache  # where a cache is cut behind the prompt, they come after it
     assert torch.equal(columns, session.last.columns[:, : columns.shape[1]])
 
 

@@ -22,14 +22,14 @@ from harness import (
     oracle,
     policies,
 )
-from harness_methods import EDITING, MERGING, METHODS, RECYCLING, REFUSED, TRIMMING
+from harness_methods import METHODS, REFUSED, cutting, left
 
 import vlmprune
+from vlmprune.core.recipe import format_method
+from vlmprune.models import adapter_for
 from vlmprune.testing import FAMILIES, image_numbers
 
 KEEP = 0.3
-# A budget of their own kind: a share for each act, an average over layers, a count that the image decides.
-SCHEDULED = {"pyramiddrop", "sparsevlm", "adaptinfer", "vtw", "autoprune", "fitprune", "mustdrop"}
 RUN = [(name, family) for name in METHODS for family in FAMILIES if (name, family) not in REFUSED]
 
 
@@ -37,28 +37,32 @@ RUN = [(name, family) for name in METHODS for family in FAMILIES if (name, famil
 @pytest.mark.parametrize(("name", "family"), RUN)
 def test_every_method_on_every_family(name: str, family: str) -> None:
     torch.set_num_threads(1)
-    spec = f"{name}(lambda_=0):{KEEP}" if name in EDITING else f"{name}:{KEEP}"
-    model, inputs = built(family), inputs_of(family, RAGGED)
+    method, model, inputs = cutting(name), built(family), inputs_of(family, RAGGED)
+    spec = f"{format_method(method)}:{KEEP}"
     text = (image_numbers(FAMILIES[family], RAGGED) < 0) & (inputs["attention_mask"] == 1)
     with vlmprune.prune(model, spec) as session:
         tokens, logits = generate(model, inputs)
         report = session.last
-        steps = 1 if name in TRIMMING else STEPS
+        steps = 1 if method.trims_cache else STEPS  # later ones see less than an uncached forward does
         longer = counted(family, extend(family, inputs, tokens[:, : steps - 1]))
         again = model(**longer, use_cache=False, logits_to_keep=steps).logits[:, -1]
         single = alone(family, RAGGED, 1)
         one = generate(model, single)[1][0]
     assert largest(again, logits[:, steps - 1]) < TOLERANCE
     assert largest(one, logits[1]) < TOLERANCE
+    acts = vlmprune.recipe(spec).on(adapter_for(model).info).acts
     for row, seeds in enumerate(RAGGED):
         slots = [FAMILIES[family].slots(seed) for seed in seeds]
         assert set(text[row].nonzero().squeeze(1).tolist()) <= set(report.columns[row].tolist())
         assert report.tokens[row][0] == sum(slots) > report.tokens[row][1]
-        if name not in SCHEDULED:
-            assert report.tokens[row][1] == sum(max(1, round(KEEP * n)) for n in slots)
-        if name not in MERGING | SCHEDULED:
-            assert [len(kept) for kept in report.kept[row]] == [max(1, round(KEEP * n)) for n in slots]
-    if name not in MERGING | RECYCLING:
+        due = [left(acts, n) for n in slots]
+        if not method.budget_means:
+            assert due == [max(1, round(KEEP * n)) for n in slots]
+        if method.exact:
+            assert report.tokens[row][1] == sum(due)
+        if method.exact and not method.merges:
+            assert [len(kept) for kept in report.kept[row]] == due
+    if not method.merges:
         expected = oracle(family, RAGGED, inputs, tokens, report, policies(spec, family))
         assert largest(logits, expected) < TOLERANCE
 

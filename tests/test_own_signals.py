@@ -178,7 +178,8 @@ def test_an_encoder_signal(family: str, need: EncoderNeed) -> None:
     method = Norm(signal=need)
     with vlmprune.prune(built(family), method, keep=0.5) as session:
         tokens, logits = generate(built(family), inputs)
-    assert largest(logits, oracle(family, RAGGED, inputs, tokens, session.last, {})) < TOLERANCE
+    positions = {0: method.positions(adapter.info)}
+    assert largest(logits, oracle(family, RAGGED, inputs, tokens, session.last, positions)) < TOLERANCE
     assert session.last.layers == ({"norm.rows": 1} if isinstance(need, States) else
                                    {"norm.rows.0": 0, "norm.rows.1": len(adapter.encoder_layers()) - 1})  # fmt: skip
 

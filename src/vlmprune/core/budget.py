@@ -66,13 +66,13 @@ class Keeps:
         return budgets
 
 
-_NO_BUDGET = " is not a budget: give a share above 0 and at most 1 (0.222), or a number of tokens an image (64)."
+_NO_BUDGET = " is not a budget: give a share above 0 and at most 1 (0.222), or a number of tokens per image (64)."
 
 
 def check_keep(keep: object) -> Keep:
     """Return `keep` as a float in (0, 1] or an int >= 1, or raise UserError.
 
-    A float is a share of an image's visual tokens, an int a number of tokens an image: `1` is one, `1.0` all of them.
+    A float is a share of an image's visual tokens, an int a number of tokens per image: `1` is one, `1.0` all of them.
     """
     budget = _budget(keep)
     if budget is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Fusion:
     """An edit of the attention logits A [queries, keys] of a layer, as softmax sees them, by Hi-Lo Prune (CVPR 2026).
 
-    A query that is no candidate sees A + strength * A at those candidates that hold more than `threshold` of it and
+    A query that is not a candidate sees A + strength * A at those candidates that hold more than `threshold` of it and
     are among its ceil(top_share * F) largest logits over the F candidates of the same image.
 
     Attributes:

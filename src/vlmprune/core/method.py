@@ -29,7 +29,7 @@ class Method:
     A subclass sets `name`, `stage` ("pixels", "vision", "decoder") and a one-line `summary`, declares `needs`, and
     implements `select`. Annotations of its hyperparameters say what values these may have, and are checked:
     `Literal["paper", "official"]`, `Annotated[float, Share]`, `Annotated[int, AtLeast(1)]`, `bool`, each with `| None`.
-    It never touches a model, a cache, a mask or text. The runtime calls `select` once an image (or once a frame, see
+    It never touches a model, a cache, a mask or text. The runtime calls `select` once per image (or once per frame, see
     `per`), only when the budget is below the number of tokens present, and checks the result: `view.keep` distinct
     token indices, or `Merged`.
 
@@ -40,7 +40,7 @@ class Method:
     """
 
     name: ClassVar[str]
-    stage: ClassVar[str]  # where it acts, for people; the runtime goes by `decoder_layer`
+    stage: ClassVar[str]  # where it acts, for people; the runtime goes by `acts`
     summary: ClassVar[str] = ""
 
     wraps: ClassVar[str | None] = None  # the option that holds another method, whose budget is this one's
@@ -63,7 +63,8 @@ class Method:
         By default what authors mostly do: "compact" on LLaVA before the LLM, "original" inside the LLM and on other
         families.
         """
-        return "compact" if info.llava and self.decoder_layer(info) is None else "original"
+        before = self.stage != "decoder" and self.decoder_layer(info) is None  # several layers are told by `acts` alone
+        return "compact" if info.llava and before else "original"
 
     def pool(self, info: ModelInfo) -> str:
         """Who competes for the budget on this family where the user does not say: "image" or "frame"."""
@@ -175,5 +176,5 @@ class PixelMethod(Method):
         return "compact"
 
     def resize(self, grid: Grid, keep: int) -> Grid:
-        """The slot grid to resize to: as many frames as before, at most `keep` cells in all, at least one a frame."""
+        """The slot grid to resize to: as many frames as before, at most `keep` cells in all, at least one per frame."""
         raise NotImplementedError

@@ -100,7 +100,7 @@ class EncoderReading(Protocol):
         """[count, D] projected features."""
 
     def rows(self) -> TowerRows:
-        """What the projector reads, [count, C]; the projected features where there is no such row a slot."""
+        """What the projector reads, [count, C]; the projected features where there is no such row per slot."""
 
     def pixels(self, normalized: bool) -> Tensor:
         """[count, P] the encoder's input: see `core.signals.Pixels`."""
@@ -223,7 +223,7 @@ class PromptNeed(Need):
 
 @dataclass(frozen=True)
 class EncoderNeed(Need):
-    """Read from the vision encoder, one row a slot: [count, ...] or `TowerRows`.
+    """Read from the vision encoder, one row per slot: [count, ...] or `TowerRows`.
 
     Attributes:
         taps: what must be noted of `layers` while the tower runs: "attention", "states", or "rows" (what the projector

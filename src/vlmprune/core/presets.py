@@ -1,10 +1,10 @@
 """Published settings by name: `vlmprune.prune(model, "visionzip-192")`. A preset may stand for a stage of a recipe.
 
-A whole number in a recipe is tokens an image, whatever the image is cut into. So `visionzip-192`, 192 of the 576 tokens
-of LLaVA-1.5, is 192 tokens on any model, and `visionzip-640` is 640 of the 2880 of LLaVA-NeXT, where each of five tiles
-gets 128 of them. Where authors give a share, as they do for images of any size, so does the preset. Options that
-authors give in tokens of one image or tile are shares here (VisionZip's 30 contextual tokens of 192 are the 10 of 64
-that it has by default), so that what is right for an image is right for tiles. Methods that act at several layers of
+A whole number in a recipe is tokens per image, whatever the image is cut into. So `visionzip-192`, 192 of the 576
+tokens of LLaVA-1.5, is 192 tokens on any model, and `visionzip-640` is 640 of the 2880 of LLaVA-NeXT, where each of
+five tiles gets 128 of them. Where authors give a share, as they do for images of any size, so does the preset. Options
+that authors give in tokens of one image or tile are shares here (VisionZip's 30 contextual tokens of 192 are the 10 of
+64 that it has by default), so that what is right for an image is right for tiles. Methods that act at several layers of
 the LLM find them by the model's depth; layers and averages that stand in a recipe hold for the model that the source
 names.
 """
@@ -81,7 +81,7 @@ BEFORE_THE_LLM = (
     points("gridprune", (320,), "GridPrune's abstract, LLaVA-NeXT: 11.1 %"),
     one("recoverable-adaptive", "recoverable(adaptive=True)", "Recoverable Compression, LLaVA-1.5: about a tenth"),
     points("tome(inside=True)", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5", "tome-inside"),
-    points(LIGHTCOMPRESS, (208,), "LightCompress's ToMe, 16 tokens a layer, LLaVA-1.5", "tome-lightcompress"),
+    points(LIGHTCOMPRESS, (208,), "LightCompress's ToMe, 16 tokens per layer, LLaVA-1.5", "tome-lightcompress"),
     points("tome", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5, where it merges inside the encoder"),
 )
 
@@ -89,9 +89,9 @@ INSIDE_THE_LLM = (
     points("fastv@2", (0.5, 0.25, 0.125), "FastV, LLaVA-1.5: K = 2, R = 50, 75 and 87.5 %", "fastv"),
     points("fastv@2", LLAVA, f"{UNIPRUNE.format(1)}, LLaVA-1.5: what is left from layer 2 on", "fastv"),
     points("fastv@2", (640, 320), f"{HIPRUNE.format(3)}, LLaVA-NeXT", "fastv"),
-    points("fastv(average=True)@2", LLAVA, "so many of LLaVA-1.5's tokens a layer on average", "fastv-average"),
+    points("fastv(average=True)@2", LLAVA, "so many of LLaVA-1.5's tokens per layer on average", "fastv-average"),
     points("dart@2", LLAVA, "DART's scripts, LLaVA-1.5, which come out 4 tokens higher", "dart"),
-    points("pyramiddrop", (0.5,), "PyramidDrop, LLaVA-1.5 and LLaVA-NeXT: 270 of 576 tokens a layer on average"),
+    points("pyramiddrop", (0.5,), "PyramidDrop, LLaVA-1.5 and LLaVA-NeXT: 270 of 576 tokens per layer on average"),
     points("pyramiddrop(average=True)", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5", "pyramiddrop"),
     points("pyramiddrop(average=True)", (640, 320), f"{HIPRUNE.format(3)}, LLaVA-NeXT", "pyramiddrop"),
     points("sparsevlm", (192, 128, 96, 64), "SparseVLM's code, version 1.5, LLaVA-1.5"),

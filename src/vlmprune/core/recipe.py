@@ -1,7 +1,7 @@
 """Recipes: stages in the order in which they act, written `divprune:0.333 > fastv@2:0.333`.
 
 Grammar of a stage: `name` or `FILE.py:Class` (`core.files`), then `(option=value, ...)`, `@layer` and `:keep`, each
-optional. A stage's share counts the tokens that reach it; a whole number is tokens an image; a list, as in
+optional. A stage's share counts the tokens that reach it; a whole number is tokens per image; a list, as in
 `divprune:[0.5, 0.1]`, has one of these for each image. A method around another has that one, with the budget, first
 inside its parentheses: `fuse(divprune:0.1, tau=0.1)@2`.
 """

@@ -161,7 +161,7 @@ class ClsAttention(EncoderNeed):
     """
 
     words: ClassVar[str] = "attention of the CLS token"
-    cost_words: ClassVar[str] = "a row a head, O(H N d); without a CLS token as above"
+    cost_words: ClassVar[str] = "a row per head, O(H N d); without a CLS token as above"
     taps: ClassVar[tuple[str, ...]] = ("attention",)
 
     layer: EncoderLayer = USED
@@ -236,7 +236,7 @@ class LastQueryAttention(DecoderNeed):
     """
 
     words: ClassVar[str] = "attention of the last prompt token"
-    cost_words: ClassVar[str] = "a row a head, O(H L d)"
+    cost_words: ClassVar[str] = "a row per head, O(H L d)"
 
     ahead: bool = False
 
@@ -261,7 +261,7 @@ class TextQueryAttention(DecoderNeed):
     """
 
     words: ClassVar[str] = "attention of the text"
-    cost_words: ClassVar[str] = "T rows a head, O(H T L d)"
+    cost_words: ClassVar[str] = "T rows per head, O(H T L d)"
     taps: ClassVar[tuple[str, ...]] = ("attention",)
 
     heads: str = "mean"
@@ -284,7 +284,7 @@ class VisualQueryAttention(DecoderNeed):
     """
 
     words: ClassVar[str] = "attention of the image's own tokens"
-    cost_words: ClassVar[str] = "n rows a head, O(H n L d)"
+    cost_words: ClassVar[str] = "n rows per head, O(H n L d)"
     taps: ClassVar[tuple[str, ...]] = ("attention",)
 
     heads: str = "mean"

@@ -42,7 +42,7 @@ class Whole(NamedTuple):
 
 
 class TowerRows(NamedTuple):
-    """One row per token [n, ...], and the CLS tokens' [frames, ...], one a tile or frame, where the tower has them."""
+    """One row per token [n, ...], and the CLS tokens' [frames, ...], one per tile or frame, if the tower has them."""
 
     rows: Tensor
     cls: Tensor | None
@@ -60,7 +60,7 @@ class Aligned(NamedTuple):
 
     Attributes:
         visual: [n, C].
-        text: [M, C]: one row a segment of the instruction that a text tower takes at once, or one a token.
+        text: [M, C]: one row per segment of the instruction that a text tower takes at once, or one per token.
         clip: whether these come from CLIP's two towers; else from the LLM's own embeddings.
     """
 
@@ -81,7 +81,7 @@ class ModelInfo:
 
     @property
     def llava(self) -> bool:
-        """LLaVA and its kin: pruning code written for them hands the LLM a shorter prompt, which it numbers anew."""
+        """LLaVA and its kin: pruning code written for them hands the LLM a shorter prompt, which it renumbers."""
         return "llava" in self.family
 
 

@@ -13,7 +13,7 @@ from vlmprune.author import ImageView
 def blocks(view: ImageView, rows: int, cols: int) -> list[Tensor]:
     """Token indices of each of rows x cols equal blocks of every frame (or tile), in raster order.
 
-    Where blocks do not divide the grid they differ by one cell a side. A block of which nothing is left is left out.
+    Where blocks do not divide the grid they differ by one cell on a side. A block of which nothing is left is left out.
     Without a grid the tokens are cut into rows * cols runs, the first ones longer by a token.
     """
     if view.grid is None:

@@ -31,7 +31,7 @@ class GenericAdapter(Adapter):
     """For a model without a `misfit`.
 
     Each entry of the encoder's output counts as an image: an image or video for most families, a tile or all images of
-    a sample for some. Encoder statistics exist where every picture gives one tower token a slot, CLS apart.
+    a sample for some. Encoder statistics exist where every picture gives one tower token per slot, CLS apart.
     """
 
     def __init__(self, model: nn.Module, inner: Any) -> None:
@@ -93,7 +93,7 @@ class GenericAdapter(Adapter):
             self._check_mask(given, past)
 
     def _check_positions(self, positions: Tensor | None, embeds: Tensor) -> None:
-        """One id a token, or Qwen's three axes, alone or behind a row that counts tokens."""
+        """One id per token, or Qwen's three axes, alone or behind a row that counts tokens."""
         if positions is None:
             return
         axes = (getattr(self.text_config, "rope_parameters", None) or {}).get("mrope_section", (0, 0, 0))

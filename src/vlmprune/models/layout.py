@@ -11,7 +11,7 @@ from vlmprune.models.base import attention_of
 
 TEXT_MODELS = ("language_model", "text_model")
 ATTENTION_KINDS = ("full_attention", "sliding_attention")
-RECURRENT_KINDS = ("linear_attention", "conv")  # layers with a state instead of keys a token
+RECURRENT_KINDS = ("linear_attention", "conv")  # layers with a state instead of keys per token
 
 
 def misfit(inner: Any) -> str | None:

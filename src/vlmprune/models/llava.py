@@ -1,4 +1,4 @@
-"""LLaVA-1.5: CLIP (or SigLIP) tower, two-layer MLP projector, one slot a patch, 1-D positions."""
+"""LLaVA-1.5: CLIP (or SigLIP) tower, two-layer MLP projector, one slot per patch, 1-D positions."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Qwen3VLAdapter(Qwen2VLAdapter):
 
 
 class Qwen35Adapter(Qwen2VLAdapter):
-    """Qwen3.5: some decoder layers are recurrent, and have neither an attention map nor keys a token."""
+    """Qwen3.5: some decoder layers are recurrent, and have neither an attention map nor keys per token."""
 
     families = ("qwen3_5", "qwen3_5_moe")
     normalisation = HALF

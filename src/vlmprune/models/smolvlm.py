@@ -12,7 +12,7 @@ from vlmprune.models.patches import PatchAdapter
 
 
 class SmolVLMAdapter(PatchAdapter):
-    """SmolVLM: tiles with markers between them; a video reaches it as images, one a frame, each with its budget."""
+    """SmolVLM: tiles with markers between them; a video reaches it as images, one per frame, each with its budget."""
 
     families = ("smolvlm",)
 

@@ -1,4 +1,4 @@
-"""Loading weights all of which are there."""
+"""Loading weights, with an error where some are missing."""
 
 from __future__ import annotations
 

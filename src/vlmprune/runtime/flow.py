@@ -123,7 +123,7 @@ class Segment:
         past_place: [B, L] its places.
         index: [B, P] where the tokens sat among those that entered layer 0; None when nothing was cut since.
         delta: what decoding must subtract from ids, summed over all turns; None under the original policy.
-        own_positions: ids differ from those of layer 0, so the rotary embedding must be computed anew.
+        own_positions: ids differ from those of layer 0, so the rotary embedding must be computed again.
     """
 
     start: int

@@ -308,7 +308,7 @@ class Forward:
     def _ids(self, segment: Segment) -> Tensor | None:
         """What a layer gets beside the rotary embedding: some scale their queries by it (Ministral 3).
 
-        Flash attention would read gaps in them as borders of packed sequences; M-RoPE has no single id a token.
+        Flash attention would read gaps in them as borders of packed sequences; M-RoPE has no single id per token.
         """
         return None if self.masks.flash or segment.positions.ndim == 3 else segment.positions
 

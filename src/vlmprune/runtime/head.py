@@ -77,7 +77,7 @@ class Head:
         return args, {**kwargs, **self._unpadded(pixels)}
 
     def _unpadded(self, pixels: dict[str, Any]) -> dict[str, Any]:
-        """Patches in one row, as Qwen's towers take them, of patches in a padded row an image."""
+        """Patches in one row, as Qwen's towers take them, of patches in a padded row per image."""
         found, grids = dict(pixels), pixels.get("image_grid_thw")
         values = pixels.get("pixel_values")
         if values is not None and values.ndim == 3 and grids is not None:

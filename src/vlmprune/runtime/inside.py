@@ -29,7 +29,7 @@ class Chosen:
         slots: [m] slot, -1 for none.
         origin: [m] row of the image's encoder signals, -1 for a merged token.
         features: [m, D] hidden states of those that are `new`; None where all are tokens as they were.
-        new: [m] which ones are made anew.
+        new: [m] which ones are new.
     """
 
     index: Tensor

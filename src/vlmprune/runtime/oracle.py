@@ -201,7 +201,7 @@ class _Reference:
         return None if positions.ndim == 3 else positions[:, columns]
 
     def window(self, stage: int) -> Tensor:
-        """[B, S, S] what a sliding window lets each token see once the visible tokens are counted anew."""
+        """[B, S, S] what a sliding window lets each token see once the visible tokens are renumbered."""
         place = self.visible[stage].long().cumsum(1)
         return place[:, None, :] > place[:, :, None] - self.adapter.text_config.sliding_window
 

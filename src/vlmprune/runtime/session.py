@@ -60,7 +60,7 @@ def prune(
         model: a vision-language model such as `LlavaForConditionalGeneration`, one with another head (ColPali) or none
             (`AutoModel`); also inside PEFT's, torch.compile's or DDP's wrapper, or a pipeline. Pass what you call.
         method: a name (`"hiprune"`), a recipe (`"divprune:0.333 > fastv@2:0.333"`), or such an object.
-        keep: share of each image's visual tokens in (0, 1], or a number of tokens an image. A list has one for each
+        keep: share of each image's visual tokens in (0, 1], or a number of tokens per image. A list has one for each
             image or video of a prompt, in prompt order, `[0.5, 0.1]` for every sample or `[[0.5, 0.1], [64]]` sample by
             sample. A recipe may carry its own.
         positions: "original" keeps the position ids that the kept tokens had, "compact" re-numbers them; by default
@@ -393,7 +393,7 @@ class EncodedInputs:
             light = {name: value for name, value in output.items() if name not in ("hidden_states", "attentions")}
             pooled = output.pooler_output
             light["pooler_output"] = pooled if isinstance(pooled, Tensor) else list(pooled)
-            copies[modality] = type(output)(light)  # from a mapping, as the record is no field of the class
+            copies[modality] = type(output)(light)  # from a mapping, as the record is not a field of the class
         return {**self._inputs, "mm_encoder_outputs": copies}
 
 

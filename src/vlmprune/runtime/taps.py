@@ -48,7 +48,7 @@ class AttentionCall:
 
     @property
     def real(self) -> Tensor | None:
-        """[B, S] the keys that are no padding, where an encoder masks some; else None."""
+        """[B, S] the keys that are not padding, where an encoder masks some; else None."""
         return None if self.mask is None else self.mask[:, 0].any(1)
 
 
@@ -218,7 +218,7 @@ def _unwrap(name: str) -> None:
 
 
 def _eager_of(module: nn.Module) -> Callable[..., Any]:
-    """Eager attention is no entry of the interface: each modeling file passes its own function as the default."""
+    """Eager attention is not an entry of the interface: each modeling file passes its own function as the default."""
     for cls in type(module).__mro__:
         function = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
         if function is not None:

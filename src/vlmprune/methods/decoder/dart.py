@@ -34,7 +34,7 @@ class Dart(DecoderMethod):
         text_pivots: q; fewer where fewer text tokens follow the image.
         compat: "official" gives each pivot keep // (p + q) tokens and takes pivots in the order of a CPython set.
             "uniprune", for reproduction only, does too, rounds shares down, compares h as the norm of layer K leaves
-            it, and numbers positions anew on InternVL; its pivots are 10 and 5.
+            it, and renumbers positions on InternVL; its pivots are 10 and 5.
         start: in these, prompt column of the image's first token, on which that order depends.
 
     Differences from the authors' code:

@@ -35,14 +35,15 @@ class FastV(Scorer, DecoderMethod):
             to the attention received on average of which the paper speaks.
         average: `keep` is instead what enters a layer on average, and what stays is solved for: 192, 128 and 64 of
             LLaVA-1.5's 576 tokens are 166, 98 and 30 after K = 2 of 32 layers.
-        compat: "uniprune" leaves the kept tokens in order of score, each with the position it had (on InternVL numbered
-            anew), and rounds shares down. For reproduction only: the image's tokens then see each other out of order.
+        compat: "uniprune" leaves the kept tokens in order of score, each with the position it had (on InternVL
+            renumbered), and rounds shares down. For reproduction only: the image's tokens then see each other out of
+            order.
 
     Differences from the authors' code:
         - The count is the budget. Theirs is given outright (research code), round(n (1 - r)) (the Hugging Face port)
           or int(n ratio) (UniPruneBench), which also leaves the kept tokens in order of score.
-        - With a cache the choice is made once, at prefill. Without one each forward chooses anew, as theirs does; there
-          `logits_to_keep` says how many tokens at the end are not prompt.
+        - With a cache the choice is made once, at prefill. Without one each forward chooses again, as theirs does;
+          there `logits_to_keep` says how many tokens at the end are not prompt.
         - One row is computed; theirs runs layer K-1 with full attention maps.
     """
 

@@ -48,7 +48,7 @@ class FitPrune(Scorer):
 
     name: ClassVar[str] = "fitprune"
     stage: ClassVar[str] = "decoder"
-    summary: ClassVar[str] = "a fitted number of deletions a layer, of what neither text nor image attends to"
+    summary: ClassVar[str] = "a fitted number of deletions per layer, of what neither text nor image attends to"
     budget_means: ClassVar[str] = "an average over layers"
 
     recipe: str | tuple[float, ...] | None = None

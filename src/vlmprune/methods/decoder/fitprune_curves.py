@@ -73,7 +73,7 @@ def read_curve(recipe: str | Sequence[float]) -> Curve:
     """A curve from its numbers, or from the list under "shares" of a JSON file.
 
     Raises:
-        UserError: no such file, no such list, or numbers that are no curve.
+        UserError: no such file, no such list, or numbers that are not a curve.
     """
     shares: object = recipe
     if isinstance(recipe, str):

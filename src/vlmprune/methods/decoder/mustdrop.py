@@ -52,7 +52,7 @@ class MustDrop(Staged):
         - Towers without a CLS token take the received attention for key tokens (ours).
         - New tokens count on from the prompt's last id in every layer; theirs take the length of that layer's cache, so
           that in cut layers they stand nearer to the text than it was read.
-        - Any batch and number of images; a single key token is no error; only the text's rows are computed. Where
+        - Any batch and number of images; a single key token is not an error; only the text's rows are computed. Where
           nothing passes the filter and there are no key tokens, the best token stays.
     """
 

@@ -1,4 +1,4 @@
-"""PyramidDrop: by and by, what the last prompt token looks at in the layer ahead."""
+"""PyramidDrop: stage by stage, the tokens that the last prompt token looks at in the next layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What methods share that act before several decoder layers and keep fewer tokens each time."""
+"""The base of methods that act before several decoder layers and keep fewer tokens each time."""
 
 from __future__ import annotations
 

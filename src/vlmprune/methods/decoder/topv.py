@@ -42,7 +42,7 @@ class TopV(DecoderMethod):
         near: weight of S.
         width: radius of the Gaussian, in diagonals.
         central: weight of Z; small, since Z alone would crop the border.
-        eps: of Sinkhorn's algorithm: the smaller, the nearer to choosing one source a target.
+        eps: of Sinkhorn's algorithm: the smaller, the nearer to choosing one source per target.
         score: "contribution" as above, with the mass of the sources free: with equal mass on both sides no source
             stands out by its sum. "sharpness": 1/n on both sides, and max_j P_ij ranks.
         iterations: of Sinkhorn's algorithm for "sharpness"; "contribution" is solved in half of one.

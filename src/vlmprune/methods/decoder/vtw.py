@@ -58,7 +58,7 @@ class VTW(Method):
         return () if layer >= info.decoder_layers else (layer,)
 
     def decoder_layer(self, info: ModelInfo) -> int | None:
-        """None where the budget tells."""
+        """None where the budget says which layer."""
         return None if self.layer is None else layer_within(self.name, self.layer, info)
 
     def budget(self, act: Act, n: int, total: int) -> int:

@@ -1,4 +1,4 @@
-"""What methods share that fuse: candidates chosen together with what is kept, and the options of the edit."""
+"""The base of methods that fuse: candidates are chosen together with what is kept; the options of the edit."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class HiLo(PruneAwareFusion, Staged):
         - A is what softmax sees: scaled, rotated, masked; negative ones are edited like the others.
         - tau is held against softmax over the whole row; the largest logits are counted over the image's candidates,
           at each head by itself; every query outside F is edited, of the prompt alone.
-        - The edit is computed in float32; a row whose denominator all but vanishes, anew from all of its logits.
+        - The edit is computed in float32, and from all logits again where a row's denominator nearly vanishes.
         - Nothing is fused in decoding. Positions are kept.
         - Several cuts are nested: the fine order of the first gives each later one its tokens, F is what a cut removes
           of C, fusion runs before the first two ("the first two pruned layers"), in a layer for the next cut alone.

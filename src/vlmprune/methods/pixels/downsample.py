@@ -23,7 +23,7 @@ class Downsample(PixelMethod):
     by the number of frames, which stay, and a frame has at least one cell.
     Time O(1) beside the resizing. The encoder gets cheaper too.
 
-    Defaults: none a family; positions are those of a smaller image.
+    Defaults: none; positions are those of a smaller image.
     """
 
     name: ClassVar[str] = "downsample"

@@ -30,7 +30,7 @@ class CDPruner(Method):
     Time O(n keep D + keep^2 D), memory O(n D).
 
     Defaults: 128, 64 or 32 tokens on LLaVA-1.5, the same a tile on LLaVA-NeXT: on LLaVA each tile or frame picks by
-    itself, with min and max of c over the whole image; positions counted anew. Elsewhere, and without a text tower, as
+    itself, with min and max of c over the whole image; positions renumbered. Elsewhere, and without a text tower, as
     OpenVINO's port: all tokens of an image together, E are the projected features, T the LLM's embeddings of the
     instruction's tokens, c = +cos, and theta 0.5.
 

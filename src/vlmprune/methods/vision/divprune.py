@@ -22,7 +22,7 @@ class DivPrune(Method):
     First pick: the token whose nearest other token is farthest. Then, until `keep` are picked, argmax over j of
     min over picked s of d[s, j]. Ties go to the lower index. Time O(n^2 D + n keep), memory n^2 numbers.
 
-    Defaults: 0.098 of the tokens on LLaVA-1.5 and LLaVA-NeXT, with positions counted anew; on Qwen2.5-VL (ports) the
+    Defaults: 0.098 of the tokens on LLaVA-1.5 and LLaVA-NeXT, with positions renumbered; on Qwen2.5-VL (ports) the
     kept tokens keep their M-RoPE positions.
 
     Args:

@@ -22,7 +22,7 @@ class FasterVLM(Scorer):
     Time O(n log n), memory O(n).
 
     Defaults: nothing to set. 288, 144, 58 or 29 of 576 tokens (0.5, 0.25, 0.1, 0.05) on LLaVA-1.5, as many a tile on
-    LLaVA-NeXT and a share of each frame on Video-LLaVA, with positions counted anew. Without a CLS token (SigLIP, Qwen)
+    LLaVA-NeXT and a share of each frame on Video-LLaVA, with positions renumbered. Without a CLS token (SigLIP, Qwen)
     s is the attention a token receives from all, averaged over the patches of a slot, as the authors advise.
 
     Differences from the authors' code:

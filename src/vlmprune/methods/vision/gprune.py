@@ -38,7 +38,7 @@ class GPrune(Method):
         compat: "official" keeps all slots without a patch beyond the budget, and int(keep * size / n) of each graph
             (theirs int(share * size), which is one more where rounding made keep / n less than the share).
             "uniprune" is UniPruneBench's port: slots without a patch compete, the first tile is a graph of its own on
-            every family (on InternVL, which has the whole image last, by mistake), and kept tokens are numbered anew
+            every family (on InternVL, which has the whole image last, by mistake), and kept tokens are renumbered
             except on Qwen.
 
     Differences from the authors' code:

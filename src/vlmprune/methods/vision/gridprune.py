@@ -28,7 +28,7 @@ class GridPrune(Method):
     instruction's tokens; without text r is 0 and zones of equal size get equal budgets.
     Time O(n (M C + log n)), memory O(n M), M rows of text.
 
-    Defaults: 4 x 4 zones a frame or tile, alpha 0.5, temperature 1. LLaVA counts positions anew, Qwen2.5-VL keeps them.
+    Defaults: 4 x 4 zones per frame or tile, alpha 0.5, temperature 1. LLaVA renumbers positions, Qwen2.5-VL keeps them.
 
     Args:
         zones: zones along each side of a frame.

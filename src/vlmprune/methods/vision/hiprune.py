@@ -26,7 +26,7 @@ class HiPrune(Method):
     cell); R = top (keep - |AB|) of d outside AB; kept = AB and R. Time O(n log n), memory O(n).
 
     Defaults: alpha 0.1. Object layer: the 9th of 24 (CLIP), layer 8 counted from 0; the 16th of 32 (Qwen2.5-VL), layer
-    15; at the same share of the depth on other towers. LLaVA counts positions anew, Qwen2.5-VL keeps them. Tiles of
+    15; at the same share of the depth on other towers. LLaVA renumbers positions, Qwen2.5-VL keeps them. Tiles of
     LLaVA-NeXT each by themselves.
 
     Args:

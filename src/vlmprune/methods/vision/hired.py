@@ -26,7 +26,7 @@ class HiRED(Method):
     image. Kept: the top b_i of s in each tile, in order of position. An image in one piece: the top `keep` of s.
     Time O(n log n), memory O(n).
 
-    Defaults: alpha 0.5, keep 0.2 of the tokens, all models; CLIP's layers 0 and 22; positions counted anew on LLaVA.
+    Defaults: alpha 0.5, keep 0.2 of the tokens, all models; CLIP's layers 0 and 22; positions renumbered on LLaVA.
     InternVL, SmolVLM (ours): the model is not told how tiles lie, so those beside the whole image share evenly. Videos
     (ours): all frames compete by s. Without a CLS token e and s are the attention received from all tokens, ours.
 

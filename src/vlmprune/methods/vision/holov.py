@@ -31,7 +31,7 @@ class HoloV(Method):
     gets floor(weight * keep), what is left goes round by weight to crops with room, and its best tokens stay.
     Time O(n m D), memory m^2 numbers.
 
-    Defaults: alpha 0.09, 16 crops (4 x 4) a frame or tile, 64 tokens on LLaVA-1.5, positions counted anew. Qwen2.5-VL:
+    Defaults: alpha 0.09, 16 crops (4 x 4) per frame or tile, 64 tokens on LLaVA-1.5, positions renumbered. Qwen2.5-VL:
     int(16/9 * n / keep) crops, positions kept. The attention is that of the layer which is projected; on a tower
     without a CLS token the mean over all queries.
 

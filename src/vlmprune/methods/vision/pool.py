@@ -24,14 +24,14 @@ class Pool(Method):
     mean of its rectangle and takes the position of its middle. With keep = g x h this is adaptive average pooling to
     g x h; at any other budget some strips have one token more, so that the budget is exact. Time O(n D), memory O(n D).
 
-    Defaults: each frame or tile by itself. Positions count anew, on Qwen they are those of the rectangles' middles.
+    Defaults: each frame or tile by itself. Positions are renumbered, on Qwen they are those of the rectangles' middles.
 
     Args:
         mode: "avg" or "max" (over each feature by itself).
-        compat: "uniprune" pools to a square of isqrt(keep) tokens a side, whatever the picture's shape.
+        compat: "uniprune" pools to a square of isqrt(keep) tokens per side, whatever the picture's shape.
 
     Differences from the authors' code:
-        - Any budget, where UniPruneBench has 4, 16 and 25 tokens a tile, and the picture's own aspect ratio.
+        - Any budget, where UniPruneBench has 4, 16 and 25 tokens per tile, and the picture's own aspect ratio.
         - The grid is the model's, not guessed from the number of tokens (a portrait picture is guessed as a landscape);
           without a grid it is guessed as theirs.
         - After a stage that left holes in the grid, the tokens are pooled in runs of their order.

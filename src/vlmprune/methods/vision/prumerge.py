@@ -29,9 +29,9 @@ class PruMerge(Method):
     a_j x_j for each kept i, by falling a; then one token, the sum of a_j x_j over all that were not kept.
     Time O(keep n C), memory O(keep n).
 
-    Defaults: a budget; the paper counts outliers (`adaptive`), about 32 of 576. Each tile by itself; positions counted
-    anew on LLaVA, and elsewhere kept, with the tokens in order of position. Without a CLS token (SigLIP, Qwen) a is the
-    attention received from all tokens, ours. Where the projector merges patches, x are the projected tokens.
+    Defaults: a budget; the paper counts outliers (`adaptive`), about 32 of 576. Each tile by itself; positions
+    renumbered on LLaVA, and elsewhere kept, with the tokens in order of position. Without a CLS token (SigLIP, Qwen) a
+    is the attention received from all tokens, ours. Where the projector merges patches, x are the projected tokens.
 
     Args:
         adaptive: as many tokens as a has outliers above Q3 + 1.5 (Q3 - Q1); it takes no budget then.

@@ -27,7 +27,7 @@ class Random(Scorer):
 
     Args:
         layer: decoder layer (0-based) before which it acts, or None for before the LLM.
-        compat: "uniprune" rounds shares down, and on InternVL numbers positions anew. For
+        compat: "uniprune" rounds shares down, and on InternVL renumbers positions. For
             reproduction only.
 
     Differences from the authors' code:

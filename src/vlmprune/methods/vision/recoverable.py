@@ -32,7 +32,7 @@ class Recoverable(PruMerge):
     the main tokens alone. Time O(keep n W), memory O(keep n).
 
     Defaults: a budget, shared out in proportion to those counts; the paper's own are `adaptive`, about a tenth of 576.
-    Each tile by itself; positions counted anew on LLaVA, and elsewhere kept, with the tokens in order of position.
+    Each tile by itself; positions renumbered on LLaVA, and elsewhere kept, with the tokens in order of position.
     Without a CLS token a is the attention received; without a text tower t is the mean cosine of the projected features
     with the LLM's embeddings of the instruction's tokens.
 

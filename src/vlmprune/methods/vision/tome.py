@@ -26,12 +26,12 @@ class ToMe(MergesInside):
     layer up to the projected one, on the keys k [t, d] of that attention, mean over heads; CLS stays; logits of later
     attention get the log of sizes added; r is spread evenly over the layers. Time O(n^2 D), memory n^2 / 4 numbers.
 
-    Defaults: all frames or tiles of an image together. LLaVA counts positions anew, Qwen2.5-VL keeps the anchors'.
+    Defaults: all frames or tiles of an image together. LLaVA renumbers positions, Qwen2.5-VL keeps the anchors'.
 
     Args:
         order: "image" puts the merged tokens in order of position, "matching" leaves the order of the last step.
         weighted: whether means count what earlier steps merged; False is LightCompress's plain mean.
-        inside: merge inside the encoder: CLIP and SigLIP towers with a slot a patch (LLaVA-1.5, PaliGemma). Mergers,
+        inside: merge inside the encoder: CLIP and SigLIP towers with a slot per patch (LLaVA-1.5, PaliGemma). Mergers,
             pixel shuffle, tiles and window attention need the whole grid.
         prop_attn: with `inside`, whether sizes count in attention; the authors' choice for models not trained for it.
 
@@ -71,7 +71,7 @@ class ToMe(MergesInside):
         return {"features": Features()}
 
     def sees_every_slot(self, info: ModelInfo) -> bool:
-        """An image_newline is no part of the picture: the mean of several would stand at one row's end."""
+        """An image_newline is not part of the picture: the mean of several would stand at one row's end."""
         return False
 
     def select(self, view: ImageView) -> Merged:

@@ -24,7 +24,7 @@ class Trim(Method):
     the mean of the tower's features x of all others. Time O(n (C + log n)), memory O(n C).
 
     Defaults: a budget; the paper counts outliers (`adaptive`), about a fifth of 576. Each tile by itself, positions
-    counted anew on LLaVA; elsewhere kept, with the tokens in order of position. Without a text tower, ours: s is the
+    renumbered on LLaVA; elsewhere kept, with the tokens in order of position. Without a text tower, ours: s is the
     mean cosine of the projected features with the LLM's embeddings of the instruction's tokens.
 
     Args:

@@ -24,7 +24,7 @@ class Uniform(Method):
     Time O(keep), memory O(keep).
 
     Defaults: each frame or tile by itself; slots without a patch go first. Where an earlier stage left holes, every so
-    many of the tokens in their order. Positions as for `random`: counted anew on LLaVA, elsewhere kept.
+    many of the tokens in their order. Positions as for `random`: renumbered on LLaVA, elsewhere kept.
     """
 
     name: ClassVar[str] = "uniform"

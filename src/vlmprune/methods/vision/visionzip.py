@@ -39,7 +39,7 @@ class VisionZip(OrdersParts):
     the canvas, the tiles' CLS tokens, their contextual tokens. Without a CLS token: D by received attention, all in
     order of position. Time O(n C d), memory O(n C), d the width of a key.
 
-    Defaults: D + C = 162 + 30, 108 + 20 or 54 + 10 on LLaVA-1.5, which is 10 contextual in 64; positions counted anew.
+    Defaults: D + C = 162 + 30, 108 + 20 or 54 + 10 on LLaVA-1.5, which is 10 contextual in 64; positions renumbered.
     Qwen2.5-VL (ports): the tokens to merge are the projected ones, kept positions are those of D and of the targets.
 
     Args:

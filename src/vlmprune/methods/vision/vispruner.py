@@ -30,7 +30,7 @@ class VisPruner(Method):
     to run, so here they are made in float32. Time O(n^2 C), memory n^2 numbers.
 
     Defaults: important 0.5 (the README also shows 0.75 for 64 of 576 tokens); each tile or frame by itself; positions
-    counted anew on LLaVA. Without a CLS token s is the attention received from all tokens, and where the projector
+    renumbered on LLaVA. Without a CLS token s is the attention received from all tokens, and where the projector
     merges patches, x are the merged tokens, as the authors advise for Qwen2.5-VL.
 
     Args:
