@@ -333,7 +333,7 @@ def versions(device: str) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", help=f"names, comma-separated: of tests/tiny.py, or {', '.join(speed.RANDOM)}")
+    parser.add_argument("--models", help=f"names, comma-separated: of vlmprune.testing, or {', '.join(speed.RANDOM)}")
     parser.add_argument("--checks", default=",".join(CHECKS), help="comma-separated (default: all)")
     parser.add_argument("--layers", type=int, default=4, help="decoder layers of the larger geometries (default: 4)")
     parser.add_argument("--new-tokens", type=int, help="tokens to generate (default: 12, on a CPU 4)")

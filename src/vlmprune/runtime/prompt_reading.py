@@ -69,10 +69,10 @@ class PromptReader:
         return self.text_around.embeddings(after_image)
 
     def encoder(self, need: EncoderNeed) -> Any:
-        key = resolved(self.image.adapter, need)
+        origin, key = self._origin, resolved(self.image.adapter, need)
         if key not in self.image.signals:
             raise UserError(f"These images were encoded without what {self.reader} reads: name it in encode_images.")
-        return need.take(self.image.signals[key], self._origin)
+        return need.take(self.image.signals[key], origin)
 
     def aligned(self, rows: TowerRows, truncate: bool) -> Aligned:
         return self.text_around.aligned(self.image.features[self._origin], rows, truncate)
