@@ -18,11 +18,11 @@ from typing import Any
 from vlmprune.core.budget import Budget, Keep, Keeps, check_budget, parse_budget
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.files import IN_FILE, method_in_file, spelled
-from vlmprune.core.method import POOLS, Method, PixelMethod
+from vlmprune.core.method import POOLS, Method
 from vlmprune.core.plan import Plan, plan
 from vlmprune.core.presets import PRESETS, written_out
 from vlmprune.core.registry import METHODS, unknown
-from vlmprune.core.roles import merges_inside
+from vlmprune.core.roles import changes_encoding, merges_inside
 from vlmprune.core.view import ModelInfo
 
 _STAGE = re.compile(
@@ -84,7 +84,7 @@ BEFORE_ENCODER, BEFORE_LLM = -1, 0  # places of methods that act at no decoder l
 
 def _places(stage: Stage, info: ModelInfo) -> list[int]:
     """The decoder layers before which a stage acts, or one of the places before the LLM."""
-    first = isinstance(stage.method, PixelMethod) or merges_inside(stage.method)
+    first = changes_encoding(stage.method)
     layers = (act.layer for act in Recipe((stage,)).on(info).acts)
     return [(BEFORE_ENCODER if first else BEFORE_LLM) if layer is None else layer for layer in layers]
 

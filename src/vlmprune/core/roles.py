@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 
 from vlmprune.core.fusion import Fusion
-from vlmprune.core.method import Method
+from vlmprune.core.method import Method, PixelMethod
 from vlmprune.core.view import ImageView, ModelInfo
 
 if TYPE_CHECKING:
@@ -113,5 +113,10 @@ class Observes(Method, ABC):
 
 
 def merges_inside(method: object) -> bool:
-    """Whether a method merges inside the encoder, so that images must be encoded for it alone."""
+    """Whether a method merges inside the encoder."""
     return isinstance(method, MergesInside) and method.inside_encoder
+
+
+def changes_encoding(method: object) -> bool:
+    """Whether a method changes what the encoder gets or does, so that images must be encoded for it alone."""
+    return isinstance(method, PixelMethod) or merges_inside(method)

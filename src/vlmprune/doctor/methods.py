@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import vlmprune
 from vlmprune.core.errors import UserError
-from vlmprune.core.method import PixelMethod
 from vlmprune.core.report import RunReport
-from vlmprune.core.roles import merges_inside
+from vlmprune.core.roles import changes_encoding
 from vlmprune.doctor.prompts import Prompts, generate
 from vlmprune.doctor.reference import difference, no_comparison, no_oracle, oracle, policies_of, uncached
 from vlmprune.models.base import Adapter
@@ -91,10 +90,7 @@ def _run(adapter: Adapter, prompts: Prompts, spec: str) -> str:
 
 def _only_drops(adapter: Adapter, spec: str, report: RunReport) -> bool:
     """Whether the oracle can say what a method must generate: it makes no tokens and edits no attention."""
-    makes = any(report.merged) or any(
-        isinstance(stage.method, PixelMethod) or merges_inside(stage.method)
-        for stage in vlmprune.recipe(spec, KEEP).stages
-    )
+    makes = any(report.merged) or any(changes_encoding(stage.method) for stage in vlmprune.recipe(spec, KEEP).stages)
     return not makes and not report.fused and no_oracle(adapter) is None
 
 

@@ -126,12 +126,13 @@ class EncoderReader:
             raise RuntimeError(f"{need!r} must give one row for each of the {len(image.features)} slots of an image")
         return value
 
-    def calls(self, layer: EncoderLayer) -> list[AttentionCall]:
-        """The attention calls of a layer that was noted."""
+    def calls(self, layer: EncoderLayer, joined: bool = False) -> list[AttentionCall]:
+        """The attention calls of a layer that was noted; `joined`: as if all heads were one."""
         number = EncoderOf(self.adapter).layer(layer)
         if ("attention", number) not in self._tapped:
             raise RuntimeError(f"A need reads attention of encoder layer {number} without naming it in taps and layers")
-        return self._calls[self._attentions[number]]
+        calls = self._calls[self._attentions[number]]
+        return [joined_heads(call) for call in calls] if joined else calls
 
     def states(self, layer: EncoderLayer) -> list[Tensor]:
         """The outputs of a layer that was noted."""
@@ -177,9 +178,7 @@ class _Image:
 
     def _heads(self, part: str, layer: EncoderLayer, joined: bool) -> TowerRows:
         def make() -> list[Tensor]:
-            calls = self._reader.calls(layer)
-            calls = [joined_heads(call) for call in calls] if joined else calls
-            return [getattr(call, part).float().mean(1) for call in calls]
+            return [getattr(call, part).float().mean(1) for call in self._reader.calls(layer, joined)]
 
         rows = self._of((part, layer, joined), make)
         return rows if self._adapter.tower_rows else TowerRows(rows.rows, None)
@@ -195,16 +194,14 @@ class _Image:
 
     def cls_attention(self, layer: EncoderLayer, joined: bool = False) -> Tensor:
         def make() -> list[Tensor]:
-            calls = self._reader.calls(layer)
-            calls = [joined_heads(call) for call in calls] if joined else calls
+            calls = self._reader.calls(layer, joined)
             return [attention_rows(c.query[:, :, :1], c.key, c.scaling, c.visible(0, 1))[:, 0] for c in calls]
 
         return self._of(("cls", layer, joined), make).rows
 
     def received_attention(self, layer: EncoderLayer, joined: bool = False) -> Tensor:
         def make() -> list[Tensor]:
-            calls = self._reader.calls(layer)
-            calls = [joined_heads(call) for call in calls] if joined else calls
+            calls = self._reader.calls(layer, joined)
             return [received_attention(c.query, c.key, c.scaling, c.real) for c in calls]
 
         return self._of(("received", layer, joined), make).rows

@@ -16,7 +16,7 @@ from vlmprune.core.errors import UserError
 from vlmprune.core.fusion import layers_before
 from vlmprune.core.method import Method, PixelMethod
 from vlmprune.core.recipe import Recipe
-from vlmprune.core.roles import Fusing, Observes, OrdersParts, merges_inside
+from vlmprune.core.roles import Fusing, Observes, OrdersParts, changes_encoding
 from vlmprune.core.view import ImageView, Merged, Selection
 from vlmprune.models.base import Adapter
 from vlmprune.runtime.flow import Prompt
@@ -98,7 +98,7 @@ def run_vision_acts(
         known = so_far[act.stage]
         known.reached = known.reached or len(now.slots)
         keep = act.budget(len(now.slots), known.reached)
-        acted, stays = isinstance(act.method, PixelMethod) or merges_inside(act.method), keep >= len(now.slots)
+        acted, stays = changes_encoding(act.method), keep >= len(now.slots)
         if acted or (stays and not isinstance(act.method, Observes)):
             states.append(now)
             continue
@@ -113,7 +113,7 @@ def run_vision_acts(
 
 
 def observe(view: ImageView) -> None:
-    """Show the image to a method that looks at every one, the slots that it does not see left out."""
+    """Show the image, whole, to a method that looks at every one."""
     if isinstance(view.act.method, Observes):
         view.act.method.observe(view)
 

@@ -24,7 +24,7 @@ from vlmprune.core.method import PixelMethod
 from vlmprune.core.needs import EncoderNeed
 from vlmprune.core.plan import acts_of
 from vlmprune.core.recipe import Recipe, Stage
-from vlmprune.core.roles import MergesInside, merges_inside
+from vlmprune.core.roles import MergesInside, changes_encoding
 from vlmprune.core.view import Grid, TowerRows, Whole
 from vlmprune.models.base import Adapter, Slots
 from vlmprune.models.patches import PatchAdapter
@@ -122,8 +122,7 @@ class VisionRecord:
 def own_encoding(recipe: Recipe) -> Stage | None:
     """The first stage, if it changes what the encoder gets or does: images must then be encoded for it alone."""
     first = recipe.stages[0] if recipe.stages else None
-    changes = first is not None and (isinstance(first.method, PixelMethod) or merges_inside(first.method))
-    return first if changes else None
+    return first if first is not None and changes_encoding(first.method) else None
 
 
 class VisionWrapper:

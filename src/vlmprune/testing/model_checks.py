@@ -62,11 +62,10 @@ def exact_on_model(subject: Subject) -> None:
     method = subject.method
     due = due_counts(subject, KEEP)
     for row, ((before, after), wanted) in enumerate(zip(run.report.tokens, due, strict=True)):
-        resizes = isinstance(method, PixelMethod) or merges_inside(method)
         fits = after <= sum(wanted) if isinstance(method, PixelMethod) else after == sum(wanted)
         if after > before or (method.exact and method.budgeted and not merges_inside(method) and not fits):
             raise Failed(f"expected {sum(wanted)} of the {before} tokens of sample {row} to stay, but {after} do")
-        if resizes or any(run.report.merged):
+        if not subject.selects or any(run.report.merged):
             continue
         for image, kept in enumerate(run.report.kept[row]):
             if not bool((kept.diff() > 0).all()):
@@ -84,8 +83,7 @@ def one_token(subject: Subject) -> None:
         raise Skipped(f"it refuses such a budget: {error}") from error
     due = due_counts(subject, 1)
     left = [after for _, after in report.tokens]
-    loose = not subject.method.exact or merges_inside(subject.method) or isinstance(subject.method, PixelMethod)
-    if not loose and left != [sum(row) for row in due]:
+    if subject.method.exact and subject.selects and left != [sum(row) for row in due]:
         raise Failed(f"expected {[sum(row) for row in due]} tokens to be left of the samples, but {left} are")
 
 
@@ -119,8 +117,8 @@ def alone(subject: Subject) -> None:
 @check("what is generated with a cache equals the oracle, or one forward without a cache where no oracle can judge")
 def oracle(subject: Subject) -> None:
     run = run_of(subject)
-    report, method = run.report, subject.method
-    makes = any(report.merged) or isinstance(method, PixelMethod) or merges_inside(method)
+    report = run.report
+    makes = any(report.merged) or not subject.selects
     if makes or report.fused:
         steps = 1 if report.trimmed else run.tokens.shape[1]  # trimmed caches show less to what is decoded
         due, name = uncached(subject, run, steps), "a forward without a cache"

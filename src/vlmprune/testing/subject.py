@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.core.errors import UserError
-from vlmprune.core.method import Method, PixelMethod
+from vlmprune.core.method import Method
 from vlmprune.core.plan import Plan
 from vlmprune.core.recipe import Recipe, recipe
 from vlmprune.core.report import RunReport
-from vlmprune.core.roles import Fusing, Observes, OrdersParts, merges_inside
+from vlmprune.core.roles import Fusing, Observes, OrdersParts, changes_encoding
 from vlmprune.core.view import ImageView, Selection
 from vlmprune.models import adapter_for
 from vlmprune.runtime.expected import Unexpected
@@ -136,7 +136,7 @@ class Subject:
     @property
     def selects(self) -> bool:
         """Whether `select` is called at all."""
-        return not isinstance(self.method, PixelMethod) and not merges_inside(self.method)
+        return not changes_encoding(self.method)
 
     @cached_property
     def refused(self) -> str | None:
