@@ -13,7 +13,7 @@ from vlmprune.core.method import Method
 from vlmprune.core.plan import acts_of
 from vlmprune.core.view import Merged, Selection, Tokens
 from vlmprune.methods.cluster import cluster_merge, recycle
-from vlmprune.methods.decoder import sparsevlm
+from vlmprune.methods.decoder import sparsevlm, sparsevlm_counts
 from vlmprune.methods.decoder.adaptinfer import AdaptInfer
 from vlmprune.methods.decoder.pyramiddrop import PyramidDrop
 from vlmprune.methods.decoder.sparsevlm import SparseVLM
@@ -121,7 +121,7 @@ def _sparse_rank(case: Case) -> None:
     case.expect("relation", relation, TOLERANCE)
     with (
         mock.patch.object(SparseVLM, "raters", lambda self, view: raters),
-        mock.patch.object(sparsevlm, "interpolate", lambda *table, **options: by_budget),
+        mock.patch.object(sparsevlm_counts, "interpolate", lambda *table, **options: by_budget),
     ):
         chosen = method.select(image)
     kept = chosen.anchors[chosen.unchanged] if isinstance(chosen, Merged) else chosen
