@@ -13,16 +13,17 @@ from torch import Tensor, nn
 
 from vlmprune.core.act import Act
 from vlmprune.core.errors import UserError
-from vlmprune.core.report import Kept, RunReport
+from vlmprune.core.report import RunReport
 from vlmprune.runtime import deepstack
 from vlmprune.runtime.cache import Band, PrunedState, adopt, mark_whole, physical_length, state_of
 from vlmprune.runtime.decoder_reading import DecoderReader, LayerTap, call_ahead, taps_of
+from vlmprune.runtime.encoder_reading import layers_read
 from vlmprune.runtime.expected import EMBEDS, HIDDEN, MASK, POSITIONS, ROTARY, cache_in, cache_of
 from vlmprune.runtime.flow import Layout, Prompt, Segment, gather_rows, pad_left
 from vlmprune.runtime.fusion import FusedLayer
 from vlmprune.runtime.inside import Inside, candidates_of
 from vlmprune.runtime.masks import Masks
-from vlmprune.runtime.outcome import kept_slots, report_of
+from vlmprune.runtime.outcome import Acted, Prefill, report_of
 from vlmprune.runtime.prompt_reading import Picked
 from vlmprune.runtime.prompt_text import ImageText, question_of, text_columns
 from vlmprune.runtime.select import SoFar, prompt_seed, run_vision_acts
@@ -50,11 +51,10 @@ class Forward:
         self.past_places = 0 if self.cache is None else int(self.cache.get_seq_length())
         self.changed = False
         self.seconds = 0.0
-        self.stages: list[tuple[int, Kept]] = []
-        self.counts: list[tuple[int, list[int]]] = []
+        self.acted = Acted()
         self.so_far: dict[tuple[int, int], defaultdict[int, SoFar]] = {}  # by row and image, then stage of the recipe
         self.cuts: list[Cut] = []  # inside the LLM
-        self.trimmed: dict[int, int] = {}
+        self.trimmed: dict[int, int] = {}  # as `RunReport.trimmed`
         self._tap: LayerTap | None = None
         self.fused: list[FusedLayer] = []  # of the layers that ran, and the one that runs
         self.masks = Masks(self.adapter, self.expected, prompt is not None and prompt.blocks is not None)
@@ -197,9 +197,7 @@ class Forward:
                 ]
                 picked.append(states)
         for step in range(len(self.hooks.before_llm)):
-            kept = [[kept_slots(states[step + 1].slots) for states in row] for row in picked]
-            self.stages.append((0, kept))
-            self.counts.append((0, [sum(len(states[step + 1].slots) for states in row) for row in picked]))
+            self.acted.note(0, [[states[step + 1].slots for states in row] for row in picked])
         finals = [[states[-1] for states in row] for row in picked]
         left = [now for row in finals for now in row]
         as_they_were = all(now.features is None for now in left)
@@ -378,8 +376,7 @@ class Forward:
                     for k in range(len(images))
                 ]
             )
-        self.stages.append((number, [[kept_slots(chosen.slots) for chosen in row] for row in inside.rows]))
-        self.counts.append((number, [sum(len(chosen.slots) for chosen in row) for row in inside.rows]))
+        self.acted.note(number, [[chosen.slots for chosen in row] for row in inside.rows])
         if not inside.cut:
             return hidden
         orders = [inside.order(row) for row in range(self.batch)]
@@ -451,7 +448,27 @@ class Forward:
             self.state.next_ids = None
         else:
             mark_whole(cache)
-        return None if self.prompt is None else report_of(self, self.prompt)
+        return None if self.prompt is None else report_of(self._prefill(self.prompt))
+
+    def _prefill(self, prompt: Prompt) -> Prefill:
+        adapter, hooks, fused = self.adapter, self.hooks, self.fused
+        # The call that encoded the images may have asked for another encoder layer than the config does.
+        encoder = next((image.tokens.adapter for images in prompt.rows for image in images), adapter)
+        return Prefill(
+            prompt,
+            self.length,
+            (self.whole.image >= 0).sum(1).tolist(),
+            self.segments,
+            {layer: adapter.layer_kind(layer) for layer in adapter.attention_layers},
+            len(adapter.decoder_layers),
+            self.acted,
+            layers_read(encoder, hooks.recipe),
+            hooks.text_read,
+            self.trimmed,
+            {layer.number: layer.raised for layer in fused},
+            self.past_places > 0,
+            self.seconds + sum(layer.seconds for layer in fused) + prompt.seconds,
+        )
 
     def _next_ids(self) -> Tensor | None:
         """The ids with which the model goes on behind this prompt, [B] or [axes, B]."""
