@@ -183,7 +183,7 @@ class VisionWrapper:
             _RUNNING.discard(id(self.adapter.inner))
         start = time.perf_counter()
         features = self.adapter.features(self.modality, used, getattr(output, "pooler_output", None))
-        places = self.adapter.slots(self.modality, used)
+        places = self.adapter.slots(self.modality, used, [len(piece) for piece in features])
         record = VisionRecord([_tokens(f, p, self.adapter) for f, p in zip(features, places, strict=True)])
         for image, keep in zip(record.images, budgets or (), strict=bool(budgets)):
             image.keep = keep
