@@ -236,7 +236,7 @@ class Forward:
                     columns.append(taken)
                     places.append(begin)
             orders.append(torch.cat(columns)[torch.sort(torch.cat(places), stable=True).indices])
-        layout = self._cut(0, orders, "compact" if self._compact_before_llm() else "original")
+        layout = self._cut(0, orders, self.hooks.policies[0])
         self.entered = index = self.segments[0].index
         assert index is not None
         embeds = gather_rows(self.embeds, index)
@@ -254,9 +254,6 @@ class Forward:
         for segment in self.segments:
             segment.index = None  # from here on, counted among the tokens that enter layer 0
         return embeds
-
-    def _compact_before_llm(self) -> bool:
-        return any(self.hooks.policy(act) == "compact" for act in self.hooks.before_llm)
 
     def _cut(self, layer: int, orders: list[Tensor], policy: str) -> Layout:
         """From `layer` on, row b goes on with its tokens `orders[b]`, in that order."""
@@ -359,7 +356,7 @@ class Forward:
         orders = [inside.order(row) for row in range(self.batch)]
         index, valid = pad_left(orders, self.device)
         self.cuts.append(Cut(number, index, valid))
-        layout = self._cut(number, orders, self.hooks.policy(act))
+        layout = self._cut(number, orders, self.hooks.policies[number])
         return inside.write(gather_rows(hidden, index), layout)
 
     def _look_ahead(

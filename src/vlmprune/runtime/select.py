@@ -166,7 +166,7 @@ def choose(view: ImageView) -> Selection:
         if keep == len(tokens) and not merges:
             found.append((tokens, torch.arange(keep, device=tokens.device), frame or 0))
         elif keep > 0:  # a method that merges makes the tokens of a frame it keeps whole too
-            found.append((tokens, _checked(_part(method, view, tokens, keep, frame)), frame or 0))
+            found.append((tokens, _checked(_part(view, tokens, keep, frame)), frame or 0))
             merges = isinstance(found[-1][1], Merged)
     return _together(method, view, sorted(found, key=lambda part: int(part[0][0]))) if found else shown[:0]
 
@@ -177,7 +177,7 @@ def fusion_candidates(method: Fusing, view: ImageView) -> Tensor:
     found = [shown[:0]]
     for tokens, keep, frame in _competing(method, view, shown) if len(shown) > view.keep else []:
         if 0 < keep < len(tokens):
-            part = _part(method, view, tokens, keep, frame)
+            part = _part(view, tokens, keep, frame)
             found.append(tokens[method.candidates(part).to(tokens.device)])
     candidates = torch.sort(torch.cat(found)).values
     if bool((candidates.diff() == 0).any()):
@@ -207,12 +207,8 @@ def _competing(method: Method, view: ImageView, shown: Tensor) -> list[tuple[Ten
     return [(shown[frames == number], keep, number) for number, keep in zip(numbers, budgets, strict=True)]
 
 
-def _part(method: Method, view: ImageView, tokens: Tensor, keep: int, frame: int | None) -> ImageView:
-    if frame is None and len(tokens) == view.n:
-        return view
-    needs = view.act.needs
-    signals = {name: needs[name].take(value, tokens, frame) for name, value in view.signals.items()}
-    return view.part(tokens, keep, signals)
+def _part(view: ImageView, tokens: Tensor, keep: int, frame: int | None) -> ImageView:
+    return view if frame is None and len(tokens) == view.n else view.only(tokens, keep, frame)
 
 
 def shares(sizes: list[int], keep: int) -> list[int]:

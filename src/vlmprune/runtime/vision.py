@@ -165,7 +165,8 @@ class VisionWrapper:
                 return self._encode(call)
             called = copy.copy(self)
             called.adapter = self.adapter.called_with(self.name, call)
-            called.needs = encoder_needs(called.adapter, self.recipes)
+            if called.adapter is not self.adapter:
+                called.needs = encoder_needs(called.adapter, self.recipes)
             return called._encoded(call)
 
     def _encoded(self, call: dict[str, Any]) -> Any:
