@@ -47,11 +47,7 @@ CHOOSING: list[Method] = [
     HiPrunePlus(),
     HiPrunePlus(beta=0.9, alpha=1.0),
 ]
-
-
 MERGING: list[PruMerge] = [PruMerge(), PruMergePlus(), PruMergePlus(attended=0.0), PruMergePlus(attended=1.0)]
-
-
 ADAPTIVE: list[PruMerge] = [PruMerge(adaptive=True), PruMergePlus(adaptive=True)]
 
 

@@ -38,8 +38,6 @@ from vlmprune.methods.vision.uniform import Uniform
 from vlmprune.runtime.select import choose
 
 INFOS = [LLAVA, NEXT, INTERN, QWEN]
-
-
 CHOOSING: list[Method] = [
     GPrune(),
     GPrune(similarity=0.0, temperature=0.5, iterations=1),
@@ -51,8 +49,6 @@ CHOOSING: list[Method] = [
     GridPrune(alpha=1.0, saliency="raw", relevance_sign=-1),
     Uniform(),
 ]
-
-
 MERGING: list[Method] = [Pool(), Pool(mode="max"), ToMe(), ToMe(order="matching", weighted=False)]
 
 

@@ -31,17 +31,9 @@ from vlmprune.models import adapter_for
 from vlmprune.runtime.select import choose
 
 CHOOSING = [CDPruner(), CDPruner(theta=0.9, relevance_sign=1), CDPruner(theta=0.0, score_dtype="float16")]
-
-
 MERGING = [Trim(), Trim(metric="cosine"), Trim(metric="dot", relevance_sign=1), Recoverable()]
-
-
 ADAPTIVE = [Trim(adaptive=True), Recoverable(adaptive=True), Recoverable(adaptive=True, relevance_sign=-1)]
-
-
 OFFICIAL = [Trim(compat="official"), Recoverable(compat="official")]
-
-
 ALL: list[Method] = [*CHOOSING, *MERGING, *ADAPTIVE]
 
 

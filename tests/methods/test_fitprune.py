@@ -12,22 +12,29 @@ import pytest
 import torch
 from harness import (
     RAGGED,
+    TOLERANCE,
     alone,
     built,
     inputs_of,
+    largest,
+    oracle,
+    policies,
 )
-from harness_staged import HYBRID, LLAVA
+from harness_staged import HYBRID, LLAVA, SIX, run_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vlmprune
 from vlmprune.core.errors import UserError
 from vlmprune.core.plan import acts_of
+from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.signals import TextQueryAttention, VisualQueryAttention
 from vlmprune.core.view import ImageView, ModelInfo
 from vlmprune.fit.calibration import Fit, _Log, _Trial, fitprune
 from vlmprune.methods.decoder.fitprune import FitPrune, expendable
 from vlmprune.methods.decoder.fitprune_curves import entering, mean, published
+from vlmprune.methods.vision.divprune import DivPrune
+from vlmprune.models import adapter_for
 from vlmprune.testing import FAMILIES
 
 QWEN = ModelInfo("qwen2_5_vl", encoder_layers=32, decoder_layers=28, has_cls=False)
@@ -169,3 +176,19 @@ def test_calibration_says_what_it_cannot_do(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(json.dumps({"shares": [1.0, 0.5]}))
     with pytest.raises(UserError, match="is not a recipe that"):
         Fit.load(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize("family", SIX)
+def test_behind_a_stage_before_the_llm_shares_count_what_it_leaves(family: str) -> None:
+    recipe, inputs = Recipe((Stage(DivPrune(), 0.6), Stage(FitPrune(), 0.5))), inputs_of(family, RAGGED)
+    tokens, logits, report = run_on(family, recipe, inputs)
+    expected = oracle(family, RAGGED, inputs, tokens, report, policies(recipe, family))
+    assert largest(logits, expected) < TOLERANCE
+    curve = entering(published(), 0.5, adapter_for(built(family)).info.decoder_layers)
+    for image, seed in enumerate(RAGGED[0]):
+        first, now = round(0.6 * FAMILIES[family].slots(seed)), 10**6
+        counts = {layer: len(kept[0][image]) for layer, kept in report.stages}
+        assert counts.pop(0) == first
+        for layer, count in counts.items():
+            now = min(now, first, max(1, round(curve[layer] * first)))
+            assert count == now

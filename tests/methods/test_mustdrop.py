@@ -39,8 +39,6 @@ from vlmprune.methods.decoder.mustdrop import MustDrop
 from vlmprune.runtime.select import choose
 
 QWEN = ModelInfo("qwen2_5_vl", encoder_layers=32, decoder_layers=28, has_cls=False)
-
-
 families = pytest.mark.parametrize("family", SIX)
 
 

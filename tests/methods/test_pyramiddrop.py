@@ -5,18 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from harness import RAGGED, TOLERANCE, inputs_of, largest, oracle, policies
 from harness_staged import (
     QWEN2,
+    SIX,
     counts_of,
     layers_of,
+    run_on,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vlmprune
 from vlmprune.core.plan import acts_of
+from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.view import ModelInfo
 from vlmprune.methods.decoder.pyramiddrop import PyramidDrop
+from vlmprune.methods.vision.divprune import DivPrune
+from vlmprune.testing import FAMILIES
 
 
 def entering(kept: list[int], places: list[Any], total: int, depth: int) -> float:
@@ -54,3 +60,15 @@ def test_pyramiddrop_meets_the_average_at_any_depth(keep: float, depth: int, tot
         return
     got = entering(counts_of(method, keep, total, info), list(places), total, depth) / total
     assert abs(got - keep) < 3 / total + 1e-9
+
+
+@pytest.mark.parametrize("family", SIX)
+def test_behind_a_stage_before_the_llm_it_equals_the_oracle_too(family: str) -> None:
+    recipe, inputs = Recipe((Stage(DivPrune(), 0.6), Stage(PyramidDrop(), 0.5))), inputs_of(family, RAGGED)
+    tokens, logits, report = run_on(family, recipe, inputs)
+    expected = oracle(family, RAGGED, inputs, tokens, report, policies(recipe, family))
+    assert largest(logits, expected) < TOLERANCE
+    for image, seed in enumerate(RAGGED[0]):  # shares count what the stage before leaves
+        counts = [len(kept[0][image]) for _, kept in report.stages]
+        first = round(0.6 * FAMILIES[family].slots(seed))
+        assert counts == [first, *(max(1, int(first * 0.5**act)) for act in range(1, len(counts)))]

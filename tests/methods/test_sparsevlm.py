@@ -164,3 +164,11 @@ def prompt_text(entered: Tensor, image: Tensor, end: int, which: int) -> Tensor:
     """Embeddings of the prompt's text after an image."""
     last = int((image == which).nonzero()[-1])
     return torch.stack([entered[column] for column in range(last + 1, end) if image[column] < 0])
+
+
+def test_a_number_of_tokens_is_a_share_of_each_image() -> None:
+    share, number = (
+        run_on("llava", Recipe((Stage(SparseVLM(), keep),)), inputs_of("llava", RAGGED))[2] for keep in (0.25, 9)
+    )
+    for (_, a), (_, b) in zip(share.stages, number.stages, strict=True):
+        assert all(torch.equal(x, y) for rows in zip(a, b) for x, y in zip(*rows, strict=True))
