@@ -29,6 +29,7 @@ class Method:
     A subclass sets `name`, `stage` ("pixels", "vision", "decoder") and a one-line `summary`, declares `needs`, and
     implements `select`. Annotations of its hyperparameters say what values these may have, and are checked:
     `Literal["paper", "official"]`, `Annotated[float, Share]`, `Annotated[int, AtLeast(1)]`, `bool`, each with `| None`.
+    Names in them are imported or defined at the top of the file, not under `if TYPE_CHECKING:`.
     It never touches a model, a cache, a mask or text. The runtime calls `select` once per image (or once per frame, see
     `per`), only when the budget is below the number of tokens present, and checks the result: `view.keep` distinct
     token indices, or `Merged`.

@@ -149,6 +149,18 @@ class ImageView:
         """The same image with only some of its tokens."""
         return replace(self, keep=keep, slots=self.slots[tokens], cells=self.cells[tokens], signals=signals)
 
+    def only(self, tokens: Tensor, keep: int, frame: int | None = None) -> ImageView:
+        """The same image with only some of its tokens, and of each signal what its need takes for them.
+
+        Args:
+            tokens: [m] indices.
+            keep: how many of these to keep.
+            frame: the frame (or tile) that all of them are of, where they are of one.
+        """
+        needs = self.act.needs
+        signals = {name: needs[name].take(value, tokens, frame) for name, value in self.signals.items()}
+        return self.part(tokens, keep, signals)
+
 
 @dataclass
 class Merged:

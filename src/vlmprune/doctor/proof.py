@@ -12,7 +12,7 @@ import torch
 import vlmprune
 from vlmprune.doctor.methods import Wrong, in_words, layer_after_attention
 from vlmprune.doctor.prompts import TOKENS, Asked, Prompts, converse, narrower_window, sliding_window
-from vlmprune.doctor.reference import difference, no_oracle, oracle, oracle_name, policies_of
+from vlmprune.doctor.reference import difference, no_oracle, oracle, oracle_name
 from vlmprune.models.base import Adapter
 
 POSITIONS = ("original", "compact")
@@ -52,7 +52,7 @@ class Case:
             with vlmprune.prune(adapter.model, self.spec, positions=self.positions) as session:
                 talk = converse(adapter, self.prompts, self.turns)
                 report = session.last
-            policies = policies_of(adapter, vlmprune.recipe(self.spec), self.positions)
+            policies = vlmprune.recipe(self.spec).on(adapter.info).policies(self.positions)
             expected = oracle(adapter, self.prompts, talk.said, report, policies)
         if not all(after < before for before, after in report.tokens):
             raise Wrong(f"nothing was pruned: {report.tokens} tokens before and after")

@@ -302,15 +302,22 @@ class Adapter:
         """The output of a `get_*_features` call as one [count, D] a piece."""
         return list(pooled)
 
-    def slots(self, modality: str, call: dict[str, Any]) -> list[Slots]:
-        """Where the slots of each piece lie, in a `get_*_features` call with these arguments."""
+    def slots(self, modality: str, call: dict[str, Any], counts: Sequence[int] | None = None) -> list[Slots]:
+        """Where the slots of each piece lie, in a `get_*_features` call with these arguments.
+
+        Args:
+            counts: how many features each piece has; None before it is encoded.
+        """
         raise NotImplementedError
 
-    def rows(self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor]) -> list[TowerRows]:
+    def rows(
+        self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor], counts: Sequence[int]
+    ) -> list[TowerRows]:
         """A statistic of encoder tokens as rows of slots, one entry a piece; NaN where a slot has no patch.
 
         Args:
             chunks: what each attention call of the layer saw, in order: [batch, tokens, ...].
+            counts: how many features, and so slots, each piece has.
         """
         raise NotImplementedError
 

@@ -54,7 +54,7 @@ class PatchAdapter(Adapter):
         pixels = call[self.pixels[modality]]
         return pixels.reshape(-1, *pixels.shape[-3:])
 
-    def slots(self, modality: str, call: dict[str, Any]) -> list[Slots]:
+    def slots(self, modality: str, call: dict[str, Any], counts: Sequence[int] | None = None) -> list[Slots]:
         patches, side = self.patch_grid(modality, call), self.patches_a_side
         grid = Grid(patches.rows // side, patches.cols // side)
         cells = torch.arange(grid.size)
@@ -67,7 +67,9 @@ class PatchAdapter(Adapter):
             found.append(Slots(grid._replace(frames=frames), whole))
         return found
 
-    def rows(self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor]) -> list[TowerRows]:
+    def rows(
+        self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor], counts: Sequence[int]
+    ) -> list[TowerRows]:
         values = torch.cat(list(chunks))  # [pictures, tokens, ...]
         cls = values[:, 0] if self.has_cls else None
         patches = block_mean(values[:, int(self.has_cls) :], self.patch_grid(modality, call), self.patches_a_side)

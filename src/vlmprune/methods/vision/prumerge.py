@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.author import (
-    Act, ClsAttention, EncoderKeys, ImageView, Merged, Method, ModelInfo, Need, TowerFeatures, UserError, ascending,
-    top_k,
+    ClsAttention, EncoderKeys, ImageView, Merged, ModelInfo, Need, TowerFeatures, UserError, ascending, top_k,
 )  # fmt: skip
+from vlmprune.methods.outliers import CountsItself, outliers_above
 
 LAST = -1  # encoder layer: on CLIP the one above the features that LLaVA projects
 NEIGHBOURS = 32
 
 
 @dataclass
-class PruMerge(Method):
+class PruMerge(CountsItself):
     """Keeps the tokens that stand out to the CLS token and adds to each the tokens like it.
 
     Paper: LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models (ICCV 2025, arXiv 2403.15388).
@@ -49,19 +49,7 @@ class PruMerge(Method):
     summary: ClassVar[str] = "tokens that stand out to the CLS token, each with its most similar tokens added"
     merges: ClassVar[bool] = True
 
-    adaptive: bool = False
     compat: Literal["paper", "official"] = "paper"
-
-    @property
-    def exact(self) -> bool:
-        return not self.adaptive and self.compat != "official"
-
-    @property
-    def budgeted(self) -> bool:
-        return not self.adaptive
-
-    def budget(self, act: Act, n: int, total: int) -> int:
-        return max(1, n - 1) if self.adaptive else super().budget(act, n, total)
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {
@@ -74,8 +62,7 @@ class PruMerge(Method):
         return "frame"
 
     def outliers(self, attention: Tensor) -> int:
-        low, high = torch.quantile(attention, attention.new_tensor([0.25, 0.75])).tolist()
-        count = int((attention > high + 1.5 * (high - low)).sum())
+        count = outliers_above(attention)
         return count if self.compat == "official" else max(1, count)
 
     def kept(self, view: ImageView) -> Tensor:

@@ -8,12 +8,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vlmprune.author import Act, Alignment, ImageView, Merged, Method, ModelInfo, Need, TowerFeatures, ascending, top_k
+from vlmprune.author import Alignment, ImageView, Merged, ModelInfo, Need, TowerFeatures, ascending, top_k
+from vlmprune.methods.outliers import CountsItself, outliers_above
 from vlmprune.methods.relevance import mean_cosine, sign_of
 
 
 @dataclass
-class Trim(Method):
+class Trim(CountsItself):
     """Keeps the tokens that are relevant to the question and sums the others up in one.
 
     Paper: Less is More: A Simple yet Effective Token Reduction Method for Efficient Multi-modal LLMs (COLING 2025,
@@ -46,21 +47,9 @@ class Trim(Method):
     summary: ClassVar[str] = "tokens that CLIP finds relevant to the question, and the mean of all others"
     merges: ClassVar[bool] = True
 
-    adaptive: bool = False
     metric: Literal[None, "dot", "cosine"] = None
     relevance_sign: Literal[None, 1, -1] = None
     compat: Literal["paper", "official"] = "paper"
-
-    @property
-    def exact(self) -> bool:
-        return not self.adaptive and self.compat != "official"
-
-    @property
-    def budgeted(self) -> bool:
-        return not self.adaptive
-
-    def budget(self, act: Act, n: int, total: int) -> int:
-        return max(1, n - 1) if self.adaptive else super().budget(act, n, total)
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"rows": TowerFeatures(), "aligned": Alignment(truncate=True)}
@@ -77,14 +66,9 @@ class Trim(Method):
             found = (aligned.visual.float() @ aligned.text.float().sum(0) / max(1, len(aligned.text))).nan_to_num()
         return sign_of(self.relevance_sign, aligned) * found
 
-    @staticmethod
-    def outliers(scores: Tensor) -> int:
-        low, high = torch.quantile(scores, scores.new_tensor([0.25, 0.75])).tolist()
-        return int((scores > high + 1.5 * (high - low)).sum())
-
     def select(self, view: ImageView) -> Merged:
         similarity, rows = self.similarity(view), view["rows"].rows.float()
-        count = self.outliers(similarity.softmax(0)) if self.adaptive else view.keep - 1
+        count = outliers_above(similarity.softmax(0)) if self.adaptive else view.keep - 1
         if self.compat == "official":
             count = int(view.n * (count / view.n))
         kept, rest = top_k(similarity, view.n).tensor_split([count])
