@@ -1,0 +1,159 @@
+"""Checks that prune a model by an adapter, with methods that use all that it says; and that its operations are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from vlmprune.runtime.session import prune
+from vlmprune.testing import model_checks
+from vlmprune.testing.adapter_checks import modalities, of_adapter
+from vlmprune.testing.adapter_subject import BEFORE, INSIDE, AdapterSubject
+from vlmprune.testing.adapters import declared_for
+from vlmprune.testing.check import Failed, Noted, Skipped
+from vlmprune.testing.subject import Subject
+
+
+def hold(probes: Sequence[Subject], *checks: Callable[[Subject], None]) -> None:
+    """Run checks of methods on the probes, which must not be refused; a failure names the probe."""
+    for probe in probes:
+        try:
+            if probe.refused:
+                raise Failed(f"expected that it can prune this model, but it is refused: {probe.refused}")
+            model_checks.runs(probe)
+            for one in checks:
+                one(probe)
+        except Failed as error:
+            raise Failed(f"{error} ({probe.method.name})") from error
+
+
+@of_adapter("keeping everything gives what the unpruned model gives, bit for bit, also in generation", after=["slots"])
+def keep_all(subject: AdapterSubject) -> None:
+    hold([*subject.probes.values()], model_checks.keep_all, _generates_the_same)
+
+
+def _generates_the_same(probe: Subject) -> None:
+    with prune(probe.ground.model, probe.recipe(1.0)) as session:
+        whole = probe.generate(probe.ground.inputs, session)
+    vanilla = probe.generate(probe.ground.inputs)
+    if not torch.equal(whole.tokens, vanilla.tokens) or not torch.equal(whole.logits, vanilla.logits):
+        raise Failed("expected what the unpruned model generates, but tokens or logits differ")
+
+
+@of_adapter("a cut before the LLM is exact in generation with a cache: it equals the oracle", after=["slots", "positions"])
+def oracle_before(subject: AdapterSubject) -> None:
+    _judge(subject, BEFORE)
+
+
+@of_adapter("a cut inside the LLM is exact in generation with a cache: it equals the oracle", after=["slots", "positions"])
+def oracle_inside(subject: AdapterSubject) -> None:
+    if INSIDE not in subject.probes:
+        raise Skipped("no decoder layer before the last has an attention map")
+    _judge(subject, INSIDE)
+
+
+def _judge(subject: AdapterSubject, where: str) -> None:
+    hold([subject.probes[where]], model_checks.exact_on_model, model_checks.oracle)
+
+
+@of_adapter(
+    "a batch with padding gives each sample what it gets alone",
+    after=["oracle_before", "oracle_inside", "encoder_signals"],
+)
+def batch(subject: AdapterSubject) -> None:
+    hold([*subject.probes.values()], model_checks.alone)
+
+
+@of_adapter("several images of a prompt have a budget each, and no text between them is lost", after=["slots"])
+def several_images(subject: AdapterSubject) -> None:
+    hold([subject.probes[BEFORE]], _images_of_their_own)
+
+
+def _images_of_their_own(probe: Subject) -> None:
+    run = model_checks.run_of(probe)
+    numbers, mask = probe.ground.numbers, probe.ground.inputs["attention_mask"]
+    for row, due in enumerate(model_checks.due_counts(probe, 0.3)):
+        left = [len(kept) for kept in run.report.kept[row]]
+        if left != due:
+            raise Failed(f"expected {due} tokens to be left of the images of sample {row}, but got {left}")
+        assert run.report.columns is not None
+        columns = run.report.columns[row]
+        columns = columns[columns >= 0]
+        text = ((numbers[row] < 0) & mask[row].bool()).nonzero().squeeze(1)
+        if columns[numbers[row][columns] < 0].tolist() != text.tolist():
+            raise Failed(f"expected all text of sample {row}, once and in order, but some is lost or moved")
+        for image, kept in enumerate(run.report.kept[row]):
+            own = (numbers[row] == image).nonzero().squeeze(1)
+            if not torch.equal(own[kept], columns[numbers[row][columns] == image]):
+                raise Failed(f"expected the kept slots of image {image} of sample {row} at their columns")
+
+
+@of_adapter("an image of odd shape is pruned exactly", after=["oracle_before", "oracle_inside"])
+def odd_shape(subject: AdapterSubject) -> None:
+    if not subject.ground.odd:
+        raise Skipped("all its pictures have one shape")
+    for odd in subject.ground.odd:
+        try:
+            hold([*subject.probes_on(odd).values()], model_checks.exact_on_model, model_checks.oracle)
+        except Failed as error:
+            raise Failed(f"{error}, on {odd.name}") from error
+
+
+@of_adapter("in half precision the budget is the same and no logit is NaN", after=["oracle_before", "oracle_inside"])
+def half_precision(subject: AdapterSubject) -> None:
+    hold([*subject.probes.values()], model_checks.half_precision)
+
+
+@of_adapter("where the adapter says that it encodes videos, it is checked on videos, frame by frame", of="families")
+def video(subjects: list[AdapterSubject]) -> None:
+    if not any("video" in one.adapter.feature_functions for one in subjects):
+        raise Skipped("it encodes no videos")
+    shown = [one for one in subjects if "video" in modalities(one)]
+    if not shown and any(one.family is None for one in subjects):
+        raise Skipped("the sample is a picture; `--family` shows tiny videos")
+    others = [name for name, one in declared_for(subjects[0].cls).families.items() if "video" in one.modalities]
+    if not shown and others:
+        raise Skipped(f"the tiny models with videos are {' and '.join(map(repr, others))}, which the adapter is for too")
+    if not shown:
+        raise Failed("expected a tiny model with videos among its declarations, but there is none")
+    for one in shown:
+        hold([one.probes[BEFORE]], _frames)
+
+
+def _frames(probe: Subject) -> None:
+    """A budget frame by frame is spread over all of them."""
+    family = probe.ground.family
+    assert family is not None
+    method = type(probe.method)(per="frame")
+    report = Subject(method, probe.ground).forward(probe.ground.inputs).report
+    for row, grids in enumerate(report.grids):
+        for image, found in enumerate(grids):
+            if found is None:
+                raise Failed(f"expected a grid with frames for image {image} of sample {row}, but it has none")
+            cells, kept = report.cells[row][image], report.kept[row][image]
+            frame = cells // (found.rows * found.cols)
+            sizes = torch.bincount(frame[cells >= 0], minlength=found.frames)
+            left = torch.bincount(frame[kept][cells[kept] >= 0], minlength=found.frames)
+            share = len(kept) / len(cells)
+            if bool(((left - share * sizes).abs() > 2).any()):
+                raise Failed(f"expected the budget spread over the frames of image {image}, but they keep {left.tolist()}")
+
+
+@of_adapter("its operations are counted, by the widths and depths of this model", after=["declared"])
+def operations(subject: AdapterSubject) -> None:
+    from vlmprune.bench.shapes import shape_of
+
+    adapter = subject.adapter
+    shape = shape_of(adapter.config)
+    if shape is None:
+        raise Noted("its operations are not counted, so tables show a dash (`TOWERS` of vlmprune/bench/shapes.py)")
+    said = {
+        "encoder_layers": len(adapter.encoder_layers()),
+        "has_cls": adapter.has_cls,
+        "layers": len(adapter.decoder_layers),
+        "full_layers": len(adapter.encoder_layers() if adapter.full_layers is None else adapter.full_layers),
+    }
+    for name, due in said.items():
+        if getattr(shape, name) != due:
+            raise Failed(f"expected {name}={due!r} as the adapter says, but it is counted with {getattr(shape, name)!r}")
