@@ -273,7 +273,7 @@ def test_a_cost_that_nobody_counted_is_a_note(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_all_that_fails_is_told_in_one_error() -> None:
-    with pytest.raises(AssertionError, match=r"budget on llava: expected 1 distinct .* --only budget --family llava"):
+    with pytest.raises(AssertionError, match=r"budget on llava: expected 1 distinct .* --only budget --on llava"):
         check_method(Greedy(), families=["llava"], only=["budget", "ties"])
     assert [outcome.status for outcome in check_method(Sound(), families=["llava"], only=["ties"])] == [PASSED]
 
@@ -284,7 +284,7 @@ def test_a_method_that_cannot_prune_a_family_is_left_out_there() -> None:
     assert "cannot prune this family: autoprune reads attention at every decoder layer" in outcomes[0].text
 
 
-@pytest.mark.parametrize("wrong", [["nothing"], ["fastv:0.3"], ["fastv", "--only", "luck"], ["fastv", "--family", "x"]])
+@pytest.mark.parametrize("wrong", [["nothing"], ["fastv:0.3"], ["fastv", "--only", "luck"], ["fastv", "--on", "x"]])
 def test_a_wrong_argument_is_one_sentence(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", *wrong]) == 2
     said = capsys.readouterr()
@@ -292,7 +292,7 @@ def test_a_wrong_argument_is_one_sentence(wrong: list[str], capsys: pytest.Captu
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    where = ["--family", "llava", "--only", "ties", "--only", "budget"]
+    where = ["--on", "llava", "--only", "ties", "--only", "budget"]
     assert main(["check", "fastv", *where]) == 0
     assert capsys.readouterr().out == "fastv: 2 passed, 0 failed, 0 left out\n"
     source = "from test_check_kit import Greedy as Base\nclass Mine(Base):\n    name = 'mine'\n"
@@ -300,7 +300,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["check", f"{tmp_path}/mine.py:Mine", "--json", *where]) == 1
     found = {one["check"]: one for one in json.loads(capsys.readouterr().out)}
     assert found["budget"]["status"] == FAILED and found["budget"]["family"] == "llava"
-    assert found["budget"]["alone"].endswith("mine.py:Mine --only budget --family llava")
+    assert found["budget"]["alone"].endswith("mine.py:Mine --only budget --on llava")
 
 
 def record(folder: Path, **arrays: Any) -> Path:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -11,17 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.core.errors import UserError
-from vlmprune.models.base import distance, rounding, within_rounding
+from vlmprune.models.base import within_rounding
 from vlmprune.runtime.oracle import is_recurrent
 from vlmprune.runtime.session import prune
+from vlmprune.runtime.vision import current_names
 from vlmprune.testing.adapter_subject import AdapterSubject, Encoded, embeddings
-from vlmprune.testing.check import ADAPTER_CHECKS, Failed, Registered, Skipped, check
+from vlmprune.testing.check import ADAPTER_CHECKS, Failed, Registered, check
 from vlmprune.testing.family import SEEDS, prompt
 
 of_adapter: Callable[..., Registered] = partial(check, into=ADAPTER_CHECKS)
 
 
-@of_adapter("the model gets this adapter, which names all its encoder and decoder layers, in the order in which they run")
+@of_adapter(
+    "the model gets this adapter, which names all its encoder and decoder layers, in the order in which they run"
+)
 def parts(subject: AdapterSubject) -> None:
     adapter, model = subject.adapter, subject.ground.model
     layers = {f"{kind} layers": adapter.encoder_layers(kind) for kind in modalities(subject)}
@@ -30,7 +32,9 @@ def parts(subject: AdapterSubject) -> None:
     attentions += [adapter.decoder_attention(layer) for layer in adapter.attention_layers]
     named = [layer for group in layers.values() for layer in group]
     classes = {type(layer) for layer in named}
-    ran = _order(model, {*named, *attentions, *(m for m in model.modules() if type(m) in classes)}, subject.ground.inputs)
+    ran = _order(
+        model, {*named, *attentions, *(m for m in model.modules() if type(m) in classes)}, subject.ground.inputs
+    )
     for what, group in layers.items():
         if [layer for layer in ran if layer in set(group)] != list(group):
             raise Failed(f"expected that the {len(group)} {what} named run, in this order, but not all of them do")
@@ -45,7 +49,8 @@ def parts(subject: AdapterSubject) -> None:
 
 def modalities(subject: AdapterSubject) -> list[str]:
     """What the prompts show: "image", "video" or both."""
-    return [kind for kind in subject.adapter.feature_functions if subject.adapter.pixels[kind] in subject.ground.inputs]
+    named = current_names(subject.adapter, subject.ground.inputs)
+    return [kind for kind in subject.adapter.feature_functions if subject.adapter.pixels[kind] in named]
 
 
 @torch.no_grad()
@@ -75,7 +80,9 @@ def declared(subject: AdapterSubject) -> None:
     }
     for name, (due, got) in said.items():
         if due != got:
-            raise Failed(f"expected {due!r}, as {name}={getattr(family, name)!r} is declared, but the adapter says {got!r}")
+            raise Failed(
+                f"expected {due!r}, as {name}={getattr(family, name)!r} is declared, but the adapter says {got!r}"
+            )
 
 
 @of_adapter("the slots of an image are its features, as many and in the same order", after=["parts"])
@@ -109,7 +116,9 @@ def _check_slots(subject: AdapterSubject, what: str, inputs: dict[str, Any]) -> 
         if rows and not _arrive(adapter, torch.cat(rows), embeds[columns]):
             raise Failed(f"expected the features of {what} at its slots in their order, but other values stand there")
     if not pieces:
-        raise Failed(f"expected that {what} is encoded by {' or '.join(adapter.feature_functions.values())}, but it is not")
+        raise Failed(
+            f"expected that {what} is encoded by {' or '.join(adapter.feature_functions.values())}, but it is not"
+        )
 
 
 def _pieces(one: Encoded, what: str) -> list[Tensor]:
@@ -143,91 +152,10 @@ def grid(subject: AdapterSubject) -> None:
             raise Failed(f"expected one image {_size(due)} in image {seed}, but got {' and '.join(map(_size, grids))}")
         for slot, (cell, those) in enumerate(zip(cells[0].tolist(), allowed, strict=True)):
             if cell not in those:
-                raise Failed(f"expected slot {slot} of image {seed} to show cell {sorted(those)[0]}, but it shows {cell}")
+                raise Failed(
+                    f"expected slot {slot} of image {seed} to show cell {sorted(those)[0]}, but it shows {cell}"
+                )
 
 
 def _size(found: Any) -> str:
     return "without a grid" if found is None else f"of {found.rows} x {found.cols} cells in {found.frames} frames"
-
-
-@of_adapter("the rotary embedding of other position ids is what the model makes of them", after=["parts"])
-def positions(subject: AdapterSubject) -> None:
-    adapter, given = subject.adapter, _rotaries(subject)
-    for layer, (ids, pair) in given.items():
-        order = torch.arange(pair[0].shape[-2]).flip(0)[::2]  # some of them, the last first
-        got = adapter.rotary_at(layer, ids[..., order], pair, ids)
-        due = (pair[0][..., order, :], pair[1][..., order, :])
-        if not distance(got, due) <= rounding(due[0]):
-            raise Failed(f"expected the rotary embedding that decoder layer {layer} gets, but `rotary_at` gives another")
-
-
-@torch.no_grad()
-def _rotaries(subject: AdapterSubject) -> dict[int, tuple[Tensor, tuple[Tensor, Tensor]]]:
-    """By decoder layer, position ids of an unpruned forward and the cos and sin that it is given."""
-    adapter, model = subject.adapter, subject.ground.model
-    ids: list[Tensor | None] = []
-    pairs: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def note_ids(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids.append(kwargs.get("position_ids"))
-
-    def note_pair(layer: int) -> Any:
-        def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            pairs[layer] = kwargs["position_embeddings"]
-
-        return note
-
-    handles = [adapter.text_model.register_forward_pre_hook(note_ids, with_kwargs=True)]
-    handles += [
-        module.register_forward_pre_hook(note_pair(layer), with_kwargs=True)
-        for layer, module in enumerate(adapter.decoder_layers)
-    ]
-    try:
-        model(**subject.ground.inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    given = ids[0]
-    if given is None:
-        given = torch.arange(next(iter(pairs.values()))[0].shape[-2])[None].to(model.device)
-    given = given[1:] if given.ndim == 3 and given.shape[0] == 4 else given  # without the row that counts text
-    return {layer: (given, pair) for layer, pair in pairs.items()}
-
-
-@of_adapter("the projector makes the features of the rows that the adapter names", after=["slots", "declared"])
-def projector(subject: AdapterSubject) -> None:
-    adapter = subject.adapter
-    if not adapter.tower_rows:
-        raise Skipped("there is no row for each slot before its projector")
-    for what, inputs in singles(subject):
-        with subject.encoding() as calls, _states(subject) as states:
-            embeddings(adapter, inputs)
-        for one in calls:
-            _check_projector(one, what, states[one.modality])
-
-
-@contextmanager
-def _states(subject: AdapterSubject) -> Iterator[dict[str, list[Tensor]]]:
-    """While the output of the layer that the projector is said to read is noted, by modality."""
-    found: dict[str, list[Tensor]] = {}
-    with ExitStack() as stack:
-        for modality in modalities(subject):
-            seen = found[modality] = []
-            layer = subject.adapter.encoder_layers(modality)[subject.adapter.used_layer]
-
-            def note(module: Any, args: Any, output: Any, seen: list[Tensor] = seen) -> None:
-                seen.append(output[0] if isinstance(output, tuple) else output)
-
-            stack.callback(layer.register_forward_hook(note).remove)
-        yield found
-
-
-@torch.no_grad()
-def _check_projector(one: Encoded, what: str, states: Sequence[Tensor]) -> None:
-    laid = one.adapter.rows(one.modality, one.call, states)
-    for features, rows in zip(one.adapter.features(one.modality, one.call, one.pooled), laid, strict=True):
-        known = ~rows.rows.isnan().any(dim=-1)  # newline and CLS slots have no row
-        got, due = one.adapter.project(rows.rows[known]), features[known]
-        error = float((got - due).abs().max())
-        if not error <= 1e-4 * float(due.abs().max()):
-            raise Failed(f"expected the features of {what} from its rows, but they differ by {error:.1e}")

@@ -65,7 +65,9 @@ def _asked(one: Check, subjects: list[AdapterSubject], failed: set[str], command
     if broken := [name for name in one.after if name in failed]:
         failed.add(one.name)
         words = f"it rests on the check {broken[0]!r}, which fails or is left out"
-        return Outcome(one.name, None if ground is None else ground.name, SKIPPED, words, f"{command} --only {one.name}")
+        return Outcome(
+            one.name, None if ground is None else ground.name, SKIPPED, words, f"{command} --only {one.name}"
+        )
     with standing_in(subjects[0].cls):
         outcome = ask(one, subjects if ground is None else subjects[0], command, ground)
     if outcome.status == FAILED:

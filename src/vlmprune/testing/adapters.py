@@ -71,7 +71,9 @@ def _in_file(text: str) -> Declared:
     if not name and len(held) == 1:
         [name] = held
     if name not in held:
-        those = f"its adapters are {', '.join(held)}" if held else "it holds no class derived from Adapter with families"
+        those = (
+            f"its adapters are {', '.join(held)}" if held else "it holds no class derived from Adapter with families"
+        )
         wanted = f"no adapter {name!r}" if name else "not exactly one adapter, so name the class"
         raise UserError(f"{file!r} has {wanted}: {those}.")
     adapter = held[name]
@@ -103,7 +105,9 @@ def _check_declaration(found: object, adapter: type[Adapter], file: str) -> None
     for name, family in found.items():
         if family.name not in adapter.families:
             types = " or ".join(map(repr, adapter.families))
-            raise UserError(f"The tiny model {name!r} in {file!r} is a {family.name!r}, and the adapter is for {types}.")
+            raise UserError(
+                f"The tiny model {name!r} in {file!r} is a {family.name!r}, and the adapter is for {types}."
+            )
 
 
 @contextmanager

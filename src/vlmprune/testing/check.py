@@ -175,11 +175,11 @@ def as_json(outcomes: Sequence[Outcome]) -> str:
     return json.dumps([asdict(outcome) for outcome in outcomes], indent=1)
 
 
-def as_text(name: str, outcomes: Sequence[Outcome]) -> str:
+def as_text(subject: str, outcomes: Sequence[Outcome]) -> str:
     """What failed and what people should know, one line each; then why checks were left out, and the count.
 
     Args:
-        name: of the method or the adapter.
+        subject: the name of the method or the adapter.
     """
     lines = [f"FAIL {outcome}" for outcome in outcomes if outcome.status == FAILED]
     lines += [f"note {outcome}" for outcome in outcomes if outcome.status == NOTED]
@@ -188,7 +188,9 @@ def as_text(name: str, outcomes: Sequence[Outcome]) -> str:
         if outcome.status == SKIPPED:
             left_out.setdefault((outcome.check, outcome.text), []).append(outcome.family or "")
     for (name, reason), families in left_out.items():
-        lines.append(f"left out {name} on {len(families)} {'family' if len(families) == 1 else 'families'}: {reason}")
+        models = [family for family in families if family]
+        where = f" on {len(models)} {'model' if len(models) == 1 else 'models'}" if models else ""
+        lines.append(f"left out {name}{where}: {reason}")
     counts = Counter(outcome.status for outcome in outcomes)
-    lines.append(f"{name}: {counts[PASSED]} passed, {counts[FAILED]} failed, {counts[SKIPPED]} left out")
+    lines.append(f"{subject}: {counts[PASSED]} passed, {counts[FAILED]} failed, {counts[SKIPPED]} left out")
     return "\n".join(lines)

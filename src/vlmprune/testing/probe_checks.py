@@ -1,4 +1,4 @@
-"""Checks that prune a model by an adapter, with methods that use all that it says; and that its operations are known."""
+"""Checks that prune a model by an adapter, with methods that use all that it says."""
 
 from __future__ import annotations
 
@@ -41,12 +41,16 @@ def _generates_the_same(probe: Subject) -> None:
         raise Failed("expected what the unpruned model generates, but tokens or logits differ")
 
 
-@of_adapter("a cut before the LLM is exact in generation with a cache: it equals the oracle", after=["slots", "positions"])
+@of_adapter(
+    "a cut before the LLM is exact in generation with a cache: it equals the oracle", after=["slots", "positions"]
+)
 def oracle_before(subject: AdapterSubject) -> None:
     _judge(subject, BEFORE)
 
 
-@of_adapter("a cut inside the LLM is exact in generation with a cache: it equals the oracle", after=["slots", "positions"])
+@of_adapter(
+    "a cut inside the LLM is exact in generation with a cache: it equals the oracle", after=["slots", "positions"]
+)
 def oracle_inside(subject: AdapterSubject) -> None:
     if INSIDE not in subject.probes:
         raise Skipped("no decoder layer before the last has an attention map")
@@ -92,7 +96,7 @@ def _images_of_their_own(probe: Subject) -> None:
 @of_adapter("an image of odd shape is pruned exactly", after=["oracle_before", "oracle_inside"])
 def odd_shape(subject: AdapterSubject) -> None:
     if not subject.ground.odd:
-        raise Skipped("all its pictures have one shape")
+        raise Skipped("pictures of odd shape reach its encoder in the shape of others")
     for odd in subject.ground.odd:
         try:
             hold([*subject.probes_on(odd).values()], model_checks.exact_on_model, model_checks.oracle)
@@ -114,7 +118,9 @@ def video(subjects: list[AdapterSubject]) -> None:
         raise Skipped("the sample is a picture; `--family` shows tiny videos")
     others = [name for name, one in declared_for(subjects[0].cls).families.items() if "video" in one.modalities]
     if not shown and others:
-        raise Skipped(f"the tiny models with videos are {' and '.join(map(repr, others))}, which the adapter is for too")
+        raise Skipped(
+            f"the tiny models with videos are {' and '.join(map(repr, others))}, which the adapter is for too"
+        )
     if not shown:
         raise Failed("expected a tiny model with videos among its declarations, but there is none")
     for one in shown:
@@ -137,7 +143,9 @@ def _frames(probe: Subject) -> None:
             left = torch.bincount(frame[kept][cells[kept] >= 0], minlength=found.frames)
             share = len(kept) / len(cells)
             if bool(((left - share * sizes).abs() > 2).any()):
-                raise Failed(f"expected the budget spread over the frames of image {image}, but they keep {left.tolist()}")
+                raise Failed(
+                    f"expected the budget spread over the frames of image {image}, but they keep {left.tolist()}"
+                )
 
 
 @of_adapter("its operations are counted, by the widths and depths of this model", after=["declared"])
@@ -156,4 +164,6 @@ def operations(subject: AdapterSubject) -> None:
     }
     for name, due in said.items():
         if getattr(shape, name) != due:
-            raise Failed(f"expected {name}={due!r} as the adapter says, but it is counted with {getattr(shape, name)!r}")
+            raise Failed(
+                f"expected {name}={due!r} as the adapter says, but it is counted with {getattr(shape, name)!r}"
+            )

@@ -1,4 +1,4 @@
-"""Checks that what methods read through an adapter is what the unpruned model computes, by eager attention and hooks."""
+"""Checks that what methods read is what the unpruned model computes, by eager attention and hooks."""
 
 from __future__ import annotations
 
