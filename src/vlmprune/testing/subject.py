@@ -128,7 +128,7 @@ class Subject:
     Attributes:
         method: as given; a `layer` beyond a tiny decoder is its layer 2 here.
         seen: the images as `select` was shown them, in order, each as it was before the call.
-        read: by the name of each need that was declared, whether the method read it at any act.
+        read: by the number of an act and the name of each need declared there, whether it was read.
         failure: what was raised while it ran, None where nothing was.
     """
 
@@ -140,7 +140,7 @@ class Subject:
             method = replace(method, **shallow)
         self.method = method
         self.seen: list[ImageView] = []
-        self.read: dict[str, bool] = {}
+        self.read: dict[tuple[int, str], bool] = {}
         self.failure: Exception | None = None
 
     def recipe(self, keep: float | int = KEEP) -> Recipe:
@@ -214,7 +214,8 @@ class Subject:
                     return function(replace(view, signals=reading), *more)
                 finally:
                     for name in view.act.needs:
-                        self.read[name] = self.read.get(name, False) or name in reading.read
+                        key = view.act.number, name
+                        self.read[key] = self.read.get(key, False) or name in reading.read
 
             return call
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor
 
 from vlmprune.core.method import Scorer
-from vlmprune.core.view import Grid, ImageView, Merged, Selection
+from vlmprune.core.view import Grid, ImageView, Merged, ModelInfo, Selection
 from vlmprune.runtime.select import check_merged, check_selection
-from vlmprune.testing.check import Failed, Skipped, check, in_words
-from vlmprune.testing.subject import Subject, cloned, mapped, only, same, tensors
+from vlmprune.testing.check import Failed, Noted, Skipped, check, in_words
+from vlmprune.testing.families import FAMILIES
+from vlmprune.testing.subject import Reading, Subject, cloned, mapped, only, same, tensors
 
 _SHOWN = 3  # images shown again: one of each act, up to so many
+_MANY = 16  # tokens of an image from which on a method must be seen to read what it declares
 
 
 def shown(subject: Subject) -> list[ImageView]:
@@ -226,13 +229,40 @@ def no_state(subject: Subject) -> None:
             )
 
 
-@check("every signal that is declared is read, on some family at some act", of="families")
+@check("every act reads every signal that it declares, on each family", of="families")
 def needs_read(subjects: list[Subject]) -> None:
-    read: dict[str, bool] = {}
+    read: dict[tuple[ModelInfo, int, str], bool] = {}
     for subject in subjects:
         _ = subject.run
-        for name, here in subject.read.items():
-            read[name] = read.get(name, False) or here
-    for name, once in read.items():
-        if not once:
-            raise Failed(f"expected that the declared signal {name!r} is read, but it never is, and costs time")
+        for (number, name), here in subject.read.items():
+            key = subject.adapter.info, number, name
+            read[key] = read.get(key, False) or here or reads(subject, number, name)
+    for (info, number, name), once in read.items():
+        if once:
+            continue
+        words = f"that act {number} reads its signal {name!r} on {info.family}, but it does not, and it costs time"
+        where = "ask for it where it is read alone: `needs(info)`, or `At(layer, needs=)` in `acts`"
+        if all_shown(info, subjects):
+            raise Failed(f"expected {words} ({where})")
+        raise Noted(f"expected {words}; other images of this family may need it ({where})")
+
+
+def reads(subject: Subject, number: int, name: str) -> bool:
+    """Whether an act reads a signal of an image that it saw, under other budgets; or saw too few tokens to tell."""
+    views = [view for view in subject.seen if view.act.number == number]
+    for view in views:
+        for keep in budgets(view):
+            reading = Reading(view.signals)
+            with suppress(Exception):  # which other checks tell
+                view.act.method.select(replace(cloned(view), keep=keep, signals=reading))
+            if name in reading.read:
+                return True
+    return bool(views) and max(view.n for view in views) < _MANY
+
+
+def all_shown(info: ModelInfo, subjects: list[Subject]) -> bool:
+    """Whether the checks have seen all that a family's images may be: its tiny models."""
+    shown = [subject.ground for subject in subjects if subject.adapter.info == info]
+    kinds = {one.family.name for one in shown if one.family is not None}
+    due = {name for name, family in FAMILIES.items() if family.name in kinds}
+    return bool(due) and due <= {one.name for one in shown}
