@@ -41,7 +41,8 @@ def ground_of(name: str, option: str = "model") -> Ground:
         if _shapes(inputs) != _shapes(usual)
     ]
     on = _ground(name, adapter, padded_batch(adapter, usual), option)
-    return replace(on, odd=tuple(odd), unjudged=no_oracle(adapter) or "")
+    reason = no_oracle(adapter) or ""
+    return replace(on, odd=tuple(replace(one, unjudged=reason) for one in odd), unjudged=reason)
 
 
 def _inputs(loaded: Loaded, size: tuple[int, int] | None) -> Mapping[str, Any]:

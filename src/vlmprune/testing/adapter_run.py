@@ -27,14 +27,14 @@ def run_adapter_checks(
     declared = (adapter_of(adapter) if isinstance(adapter, str) else adapter).on(on)
     checks = chosen_checks(only, ADAPTER_CHECKS)
     command = f"vlmprune check --family {shlex.quote(declared.written)}"
-    yield from _run(checks, declared.adapter, _built(declared), command)
+    yield from _run(checks, declared, _built(declared), command)
 
 
 def run_model_checks(ground: Ground, only: Sequence[str] | None = None) -> Iterator[Outcome]:
     """What each check finds on a user's model, of the adapter that it gets."""
-    cls = type(adapter_for(ground.model))
+    declared = declared_for(type(adapter_for(ground.model)))
     command = f"vlmprune check {shlex.quote(ground.name)}"
-    yield from _run(chosen_checks(only, ADAPTER_CHECKS), cls, [ground], command)
+    yield from _run(chosen_checks(only, ADAPTER_CHECKS), declared, [ground], command)
 
 
 def _built(declared: Declared) -> Iterator[Ground]:
@@ -45,10 +45,10 @@ def _built(declared: Declared) -> Iterator[Ground]:
             raise UserError(f"The tiny model {name!r} cannot be built as it is declared: {in_words(error)}.") from error
 
 
-def _run(checks: Sequence[Check], cls: type[Adapter], grounds: Iterable[Ground], command: str) -> Iterator[Outcome]:
+def _run(checks: Sequence[Check], declared: Declared, grounds: Iterable[Ground], command: str) -> Iterator[Outcome]:
     subjects, failed = [], set[str]()
     for ground in grounds:
-        subjects.append(AdapterSubject(cls, ground))
+        subjects.append(AdapterSubject(declared, ground))
         wrong = set[str]()
         for one in checks:
             if one.of == "family":

@@ -16,6 +16,7 @@ from vlmprune.models import adapter_for
 from vlmprune.models.base import Adapter
 from vlmprune.runtime.expected import interface
 from vlmprune.runtime.vision import current_names
+from vlmprune.testing.adapters import Declared
 from vlmprune.testing.check import Failed, Skipped, method_of
 from vlmprune.testing.family import Family
 from vlmprune.testing.subject import Ground, Subject
@@ -53,10 +54,12 @@ class AdapterSubject:
         cls: the class.
         ground: the model, and prompts for it.
         family: what is declared of a tiny model; None for a user's model.
+        videos: the names of tiny models with videos that there are for the class.
     """
 
-    def __init__(self, cls: type[Adapter], ground: Ground) -> None:
-        self.cls, self.ground, self.family = cls, ground, ground.family
+    def __init__(self, adapter: Declared, ground: Ground) -> None:
+        self.cls, self.ground, self.family = adapter.adapter, ground, ground.family
+        self.videos = [name for name, family in adapter.all.items() if "video" in family.modalities]
 
     @cached_property
     def adapter(self) -> Adapter:
@@ -80,14 +83,11 @@ class AdapterSubject:
     @cached_property
     def probes(self) -> dict[str, Subject]:
         """Methods that use all that an adapter says: they cut before the LLM, inside it, by the encoder, and merge."""
-        return self.probes_on(self.ground)
-
-    def probes_on(self, ground: Ground) -> dict[str, Subject]:
         layer = layer_after_attention(self.adapter)
         chosen = {BEFORE: "divprune"} | ({} if layer is None else {INSIDE: f"fastv@{layer}"})
         if not self.unreadable:
             chosen |= {"encoder": "hiprune", "merging": "visionzip"}
-        return {name: Subject(method_of(text), ground) for name, text in chosen.items()}
+        return {name: Subject(method_of(text), self.ground) for name, text in chosen.items()}
 
     @cached_property
     def unreadable(self) -> str:

@@ -26,11 +26,13 @@ class Declared:
         adapter: its class.
         families: by name of the tiny model.
         written: what `--family` was given.
+        all: the tiny models that there are for the adapter, by name.
     """
 
     adapter: type[Adapter]
     families: Mapping[str, Family]
     written: str
+    all: Mapping[str, Family]
 
     def on(self, names: Sequence[str] | None) -> Declared:
         """On some of its tiny models; UserError where it has none of that name."""
@@ -56,13 +58,13 @@ def adapter_of(text: str) -> Declared:
         raise UserError(f"There is no family {text!r}: give FILE.py:Adapter, or one of {names}.")
     own = {name: family for name, family in FAMILIES.items() if family.name == text} or {text: FAMILIES[text]}
     module, _, name = ADAPTERS[next(iter(own.values())).name].partition(":")
-    return Declared(getattr(import_module(module), name), own, text)
+    return replace(declared_for(getattr(import_module(module), name)), families=own, written=text)
 
 
-def declared_for(adapter: type[Adapter], written: str | None = None) -> Declared:
+def declared_for(adapter: type[Adapter]) -> Declared:
     """An adapter class with the tiny models that vlmprune has of its model types."""
     own = {name: family for name, family in FAMILIES.items() if family.name in adapter.families}
-    return Declared(adapter, own, written or adapter.__name__)
+    return Declared(adapter, own, adapter.__name__, own)
 
 
 def _in_file(text: str) -> Declared:
@@ -86,7 +88,7 @@ def _in_file(text: str) -> Declared:
         types = " or ".join(map(repr, adapter.families))
         raise UserError(f"Nobody declares a tiny model of {types}: add a dict FAMILIES to {file!r}, as {PAGE} says.")
     _check_declaration(found, adapter, file)
-    return Declared(adapter, found, text)
+    return Declared(adapter, found, text, found)
 
 
 def _adapters(module: ModuleType) -> dict[str, type[Adapter]]:

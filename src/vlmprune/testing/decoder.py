@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlmprune.models.base import Adapter
+
+
+def following(adapter: Adapter, layer: int, run: Callable[[], Any]) -> nn.Module:
+    """The first module without parts that the text model runs in a decoder layer, or behind the last one."""
+    layers, ran = adapter.decoder_layers, list[nn.Module]()
+    begun = False
+
+    def begin(module: nn.Module, args: Any, output: Any = None) -> None:
+        nonlocal begun
+        begun = True
+
+    def note(module: nn.Module, args: Any) -> None:
+        if begun:
+            ran.append(module)
+
+    last = layer == len(layers)
+    handles = [layers[-1].register_forward_hook(begin) if last else layers[layer].register_forward_pre_hook(begin)]
+    parts = [module for module in adapter.text_model.modules() if not any(True for _ in module.children())]
+    handles += [module.register_forward_pre_hook(note) for module in parts]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ran[0]
 
 
 @contextmanager

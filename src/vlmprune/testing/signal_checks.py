@@ -15,6 +15,7 @@ from vlmprune.core.needs import USED, DecoderNeed, DecoderReading, EncoderLayer,
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.signals import (
     ClsAttention,
+    DecoderStates,
     HiddenStates,
     LastQueryAttention,
     LayerInput,
@@ -30,7 +31,7 @@ from vlmprune.runtime.session import prune
 from vlmprune.testing.adapter_checks import of_adapter
 from vlmprune.testing.adapter_subject import AdapterSubject
 from vlmprune.testing.check import Failed, Skipped
-from vlmprune.testing.decoder import watched
+from vlmprune.testing.decoder import following, watched
 from vlmprune.testing.family import SEEDS, prompt
 from vlmprune.testing.tower import Expected, tower_layers
 
@@ -128,10 +129,12 @@ def _tower_needs(layer: EncoderLayer) -> dict[str, Need]:
 
 
 @of_adapter("attention, keys, values and states of a decoder layer are those that it computes", after=["parts"])
+@torch.no_grad()
 def decoder_signals(subject: AdapterSubject) -> None:
     needs: dict[str, Need] = {
         "last": LastQueryAttention(), "text": TextQueryAttention(heads="all"), "hidden": HiddenStates(),
         "input": LayerInput(), "mlp": MlpInput(), "keys": _Stored("keys"), "values": _Stored("values"),
+        "final": DecoderStates(), "following": DecoderStates(norm="next"),
     }  # fmt: skip
     adapter, ground = subject.adapter, subject.ground
     model = _eager(subject)
@@ -140,8 +143,10 @@ def decoder_signals(subject: AdapterSubject) -> None:
     if not kinds:
         raise Skipped("no decoder layer before the last has an attention map")
     for layer in kinds.values():
-        with torch.no_grad(), watched(adapter_for(model), layer) as seen:
+        with watched(adapter_for(model), layer) as seen:
             cache: Any = cache_of(model(**ground.inputs, use_cache=True))
+        places = {"final": len(adapter.decoder_layers), "following": layer + 1}
+        norms = {name: following(adapter_for(model), at, lambda: model(**ground.inputs)) for name, at in places.items()}
         views = _Onlooker(needs, layer + 1).watch(ground.model, ground.inputs)
         for view, (row, image, text) in zip(views, _columns(subject), strict=True):
             maps, where = seen["maps"][row], f"of decoder layer {layer}"
@@ -151,6 +156,8 @@ def decoder_signals(subject: AdapterSubject) -> None:
             expect(f"the input of the MLP {where}", view["mlp"], seen["mlp"][row, image])
             expect(f"the output {where} at the image", view["hidden"].visual, seen["next"][row, image])
             expect(f"the output {where} at the text", view["hidden"].text, seen["next"][row, text])
+            for name, norm in norms.items():
+                expect(f"the output {where} behind a norm", view[name].visual, norm(seen["next"])[row, image])
             for part in ("keys", "values"):
                 stored = getattr(cache.layers[layer], part)[row].transpose(0, 1).flatten(1)
                 if len(stored) == ground.numbers.shape[1]:  # a sliding window holds the last ones only

@@ -44,7 +44,7 @@ class Ground:
         option: by which `vlmprune check` takes it, "on" or "model"; "" where the command names it already.
         odd: the same model with a picture of odd shape alone, or with several such, one by one.
         family: what is declared of the tiny model; None for a user's model.
-        unjudged: why logits of this model cannot be compared, "" where they can.
+        unjudged: why logits of this model cannot be compared (half precision, flash attention), "" where they can.
     """
 
     name: str
