@@ -147,6 +147,14 @@ class Rectangle(Sound):
         return super().score(view).view(view.grid.frames, view.grid.rows, view.grid.cols).flatten()
 
 
+class Upright(Sound):
+    """Has never seen a single row of slots."""
+
+    def score(self, view: ImageView) -> Tensor:
+        assert view.grid is not None
+        return super().score(view) * (1 if view.grid.rows > 1 else 1 / 0)
+
+
 class Careless(Sound):
     def score(self, view: ImageView) -> Tensor:
         return view["features"].mul_(2).norm(dim=1)
@@ -234,6 +242,7 @@ BROKEN: dict[str, list[type[Method]]] = {
     "few_tokens": [Neighbours],
     "one_frame": [Framed],
     "odd_shape": [Rectangle],
+    "odd_shape_on_model": [Upright],
     "inputs_unchanged": [Careless],
     "no_state": [Remembering],
     "needs_read": [Reading],

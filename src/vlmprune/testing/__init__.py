@@ -9,7 +9,7 @@ A family is declared in one file of `families/`, which is found by being there. 
 
 # they register their checks, in this order
 from vlmprune.testing import text_checks, view_checks, model_checks  # noqa: F401, I001
-from vlmprune.testing import adapter_checks, module_checks, signal_checks, probe_checks  # noqa: F401
+from vlmprune.testing import adapter_checks, module_checks, image_checks, signal_checks, probe_checks  # noqa: F401
 from vlmprune.testing.adapter_run import check_adapter, run_adapter_checks, run_model_checks
 from vlmprune.testing.check import ADAPTER_CHECKS, CHECKS, Check, Outcome, run_checks
 from vlmprune.testing.families import FAMILIES

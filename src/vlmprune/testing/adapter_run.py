@@ -64,7 +64,7 @@ def _asked(one: Check, subjects: list[AdapterSubject], failed: set[str], command
     ground = subjects[0].ground if one.of == "family" else None
     if broken := [name for name in one.after if name in failed]:
         failed.add(one.name)
-        words = f"it rests on the check {broken[0]!r}, which fails or is left out"
+        words = f"it rests on the check {broken[0]!r}, which fails or is left out as well"
         return Outcome(
             one.name, None if ground is None else ground.name, SKIPPED, words, f"{command} --only {one.name}"
         )

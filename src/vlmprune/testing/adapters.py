@@ -108,7 +108,7 @@ def _check_declaration(found: object, adapter: type[Adapter], file: str) -> None
         if family.name not in adapter.families:
             types = " or ".join(map(repr, adapter.families))
             raise UserError(
-                f"The tiny model {name!r} in {file!r} is a {family.name!r}, and the adapter is for {types}."
+                f"The tiny model {name!r} in {file!r} is a {family.name!r}, but the adapter is for {types}."
             )
 
 

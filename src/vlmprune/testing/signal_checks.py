@@ -128,7 +128,9 @@ def _tower_needs(layer: EncoderLayer) -> dict[str, Need]:
     return {"received": ReceivedAttention(layer), "cls": ClsAttention(layer), "rows": TowerFeatures(), **parts}
 
 
-@of_adapter("attention, keys, values and states of a decoder layer are those that it computes", after=["parts"])
+@of_adapter(
+    "attention, keys, values and states of a decoder layer are those that it computes", after=["several_images"]
+)
 @torch.no_grad()
 def decoder_signals(subject: AdapterSubject) -> None:
     needs: dict[str, Need] = {
