@@ -128,9 +128,7 @@ def _tower_needs(layer: EncoderLayer) -> dict[str, Need]:
     return {"received": ReceivedAttention(layer), "cls": ClsAttention(layer), "rows": TowerFeatures(), **parts}
 
 
-@of_adapter(
-    "attention, keys, values and states of a decoder layer are those that it computes", after=["several_images"]
-)
+@of_adapter("attention, keys, values and states of decoder layers are those computed there", after=["several_images"])
 @torch.no_grad()
 def decoder_signals(subject: AdapterSubject) -> None:
     needs: dict[str, Need] = {

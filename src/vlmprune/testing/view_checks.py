@@ -274,7 +274,7 @@ def reads(subject: Subject, number: int, name: str) -> bool:
 
 def all_shown(info: ModelInfo, subjects: list[Subject]) -> bool:
     """Whether the checks have seen all that a family's images may be: its tiny models."""
-    shown = [subject.ground for subject in subjects if subject.adapter.info == info]
+    shown = [subject.ground for subject in subjects if subject.adapter.info.family == info.family]
     kinds = {one.family.name for one in shown if one.family is not None}
     due = {name for name, family in FAMILIES.items() if family.name in kinds}
     return bool(due) and due <= {one.name for one in shown}
