@@ -128,19 +128,6 @@ def counted(family: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**inputs, "position_ids": positions}
 
 
-def features(model: Any, arguments: dict[str, Tensor]) -> Tensor:
-    """What stands in the slots of one image or video: [slots, hidden]."""
-    arguments = {key: value for key, value in arguments.items() if key != "second_per_grid_ts"}  # for positions only
-    video = "pixel_values_videos" in arguments
-    with torch.no_grad():
-        out = (model.model.get_video_features if video else model.model.get_image_features)(**arguments).pooler_output
-    return (torch.cat(list(out)) if isinstance(out, (tuple, list)) else out).reshape(-1, 32)
-
-
-def in_text_model(name: str) -> bool:
-    return "language_model" in name or "text_model" in name or "lm_head" in name
-
-
 SEEDS = [[0, 1], [2], [3]]  # every shape of the tables: two images beside one, padded
 
 

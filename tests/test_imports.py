@@ -25,7 +25,7 @@ ALLOWED = {
     "scores": {"scores"},
     "runtime": {"core", "models", "scores", "runtime"},
     "assets": {"core", "assets", "models"},
-    "testing": {"core", "models", "runtime", "testing"},  # its checks run methods on tiny models
+    "testing": {"bench", "core", "models", "runtime", "testing"},  # its checks run methods on tiny models
     "": {"core", "assets", "runtime"},
     "fit": PUBLIC | {"fit", "methods", "models"},
     "data": {"core", "data"},

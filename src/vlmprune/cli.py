@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -150,7 +152,7 @@ def report(
 
 @app.command("list")
 def list_(what: Annotated[str, typer.Argument(help="methods, presets, models, tasks or checks")]) -> None:
-    """List methods, presets, embedded models and families (by their model type), tasks, checks of methods."""
+    """List methods, presets, embedded models, families (by model type), tasks, checks of methods and adapters."""
     listings = {
         "methods": _list_methods,
         "presets": _list_presets,
@@ -191,46 +193,120 @@ def doctor(
 
 @app.command()
 def check(
-    method: Annotated[str, typer.Argument(help="A method, FILE.py:Class, or a method with options; without a budget.")],
+    subject: Annotated[
+        str | None,
+        typer.Argument(
+            help="A method, FILE.py:Class, or a method with options, without a budget; or a model, whose adapter is "
+            "checked on it: a local folder, a hub id or an embedded model's name."
+        ),
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(help="Instead of a method, an adapter: FILE.py:Adapter, FILE.py, or the name of a family."),
+    ] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="A check, as `vlmprune list checks` names it; repeatable.")
     ] = None,
-    family: Annotated[list[str] | None, typer.Option(help="A tiny model; may be repeated; all without it.")] = None,
-    model: Annotated[str | None, typer.Option(help=f"Instead of tiny models. {_MODEL}")] = None,
-    goldens: Annotated[Path | None, typer.Option(help="A folder of recorded inputs and outputs.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Every outcome, as JSON.")] = False,
+    on: Annotated[list[str] | None, typer.Option(help="A tiny model; may be repeated; all without it.")] = None,
+    model: Annotated[str | None, typer.Option(help=f"For a method, instead of tiny models. {_MODEL}")] = None,
+    goldens: Annotated[Path | None, typer.Option(help="For a method, a folder of recorded inputs and outputs.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Every outcome, as JSON.")] = False,
 ) -> None:
-    """Check all that a method owes its caller, on a tiny model of every family. The exit code is 1 where a check fails.
+    """Check all that a method, or an adapter, owes its caller, on tiny models. The exit code is 1 where a check fails.
 
-    It takes a minute or two, and needs neither network nor files. `--only fidelity` looks at recorded cases alone.
+    A method is checked on a tiny model of every family, an adapter on those that are declared for it. It takes a minute
+    or two, and needs neither network nor files. `--only fidelity` looks at recorded cases alone.
     """
     check_packages("check")
-    from vlmprune.testing import check as kit
-    from vlmprune.testing.goldens import FIDELITY, check_goldens
+    from vlmprune.testing.check import FAILED, as_json, as_text
 
     _quiet()
-    asked = kit.method_of(method)
-    if only and FIDELITY in only and goldens is None:
-        raise UserError("The check 'fidelity' needs recorded cases: give ", Option("goldens"), ".")
-    others = [name for name in only or () if name != FIDELITY]
-    outcomes: list[kit.Outcome] = []
-    if others or not only:
-        outcomes += kit.run_checks(asked, _grounds(family, model), others or None)
-    if goldens is not None and (not only or FIDELITY in only):
-        outcomes += check_goldens(asked, goldens)
-    typer.echo(kit.as_json(outcomes) if as_json else kit.as_text(asked, outcomes))
-    if any(outcome.status == kit.FAILED for outcome in outcomes):
+    given: dict[str, Any] = {"on": on, "model": model, "goldens": goldens}
+    if (subject is None) == (family is None):
+        raise UserError("Give a method or a model to check, or an adapter as ", Option("family"), ": one of them.")
+    if family is not None:
+        name, outcomes = _check_family(family, only, **given)
+    elif _is_model(str(subject)):
+        name, outcomes = _check_model(str(subject), only, **given)
+    else:
+        name, outcomes = _check_method(str(subject), only, **given)
+    typer.echo(as_json(outcomes) if json else as_text(name, outcomes))
+    if any(outcome.status == FAILED for outcome in outcomes):
         raise typer.Exit(UNSOUND)
 
 
-def _grounds(families: list[str] | None, model: str | None) -> Any:
+Found = tuple[str, list[Any]]  # what was checked, and the outcomes
+
+
+def _is_model(text: str) -> bool:
+    """Whether a model is meant, and not a method: a folder, a hub id, or an embedded model of this name."""
+    from vlmprune.assets import embedded_names
+
+    hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) is not None and not text.endswith(".py")
+    return text not in vlmprune.METHODS and (text in embedded_names() or Path(text).expanduser().is_dir() or hub)
+
+
+def _check_method(
+    text: str, only: list[str] | None, on: list[str] | None, model: str | None, goldens: Path | None
+) -> Found:
+    from vlmprune.testing.check import method_of, run_checks
+    from vlmprune.testing.goldens import FIDELITY, check_goldens
+
+    asked = method_of(text)
+    if only and FIDELITY in only and goldens is None:
+        raise UserError("The check 'fidelity' needs recorded cases: give ", Option("goldens"), ".")
+    others = [name for name in only or () if name != FIDELITY]
+    outcomes: list[Any] = []
+    if others or not only:
+        outcomes += run_checks(asked, _grounds(on, model), others or None)
+    if goldens is not None and (not only or FIDELITY in only):
+        outcomes += check_goldens(asked, goldens)
+    return asked.name, outcomes
+
+
+def _check_family(
+    text: str, only: list[str] | None, on: list[str] | None, model: str | None, goldens: Path | None
+) -> Found:
+    from vlmprune.testing import run_adapter_checks
+
+    if model is not None:
+        raise UserError(
+            Option("family"), " is checked on its tiny models: to check the adapter of a model on this model, "
+            f"give the model alone: vlmprune check {shlex.quote(model)}."
+        )  # fmt: skip
+    _no_goldens(goldens)
+    return text, list(run_adapter_checks(text, on, only))
+
+
+def _check_model(
+    text: str, only: list[str] | None, on: list[str] | None, model: str | None, goldens: Path | None
+) -> Found:
+    if on or model is not None:
+        name = Option("model" if on is None else "on")
+        raise UserError(f"{text!r} is a model, whose adapter is checked on it alone: leave out ", name, ".")
+    _no_goldens(goldens)
+    check_packages("doctor")
+    from vlmprune.doctor.ground import ground_of
+    from vlmprune.testing import run_model_checks
+    from vlmprune.testing.check import ADAPTER_CHECKS, chosen_checks
+
+    chosen_checks(only, ADAPTER_CHECKS)  # before the model is loaded
+    return text, list(run_model_checks(ground_of(text, option=""), only))
+
+
+def _no_goldens(goldens: Path | None) -> None:
+    if goldens is not None:
+        raise UserError("Recorded cases are of methods: leave out ", Option("goldens"), ".")
+
+
+def _grounds(names: list[str] | None, model: str | None) -> Any:
     """Tiny models, or one of the user's."""
     from vlmprune.testing import ground, grounds
 
     if model is None:
-        return [ground(name) for name in dict.fromkeys(families)] if families else grounds()
-    if families:
-        raise UserError(Option("family"), " and ", Option("model"), " contradict each other: give one of them.")
+        return [ground(name) for name in dict.fromkeys(names)] if names else grounds()
+    if names:
+        raise UserError(Option("on"), " and ", Option("model"), " contradict each other: give one of them.")
     check_packages("doctor")
     from vlmprune.doctor.ground import ground_of
 
@@ -238,9 +314,10 @@ def _grounds(families: list[str] | None, model: str | None) -> Any:
 
 
 def _list_checks() -> list[tuple[str, str, str]]:
-    from vlmprune.testing import CHECKS
+    from vlmprune.testing import ADAPTER_CHECKS, CHECKS
 
-    return [(one.name, one.of, one.words) for one in CHECKS.values()]
+    methods = [(one.name, "method", one.words) for one in CHECKS.values()]
+    return [*methods, *((one.name, "adapter", one.words) for one in ADAPTER_CHECKS.values())]
 
 
 def _list_methods() -> list[tuple[str, str, str]]:

@@ -190,17 +190,23 @@ def test_a_budget_is_one_threshold_of_both_kinds(n: int, data: Any, seed: int) -
     assert torch.equal(given_one.select(ImageView(n - 1, torch.arange(n), None, LLAVA, signals)), kept)
 
 
+def chosen(method: MustDrop, view: ImageView) -> Tensor:
+    """What it keeps at its first act."""
+    method.observe(view)
+    return method.select(view)
+
+
 def test_key_tokens_are_chosen_once_and_always_stay() -> None:
     signals, memory = attended(50), {}
     view = ImageView(10, torch.arange(50), None, LLAVA, signals, memory=memory)
-    kept = MustDrop().select(view)
+    kept = chosen(MustDrop(), view)
     keys = signals["cls"].argsort(descending=True)[:4]
-    assert set(keys.tolist()) <= set(kept.tolist()) and set(memory["keys"][None].tolist()) == set(keys.tolist())
-    later = {"text": signals["text"][:, kept], "cls": 1 - signals["cls"][kept]}
+    assert set(keys.tolist()) <= set(kept.tolist()) and set(memory["keys"].tolist()) == set(keys.tolist())
+    later = {"text": signals["text"][:, kept]}
     again = MustDrop().select(ImageView(4, kept, None, LLAVA, later, memory=memory))
     assert set(kept[again].tolist()) == set(keys.tolist())
     strict = MustDrop(global_threshold=10.0, individual_threshold=10.0)
-    assert set(strict.select(view).tolist()) == set(keys.tolist())
+    assert set(chosen(strict, view).tolist()) == set(keys.tolist())
 
 
 @pytest.mark.parametrize("info", [LLAVA, QWEN, replace(LLAVA, decoder_layers=5), HYBRID], ids=lambda i: str(i))
@@ -218,7 +224,7 @@ def test_mustdrop_keeps_on_average_what_it_is_asked(info: ModelInfo, keep: float
 
 def test_without_text_after_the_image_the_key_tokens_stay() -> None:
     signals = {**attended(30), "text": torch.zeros(0, 30)}
-    kept = MustDrop().select(ImageView(3, torch.arange(30), None, LLAVA, signals))
+    kept = chosen(MustDrop(), ImageView(3, torch.arange(30), None, LLAVA, signals))
     assert set(kept.tolist()) == set(signals["cls"].argsort(descending=True)[:3].tolist())
 
 
@@ -234,11 +240,12 @@ def test_thresholds_judge_every_frame() -> None:
     method = MustDrop(global_threshold=0.1, individual_threshold=0.1, per="frame")
     act, signals = acts_of(method, 1.0, LLAVA)[0], attended(48)
     whole = ImageView(47, torch.arange(48), Grid(4, 4, 3), LLAVA, signals, act=act)
+    method.observe(whole)
     kept = choose(whole)
     for frame in range(3):
         own = torch.arange(16 * frame, 16 * frame + 16)
         part = {name: value[..., own] for name, value in signals.items()}
-        alone_kept = own[replace(method, per=None).select(ImageView(15, torch.arange(16), None, LLAVA, part))]
+        alone_kept = own[chosen(replace(method, per=None), ImageView(15, torch.arange(16), None, LLAVA, part))]
         assert kept[(kept >= own[0]) & (kept <= own[-1])].tolist() == alone_kept.tolist() and len(alone_kept) < 16  # type: ignore[index]
 
 

@@ -60,6 +60,27 @@ def method_in_file(text: str) -> type[Method]:
     Raises:
         UserError: there is no such file, it does not run, or it has no such method.
     """
+    module, file, name = run_file(text, "a method")
+    found = getattr(module, name or _only(module, file), None)
+    if found is None:
+        raise UserError(f"{file!r} has no class {name!r}: {_held(module)}.")
+    if isinstance(found, type) and found.__module__ != module.__name__:
+        raise UserError(f"{file!r} only imports {name!r} from {found.__module__}: name the file that holds the class.")
+    return method_class(found, f"{name or found.__name__!r} in {file!r}")
+
+
+def run_file(text: str, what: str) -> tuple[ModuleType, str, str]:
+    """What the file of `PATH.py:Class` or `PATH.py` makes when it is run.
+
+    Args:
+        what: is looked for in it, for the sentence where there is no file.
+
+    Returns:
+        The module, which `sys.modules` holds too; the path as it was written, and the name of the class, or "".
+
+    Raises:
+        UserError: there is no such file, or it does not run.
+    """
     file, _, name = (text, "", "") if text.endswith(".py") else text.rpartition(":")
     file = re.sub("%([0-9A-F]{2})", lambda match: chr(int(match[1], 16)), file)
     try:
@@ -67,16 +88,10 @@ def method_in_file(text: str) -> type[Method]:
         path = path.parent.resolve() / path.name  # a link keeps its own name, which ends in .py
         content = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"There is no file {file!r} to take a method from.") from None
+        raise UserError(f"There is no file {file!r} to take {what} from.") from None
     except (OSError, RuntimeError, ValueError) as error:  # "~nobody/x.py" is a RuntimeError
         raise UserError(f"The file {file!r} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    module = _run(path, content, file)
-    found = getattr(module, name or _only(module, file), None)
-    if found is None:
-        raise UserError(f"{file!r} has no class {name!r}: {_held(module)}.")
-    if isinstance(found, type) and found.__module__ != module.__name__:
-        raise UserError(f"{file!r} only imports {name!r} from {found.__module__}: name the file that holds the class.")
-    return method_class(found, f"{name or found.__name__!r} in {file!r}")
+    return _run(path, content, file), file, name
 
 
 def _run(path: Path, content: bytes, file: str) -> ModuleType:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vlmprune.author import ImageView
+from vlmprune.author import ImageView, ModelInfo
 
 WHOLE_FIRST = ("llava_next", "llava_onevision")  # then a canvas of tiles, its rows running across them
 WHOLE_LAST = ("internvl", "smolvlm", "idefics3")
+
+
+def cuts_into_tiles(info: ModelInfo) -> bool:
+    """Whether the family's processor cuts images into tiles, so that there may be a `whole_tile`."""
+    return info.family in (*WHOLE_FIRST, *WHOLE_LAST)
 
 
 def whole_tile(view: ImageView) -> int | None:

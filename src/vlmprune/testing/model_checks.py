@@ -27,6 +27,12 @@ def run_of(subject: Subject) -> Run:
     return subject.run
 
 
+def compared(subject: Subject) -> None:
+    """`Skipped` where logits of the model cannot be compared with those of another run."""
+    if subject.ground.unjudged:
+        raise Skipped(f"logits of this model cannot be compared: {subject.ground.unjudged}")
+
+
 def differs(got: Tensor, due: Tensor) -> str:
     """The largest difference in words, empty where it is within the tolerance (not where it is NaN)."""
     error, limit = float((got - due).abs().max()), TOLERANCE * float(due.std())
@@ -100,6 +106,7 @@ def keep_all(subject: Subject) -> None:
 @check("each sample alone, without padding or other images beside it, keeps the same and gives the same")
 def alone(subject: Subject) -> None:
     run = run_of(subject)
+    compared(subject)
     for row, inputs in enumerate(subject.ground.rows):
         single = subject.forward(inputs)
         for image, (kept, due) in enumerate(zip(single.report.kept[0], run.report.kept[row], strict=True)):
@@ -115,6 +122,7 @@ def alone(subject: Subject) -> None:
 @check("what is generated with a cache equals the oracle, or one forward without a cache where no oracle can judge")
 def oracle(subject: Subject) -> None:
     run = run_of(subject)
+    compared(subject)
     on, report = subject.ground, run.report
     makes = any(report.merged) or not subject.selects
     if makes or report.fused:
@@ -129,9 +137,27 @@ def oracle(subject: Subject) -> None:
         raise Failed(f"expected the logits of {name}, but {words}")
 
 
+@check("on a model an image of odd shape, as a single row of slots, keeps its budget, and the logits are right")
+def odd_shape_on_model(subject: Subject) -> None:
+    run_of(subject)
+    if not subject.ground.odd:
+        raise Skipped("pictures of odd shape reach its encoder in the shape of others")
+    for ground in subject.ground.odd:
+        own = Subject(subject.method, ground)
+        if own.refused:
+            raise Skipped(f"it cannot prune {ground.name}: {own.refused}")
+        try:
+            for one in (runs, exact_on_model, oracle):
+                one(own)
+        except Failed as error:
+            raise Failed(f"{error} (with {ground.name})") from error
+
+
 @check("in half precision the budget is the same and no logit is NaN")
 def half_precision(subject: Subject) -> None:
     run = run_of(subject)
+    if subject.ground.model.dtype != torch.float32:
+        raise Skipped("the model is in half precision already, in which all checks run on it")
     model = copy.deepcopy(subject.ground.model).to(torch.bfloat16)
     inputs = {
         name: value.to(torch.bfloat16) if value.is_floating_point() else value

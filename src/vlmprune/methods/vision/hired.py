@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlmprune.author import ClsAttention, Depth, ImageView, Method, ModelInfo, Need, Share, USED, ascending, top_k
 from vlmprune.methods.blocks import fill
-from vlmprune.methods.tiles import shown_by, whole_tile
+from vlmprune.methods.tiles import cuts_into_tiles, shown_by, whole_tile
 
 
 @dataclass
@@ -54,7 +54,8 @@ class HiRED(Method):
     compat: Literal["paper", "official"] = "paper"
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
-        return {"early": ClsAttention(Depth(1, 24)), "late": ClsAttention(USED)}
+        early: dict[str, Need] = {"early": ClsAttention(Depth(1, 24))} if cuts_into_tiles(info) else {}
+        return {**early, "late": ClsAttention(USED)}
 
     def select(self, view: ImageView) -> Tensor:
         whole, late, frames = whole_tile(view), view["late"], view.frames
