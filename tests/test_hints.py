@@ -99,7 +99,7 @@ def test_a_missing_budget_beside_options_and_of_an_object() -> None:
 
 def test_vtw_says_what_its_budget_is() -> None:
     assert "the share of layers that see the image" in str(mistake("vtw"))
-    assert "as 0.5 is" in str(mistake("vtw:64"))
+    assert "give 0.5" in str(mistake("vtw:64"))
     checked("vtw:0.5")
 
 

@@ -660,7 +660,7 @@ def test_calibration_deletes_by_the_models_own_attention() -> None:
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("/nowhere/fit.json", "is no JSON file with a list"),
+        ("/nowhere/fit.json", "must be a JSON file with a list"),
         ((0.5, 0.4), "first 1.0, then never more"),
         ((1.0, 0.4, 0.5), "first 1.0, then never more"),
         ((1.0,), "first 1.0, then never more"),
