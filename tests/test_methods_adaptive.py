@@ -673,9 +673,9 @@ def test_a_recipe_that_is_none_is_one_sentence(recipe: Any, message: str) -> Non
 
 
 def test_calibration_says_what_it_cannot_do(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"No recipe for this model keeps 0\.2"):
+    with pytest.raises(UserError, match=r"No recipe for this model keeps as little as 0\.2"):
         fitprune(built("llava"), [inputs_of("llava", RAGGED)], 0.2)
-    with pytest.raises(UserError, match="is not a share to fit to"):
+    with pytest.raises(UserError, match="is not a share of tokens"):
         fitprune(built("llava"), [], 2)
     with pytest.raises(UserError, match="no image"):
         fitprune(built("llava"), [], 0.5)

@@ -391,7 +391,7 @@ def test_find_layer_is_the_first_that_changes_little() -> None:
         wanted = next(number for number, value in enumerate(divergences, start=1) if value <= eta)
         assert find_layer(model, batches, eta=eta, first=1) == wanted
     assert find_layer(model, batches, eta=100.0, first=2) == 2
-    with pytest.warns(UserWarning, match="changes more than eta=0"):
+    with pytest.warns(UserWarning, match="by more than eta=0"):
         assert find_layer(model, batches, eta=0.0, first=1) == 4
 
 
