@@ -83,7 +83,16 @@ def bench(
         ),
     ] = None,
     keep: Annotated[str | None, typer.Option(help="Budgets, separated by commas. Default: 0.333,0.222,0.111.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="Tasks, separated by commas. Default: all.")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Tasks, by name or as files of yours, separated by commas. Default: the generated ones."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with local copies of data sets. Default: they come from the hub.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="Whose wording the prompts use: short, lmms, vlmevalkit or llava.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Questions per task. Default: 192.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Ask 600 questions per task.")] = False,
     out: Annotated[
@@ -110,6 +119,8 @@ def bench(
         "tasks": None if tasks is None else _words(tasks),
         "limit": FULL if full else limit,
         "batch_size": batch_size,
+        "data": None if data is None else str(data),
+        "protocol": protocol,
     }
     given = {name: value for name, value in asked.items() if value is not None}
     _bench(Plan(seed=seed, positions=positions, text_tower=text_tower, **given), out, force)
@@ -284,9 +295,9 @@ def _list_models() -> list[tuple[str, str, str]]:
 
 
 def _list_tasks() -> list[tuple[str, str, str]]:
-    from vlmprune.bench.tasks import TASKS
+    from vlmprune.tasks import built_in_tasks
 
-    return [(task.name, task.dimension, f"{task.summary} ({task.metric.name})") for task in TASKS.values()]
+    return [(task.name, task.dimension, f"{task.summary} ({task.metric.name})") for task in built_in_tasks().values()]
 
 
 def _words(text: str) -> tuple[str, ...]:
