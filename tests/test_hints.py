@@ -225,7 +225,7 @@ def photo(tmp_path: Path) -> str:
     ("arguments", "advised"),
     [
         (["--method", "fastv@2"], "give --keep 0.222, or write it in the recipe as fastv@2:0.222"),
-        (["--method", "divprune:0.5", "--keep", "0.4"], "and as --keep 0.4."),
+        (["--method", "divprune:0.5", "--keep", "0.4"], "and as --keep 0.4: give one."),
         (["--method", "divprune > fastv@2", "--keep", "0.4"], "instead of --keep 0.4."),
         (["--keep", "0.4"], "--keep 0.4 prunes nothing without a method: add one, such as --method hiprune."),
         (["--overlay", "o.png"], "add --method hiprune and --keep 0.222."),

@@ -677,7 +677,7 @@ def test_calibration_says_what_it_cannot_do(tmp_path: Path) -> None:
         fitprune(built("llava"), [inputs_of("llava", RAGGED)], 0.2)
     with pytest.raises(UserError, match="is not a share of tokens"):
         fitprune(built("llava"), [], 2)
-    with pytest.raises(UserError, match="no image"):
+    with pytest.raises(UserError, match="No image in these prompts"):
         fitprune(built("llava"), [], 0.5)
     (tmp_path / "other.json").write_text(json.dumps({"shares": [1.0, 0.5]}))
     with pytest.raises(UserError, match="is not a recipe that"):

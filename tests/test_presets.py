@@ -254,5 +254,5 @@ def test_fastvs_averages_are_the_published_counts(layer: int, kept: tuple[int, .
         assert counts(f"fastv(average=True)@{layer}:{keep / 576}", LLAVA) == {layer: count}
     with pytest.raises(UserError, match="the first 2 of 28 layers see every token"):
         counts("fastv(average=True)@2:0.05", QWEN)
-    with pytest.raises(UserError, match="goes with compat='paper' alone"):
+    with pytest.raises(UserError, match="with compat='paper' only"):
         recipe("fastv(average=True, compat=uniprune):0.5")

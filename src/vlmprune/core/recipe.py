@@ -250,8 +250,7 @@ def _the_keep(
     if not method.budgeted:
         if written is not None or given is not None:
             raise UserError(
-                f"{format_method(method)} takes no budget, because its options decide what is kept: leave the budget "
-                "out."
+                f"{format_method(method)} takes no budget, because its options decide what is kept: leave it out."
             )
         return 1.0
     if written is not None and given is not None:
