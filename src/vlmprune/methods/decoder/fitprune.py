@@ -49,7 +49,7 @@ class FitPrune(Scorer):
 
     name: ClassVar[str] = "fitprune"
     stage: ClassVar[str] = "decoder"
-    summary: ClassVar[str] = "deletes a fitted number of tokens per layer that neither text nor image attends to"
+    summary: ClassVar[str] = "tokens that text or image attends to; each layer deletes a fitted number of others"
     budget_means: ClassVar[str] = "an average over layers"
 
     recipe: str | tuple[float, ...] | None = None

@@ -40,7 +40,7 @@ class VTW(Method):
 
     name: ClassVar[str] = "vtw"
     stage: ClassVar[str] = "decoder"
-    summary: ClassVar[str] = "drops the whole image before decoder layer K"
+    summary: ClassVar[str] = "the whole image until decoder layer K, before which all of it is dropped"
     budget_means: ClassVar[str] = "the share of layers that see the image"
     least: ClassVar[int] = 0
 
