@@ -22,8 +22,8 @@ class Dart(DecoderMethod):
     arXiv 2502.11494).
 
     Formula: k [n + T, C], h [n + T, D] = rotated keys (KV heads side by side) and output after the final norm of
-    decoder layer K-1. Pivots: the tokens with the largest |k|_1, p of the image's n and q of the T text tokens after it.
-    Kept: the image pivots, then for each of the p + q pivots the ceil((keep - p) / (p + q)) image tokens not kept yet
+    decoder layer K-1. Pivots: the tokens with the largest |k|_1, p of the image's n and q of the T text tokens after
+    it. Kept: the image pivots, then for each of the p + q pivots the ceil((keep - p) / (p + q)) other image tokens
     whose h has the smallest cosine with the pivot's; the last pivot gets the rest of the budget.
     Time O((p + q) n D), memory O(n D).
 
