@@ -121,7 +121,7 @@ def test_a_written_budget_out_of_range_is_refused(text: str) -> None:
         (" > ", {"keep": 0.5}, ["names no method"]),
         ("DivPrune:0.5", {}, ["did you mean 'divprune'"]),
         ("hiprune:0.5:0.5", {}, ["is not a stage"]),
-        ("hiprune:0.5 > fastv@2:0.5", {"layer": 3}, ["inside it"]),
+        ("hiprune:0.5 > fastv@2:0.5", {"layer": 3}, ["in the chain"]),
         (3, {"keep": 0.5}, ["3", "is not a method"]),
         (HiPrune(), {"keep": 0.5, "alpha": 0.2}, ["hiprune", "object"]),
         (recipe("hiprune:0.5"), {"keep": 0.5}, ["recipe", "again"]),

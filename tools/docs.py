@@ -46,14 +46,14 @@ RUNS = {
 RUN_KEEP = "0.222"
 
 ABOUT_ALL = """\
-Means over the tasks, as on the [page of the default run](results.md), which has them one by one with their
-intervals for eight methods; `benchmarks/results/all-methods.csv` has them of all, with operations by the three
-formulas. *kept* is what is left after the last cut, *entering* what enters a layer of the language model on
-average. A budget means [what a method's authors mean by it](quickstart.md#the-budget), for some an average over
-layers, which five layers cannot always meet. So compare what costs the same,
-by *entering*, and not a column. The models are tiny and their world is generated: this says nothing about
-photographs. Methods that compare the picture with the question do so by the language model's embeddings, as these
-models have no text tower."""
+These are means over the tasks. The [page of the default run](results.md) has each task with its interval for eight
+methods; `benchmarks/results/all-methods.csv` has each task for all methods, with operations by the three formulas.
+*kept* is the number of tokens left after the last cut, *entering* the number that enters a layer of the language
+model on average. A budget means [what a method's authors mean by it](quickstart.md#the-budget); for some methods it
+is an average over layers, which a model of five layers cannot always meet. So compare methods with about the same
+*entering*, not all methods of a column. The models are tiny and their world is generated: this says nothing about
+photographs. Methods that compare the picture with the question use the language model's embeddings, as these models
+have no text tower."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -192,7 +192,7 @@ def overviews(summary: str) -> list[str]:
 
 
 def origin(folder: Path, command: str = "vlmprune bench") -> str:
-    """With what, on what and from which commit a result folder was computed."""
+    """The conditions of a result folder, in one line: command, versions, commit, questions, seed and device."""
     results = load_results(folder)
 
     def said(values: Iterable[object]) -> str:
@@ -203,7 +203,7 @@ def origin(folder: Path, command: str = "vlmprune bench") -> str:
     made = [result.made for result in results]
     commits = (str(m["commit"]) for m in made)  # with "+" after it where files differed
     return (
-        f"`{command}` with {versions}, commit {said(c[:12] + c[40:] for c in commits)}; {sizes} questions a "
+        f"`{command}` with {versions}, commit {said(c[:12] + c[40:] for c in commits)}; {sizes} questions per "
         f"task, seed {said(result.seed for result in results)}; on {said(m['device'] for m in made)}, "
         f"Python {said(m['python'] for m in made)}."
     )
@@ -215,7 +215,7 @@ def results_summary() -> str:
         return "Not measured for this version yet; `python3 tools/run.py vlmprune bench` makes the table."
     text = RESULTS.read_text(encoding="utf-8")
     parts = [text.strip().split("\n\n")[1], *overviews(text)]
-    said = "[docs/results.md](docs/results.md) has every task with its interval, and the differences to vanilla"
+    said = "[docs/results.md](docs/results.md) has each task with its interval and its difference to vanilla"
     also = "; [docs/results-all.md](docs/results-all.md) has every method." if ALL_RESULTS.exists() else "."
     parts.append(said + also)
     return "\n\n".join(parts)
@@ -298,7 +298,7 @@ def speed() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "kept-picture": picture("llava-kept.png", "What eight methods keep of one scene, and what the model then answers"),
-    "accuracy-picture": picture("llava-accuracy.svg", "Accuracy against visual tokens kept, a plot for each ability"),
+    "accuracy-picture": picture("llava-accuracy.svg", "Accuracy against visual tokens kept, one plot for each ability"),
     "methods-short": made_by("docs_methods", "short"),
     "methods-overview": made_by("docs_methods", "overview"),
     "methods-defaults": made_by("docs_methods", "defaults"),

@@ -1,4 +1,4 @@
-"""The command line: run, bench, report, list, doctor, check. Commands are thin; a user's mistake is one sentence."""
+"""The command line: run, bench, report, list, doctor, check. A user's mistake is answered by one sentence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ except ImportError:
 OK, UNSOUND, USAGE, INTERRUPTED = 0, 1, 2, 130
 _MODEL = "An embedded model's name, a local folder, or a hub id."
 _TEXT_TOWER = "The CLIP model (folder or hub id) whose vision tower the model has, for methods that read the question."
-_FORCE = "Overwrite, or write among, files that vlmprune has not written."
+_FORCE = "Overwrite files that vlmprune did not write, and write into folders that hold such files."
 
 app = typer.Typer(
     name="vlmprune",
@@ -40,25 +40,29 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
 
 @app.command()
 def run(
-    image: Annotated[Path, typer.Argument(help="A picture.")],
-    question: Annotated[str, typer.Option("--question", "-q", help="What to ask about it.")],
+    image: Annotated[Path, typer.Argument(help="The file of a picture.")],
+    question: Annotated[str, typer.Option("--question", "-q", help="What to ask about the picture.")],
     model: Annotated[str, typer.Option(help=_MODEL)] = "llava",
     method: Annotated[
-        str | None, typer.Option(help="A method, FILE.py:Class, recipe or preset; else unpruned.")
+        str | None, typer.Option(help="A method, FILE.py:Class, recipe or preset. Without it nothing is pruned.")
     ] = None,
     keep: Annotated[str | None, typer.Option(help="Share (0.222) or number (64) of visual tokens to keep.")] = None,
-    overlay: Annotated[Path | None, typer.Option(help="Where to draw kept and dropped patches.")] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="File for a picture of the kept and dropped patches (.png, .jpg, .webp).")
+    ] = None,
     text_tower: Annotated[str | None, typer.Option(help=_TEXT_TOWER)] = None,
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
 ) -> None:
-    """Ask a model about a picture, pruned or not."""
+    """Ask a model a question about a picture, with or without pruning."""
     from vlmprune.ask import run_image
     from vlmprune.core.budget import parse_keep
 
@@ -71,29 +75,40 @@ def run(
 
 @app.command()
 def bench(
-    model: Annotated[list[str] | None, typer.Option(help="May be repeated; the embedded models without it.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help=f"{_MODEL} May be repeated. Default: both embedded models.")
+    ] = None,
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated; FILE.py:Class, recipes and presets too; all for every one; eight without it."
+            help="Methods, FILE.py:Class, recipes, presets, separated by commas; all for every method. Default: eight."
         ),
     ] = None,
-    keep: Annotated[str | None, typer.Option(help="Comma-separated budgets; 0.333,0.222,0.111 without it.")] = None,
+    keep: Annotated[str | None, typer.Option(help="Budgets, separated by commas. Default: 0.333,0.222,0.111.")] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="Comma-separated names or files of yours; the generated ones without it.")
+        str | None,
+        typer.Option(help="Tasks, by name or as files of yours, separated by commas. Default: the generated ones."),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder with local copies of data sets; else the hub.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="Whose words: short, lmms, vlmevalkit or llava.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Questions per task; 192 without it.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="600 questions per task.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of results; the same command continues there.")] = Path("results"),
-    seed: Annotated[int, typer.Option(help="For methods that draw random numbers.")] = 0,
-    batch_size: Annotated[int | None, typer.Option(help="Questions per batch; 32 without it.")] = None,
-    positions: Annotated[str | None, typer.Option(help="original or compact; each method's own without it.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with local copies of data sets. Default: they come from the hub.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="Whose wording the prompts use: short, lmms, vlmevalkit or llava.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Questions per task. Default: 192.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Ask 600 questions per task.")] = False,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the results. The same command continues an interrupted run there.")
+    ] = Path("results"),
+    seed: Annotated[int, typer.Option(help="Seed of methods that draw random numbers.")] = 0,
+    batch_size: Annotated[int | None, typer.Option(help="Questions per batch. Default: 32.")] = None,
+    positions: Annotated[
+        str | None, typer.Option(help="Position ids: original or compact. Default: each method's own policy.")
+    ] = None,
     text_tower: Annotated[str | None, typer.Option(help=_TEXT_TOWER)] = None,
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
 ) -> None:
-    """Compare methods on the generated benchmark, then write the report."""
+    """Compare methods on the generated benchmark, and write the report."""
     check_packages("bench")
     from vlmprune.bench.runner import FULL, Plan, split_methods
 
@@ -129,7 +144,7 @@ def _bench(plan: Any, out: Path, force: bool) -> None:
         with progress_bars(console) as progress:
             run_bench(plan, out, progress, then=partial(write_examples, out), force=force)
     except KeyboardInterrupt:
-        typer.echo(f"Interrupted: the finished batches are in {out}; the same command continues.", err=True)
+        typer.echo(f"Interrupted: finished batches are in {out}, and the same command continues from there.", err=True)
         raise typer.Exit(INTERRUPTED) from None
     print_tables(console, build_tables(out))
     for path in build(out, force=force):
@@ -139,10 +154,10 @@ def _bench(plan: Any, out: Path, force: bool) -> None:
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="A result folder of vlmprune bench.")],
+    folder: Annotated[Path, typer.Argument(help="A result folder that vlmprune bench has written.")],
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
 ) -> None:
-    """Write tables, plots and the HTML page of a result folder again; no model is needed."""
+    """Write the tables, plots and HTML page of a result folder again. This needs no model."""
     check_packages("report")
     from vlmprune.report import build
 
@@ -151,8 +166,8 @@ def report(
 
 
 @app.command("list")
-def list_(what: Annotated[str, typer.Argument(help="methods, presets, models, tasks or checks")]) -> None:
-    """List methods, presets, embedded models, families (by model type), tasks, checks of methods and adapters."""
+def list_(what: Annotated[str, typer.Argument(help="methods, presets, models, tasks or checks.")]) -> None:
+    """List methods, presets, models (embedded ones, families by model type), tasks, or checks of methods and adapters."""
     listings = {
         "methods": _list_methods,
         "presets": _list_presets,
@@ -161,7 +176,7 @@ def list_(what: Annotated[str, typer.Argument(help="methods, presets, models, ta
         "checks": _list_checks,
     }
     if what not in listings:
-        raise UserError(f"{what!r} cannot be listed: choose {', '.join(listings)}.")
+        raise UserError(f"{what!r} cannot be listed: choose one of {', '.join(listings)}.")
     rows = listings[what]()
     names, kinds = (max(len(row[column]) for row in rows) for column in (0, 1))
     for name, kind, summary in rows:
@@ -172,14 +187,14 @@ def list_(what: Annotated[str, typer.Argument(help="methods, presets, models, ta
 def doctor(
     model: Annotated[str, typer.Argument(help=_MODEL)],
     picture: Annotated[
-        Path | None, typer.Option(help="Where to draw the token layout of a sample picture (.png, .jpg, .webp).")
+        Path | None, typer.Option(help="File for a drawing of a sample picture's token layout (.png, .jpg, .webp).")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
 ) -> None:
-    """Say where a model's visual tokens are and what works, and prove that pruning is exact on it.
+    """Show where a model's visual tokens are and which methods work, and prove that pruning is exact on it.
 
-    The proofs generate with a cache: one prompt, a batch with padding, a second turn. The exit code is 1 where a proof
-    or a method fails.
+    The proofs generate with a cache: for one prompt, for a batch with padding, and for a second turn. The exit code is
+    1 if a proof or a method fails.
     """
     check_packages("doctor")
     from vlmprune.doctor import diagnose
@@ -205,17 +220,23 @@ def check(
         typer.Option(help="Instead of a method, an adapter: FILE.py:Adapter, FILE.py, or the name of a family."),
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="A check, as `vlmprune list checks` names it; repeatable.")
+        list[str] | None,
+        typer.Option(help="Run this check only, by its name in `vlmprune list checks`. May be repeated."),
     ] = None,
-    on: Annotated[list[str] | None, typer.Option(help="A tiny model; may be repeated; all without it.")] = None,
-    model: Annotated[str | None, typer.Option(help=f"For a method, instead of tiny models. {_MODEL}")] = None,
+    on: Annotated[
+        list[str] | None, typer.Option(help="Use this tiny model only. May be repeated. Default: all.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"For a method: the model to check on, instead of the tiny ones. {_MODEL}")
+    ] = None,
     goldens: Annotated[Path | None, typer.Option(help="For a method, a folder of recorded inputs and outputs.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Every outcome, as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print every outcome as JSON.")] = False,
 ) -> None:
-    """Check all that a method, or an adapter, owes its caller, on tiny models. The exit code is 1 where a check fails.
+    """Check all that a method, or an adapter, owes its caller, on tiny models.
 
-    A method is checked on a tiny model of every family, an adapter on those that are declared for it. It takes a minute
-    or two, and needs neither network nor files. `--only fidelity` looks at recorded cases alone.
+    The exit code is 1 if a check fails. A method is checked on a tiny model of every family, an adapter on those that
+    are declared for it. It takes a minute or two, and needs neither network nor files. `--only fidelity` checks
+    recorded cases only.
     """
     check_packages("check")
     from vlmprune.testing.check import FAILED, as_json, as_text
@@ -376,7 +397,7 @@ def _quiet() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; exit codes: 0, 1 where doctor or check finds a fault, 2 for a mistake, 130 on Ctrl-C."""
+    """Run the command line. Exit codes: 0, 1 if doctor or check finds a fault, 2 for a mistake, 130 on Ctrl-C."""
     try:
         code = app(arguments, standalone_mode=False)
         return code if isinstance(code, int) else OK

@@ -154,7 +154,7 @@ def test_calibration_deletes_by_the_models_own_attention() -> None:
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("/nowhere/fit.json", "is no JSON file with a list"),
+        ("/nowhere/fit.json", "must be a JSON file with a list"),
         ((0.5, 0.4), "first 1.0, then never more"),
         ((1.0, 0.4, 0.5), "first 1.0, then never more"),
         ((1.0,), "first 1.0, then never more"),
@@ -167,11 +167,11 @@ def test_a_recipe_that_is_none_is_one_sentence(recipe: Any, message: str) -> Non
 
 
 def test_calibration_says_what_it_cannot_do(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"No recipe for this model keeps 0\.2"):
+    with pytest.raises(UserError, match=r"No recipe for this model keeps as little as 0\.2"):
         fitprune(built("llava"), [inputs_of("llava", RAGGED)], 0.2)
-    with pytest.raises(UserError, match="is not a share to fit to"):
+    with pytest.raises(UserError, match="is not a share of tokens"):
         fitprune(built("llava"), [], 2)
-    with pytest.raises(UserError, match="no image"):
+    with pytest.raises(UserError, match="No image in these prompts"):
         fitprune(built("llava"), [], 0.5)
     (tmp_path / "other.json").write_text(json.dumps({"shares": [1.0, 0.5]}))
     with pytest.raises(UserError, match="is not a recipe that"):

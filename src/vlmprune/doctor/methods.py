@@ -1,4 +1,4 @@
-"""Which methods work on a model: each is generated with, and its logits are held against a reference."""
+"""Which methods work on a model: the model generates with each, and the logits are compared with a reference."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ TOKENS = 4  # that each method generates
 
 
 class Wrong(Exception):
-    """What was generated differs from what it has to be."""
+    """What was generated differs from the reference."""
 
 
 def try_methods(adapter: Adapter, prompts: Prompts) -> tuple[list[str], bool]:
-    """A line for each method that runs, one for each reason why others cannot; and whether none of them broke."""
+    """A line for each method that runs, and one for each reason why others cannot; and whether no method broke."""
     what = f"keep {KEEP}, {prompts.name}, {TOKENS} tokens generated with a cache"
     reason = no_comparison(adapter)
     compared = f"not compared with a run without one: {reason}" if reason else "compared with a run without one"

@@ -1,5 +1,5 @@
-"""The proofs that pruning is exact on a model: each generates with a cache, as users do, and is compared with
-what it has to give."""
+"""The proofs that pruning is exact on a model: each generates with a cache, as users do, and compares the result with
+a reference."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def cases_of(adapter: Adapter, asked: list[Asked]) -> Iterator[Case]:
 
 
 def prove(adapter: Adapter, asked: list[Asked]) -> tuple[list[str], bool]:
-    """A line for each proof, and whether all of them hold; a proof that raises an error does not.
+    """A line for each proof, and whether all of them hold. A proof that raises an error does not hold.
 
-    What the unpruned model cannot answer is not proven, and the line says so; one prompt it must answer.
+    If the unpruned model cannot answer some prompts, a line says that these are not proven. It must answer one prompt.
     """
     lines = [f"proof on this model ({TOKENS} tokens with a cache, {TOKENS} more in a second turn after a question):"]
     proven = bool(asked[0].unpruned)

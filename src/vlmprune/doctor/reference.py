@@ -1,4 +1,4 @@
-"""What a pruned, cached generation has to give, and which distance from it counts as equal."""
+"""References for a pruned, cached generation, and the distance up to which logits count as equal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many of an image's values stand out: counts that adapt to the image."""
+"""Counting the outliers among an image's values, for budgets that adapt to the image."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ def outliers_above(values: Tensor) -> int:
 
 
 def local_outliers(values: Tensor, neighbours: int, limit: float = 1.5) -> int:
-    """Values [n] whose local outlier factor exceeds `limit` (Breunig et al., 2000; scikit-learn's "auto" is 1.5).
+    """How many of the values [n] have a local outlier factor above `limit` (Breunig et al., 2000).
 
-    The factor compares the density around a value with the densities around its nearest `neighbours` values. On a line
-    those are among as many to the left and right, so nothing of size n x n is needed.
+    scikit-learn's "auto" limit is 1.5. The factor compares the density around a value with the densities around its
+    nearest `neighbours` values. Sorted on a line, these are found within `neighbours` values on either side, so nothing
+    of size n x n is needed.
     """
     n, k = len(values), min(neighbours, len(values) - 1)
     if k < 1:

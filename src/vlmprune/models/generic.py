@@ -1,4 +1,4 @@
-"""Any family that follows transformers' usual layout, recognised by what its model has; nothing is guessed in silence.
+"""An adapter for any family that follows transformers' usual layout, recognised by the parts of its model.
 
 Expected: `model.model` with `get_image_features` and a text model of decoder layers that take `position_embeddings`,
 called with `inputs_embeds`. What cannot be known from the outside is refused in words, at the start or at the first

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT: the whole image as a base tile, then tiles put together, unpadded, a newline slot at each row's end."""
+"""LLaVA-NeXT: a base tile with the whole image, then tiles joined without padding, a newline slot after each row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: LLaVA-NeXT's tiles with a limit beyond which the canvas shrinks, and videos pooled 2 x 2."""
+"""LLaVA-OneVision: LLaVA-NeXT's tiles on a canvas that shrinks beyond a limit, and videos pooled 2 x 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen2-VL and what followed it: images of any size, a 2x2 merger that makes one slot of four patches, M-RoPE."""
+"""Qwen2-VL and its successors: images of any size, a 2x2 merger that makes one slot of four patches, M-RoPE."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ class Qwen2VLAdapter(Adapter):
 
 
 class Qwen3VLAdapter(Qwen2VLAdapter):
-    """Qwen3-VL: deepstack features and interleaved M-RoPE; a video's frames stand apart, timestamps between."""
+    """Qwen3-VL: deepstack features and interleaved M-RoPE; timestamps between the frames of a video."""
 
     families = ("qwen3_vl", "qwen3_vl_moe")
     normalisation = HALF
 
 
 class Qwen35Adapter(Qwen2VLAdapter):
-    """Qwen3.5: some decoder layers are recurrent, and have neither an attention map nor keys per token."""
+    """Qwen3.5: some decoder layers are recurrent and have neither an attention map nor keys per token."""
 
     families = ("qwen3_5", "qwen3_5_moe")
     normalisation = HALF

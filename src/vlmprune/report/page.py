@@ -141,7 +141,7 @@ def _facts(tables: Sequence[Table]) -> list[tuple[str, str]]:
         (str(len(methods)), "method" if len(methods) == 1 else "methods"),
         (str(len(keeps)), "budget" if len(keeps) == 1 else "budgets"),
         (str(len(tasks)), "task" if len(tasks) == 1 else "tasks"),
-        (str(questions), "questions a model"),
+        (str(questions), "questions per model"),
     ]
 
 

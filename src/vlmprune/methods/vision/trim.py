@@ -1,4 +1,4 @@
-"""TRIM: the tokens that CLIP finds most relevant to the question, and the mean of all others."""
+"""TRIM: keeps the tokens that CLIP finds most relevant to the question, and the mean of all others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlmprune.methods.relevance import mean_cosine, sign_of
 
 @dataclass
 class Trim(CountsItself):
-    """Keeps the tokens that are relevant to the question and sums the others up in one.
+    """Keeps the tokens that are relevant to the question, and replaces the others by their mean.
 
     Paper: Less is More: A Simple yet Effective Token Reduction Method for Efficient Multi-modal LLMs (COLING 2025,
     arXiv 2409.10994).
@@ -24,22 +24,22 @@ class Trim(CountsItself):
     of the question, cut at 77 tokens. s [n] = -v t. Kept: the top (keep - 1) of s in order of position; then one token,
     the mean of the tower's features x of all others. Time O(n (C + log n)), memory O(n C).
 
-    Defaults: a budget; the paper counts outliers (`adaptive`), about a fifth of 576. Each tile by itself, positions
-    renumbered on LLaVA; elsewhere kept, with the tokens in order of position. Without a text tower, ours: s is the
-    mean cosine of the projected features with the LLM's embeddings of the instruction's tokens.
+    Defaults: it takes a budget; the paper counts outliers instead (`adaptive`), about a fifth of 576. Each tile by
+    itself; positions renumbered on LLaVA, kept elsewhere, with the tokens in order of position. Ours: without a text
+    tower s is the mean cosine of the projected features with the LLM's embeddings of the instruction's tokens.
 
     Args:
-        adaptive: as many tokens as softmax(s) has outliers above Q3 + 1.5 (Q3 - Q1), and the mean; it takes no budget
-            then.
+        adaptive: keep as many tokens as softmax(s) has outliers above Q3 + 1.5 (Q3 - Q1), and the mean; then it takes
+            no budget.
         metric: "dot", as in the authors' code, or "cosine", as in the paper; by default "dot" with CLIP's text tower.
         relevance_sign: 1 or -1; by default the authors' -1 with CLIP's text tower, and 1 without.
-        compat: "official" keeps int(n * (count / n)) tokens, which rounding makes one less for some n.
+        compat: "official" keeps int(n * (count / n)) tokens, which for some n rounds to one fewer.
 
     Differences from the authors' code:
-        - The budget counts the mean token: theirs gives one token more than its share says.
-        - One image or tile at a time: theirs counts the outliers of a whole batch.
-        - On LLaVA-NeXT, where theirs fails.
-        - The mean has no place of its own; it takes that of the most relevant token in it.
+        - The budget includes the mean token; theirs returns one token more than its share.
+        - One image or tile at a time; theirs counts the outliers of a whole batch.
+        - It works on LLaVA-NeXT, where theirs fails.
+        - The mean has no position of its own; it takes that of the most relevant token in it.
     """
 
     name: ClassVar[str] = "trim"
@@ -58,7 +58,7 @@ class Trim(CountsItself):
         return "frame"
 
     def similarity(self, view: ImageView) -> Tensor:
-        """Relevance of each token by its sign, [n]."""
+        """Relevance of each token, times its sign, [n]."""
         aligned = view["aligned"]
         if (self.metric or ("dot" if aligned.clip else "cosine")) == "cosine":
             found = mean_cosine(aligned)
