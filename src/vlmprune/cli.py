@@ -171,7 +171,7 @@ def _speed(given: dict[str, Any], out: Path, force: bool) -> None:
     from vlmprune.bench.speed import run_speed
     from vlmprune.bench.speed_console import print_sheets, progress_lines
     from vlmprune.bench.speed_plan import planned
-    from vlmprune.bench.speed_table import sheets
+    from vlmprune.bench.speed_report import sheets
     from vlmprune.report import build, check_report
 
     lists = {
@@ -182,8 +182,8 @@ def _speed(given: dict[str, Any], out: Path, force: bool) -> None:
         {
             "models": tuple(dict.fromkeys(given["model"])) if given["model"] else None,
             "architecture": given["random"],
-            "methods": given["methods"] and split_methods(given["methods"]),
-            "keeps": given["keep"] and _keeps(given["keep"]),
+            "methods": None if given["methods"] is None else split_methods(given["methods"]),
+            "keeps": None if given["keep"] is None else _keeps(given["keep"]),
             "visual": lists["visual_tokens"],
             "batches": lists["batch_size"],
             "new_tokens": lists["new_tokens"],

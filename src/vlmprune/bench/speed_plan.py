@@ -11,14 +11,15 @@ from typing import Any
 
 from vlmprune.assets import embedded_names
 from vlmprune.bench.load import find_model
-from vlmprune.bench.random_models import TEXT_TOKENS, Architecture
+from vlmprune.bench.random_inputs import TEXT_TOKENS
+from vlmprune.bench.random_models import Architecture
 from vlmprune.bench.runner import METHODS, VANILLA, Variant, variants_of
 from vlmprune.core.budget import Keep, check_keep
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.method import POSITIONS
+from vlmprune.core.recipe import lacks_budget
 
 FOLDER = Path(__file__).parent / "speed_presets"
-BREAK_EVEN = {"batches": (1, 8), "new_tokens": (1, 16, 64)}
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class SpeedPlan:
             raise UserError(Option("positions", self.positions), f" is not a policy: choose {' or '.join(POSITIONS)}.")
         for keep in self.keeps:
             check_keep(keep)
+        if (bare := [text for text in self.methods if lacks_budget(text)]) and not self.keeps:
+            raise UserError(f"{bare[0]!r} has no budget: give it one as {bare[0]}:0.222, or ", Option("keep"), ".")
         self.variants()
         if self.architecture is not None:
             if self.models:
@@ -128,8 +131,8 @@ def speed_preset(name: str) -> SpeedPreset:
         raise UserError(f"There is no preset of timings {name!r}: choose {', '.join(presets())}.")
     values = tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
     source, note, printed = (values.pop(key) for key in ("source", "note", "printed"))
-    lists = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return SpeedPreset(source, " ".join(note.split()), SpeedPlan(keeps=(), **lists), printed)
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return SpeedPreset(source, " ".join(note.split()), replace(SpeedPlan(keeps=()), **given), printed)
 
 
 def planned(preset: str | None, given: Mapping[str, Any]) -> SpeedPlan:
