@@ -44,7 +44,9 @@ def beside(name: str, results: Sequence[PointResult]) -> Sheet:
                 )
     head = ["visual tokens", "recipe", "figure", "printed", "ours", "printed, of vanilla", "ours, of vanilla"]
     caveat = "Another machine, other kernels and other code than the paper's: compare shares, not times."
-    return Sheet(f"{preset.source}: printed and measured", head, lines, [caveat, preset.note])
+    point = results[0].point
+    title = f"{preset.source}: printed, and measured with {point.new_tokens} new tokens on {point.model}, {point.device}"
+    return Sheet(title, head, lines, [caveat, preset.note])
 
 
 def _figure(result: PointResult, recipe: str, figure: str) -> float | None:
