@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from vlmprune.bench.score import ACCURACY, F1
 from vlmprune.bench.stats import difference, estimate
+from vlmprune.scoring.metrics import ACCURACY, F1
 
 
 def counts(right: np.ndarray) -> np.ndarray:

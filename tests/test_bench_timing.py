@@ -12,7 +12,7 @@ from tiny_folder import save_llava
 from vlmprune import cli
 from vlmprune.bench import speed
 from vlmprune.bench.load import Loaded, load_model
-from vlmprune.bench.protocol import PLAIN
+from vlmprune.bench.protocol import PLAIN, Asker
 from vlmprune.bench.random_inputs import random_inputs, usual_visual
 from vlmprune.bench.random_models import Architecture, architectures, random_model
 from vlmprune.bench.shapes import shape_of
@@ -22,11 +22,11 @@ from vlmprune.bench.speed_plan import SpeedPlan, planned, presets, speed_preset
 from vlmprune.bench.speed_report import sheets, speed_texts
 from vlmprune.bench.speed_store import load_points
 from vlmprune.bench.speed_table import Spread
-from vlmprune.bench.tasks import TASKS
 from vlmprune.bench.timing import Clock, Turn, generate, peak_bytes
 from vlmprune.core.errors import UserError
 from vlmprune.core.recipe import recipe
 from vlmprune.report import build
+from vlmprune.tasks import generated_tasks
 
 NEW = 4
 SMALL = "qwen3-vl-8b:layers=3,encoder_layers=2,shrink=32"
@@ -51,7 +51,8 @@ def plan(**options: object) -> SpeedPlan:
 
 
 def test_phases_and_bytes_of_a_generation(loaded: Loaded) -> None:
-    inputs = PLAIN.inputs(loaded.processor, list(TASKS["synth-ocr"].samples(1)))
+    task = generated_tasks()["synth-ocr"]
+    inputs = Asker(PLAIN, task, loaded.processor, loaded.model.config.model_type).inputs([next(task.samples())])
     before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
     prompt, layers, row = inputs["input_ids"].shape[1], 4, 2 * 16 * 4  # keys and values of two heads of 8, float32
     expected = {None: (49, 49, 0), "random:5": (49, 5, layers), "fastv@2:5": (49, 5, layers - 2)}

@@ -19,7 +19,7 @@ from vlmprune.bench.flops import Flops, sample_flops
 from vlmprune.bench.load import library_versions, load_model, machine
 from vlmprune.bench.marks import code_of
 from vlmprune.bench.passes import of_passes
-from vlmprune.bench.protocol import protocol_for
+from vlmprune.bench.protocol import Asker, protocol_for
 from vlmprune.bench.random_inputs import random_inputs, usual_visual
 from vlmprune.bench.random_models import Architecture, random_model
 from vlmprune.bench.runner import Variant
@@ -27,9 +27,11 @@ from vlmprune.bench.shapes import shape_of
 from vlmprune.bench.speed_plan import SpeedPlan
 from vlmprune.bench.speed_store import Measured, Point, PointResult, load_point, save_point
 from vlmprune.bench.store import VANILLA, Store
-from vlmprune.bench.tasks import TASKS, canvas_for
 from vlmprune.bench.timing import Counts, generate, peak_bytes
 from vlmprune.core.errors import UserError
+from vlmprune.tasks import generated_tasks
+from vlmprune.tasks.canvas import canvas_for
+from vlmprune.tasks.task import Place
 
 _TASK = "synth-ocr"  # whose pictures and questions a loaded model is timed on
 
@@ -101,8 +103,10 @@ def _subject(plan: SpeedPlan, name: str) -> Subject:
     loaded = load_model(name, plan.device)
 
     def scenes(_: int, batch: int) -> dict[str, torch.Tensor]:
-        sample = next(iter(TASKS[_TASK].samples(1, canvas_for(loaded.model.config))))
-        inputs = protocol_for(loaded.processor).inputs(loaded.processor, [sample] * batch)
+        task, config = generated_tasks()[_TASK], loaded.model.config
+        sample = next(iter(task.samples(Place(canvas_for(config)))))
+        asker = Asker(protocol_for(loaded.processor), task, loaded.processor, config.model_type)
+        inputs = asker.inputs([sample] * batch)
         return dict(inputs.to(loaded.model.device, loaded.model.dtype))
 
     return Subject(name, loaded.model, loaded.weights, scenes)

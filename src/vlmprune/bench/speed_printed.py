@@ -45,7 +45,9 @@ def beside(name: str, results: Sequence[PointResult]) -> Sheet:
     head = ["visual tokens", "recipe", "figure", "printed", "ours", "printed, of vanilla", "ours, of vanilla"]
     caveat = "Another machine, other kernels and other code than the paper's: compare shares, not times."
     point = results[0].point
-    title = f"{preset.source}: printed, and measured with {point.new_tokens} new tokens on {point.model}, {point.device}"
+    title = (
+        f"{preset.source}: printed, and measured with {point.new_tokens} new tokens on {point.model}, {point.device}"
+    )
     return Sheet(title, head, lines, [caveat, preset.note])
 
 

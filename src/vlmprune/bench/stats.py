@@ -1,4 +1,4 @@
-"""Bootstrap intervals over the units of a metric (`bench.score`). Seeded, so that tables are the same on every run."""
+"""Bootstrap intervals over the units of a metric (`scoring.metrics`). Seeded, so tables are the same on every run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlmprune.bench.score import Metric
+from vlmprune.scoring.metrics import Metric
 
 DRAWS = 2000
 LEVEL = 95.0

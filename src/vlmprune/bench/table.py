@@ -16,11 +16,11 @@ import numpy as np
 
 from vlmprune.bench.flops import Flops, run_flops
 from vlmprune.bench.marks import runnable
-from vlmprune.bench.score import METRICS, accuracy_by_category, unparsed_share
 from vlmprune.bench.stats import Estimate, difference, estimate
 from vlmprune.bench.store import Record, Result, load_records, load_results
 from vlmprune.core.budget import Keep
 from vlmprune.core.shape import Shape
+from vlmprune.scoring.metrics import METRICS, accuracy_by_category, unparsed_share
 
 # Points. Closer to chance than this, the unpruned model cannot do a task, so that pruning cannot hurt it.
 NEAR_CHANCE = 10.0
@@ -167,7 +167,7 @@ def tables_of(results: Iterable[Result]) -> list[Table]:
 
 
 def _table(model: str, results: Sequence[Result]) -> Table:
-    records = {result.key: load_records(result) for result in results}
+    records = {result.key: [r for r in load_records(result) if not r.problem] for result in results}
     vanilla = {result.task: result for result in results if result.is_vanilla}
     tasks = tuple(dict.fromkeys(result.task for result in results))
     cells: dict[tuple[str, str | None], dict[str, Cell]] = {}
