@@ -127,7 +127,7 @@ def bench(
         "dtype": dtype,
     }
     if speed:
-        untimed = {"tasks": tasks, "limit": limit, "full": full or None, "text_tower": text_tower}
+        untimed: dict[str, Any] = {"tasks": tasks, "limit": limit, "full": full or None, "text_tower": text_tower}
         untimed |= {"data": data, "protocol": protocol}
         _refuse(untimed, "is not for timings: leave it out, or leave out", Option("speed", True))
         shared = {"model": model, "methods": methods, "keep": keep, "batch_size": batch_size, "positions": positions}
