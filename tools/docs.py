@@ -254,12 +254,14 @@ def run_commands() -> str:
 
 
 def speed() -> str:
-    """Tables of the timings in benchmarks/results, without columns that hold nothing."""
-    from vlmprune.bench.speed_report import sheets
+    """Tables of the timings in benchmarks/results: of the longest answers, without columns that hold nothing."""
+    from vlmprune.bench.speed_pays import break_even
     from vlmprune.bench.speed_store import load_points
+    from vlmprune.bench.speed_table import times
 
+    points = load_points(ROOT / "benchmarks" / "results")
     parts = []
-    for sheet in sheets(load_points(ROOT / "benchmarks" / "results")):
+    for sheet in [*(times(point, max(point.lengths)) for point in points), *(break_even(points) if points else ())]:
         filled = [k for k in range(len(sheet.head)) if any(line[k] != "–" for line in sheet.lines)]
         rows = [[f"`{line[k]}`" if not k else line[k] for k in filled] for line in sheet.lines]
         parts.append("\n\n".join([f"**{sheet.title}**", table([sheet.head[k] for k in filled], rows), *sheet.notes]))

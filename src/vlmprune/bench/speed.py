@@ -5,7 +5,7 @@ A machine that slows down then slows all of them, and a ratio of two variants is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -83,12 +83,20 @@ def run_speed(
 
 @dataclass(frozen=True)
 class Subject:
-    """A model that is timed, with a function from (visual tokens, batch) to its inputs."""
+    """A model that is timed.
+
+    Attributes:
+        name, weights: as results say them.
+        model: of transformers.
+        inputs: makes its inputs of (visual tokens, batch).
+        made: where and from which commit, found out once, before anybody changes the files.
+    """
 
     name: str
     model: Any
     weights: str
     inputs: Callable[[int, int], dict[str, torch.Tensor]]
+    made: Mapping[str, Any]
 
 
 def _subject(plan: SpeedPlan, name: str) -> Subject:
@@ -99,7 +107,7 @@ def _subject(plan: SpeedPlan, name: str) -> Subject:
         def tensors(visual: int, batch: int) -> dict[str, torch.Tensor]:
             return random_inputs(model, visual or usual_visual(model), batch, plan.text)
 
-        return Subject(name, model, "random", tensors)
+        return Subject(name, model, "random", tensors, machine(model))
     loaded = load_model(name, plan.device)
 
     def scenes(_: int, batch: int) -> dict[str, torch.Tensor]:
@@ -109,7 +117,7 @@ def _subject(plan: SpeedPlan, name: str) -> Subject:
         inputs = asker.inputs([sample] * batch)
         return dict(inputs.to(loaded.model.device, loaded.model.dtype))
 
-    return Subject(name, loaded.model, loaded.weights, scenes)
+    return Subject(name, loaded.model, loaded.weights, scenes, machine(loaded.model))
 
 
 @dataclass
@@ -141,7 +149,7 @@ class PointBench:
             weights=self.subject.weights,
             dtype=str(self.model.dtype).removeprefix("torch."),
             attention=str(self.model.config._attn_implementation),
-            device=str(machine(self.model)["device"]),
+            device=str(self.subject.made["device"]),
             visual=self.visual,
             text=self.text,
             batch=self.batch,
@@ -158,7 +166,7 @@ class PointBench:
         """What is there already and the turns that are missing."""
         point, lengths = self.point, tuple(sorted(set(self.plan.new_tokens)))
         known = load_point(self.folder, point)
-        made, variants = machine(self.model), {variant.text: Measured() for variant in self.variants}
+        made, variants = self.subject.made, {variant.text: Measured() for variant in self.variants}
         result = known or PointResult(point, made, lengths, variants)
         result.lengths = tuple(sorted({*result.lengths, *lengths}))
         missing = self.plan.repeats - result.turns
