@@ -12,7 +12,6 @@ A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`; N
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 import sys
@@ -255,44 +254,17 @@ def run_commands() -> str:
 
 
 def speed() -> str:
-    """Tables of the timings in benchmarks/results."""
+    """Tables of the timings in benchmarks/results: of the longest answers, without columns that hold nothing."""
+    from vlmprune.bench.speed_pays import break_even
+    from vlmprune.bench.speed_store import load_points
+    from vlmprune.bench.speed_table import times
+
+    points = load_points(ROOT / "benchmarks" / "results")
     parts = []
-    for path in sorted((ROOT / "benchmarks" / "results").glob("speed-*.json")):
-        for name, report in json.loads(path.read_text(encoding="utf-8")).items():
-            made, timings = report["machine"], report["timings"]
-            rows = []
-            for timing in timings:
-                ratios = sorted(base / own for base, own in zip(timings[0]["totals"], timing["totals"], strict=True))
-                middle = ratios[len(ratios) // 2]
-                rows.append(
-                    [
-                        f"`{timing['name']}`",
-                        "all" if timing["tokens"] is None else f"{timing['tokens'][1]:.0f}",
-                        *(
-                            f"{1e3 * timing[part][0]:.0f}"
-                            for part in ("vision", "method", "prefill", "decode", "total")
-                        ),
-                        f"{timing['prefill'][0] / timings[0]['prefill'][0]:.2f}",
-                        f"{middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
-                        f"{timing['kv_bytes'] / 2**20:.1f}",
-                    ]
-                )
-            head = [
-                "recipe",
-                "tokens",
-                "vision",
-                "method",
-                "prefill",
-                "decode",
-                "total",
-                "prefill ratio",
-                "speed-up",
-                "KV MB",
-            ]
-            said = (
-                f"`{path.name}`: {name}, {made['device']}, commit {(made['commit'] or 'unknown')[:12]}; milliseconds."
-            )
-            parts.append(f"{said}\n\n{table(head, rows)}")
+    for sheet in [*(times(point, max(point.lengths)) for point in points), *(break_even(points) if points else ())]:
+        filled = [k for k in range(len(sheet.head)) if any(line[k] != "–" for line in sheet.lines)]
+        rows = [[f"`{line[k]}`" if not k else line[k] for k in filled] for line in sheet.lines]
+        parts.append("\n\n".join([f"**{sheet.title}**", table([sheet.head[k] for k in filled], rows), *sheet.notes]))
     return "\n\n".join(parts)
 
 

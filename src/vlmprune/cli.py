@@ -101,15 +101,58 @@ def bench(
         Path, typer.Option(help="Folder for the results. The same command continues an interrupted run there.")
     ] = Path("results"),
     seed: Annotated[int, typer.Option(help="Seed of methods that draw random numbers.")] = 0,
-    batch_size: Annotated[int | None, typer.Option(help="Questions per batch. Default: 32.")] = None,
+    batch_size: Annotated[
+        str | None, typer.Option(help="Questions per batch. Default: 32. With --speed several, by commas. Default: 1.")
+    ] = None,
     positions: Annotated[
         str | None, typer.Option(help="Position ids: original or compact. Default: each method's own policy.")
     ] = None,
     text_tower: Annotated[str | None, typer.Option(help=_TEXT_TOWER)] = None,
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
+    speed: Annotated[bool, typer.Option("--speed", help="Measure time, memory and operations, not accuracy.")] = False,
+    random: Annotated[
+        str | None,
+        typer.Option(
+            help="With --speed: an architecture with random weights instead of a model, also smaller "
+            "(qwen3-vl-8b:layers=2,encoder_layers=2,shrink=16); a wrong name lists all."
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="With --speed: a paper's timing table to repeat; a wrong name lists all.")
+    ] = None,
+    visual_tokens: Annotated[
+        str | None,
+        typer.Option(help="With --random: numbers of visual tokens, separated by commas. Default: about 576."),
+    ] = None,
+    new_tokens: Annotated[
+        str | None, typer.Option(help="With --speed: lengths of the answer, separated by commas. Default: 16.")
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(help="With --speed: turns that count. Default: 10.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="With --speed: cpu, cuda, ... Default: the GPU, if there is one.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="With --random: float32, bfloat16 or float16. Default: bfloat16 on a GPU.")
+    ] = None,
 ) -> None:
-    """Compare methods on the generated benchmark, and write the report."""
+    """Compare methods on tasks, or with --speed their time and memory, and write the report."""
     check_packages("bench")
+    timed = {
+        "random": random,
+        "preset": preset,
+        "visual_tokens": visual_tokens,
+        "new_tokens": new_tokens,
+        "repeats": repeats,
+        "device": device,
+        "dtype": dtype,
+    }
+    if speed:
+        untimed: dict[str, Any] = {"tasks": tasks, "limit": limit, "full": full or None, "text_tower": text_tower}
+        untimed |= {"data": data, "protocol": protocol}
+        _refuse(untimed, "is not for timings: leave it out, or leave out", Option("speed", True))
+        shared = {"model": model, "methods": methods, "keep": keep, "batch_size": batch_size, "positions": positions}
+        return _speed({**shared, **timed, "seed": seed}, out, force)
+    _refuse(timed, "is for timings alone: give with it", Option("speed", True))
     from vlmprune.bench.runner import FULL, Plan, split_methods
 
     if full and limit is not None:
@@ -120,12 +163,72 @@ def bench(
         "keeps": None if keep is None else _keeps(keep),
         "tasks": None if tasks is None else _words(tasks),
         "limit": FULL if full else limit,
-        "batch_size": batch_size,
+        "batch_size": None if batch_size is None else _single(_numbers("batch_size", batch_size)),
         "data": None if data is None else str(data),
         "protocol": protocol,
     }
     given = {name: value for name, value in asked.items() if value is not None}
     _bench(Plan(seed=seed, positions=positions, text_tower=text_tower, **given), out, force)
+
+
+def _refuse(options: dict[str, Any], why: str, other: Option) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(Option(name), f" {why} ", other, ".")
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    for word in _words(text):
+        if not word.isdecimal():
+            raise UserError(Option(name, text), f" must be whole numbers separated by commas, and {word!r} is not one.")
+    return tuple(int(word) for word in _words(text))
+
+
+def _single(numbers: tuple[int, ...]) -> int:
+    if len(numbers) > 1:
+        raise UserError("Several batch sizes are for timings alone: give one, or ", Option("speed", True), ".")
+    return numbers[0]
+
+
+def _speed(given: dict[str, Any], out: Path, force: bool) -> None:
+    """`bench --speed`: `given` are its options by name, None where the user gave none."""
+    from rich.console import Console
+
+    from vlmprune.bench.runner import split_methods
+    from vlmprune.bench.speed import run_speed
+    from vlmprune.bench.speed_console import print_sheets, progress_lines
+    from vlmprune.bench.speed_plan import planned
+    from vlmprune.bench.speed_report import sheets
+    from vlmprune.report import build, check_report
+
+    lists = {
+        name: given[name] and _numbers(name, given[name]) for name in ("visual_tokens", "batch_size", "new_tokens")
+    }
+    plan = planned(
+        given["preset"],
+        {
+            "models": tuple(dict.fromkeys(given["model"])) if given["model"] else None,
+            "architecture": given["random"],
+            "methods": None if given["methods"] is None else split_methods(given["methods"]),
+            "keeps": None if given["keep"] is None else _keeps(given["keep"]),
+            "visual": lists["visual_tokens"],
+            "batches": lists["batch_size"],
+            "new_tokens": lists["new_tokens"],
+            **{name: given[name] for name in ("repeats", "device", "dtype", "positions", "seed")},
+        },
+    )
+    check_report(out, force=force)
+    _quiet()
+    console = Console()
+    try:
+        results = run_speed(plan, out, progress_lines(console), preset=given["preset"], force=force)
+    except KeyboardInterrupt:
+        typer.echo(f"Interrupted: the complete turns are in {out}; the same command continues.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    print_sheets(console, sheets(results))
+    for path in build(out, force=force):
+        if path.name == "speed.md":
+            console.print(f"Report: {path}", soft_wrap=True, highlight=False)
 
 
 def _bench(plan: Any, out: Path, force: bool) -> None:
@@ -167,7 +270,7 @@ def report(
 
 @app.command("list")
 def list_(what: Annotated[str, typer.Argument(help="methods, presets, models, tasks or checks.")]) -> None:
-    """List methods, presets, models (embedded ones, families by model type), tasks, or checks of methods and adapters."""
+    """List methods, presets, models (embedded ones, and families by model type), tasks, or checks."""
     listings = {
         "methods": _list_methods,
         "presets": _list_presets,
@@ -223,9 +326,7 @@ def check(
         list[str] | None,
         typer.Option(help="Run this check only, by its name in `vlmprune list checks`. May be repeated."),
     ] = None,
-    on: Annotated[
-        list[str] | None, typer.Option(help="Use this tiny model only. May be repeated. Default: all.")
-    ] = None,
+    on: Annotated[list[str] | None, typer.Option(help="Only this tiny model. May be repeated. Default: all.")] = None,
     model: Annotated[
         str | None, typer.Option(help=f"For a method: the model to check on, instead of the tiny ones. {_MODEL}")
     ] = None,

@@ -21,7 +21,7 @@ SHELL = ("typer",)  # of all commands
 
 def check_packages(command: str) -> None:
     """Raise UserError unless every package that a command will need can be imported."""
-    if missing := [name for name in PACKAGES[command] if not _there(name)]:
+    if missing := [name for name in PACKAGES[command] if not is_there(name)]:
         raise UserError(f"vlmprune {command} {needs(missing)}")
 
 
@@ -30,7 +30,7 @@ def needs(missing: list[str] | tuple[str, ...]) -> str:
     return f"needs {' and '.join(missing)}: pip install 'vlmprune[{EXTRA}]', or '.[{EXTRA}]' in a clone."
 
 
-def _there(name: str) -> bool:
+def is_there(name: str) -> bool:
     """Whether a package can be imported. Looking for it is not enough: an installed package may be broken."""
     try:
         import_module(name)

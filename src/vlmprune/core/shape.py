@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlmprune.core.view import ModelInfo
@@ -23,7 +24,18 @@ class Shape:
         merge: patches per slot.
         projector: multiplications of the projector (and of deepstack's) per slot.
         layers, width, mlp, q_width, kv_width, vocabulary: of the decoder.
-        tile: slots of each tile that the tower sees by itself, 0 if it sees the whole image at once.
+        tile: slots of a picture that the tower sees by itself, 0 where it sees all of an image at once.
+        canvases: rows and columns of tiles that a picture may be cut into behind a view of the whole picture; none
+            where the slots alone tell what the tower saw.
+        most: tiles of features beyond which these are shrunk, 0 for never.
+        cls_slots: whether a frame of a video keeps its CLS token as a slot.
+        gated_query: whether attention's output is gated, by as many numbers as there are queries.
+        sparse: decoder layers whose MLP is a mixture of experts.
+        sparse_mlp: multiplications of such a layer's router, chosen experts and shared expert a token.
+        active: width of the MLP that a token passes there: of the chosen experts and the shared one together.
+        recurrent: decoder layers with linear attention (the gated delta rule).
+        recurrent_weights: multiplications of such a layer's projections and convolution a token.
+        recurrent_heads: heads, and the width of their keys and of their values.
     """
 
     family: str
@@ -45,6 +57,16 @@ class Shape:
     kv_width: int
     vocabulary: int
     tile: int = 0
+    canvases: Sequence[Sequence[int]] = ()
+    most: int = 0
+    cls_slots: bool = False
+    gated_query: bool = False
+    sparse: Sequence[int] = ()
+    sparse_mlp: int = 0
+    active: int = 0
+    recurrent: Sequence[int] = ()
+    recurrent_weights: int = 0
+    recurrent_heads: Sequence[int] = (0, 0, 0)
 
     @property
     def info(self) -> ModelInfo:

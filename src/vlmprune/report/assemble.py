@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from vlmprune.ask.scenes import slug
+from vlmprune.bench.speed_report import has_runs, speed_texts
 from vlmprune.bench.table import Table, build_tables
 from vlmprune.core.errors import UserError
 from vlmprune.core.extras import check_packages
@@ -33,7 +34,8 @@ def build(folder: str | Path, *, force: bool = False) -> list[Path]:
     """Write the report of a result folder.
 
     DIR/report/ gets `summary.md`, `summary.csv`, `summary.tex`, `categories.csv`, a plot for each model and token count
-    as .svg and .png under `plots/`, a sheet of overlays for each example scene under `overlays/`, and `index.html`.
+    as .svg and .png under `plots/`, a sheet of overlays for each example scene under `overlays/`, and `index.html`;
+    of timings `speed.md` and `speed.csv`, and these alone where the folder holds no answers.
     The same results give the same bytes.
 
     Args:
@@ -41,7 +43,7 @@ def build(folder: str | Path, *, force: bool = False) -> list[Path]:
         force: write into DIR/report although it holds files that vlmprune has not written.
 
     Returns:
-        The files written, `index.html` last.
+        The files written, `index.html` last where there are answers.
 
     Raises:
         UserError: no such folder, no finished run in it, a broken file, a folder that may not or cannot be written, or
@@ -49,11 +51,18 @@ def build(folder: str | Path, *, force: bool = False) -> list[Path]:
     """
     folder = Path(folder)
     out = check_report(folder, force=force)
+    speed = speed_texts(folder)
+    try:
+        written = [_text(make_folder(out) / name, text) for name, text in speed.items()]
+        if written and not has_runs(folder):
+            return written
+    except OSError as error:
+        raise UserError(f"The report cannot be written to {str(out)!r}: {error.strerror or error}.") from error
     tables = build_tables(folder)
     try:
         for part in (make_folder(out) / "plots", out / "overlays"):
             part.mkdir(exist_ok=True)
-        written = [
+        written += [
             _text(out / "summary.md", markdown(tables)),
             _text(out / "summary.csv", comma_separated(tables)),
             _text(out / "categories.csv", categories(tables)),
