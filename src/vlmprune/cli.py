@@ -122,14 +122,14 @@ def bench(
     ] = None,
     visual_tokens: Annotated[
         str | None,
-        typer.Option(help="With --random: numbers of visual tokens, separated by commas. Default: about 576."),
+        typer.Option(help="With --random: numbers of visual tokens, by commas. Default: about 576."),
     ] = None,
     new_tokens: Annotated[
         str | None, typer.Option(help="With --speed: lengths of the answer, separated by commas. Default: 16.")
     ] = None,
     repeats: Annotated[int | None, typer.Option(help="With --speed: turns that count. Default: 10.")] = None,
     device: Annotated[
-        str | None, typer.Option(help="With --speed: cpu, cuda, ... Default: the GPU, if there is one.")
+        str | None, typer.Option(help="With --speed: cpu, cuda, ... Default: a GPU, if any.")
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="With --random: float32, bfloat16 or float16. Default: bfloat16 on a GPU.")
