@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,10 @@ class Columns:
     facts: tuple[str, ...] = ()
     letters: bool = True
     adapt: Callable[[Row], Row] | None = None
+
+    def without_pictures(self) -> Columns:
+        """The same without pictures and video, which need not be there then."""
+        return replace(self, pictures=(), video="")
 
     def sample(self, task: str, row: Row, kind: str, folder: Path, clip: Clip | None = None) -> Sample:
         """The sample of a row; one that cannot be asked says why in `problem`.
