@@ -14,6 +14,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "check": (),
     "bench": ("rich", *DRAWING),
     "report": DRAWING,
+    "score": (),
     "list": (),
 }
 SHELL = ("typer",)  # of all commands

@@ -6,10 +6,11 @@ import ast
 import base64
 import binascii
 import contextlib
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Columns:
             or a list of these.
         options: a column with a list, or a column for each option; empty ones are left out.
         id, group: a column, or several that are joined by "-".
+        facts: columns that are kept for the task's scorer or metric, each as text, lists as JSON.
         letters: whether a right option becomes its letter, whether the row names it by letter, by text or by number.
         adapt: changes the row first, where columns alone do not say it.
     """
@@ -46,8 +48,13 @@ class Columns:
     group: str | tuple[str, ...] = ""
     hint: str = ""
     kind: str = ""
+    facts: tuple[str, ...] = ()
     letters: bool = True
     adapt: Callable[[Row], Row] | None = None
+
+    def without_pictures(self) -> Columns:
+        """The same without pictures and video, which need not be there then."""
+        return replace(self, pictures=(), video="")
 
     def sample(self, task: str, row: Row, kind: str, folder: Path, clip: Clip | None = None) -> Sample:
         """The sample of a row; one that cannot be asked says why in `problem`.
@@ -89,6 +96,7 @@ class Columns:
             group=f"{task}/{_joined(row, self.group)}" if self.group else name,
             category=str(row.get(self.category) or "") if self.category else "",
             hint=_known(row.get(self.hint)) if self.hint else "",
+            facts={name: _fact(_cell(row, name)) for name in self.facts},
         )
 
     def _options(self, row: Row) -> tuple[str, ...]:
@@ -141,6 +149,10 @@ def _known(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value).strip()
+
+
+def _fact(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list | dict) else _known(value)
 
 
 def _joined(row: Mapping[str, Any], columns: str | tuple[str, ...]) -> str:

@@ -37,6 +37,7 @@ class DataTask(Task):
     def samples(self, place: Place = Place()) -> Iterator[Sample]:  # noqa: B008 (frozen)
         seen: dict[str, int] = {}
         for row, folder, columns in self._rows(place):
+            columns = columns if place.pictures else columns.without_pictures()
             sample = columns.sample(self.name, row, self.kind, folder, self.clip)
             times = seen[sample.id] = seen.get(sample.id, 0) + 1
             if times > 1:
