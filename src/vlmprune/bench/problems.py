@@ -41,6 +41,4 @@ def check_some_asked(folder: Path, run: Run) -> None:
                 return
             first = first or record
     if first is not None:
-        raise UserError(
-            f"No question of {run.task} can be asked of {run.model}: {first['problem']} ({first['id']})."
-        )
+        raise UserError(f"No question of {run.task} can be asked of {run.model}: {first['problem']} ({first['id']}).")

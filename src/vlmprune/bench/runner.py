@@ -84,7 +84,9 @@ class Plan:
         for text in self.tasks:
             name = get_task(text).name
             if named.setdefault(name, text) != text:
-                raise UserError(f"{named[name]!r} and {text!r} are both called {name!r}: rename one, or run them apart.")
+                raise UserError(
+                    f"{named[name]!r} and {text!r} are both called {name!r}: rename one, or run them apart."
+                )
         for keep in self.keeps:
             check_keep(keep)
         for what, number in (("limit", self.limit), ("batch size", self.batch_size)):

@@ -42,24 +42,37 @@ class EarlierImage:
         return decode_base64(row[self.column])
 
 
+class _Lines:
+    """The lines of a file as text, and the byte at which the next one begins."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.place = file, file.tell()
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self.file)
+        self.place += len(line)
+        return line.decode("utf-8", errors="surrogateescape")
+
+
 class _Reader:
-    """Cells of each row, and the byte at which it begins."""
+    """Cells of each row, and the byte at which it begins.
+
+    It is no part of a circle of references: its buffer, as large as the largest picture, goes when it goes.
+    """
 
     def __init__(self, file: IO[bytes], separator: str) -> None:
-        self.file, self.start, self.place = file, file.tell(), file.tell()
+        self.lines, self.start = _Lines(file), 0
         # strict: a quotation mark that is never closed would swallow the rows behind it without a word
-        self.rows = csv.reader(self._lines(), delimiter=separator, strict=True)
-
-    def _lines(self) -> Iterator[str]:
-        for line in self.file:
-            self.place += len(line)
-            yield line.decode("utf-8", errors="surrogateescape")
+        self.rows = csv.reader(self.lines, delimiter=separator, strict=True)
 
     def __iter__(self) -> _Reader:
         return self
 
     def __next__(self) -> list[str]:
-        self.start = self.place
+        self.start = self.lines.place
         return next(self.rows)
 
 
