@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from vlmprune.core.errors import UserError
 from vlmprune.data.cells import LETTER, NUMBER, TEXT, UnfitError, as_list, as_text, letter_of
-from vlmprune.data.rows import FILE
+from vlmprune.data.rows import FILE, LINE
 from vlmprune.tasks import built_in_tasks, get_task
 from vlmprune.tasks.task import Place
 
@@ -149,7 +149,9 @@ def test_a_corrupt_picture_is_found_when_it_is_opened(folder: Path) -> None:
     (folder / "cut.png").write_bytes(png(0)[:200])
     (folder / "text.png").write_text("no picture")
     rows = [{**GOOD, "image": name} for name in ("cut.png", "text.png", "A" * 99 + "=")]
-    for sample, why in zip(own(lines(folder / "my.jsonl", rows)), ("truncated", "no picture format", "no"), strict=True):
+    for sample, why in zip(
+        own(lines(folder / "my.jsonl", rows)), ("truncated", "no picture format", "no"), strict=True
+    ):
         with pytest.raises(UserError, match=f"cannot be read: .*{why}"):
             _ = sample.images
 
@@ -169,7 +171,15 @@ def test_an_id_counts_once(folder: Path) -> None:
 def test_the_other_names_of_columns(folder: Path) -> None:
     first = {"question": "q", "answer": "yes", "image": "a.png", "id": "1", "hint": "h", "options": ["yes", "no"]}
     other = {"text": "q", "label": "yes", "image_path": "a.png", "index": 1, "context": "h", "choices": ["yes", "no"]}
-    third = {"text": "q", "answers": ["yes"], "file_name": "a.png", "question_id": 1, "hint": "h", "A": "yes", "B": "no"}
+    third = {
+        "text": "q",
+        "answers": ["yes"],
+        "file_name": "a.png",
+        "question_id": 1,
+        "hint": "h",
+        "A": "yes",
+        "B": "no",
+    }
     digests = set()
     for row in (first, other, third):
         (sample,) = own(lines(folder / "my.jsonl", [row]))
@@ -184,7 +194,7 @@ def test_kinds_of_answers_where_a_row_does_not_say(folder: Path) -> None:
         {**GOOD, "image": "a.png", "answer": True},
         {**GOOD, "image": "a.png", "answers": ["No"], "answer": None},
         {**GOOD, "image": "a.png", "options": {"A": "red", "B": "blue"}},
-        {**GOOD, "image": "a.png", "answer": "3", "metric": "number", "group": "g", "category": "c"},
+        {**GOOD, "image": "a.png", "answer": "three", "metric": "number", "group": "g", "category": "c"},
     ]
     samples = own(lines(folder / "my.jsonl", rows))
     assert not problems(samples)
@@ -237,7 +247,7 @@ def layout(name: str) -> tuple[Files, str]:
             "COCO_val2014_000000310196.jpg",
         ),
         "ocrbench": (
-            Files(("OCRBench.json",), Columns(pictures="image_path", answers="answers", category="type"), "images"),
+            Files(("OCRBench.json",), Columns(pictures="image_path", answers="answers", id=LINE), "images"),
             "IIIT5K/test/918_1.png",
         ),
         "hallusionbench": (

@@ -19,7 +19,7 @@ from vlmprune.scoring.replies import score_reply
 if TYPE_CHECKING:
     from vlmprune.bench.runner import ModelBench, Variant
 
-_NO_TOKENS: Mapping[str, Any] = {
+NO_TOKENS: Mapping[str, Any] = {
     "input_tokens": 0,
     "visual_before": 0,
     "visual_encoded": 0,
@@ -83,7 +83,7 @@ class Batch:
         records = {record.id: record for record in self._replies(variant)} if self.asked else {}
         for sample in self.samples:
             if sample.id in self.problems:
-                records[sample.id] = self._record(sample, "", **_NO_TOKENS, problem=self.problems[sample.id])
+                records[sample.id] = self._record(sample, "", **NO_TOKENS, problem=self.problems[sample.id])
         return [records[sample.id] for sample in self.samples]
 
     @torch.no_grad()
@@ -116,7 +116,7 @@ class Batch:
 
 def record_of(sample: Sample, reply: str, kind: str, **counts: Any) -> Record:
     """The record of a reply, scored; `counts` are the record's token counts."""
-    verdict = score_reply(kind, reply, sample.answers, sample.options)
+    verdict = score_reply(kind, reply, sample.answers, sample.options, sample.facts)
     return Record(
         id=sample.id,
         question=sample.question,
@@ -128,6 +128,7 @@ def record_of(sample: Sample, reply: str, kind: str, **counts: Any) -> Record:
         output=reply,
         extracted=verdict.extracted,
         score=verdict.score,
+        facts=sample.facts,
         **counts,
     )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class Columns:
         video: a column with the path of a video; a row has pictures or a video.
         options: a column with a list, or with an object by letter; or a column for each option, empty behind the last.
         id, group: a column, or several that are joined by "-".
+        facts: columns that are kept for the task's scorer or metric, each as text, lists as JSON.
         letters: whether a right option becomes its letter. A row without options is then a problem, and else one
             with a free answer.
         named: how a row names its right option: "letter", "text" or "number" (from 0); "" to tell from the answer,
@@ -54,9 +56,14 @@ class Columns:
     group: str | tuple[str, ...] = ""
     hint: str = ""
     kind: str = ""
+    facts: tuple[str, ...] = ()
     letters: bool = True
     named: str = ""
     adapt: Callable[[Row], Row] | None = None
+
+    def without_pictures(self) -> Columns:
+        """The same without pictures and video, which need not be there then."""
+        return replace(self, pictures=(), video="")
 
     def sample(self, task: str, row: Row, kind: str, folder: Path, clip: Clip | None = None) -> Sample:
         """The sample of a row; one that cannot be asked says why in `problem`.
@@ -73,10 +80,19 @@ class Columns:
         try:
             if PROBLEM in row:
                 raise UnfitError(row[PROBLEM])
-            adapted = self.adapt(row) if self.adapt else row
-            return self._sample(task, adapted, kind, folder, clip)
+            row = self._adapted(row)
+            return self._sample(task, row, kind, folder, clip)
         except UnfitError as reason:
             return Sample(self._name(task, row), "", kind, (), problem=str(reason))
+
+    def _adapted(self, row: Row) -> Row:
+        """The row as `adapt` leaves it; what it stumbles over is a problem of the row."""
+        try:
+            return self.adapt(row) if self.adapt else row
+        except KeyError as missing:
+            raise UnfitError(_missing(row, str(missing))) from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UnfitError(f"its cells are not as expected: {error}") from None
 
     def _name(self, task: str, row: Row) -> str:
         return f"{task}/{_joined(row, self.id) or f'line-{row[LINE]}'}"
@@ -103,6 +119,7 @@ class Columns:
             group=f"{task}/{_joined(row, self.group)}" if self.group and _joined(row, self.group) else name,
             category=as_text(row.get(self.category)) if self.category else "",
             hint=as_text(row.get(self.hint)) if self.hint else "",
+            facts={name: _fact(_cell(row, name)) for name in self.facts},
         )
 
     def _answers(self, row: Row, options: tuple[str, ...]) -> tuple[str, ...]:
@@ -165,6 +182,10 @@ def _in_columns(row: Row, columns: tuple[str, ...]) -> tuple[str, ...]:
     if texts[: len(options)] != list(options):
         raise UnfitError(f"its option {columns[texts.index('')]} is empty, and there are options behind it")
     return options
+
+
+def _fact(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list | dict) else as_text(value)
 
 
 def _joined(row: Mapping[str, Any], columns: str | tuple[str, ...]) -> str:

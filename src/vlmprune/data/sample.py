@@ -106,6 +106,7 @@ class Sample:
         category: type of the question.
         hint: what is given beside the question: ScienceQA's context, MMBench's hint.
         problem: why it cannot be asked, in words; empty for all others. It is reported and counted, and never scored.
+        facts: what else its scorer or metric reads, by name ("precision", "figure"), from columns that the task names.
     """
 
     id: str
@@ -143,7 +144,8 @@ class Sample:
         """Hash of everything that a model is shown and scored by."""
         state = sha256()
         texts = (self.id, self.question, self.kind, *self.options, *self.answers, self.group, self.category, self.hint)
-        for text in (*texts, self.problem):
+        facts = (text for fact in sorted(self.facts.items()) for text in fact)
+        for text in (*texts, self.problem, *facts):
             state.update(f"{len(text)}:{text}".encode())
         for picture in self.pictures:
             state.update(sha256(picture.content()).digest())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vlmprune.core.errors import Option, UserError
 from vlmprune.data.columns import Columns
-from vlmprune.data.rows import Row
+from vlmprune.data.rows import PROBLEM, Row
 from vlmprune.data.sample import Sample
 from vlmprune.data.source import Files, Hub, find_files
 from vlmprune.data.video import Clip
@@ -26,6 +26,8 @@ class DataTask(Task):
         where: where local copies are to be had, for people: an address or a repository.
         size: how large it is, for people: "1,000 questions, 90 MB".
         clip: how videos are sampled.
+        folder: of local copies below `--data`, where it has not the task's name.
+        only: which rows of the data belong to the task; None for all.
     """
 
     kind: str
@@ -34,11 +36,15 @@ class DataTask(Task):
     where: str = ""
     size: str = ""
     clip: Clip | None = None
+    folder: str = ""
+    only: Callable[[Row], bool] | None = None
 
     def samples(self, place: Place = Place()) -> Iterator[Sample]:  # noqa: B008 (frozen)
         seen: set[str] = set()
         for row, folder, columns in self.rows(place):
-            sample = self.sample(row, folder, columns)
+            if self.only is not None and PROBLEM not in row and not self.only(row):
+                continue
+            sample = self.sample(row, folder, columns if place.pictures else columns.without_pictures())
             if sample.id in seen:
                 problem = sample.problem or f"its id {sample.id!r} stands in the data before"
                 sample = replace(sample, id=_unused(sample.id, seen), problem=problem)
@@ -52,7 +58,7 @@ class DataTask(Task):
     def rows(self, place: Place) -> Iterator[tuple[Row, Path, Columns]]:
         """Rows, each with the folder that its paths are relative to, and its columns."""
         if place.data is not None:
-            found = find_files(self.files, self.name, place.data)
+            found = find_files(self.files, self.folder or self.name, place.data)
             if found is None:
                 raise UserError(*self._missing(place.data))
             layout, paths = found
@@ -71,7 +77,7 @@ class DataTask(Task):
 
     def _missing(self, data: Path) -> list[str | Option]:
         names = " or ".join(" and ".join(map(repr, layout.names)) for layout in self.files) or "copy that can be read"
-        looked = f"{str(data)!r} has no {names}, and no folder {self.name!r} with it"
+        looked = f"{str(data)!r} has no {names}, and no folder {self.folder or self.name!r} with it"
         return [f"The data of {self.name} is missing: {looked}. ", *self._get(upper=True), Option("data"), "."]
 
     def _get(self, upper: bool = False) -> list[str]:

@@ -14,7 +14,7 @@ MATHVISION = DataTask(
     summary="3,040 competition problems, free answers and five options",
     metric=ACCURACY,
     chance=0.0,
-    kind="words",
+    kind="mathvision",
     files=(Files(("test.jsonl",), _COLUMNS), Files(("data/test.jsonl",), _COLUMNS, pictures="..")),
     hub=Hub("MathLLMs/MathVision", "test", _COLUMNS),
     where="https://github.com/mathllm/MATH-V",
