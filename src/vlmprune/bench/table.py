@@ -129,10 +129,13 @@ class Table:
         named = {mark: file.rpartition("/")[2] for result in results for mark, file in result.files.items()}
         return [f"{mark} is {file}." for mark, file in named.items()]
 
+    def problems(self) -> list[str]:
+        """How many questions of each task could not be asked, and why, in sentences."""
+        return problem_notes(cell.result for row in self.rows for cell in row.cells.values())
+
     def notes(self) -> list[str]:
         """Sentences to print under the table."""
-        results = [cell.result for row in self.rows for cell in row.cells.values()]
-        said = [*self.texts(), *self.files(), *problem_notes(results)]
+        said = [*self.texts(), *self.files(), *self.problems()]
         if self.left_out:
             reasons = "; ".join(f"{task} ({why})" for task, why in self.left_out.items())
             said.append(f"Left out of the averages: {reasons}.")
