@@ -22,6 +22,7 @@ from typing import Any
 
 from vlmprune.bench.store import load_results
 from vlmprune.tasks import built_in_tasks
+from vlmprune.tasks.own import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT / "tools") not in sys.path:
@@ -283,6 +284,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "signals-decoder": made_by("docs_methods", "decoder_signals"),
     "presets": made_by("docs_methods", "presets"),
     "command-line": command_line,
+    "answer-kinds": lambda: ", ".join(f"`{kind}`" for kind in KINDS) + ".",
     "tasks": tasks,
     "families-short": made_by("docs_models", "families_short"),
     "families": made_by("docs_models", "families"),

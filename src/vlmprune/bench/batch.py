@@ -51,8 +51,10 @@ class Batch:
         return found
 
     def _misfit(self, sample: Sample) -> str:
+        if why := self.asker.refuses(sample):
+            return why
         try:
-            _ = sample.images
+            _ = sample.images, sample.frames
         except UserError as error:
             return str(error).rstrip(".")
         longest = getattr(self.bench.model.config.get_text_config(), "max_position_embeddings", None)
@@ -139,8 +141,11 @@ def _visual(model: Any, prompt: torch.Tensor) -> list[int]:
 
 
 def _counts(session: Any, sample: int, visual: int, resizes: bool) -> dict[str, Any]:
-    """Token counts of a sample of the last batch; `session` is None for vanilla."""
-    if session is None:
+    """Token counts of a sample of the last batch; `session` is None for vanilla.
+
+    A report of a batch without a picture has no samples, so one without visual tokens is not looked up in it.
+    """
+    if session is None or not visual:
         return {"visual_encoded": visual, "visual_kept": visual, "visual_entering": float(visual)}
     last = session.last
     stages = [(int(layer), counts[sample]) for layer, counts in last.counts]

@@ -9,6 +9,8 @@ from typing import Any
 
 from vlmprune.core.errors import Option, UserError
 from vlmprune.data.sample import Sample
+from vlmprune.data.video import Frames
+from vlmprune.models.processors import takes_videos
 from vlmprune.models.weights import first_sentence
 from vlmprune.tasks.task import Task
 from vlmprune.tasks.wording import Wording
@@ -47,7 +49,8 @@ class Protocol:
         if (named := self.named(task, model_type)) is not None:
             return named
         tail = self.tails.get(sample.category, self.tails.get(sample.kind, ""))
-        return Wording("{hint}\n{question}\n{options}" + tail if self.asks_options(sample) else "{question}" + tail)
+        options = "\n{options}" if self.asks_options(sample) else ""
+        return Wording("{hint}\n{question}" + options + tail)
 
     def asks_options(self, sample: Sample) -> bool:
         """Whether the options are to be written under the question."""
@@ -105,20 +108,50 @@ class Asker:
         """Model inputs of a batch, padded on the left.
 
         Raises:
-            UserError: a picture cannot be read.
+            UserError: a picture cannot be read, or the processor refuses the batch.
         """
         self.processor.tokenizer.padding_side = "left"
         media: dict[str, Any] = {}
         if any(sample.pictures for sample in samples):
             media["images"] = [list(sample.images) for sample in samples]
-        return self.processor(
-            text=[self.prompt(sample) for sample in samples], padding=True, return_tensors="pt", **media
+        if clips := [frames for sample in samples if (frames := sample.frames) is not None]:
+            media |= video_arguments(clips)
+        texts = [self.prompt(sample) for sample in samples]
+        try:
+            return self.processor(text=texts, padding=True, return_tensors="pt", **media)
+        except UserError:
+            raise
+        except ValueError as error:
+            reason = first_sentence(error)
+            raise UserError(
+                f"The processor of {self.model_type} cannot prepare {samples[0].id}, ...: {reason}"
+            ) from error
+
+    def refuses(self, sample: Sample) -> str:
+        """Why the model cannot be asked about what a sample shows, in words; "" where it can."""
+        if sample.video is None or takes_videos(self.processor):
+            return ""
+        if getattr(self.processor, "video_token", None) is None:
+            return f"it has a video, and {self.model_type} takes pictures only"
+        return (
+            f"it has a video, for which the processor of {self.model_type} needs torchvision: install the one that "
+            "fits your torch (https://pytorch.org)"
         )
 
     def generation(self) -> dict[str, Any]:
         """Arguments of `generate`; the length is the wording's, or else the task's."""
         named = self.protocol.named(self.task, self.model_type)
         return generation_kwargs((named and named.max_new_tokens) or self.task.max_new_tokens)
+
+
+def video_arguments(clips: Sequence[Frames]) -> dict[str, Any]:
+    """What a processor takes of videos whose frames are chosen."""
+    from transformers.video_utils import VideoMetadata
+
+    about = [
+        VideoMetadata(total_num_frames=clip.total, fps=clip.fps, frames_indices=list(clip.indices)) for clip in clips
+    ]
+    return {"videos": [clip.pixels for clip in clips], "video_metadata": about, "do_sample_frames": False}
 
 
 def content_of(text: str, sample: Sample) -> list[dict[str, str]]:

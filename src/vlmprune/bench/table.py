@@ -16,6 +16,7 @@ import numpy as np
 
 from vlmprune.bench.flops import Flops, run_flops
 from vlmprune.bench.marks import runnable
+from vlmprune.bench.problems import problem_notes
 from vlmprune.bench.stats import Estimate, difference, estimate
 from vlmprune.bench.store import Record, Result, load_records, load_results
 from vlmprune.bench.verdicts import judges_of
@@ -144,9 +145,13 @@ class Table:
                     judged.setdefault(judge, {})[task] = None
         return [f"Judged by {judge}: {', '.join(tasks)}." for judge, tasks in judged.items()]
 
+    def problems(self) -> list[str]:
+        """How many questions of each task could not be asked, and why, in sentences."""
+        return problem_notes(cell.result for row in self.rows for cell in row.cells.values())
+
     def notes(self) -> list[str]:
         """Sentences to print under the table."""
-        said = [*self.texts(), *self.files(), *self.judges()]
+        said = [*self.texts(), *self.files(), *self.judges(), *self.problems()]
         if self.left_out:
             reasons = "; ".join(f"{task} ({why})" for task, why in self.left_out.items())
             said.append(f"Left out of the averages: {reasons}.")

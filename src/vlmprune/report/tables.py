@@ -109,14 +109,16 @@ def flops_share(block: Block, row: Row, count: str = "total") -> str:
 def notes(tables: Sequence[Table]) -> list[str]:
     """What a reader must know beside the figures.
 
-    The tasks left out of the averages, how the question was read, and what the flags mean.
+    The tasks left out of the averages, how the question was read, what could not be asked, and what the flags mean.
     """
     said = [
         f"{table.model}: {task} is left out of the averages ({why})."
         for table in tables
         for task, why in table.left_out.items()
     ]
-    said += [f"{table.model}: {sentence}" for table in tables for sentence in (*table.texts(), *table.judges())]
+    for table in tables:
+        sentences = (*table.texts(), *table.judges(), *table.problems())
+        said += [f"{table.model}: {sentence}" for sentence in sentences]
     used = {sign for cell in _cells(tables) for sign in flags(cell)}
     return said + [f"{sign} {meaning}." for sign, meaning in FLAGS.items() if sign in used]
 
