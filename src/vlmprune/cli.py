@@ -81,7 +81,9 @@ def bench(
     limit: Annotated[int | None, typer.Option(help="Questions per task; 192 without it.")] = None,
     full: Annotated[bool, typer.Option("--full", help="600 questions per task.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of results; the same command continues there.")] = Path("results"),
-    seed: Annotated[int, typer.Option(help="For methods that draw random numbers.")] = 0,
+    seeds: Annotated[
+        str, typer.Option(help="Comma-separated, for methods that draw random numbers: one row, their mean and spread.")
+    ] = "0",
     batch_size: Annotated[int | None, typer.Option(help="Questions per batch; 32 without it.")] = None,
     positions: Annotated[str | None, typer.Option(help="original or compact; each method's own without it.")] = None,
     text_tower: Annotated[str | None, typer.Option(help=_TEXT_TOWER)] = None,
@@ -102,16 +104,16 @@ def bench(
         "batch_size": batch_size,
     }
     given = {name: value for name, value in asked.items() if value is not None}
-    _bench(Plan(seed=seed, positions=positions, text_tower=text_tower, **given), out, force)
+    _bench(Plan(seeds=_seeds(seeds), positions=positions, text_tower=text_tower, **given), out, force)
 
 
 def _bench(plan: Any, out: Path, force: bool) -> None:
     from rich.console import Console
 
     from vlmprune.ask import write_examples
+    from vlmprune.bench.compare import build_tables
     from vlmprune.bench.console import print_tables, progress_bars
     from vlmprune.bench.runner import run_bench
-    from vlmprune.bench.table import build_tables
     from vlmprune.report import build, check_report
 
     check_report(out, force=force)
@@ -276,6 +278,13 @@ def _words(text: str) -> tuple[str, ...]:
     if not words:
         raise UserError(f"{text!r} names nothing: write names separated by commas.")
     return words
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    words = _words(text)
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise UserError(Option("seeds", text), " are not whole numbers from 0, separated by commas.")
+    return tuple(dict.fromkeys(map(int, words)))
 
 
 def _keeps(text: str) -> tuple[Any, ...]:
