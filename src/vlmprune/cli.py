@@ -134,13 +134,20 @@ def _bench(plan: Any, out: Path, force: bool) -> None:
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A result folder of vlmprune bench.")],
+    published: Annotated[
+        bool, typer.Option("--published", help="Also put the papers' printed figures beside those measured.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
 ) -> None:
     """Write tables, plots and the HTML page of a result folder again; no model is needed."""
     check_packages("report")
     from vlmprune.report import build
 
-    for path in build(folder, force=force):
+    written = build(folder, force=force, published=published)
+    for path in written:
+        if path.name == "published.md":
+            typer.echo(path.read_text(encoding="utf-8").partition("\n\n")[2])
+    for path in written:
         typer.echo(str(path))
 
 

@@ -15,6 +15,7 @@ from vlmprune.core.errors import UserError
 from vlmprune.core.extras import check_packages
 from vlmprune.core.outputs import check_folder, make_folder
 from vlmprune.report import comma_separated
+from vlmprune.report.beside import beside, beside_csv, beside_markdown
 from vlmprune.report.flips import flips
 from vlmprune.report.latex import latex
 from vlmprune.report.markdown import markdown
@@ -35,16 +36,18 @@ def check_report(folder: str | Path, *, force: bool = False) -> Path:
     return check_folder(Path(folder) / "report", "report", force=force)
 
 
-def build(folder: str | Path, *, force: bool = False) -> list[Path]:
+def build(folder: str | Path, *, force: bool = False, published: bool = False) -> list[Path]:
     """Write the report of a result folder.
 
-    DIR/report/ gets `summary.md`, `summary.csv`, `summary.tex`, `categories.csv`, `ranks.csv`, `flips.csv`, plots of each
-    model (accuracy by each token count, ranks) as .svg and .png under `plots/`, a sheet of overlays for each example scene under `overlays/`, and `index.html`.
+    DIR/report/ gets `summary.md`, `summary.csv`, `summary.tex`, `categories.csv`, `ranks.csv`, `flips.csv`, plots of
+    each model (accuracy by each token count, ranks) as .svg and .png under `plots/`, a sheet of overlays for each
+    example scene under `overlays/`, and `index.html`.
     The same results give the same bytes.
 
     Args:
         folder: what `vlmprune bench --out` named.
         force: write into DIR/report although it holds files that vlmprune has not written.
+        published: write `published.md` and `published.csv` too, the papers' figures beside those measured.
 
     Returns:
         The files written, `index.html` last.
@@ -72,6 +75,12 @@ def build(folder: str | Path, *, force: bool = False) -> list[Path]:
         for table in tables:
             written += _plots(out / "plots", table, style)
             written += _overlays(out / "overlays", folder, table)
+        for name in () if published else ("published.md", "published.csv"):
+            (out / name).unlink(missing_ok=True)  # of older results
+        if published:
+            pairs = beside(tables)
+            written.append(_text(out / "published.md", beside_markdown(pairs)))
+            written.append(_text(out / "published.csv", beside_csv(pairs)))
         return [*written, _text(out / "index.html", render(folder, changed, style))]
     except OSError as error:
         raise UserError(f"The report cannot be written to {str(out)!r}: {error.strerror or error}.") from error

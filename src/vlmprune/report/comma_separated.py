@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 
 from vlmprune.bench.table import Cell, Hard, Row, Spread, Table
 from vlmprune.core.budget import Keep
-from vlmprune.report.flips import Flips
+from vlmprune.report.flips import Flip, Flips
 from vlmprune.report.tables import MISSING, SIGNIFICANT, flags, number
 
 Column = Callable[[Table, Row, str, Cell], object]
@@ -30,38 +31,38 @@ _COLUMNS: dict[str, Column] = {
     "dimension": lambda table, row, task, cell: cell.result.dimension,
     "protocol": lambda table, row, task, cell: cell.result.protocol,
     "metric": lambda table, row, task, cell: cell.result.metric,
-    "chance": lambda table, row, task, cell: _figure(cell.result.chance),
+    "chance": lambda table, row, task, cell: figure(cell.result.chance),
     "in_averages": lambda table, row, task, cell: int(task in table.averaged),
     "n": lambda table, row, task, cell: cell.n,
     "units": lambda table, row, task, cell: cell.units,
-    "value": lambda table, row, task, cell: _figure(cell.value.value),
-    "low": lambda table, row, task, cell: _figure(cell.value.low),
-    "high": lambda table, row, task, cell: _figure(cell.value.high),
+    "value": lambda table, row, task, cell: figure(cell.value.value),
+    "low": lambda table, row, task, cell: figure(cell.value.low),
+    "high": lambda table, row, task, cell: figure(cell.value.high),
     "sd": lambda table, row, task, cell: _sd(cell.spread),
-    "lowest_seed": lambda table, row, task, cell: _figure(None if cell.spread is None else cell.spread.low),
-    "highest_seed": lambda table, row, task, cell: _figure(None if cell.spread is None else cell.spread.high),
-    "ratio": lambda table, row, task, cell: _figure(cell.ratio),
-    "difference": lambda table, row, task, cell: _figure(cell.diff and cell.diff.value),
-    "difference_low": lambda table, row, task, cell: _figure(cell.diff and cell.diff.low),
-    "difference_high": lambda table, row, task, cell: _figure(cell.diff and cell.diff.high),
+    "lowest_seed": lambda table, row, task, cell: figure(None if cell.spread is None else cell.spread.low),
+    "highest_seed": lambda table, row, task, cell: figure(None if cell.spread is None else cell.spread.high),
+    "ratio": lambda table, row, task, cell: figure(cell.ratio),
+    "difference": lambda table, row, task, cell: figure(cell.diff and cell.diff.value),
+    "difference_low": lambda table, row, task, cell: figure(cell.diff and cell.diff.low),
+    "difference_high": lambda table, row, task, cell: figure(cell.diff and cell.diff.high),
     "test": lambda table, row, task, cell: cell.test.name if cell.test else "",
     "p": lambda table, row, task, cell: _p(cell.test and cell.test.p),
     "p_holm": lambda table, row, task, cell: _p(cell.p_holm),
     "significant": lambda table, row, task, cell: int(cell.significant) if cell.p_holm is not None else "",
-    "loyalty": lambda table, row, task, cell: _figure(cell.loyalty),
-    "accuracy": lambda table, row, task, cell: _figure(cell.accuracy),
-    "hard_accuracy": lambda table, row, task, cell: _figure(_hard(row, cell).value),
+    "loyalty": lambda table, row, task, cell: figure(cell.loyalty),
+    "accuracy": lambda table, row, task, cell: figure(cell.accuracy),
+    "hard_accuracy": lambda table, row, task, cell: figure(_hard(row, cell).value),
     "hard_n": lambda table, row, task, cell: _hard(row, cell).n or "",
-    "unparsed": lambda table, row, task, cell: _figure(cell.unparsed),
-    "tokens_before": lambda table, row, task, cell: _figure(row.tokens_before),
-    "tokens_kept": lambda table, row, task, cell: _figure(row.tokens_kept),
-    "tokens_entering": lambda table, row, task, cell: _figure(row.tokens_entering),
-    "gflops": lambda table, row, task, cell: _figure(_billions(row.flops and row.flops.total)),
-    "gflops_papers": lambda table, row, task, cell: _figure(_billions(row.flops and row.flops.papers)),
-    "gflops_papers_gated": lambda table, row, task, cell: _figure(_billions(row.flops and row.flops.papers_gated)),
-    "abs_mean": lambda table, row, task, cell: _figure(row.abs_mean),
+    "unparsed": lambda table, row, task, cell: figure(cell.unparsed),
+    "tokens_before": lambda table, row, task, cell: figure(row.tokens_before),
+    "tokens_kept": lambda table, row, task, cell: figure(row.tokens_kept),
+    "tokens_entering": lambda table, row, task, cell: figure(row.tokens_entering),
+    "gflops": lambda table, row, task, cell: figure(_billions(row.flops and row.flops.total)),
+    "gflops_papers": lambda table, row, task, cell: figure(_billions(row.flops and row.flops.papers)),
+    "gflops_papers_gated": lambda table, row, task, cell: figure(_billions(row.flops and row.flops.papers_gated)),
+    "abs_mean": lambda table, row, task, cell: figure(row.abs_mean),
     "abs_mean_sd": lambda table, row, task, cell: _sd(row.abs_spread),
-    "rel_mean": lambda table, row, task, cell: _figure(row.rel_mean),
+    "rel_mean": lambda table, row, task, cell: figure(row.rel_mean),
     "rel_mean_sd": lambda table, row, task, cell: _sd(row.rel_spread),
     "flags": lambda table, row, task, cell: flags(cell) + (SIGNIFICANT if cell.significant else ""),
 }
@@ -69,7 +70,7 @@ _COLUMNS: dict[str, Column] = {
 
 def summary(tables: Sequence[Table]) -> str:
     """One line per model, method, budget and task."""
-    return _lines(
+    return lines_of(
         _COLUMNS,
         (
             [column(table, row, task, row.cells[task]) for column in _COLUMNS.values()]
@@ -83,10 +84,10 @@ def summary(tables: Sequence[Table]) -> str:
 
 def categories(tables: Sequence[Table]) -> str:
     """Plain accuracy of each question type, one line per model, method, budget, task and type."""
-    return _lines(
+    return lines_of(
         ("model", "method", "keep", "recipe", "task", "category", "accuracy"),
         (
-            (table.model, row.method, _keep(row.keep), row.recipe, task, name, _figure(value))
+            (table.model, row.method, _keep(row.keep), row.recipe, task, name, figure(value))
             for table in tables
             for row in table.rows
             for task in table.tasks
@@ -98,11 +99,10 @@ def categories(tables: Sequence[Table]) -> str:
 
 def ranks(tables: Sequence[Table]) -> str:
     """One line per model, budget, measure and method: how often it is the best, and its mean rank with its interval."""
-    return _lines(
+    return lines_of(
         ("model", "keep", "measure", "method", "recipe", "best", "rank", "rank_low", "rank_high"),
         (
-            (table.model, _keep(one.keep), one.measure, row.method, row.recipe)
-            + tuple(_figure(value) for value in (place.best, place.rank, place.low, place.high))
+            (table.model, _keep(one.keep), one.measure, row.method, row.recipe, *map(figure, vars(place).values()))
             for table in tables
             for one in table.rankings
             for row, place in one.places
@@ -112,12 +112,10 @@ def ranks(tables: Sequence[Table]) -> str:
 
 def flipped(found: Sequence[tuple[Table, Sequence[Flips]]]) -> str:
     """One line per answer that pruning changed from right to wrong ("broken") or back ("repaired")."""
-    return _lines(
-        ("model", "method", "keep", "recipe", "seed", "task", "category", "flip", "id", "question", "answer")
-        + ("before", "after"),
+    return lines_of(
+        ("model", "method", "keep", "recipe", "flip", *(field.name for field in fields(Flip))),
         (
-            (table.model, item.row.method, _keep(item.row.keep), item.row.recipe, "" if one.seed is None else one.seed)
-            + (one.task, one.category, name, one.id, one.question, one.answer, one.before, one.after)
+            (table.model, item.row.method, _keep(item.row.keep), item.row.recipe, name, *vars(one).values())
             for table, items in found
             for item in items
             for name, changed in (("broken", item.broken), ("repaired", item.repaired))
@@ -126,7 +124,8 @@ def flipped(found: Sequence[tuple[Table, Sequence[Flips]]]) -> str:
     )
 
 
-def _lines(head: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
+def lines_of(head: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
+    """A file of a head and lines."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(head)
@@ -142,12 +141,13 @@ def _billions(value: float | None) -> float | None:
     return None if value is None else value / 1e9
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """With three digits; nothing where there is none."""
     return "" if value is None else number(value, 3).replace(MISSING, "")
 
 
 def _sd(spread: Spread | None) -> str:
-    return _figure(None if spread is None else spread.sd)
+    return figure(None if spread is None else spread.sd)
 
 
 def _p(value: float | None) -> str:

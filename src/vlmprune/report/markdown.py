@@ -31,11 +31,14 @@ from vlmprune.report.tables import (
 _READING = """\
 A cell holds the task's primary metric in percent, its ratio to the same model's unpruned run, and the 95 % interval.
 *abs_mean* is the mean of the metrics and *rel_mean* the mean of the ratios, over the same tasks. A method that draws
-random numbers has one row for all its seeds: their mean, its standard deviation (sd) and its range. *kept* is the number
-of visual tokens left after the last cut; *entering* is the number that enters a layer of the language model, averaged
-over its layers. *FLOPs* are operations up to the first new token as a share of the unpruned model's, by our formula
+random numbers has one row for all its seeds: their mean, standard deviation (sd) and range. *kept* is the number of
+visual tokens left after the last cut; *entering* is the number that enters a layer of the language model, averaged over
+its layers. *FLOPs* are operations up to the first new token as a share of the unpruned model's, by our formula
 (encoder, projector, prefill, selection); *4nd²+2n²d+2ndm* and *+3ndm* are the papers' counts of the prefill alone."""
-_DIFFERENCES = "Difference to vanilla on the same questions, in points, with its 95 % interval and its p-value after Holm's correction:"
+_DIFFERENCES = (
+    "Difference to vanilla on the same questions, in points, with its 95 % interval and its p-value after Holm's "
+    "correction over the methods:"
+)
 _LOYALTY = "Loyalty: the same answer as vanilla's, percent of the questions:"
 
 
@@ -78,7 +81,7 @@ def _overview(table: Table) -> str:
         found = [[row for row in block.rows if row.method == name] for block in shown]
         pairs = ((", ".join(map(_mean, rows)), ", ".join(map(_tokens, rows))) for rows in found)
         lines.append([name, *(text or MISSING for pair in pairs for text in pair)])
-    return _table(["method", *titles], lines)
+    return markdown_table(["method", *titles], lines)
 
 
 def _mean(row: Row) -> str:
@@ -91,7 +94,7 @@ def _tokens(row: Row) -> str:
 
 def _values(table: Table, block: Block) -> str:
     head = ["method", "kept", "entering", "FLOPs", "4nd²+2n²d+2ndm", "+3ndm", *table.tasks, "abs_mean", "rel_mean"]
-    return _table(head, [_value_line(table, block, row) for row in block.rows])
+    return markdown_table(head, [_value_line(table, block, row) for row in block.rows])
 
 
 def _value_line(table: Table, block: Block, row: Row) -> list[str]:
@@ -120,7 +123,7 @@ def _of_pruned(table: Table, block: Block, form: Callable[[Cell], str]) -> str:
         [row_name(block, row), *(form(row.cells[task]) if task in row.cells else MISSING for task in table.tasks)]
         for row in block.pruned
     ]
-    return _table(["method", *table.tasks], lines)
+    return markdown_table(["method", *table.tasks], lines)
 
 
 def _difference_cell(cell: Cell) -> str:
@@ -132,7 +135,7 @@ def _difference_cell(cell: Cell) -> str:
 
 def _hard(table: Table, block: Block) -> str:
     lines = [[row_name(block, row), *(hard_words(block, row, task) for task in table.tasks)] for row in block.rows]
-    return _table(["method", *table.tasks], lines)
+    return markdown_table(["method", *table.tasks], lines)
 
 
 def _ranks(ranking: Ranking) -> str:
@@ -140,14 +143,16 @@ def _ranks(ranking: Ranking) -> str:
         [row.method, percent(place.best), f"{number(place.rank)} [{number(place.low)}, {number(place.high)}]"]
         for row, place in ranking.places
     ]
-    return _table(["method", f"best {ranking.measure}", "mean rank"], lines)
+    return markdown_table(["method", f"best {ranking.measure}", "mean rank"], lines)
 
 
 def _escape(text: str) -> str:
     return text.replace("|", "\\|").replace("*", "\\*")
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text."""
+
     def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(map(_escape, cells)) + " |"
 
