@@ -105,8 +105,8 @@ def _gaffke(
     for sums, unseen in weighted_sums(counts, draws, seed):
         lows.append(of(sums + unseen * worst))
         highs.append(of(sums + unseen * best))
-    low = float(np.percentile(np.concatenate(lows), _TAIL))
-    high = float(np.percentile(np.concatenate(highs), 100.0 - _TAIL))
+    low = max(float(of(worst)), float(np.percentile(np.concatenate(lows), _TAIL)))  # rounding may go beyond the ends
+    high = min(float(of(best)), float(np.percentile(np.concatenate(highs), 100.0 - _TAIL)))
     return Estimate(value, min(low, value), max(high, value))
 
 
