@@ -54,8 +54,9 @@ def groups_of(results: Sequence[Result]) -> tuple[Groups, dict[str, frozenset[st
     not_asked: dict[str, frozenset[str]] = {}
     for task in dict.fromkeys(result.task for result in results):
         of_task = [result for result in results if result.task == task]
+        found = [(METRICS[result.metric], load_records(result)) for result in of_task]
         try:
-            asked, left_out = without_problems([(METRICS[r.metric], load_records(r)) for r in of_task])
+            asked, left_out = without_problems(found)
         except ValueError:
             where = of_task[0].records_path.parent
             raise UserError(f"Runs in {str(where)!r} are not on the same samples: delete them and run again.") from None
