@@ -10,9 +10,9 @@ import pytest
 from fake_results import fill
 from rich.console import Console
 
+from vlmprune.bench.compare import build_tables
 from vlmprune.bench.console import print_tables, progress_bars
 from vlmprune.bench.runner import Progress
-from vlmprune.bench.compare import build_tables
 
 
 def shown(folder: Path, width: int, terminal: bool) -> str:

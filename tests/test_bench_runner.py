@@ -22,13 +22,13 @@ from transformers import LlamaConfig
 import vlmprune
 from vlmprune.ask import write_examples
 from vlmprune.bench import runner
+from vlmprune.bench.compare import build_tables
 from vlmprune.bench.flops import encoder_flops, papers_flops, prefill_flops, visual_per_layer
 from vlmprune.bench.load import load_model, weights_digest
 from vlmprune.bench.protocol import PLAIN, protocol_for
 from vlmprune.bench.runner import METHODS, Plan, run_bench, split_methods
 from vlmprune.bench.shapes import shape_of
 from vlmprune.bench.store import Run, Store, load_records, load_results
-from vlmprune.bench.compare import build_tables
 from vlmprune.bench.tasks import TASKS, canvas_for
 from vlmprune.core.errors import UserError
 from vlmprune.report.latex import latex

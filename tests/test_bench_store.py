@@ -9,9 +9,9 @@ import pytest
 from fake_results import fill, make_record, make_run
 
 from vlmprune.bench import store as store_module
+from vlmprune.bench.compare import build_tables
 from vlmprune.bench.score import Verdict
 from vlmprune.bench.store import VANILLA, Run, Store, load_records, load_results, records_path
-from vlmprune.bench.compare import build_tables
 from vlmprune.bench.tasks import TASKS
 from vlmprune.core.errors import UserError
 
@@ -33,7 +33,13 @@ def test_the_key_holds_everything_and_the_setting_all_but_the_method() -> None:
     }.items():  # fmt: skip
         other = dataclasses.replace(run, **{name: value})
         assert other.key != run.key and other.setting != run.setting, name
-    for name, value in {"method": "dart@2", "recipe": "dart@2:0.333", "keep": 0.2, "positions": "compact", "seed": 1}.items():
+    for name, value in {
+        "method": "dart@2",
+        "recipe": "dart@2:0.333",
+        "keep": 0.2,
+        "positions": "compact",
+        "seed": 1,
+    }.items():
         other = dataclasses.replace(run, **{name: value})
         assert other.key != run.key and other.setting == run.setting, name
 

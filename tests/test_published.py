@@ -47,7 +47,8 @@ def test_what_agrees_is_put_beside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"model": "llava"}, {"model": "llava-hf/llava-1.5-9b-hf"}, {"task": "gqa-pope"}, {"protocol": "vlmevalkit2"}]
+    "other",
+    [{"model": "llava"}, {"model": "llava-hf/llava-1.5-9b-hf"}, {"task": "gqa-pope"}, {"protocol": "vlmevalkit2"}],
 )
 def test_what_differs_in_one_thing_is_not(other: dict[str, str], tmp_path: Path) -> None:
     assert beside(measured(tmp_path, **other)) == []

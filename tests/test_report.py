@@ -20,9 +20,9 @@ from tiny_folder import save_llava
 
 from vlmprune.ask import write_examples
 from vlmprune.ask.scenes import load_examples
+from vlmprune.bench.compare import build_tables
 from vlmprune.bench.load import load_model
 from vlmprune.bench.store import Run
-from vlmprune.bench.compare import build_tables
 from vlmprune.bench.table import Table
 from vlmprune.bench.tasks import Sample
 from vlmprune.core.errors import UserError
@@ -91,7 +91,9 @@ Loyalty: the same answer as vanilla's, percent of the questions:
 
 def test_csv_to_the_letter(tmp_path: Path) -> None:
     lines = comma_separated.summary(small(tmp_path)).splitlines()
-    assert lines[0].startswith("model,method,keep,recipe,seeds,task,dimension,protocol,metric,chance,in_averages,n,units")
+    assert lines[0].startswith(
+        "model,method,keep,recipe,seeds,task,dimension,protocol,metric,chance,in_averages,n,units"
+    )
     common = "synth-ocr,OCR,plain,accuracy,5.000,1,4,4"
     means = {"llava,vanilla": "100.000,,100.000,,", "llava,random": "75.000,,75.000,,"}
     assert lines[1:] == [
@@ -241,7 +243,12 @@ def test_several_seeds_are_one_row_with_its_spread(tmp_path: Path) -> None:
     text = markdown(tables)
     assert "; sd 10.0, 70.0 to 90.0 over 3 seeds" in text and "Mean over the seeds 0, 1, 2: random." in text
     (line,) = [row for row in csv.DictReader(io.StringIO(comma_separated.summary(tables))) if row["seeds"] == "0 1 2"]
-    assert (line["value"], line["sd"], line["rel_mean_sd"], line["test"]) == ("80.000", "10.000", "10.000", "permutation")
+    assert (line["value"], line["sd"], line["rel_mean_sd"], line["test"]) == (
+        "80.000",
+        "10.000",
+        "10.000",
+        "permutation",
+    )
     assert "over 3 seeds" in latex(tables) and "over 3 seeds" in build(tmp_path)[-1].read_text()
     assert {flip.seed for flip in flips(table)[0].broken} == {0, 1, 2}
 
