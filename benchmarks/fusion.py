@@ -21,7 +21,10 @@ from torch import Tensor
 
 import vlmprune
 from vlmprune.assets import embedded_names
-from vlmprune.bench.tasks import TASKS, canvas_for
+from vlmprune.bench.questions import Questions
+from vlmprune.tasks import generated_tasks
+from vlmprune.tasks.canvas import canvas_for
+from vlmprune.tasks.task import Place
 
 KEEP = 0.1
 PAIRS = {
@@ -33,11 +36,11 @@ OUT = Path(__file__).parent / "results" / "fusion.json"
 
 def prompts(model: Any, processor: Any, each: int) -> Iterator[dict[str, Tensor]]:
     """`each` questions of every task."""
-    for task in TASKS.values():
-        for sample in task.samples(each, canvas_for(model.config)):
+    for task in generated_tasks().values():
+        for sample in Questions(task, Place(canvas_for(model.config)), each):
             words = [{"type": "image"}, {"type": "text", "text": sample.question}]
             text = processor.apply_chat_template([{"role": "user", "content": words}], add_generation_prompt=True)
-            yield processor(images=[sample.image], text=[text], return_tensors="pt")
+            yield processor(images=[*sample.images], text=[text], return_tensors="pt")
 
 
 def last_logits(model: Any, inputs: dict[str, Tensor], recipe: str | None) -> Tensor:

@@ -23,14 +23,16 @@ from transformers import AutoModelForImageTextToText, LlavaConfig, Qwen2_5_VLCon
 from transformers.utils import logging
 
 from vlmprune.bench.load import load_model, machine
-from vlmprune.bench.protocol import protocol_for
+from vlmprune.bench.protocol import Asker, protocol_for
 from vlmprune.bench.runner import METHODS, split_methods, variants_of
 from vlmprune.bench.store import write_json
-from vlmprune.bench.tasks import TASKS, canvas_for
 from vlmprune.bench.timing import Spread, Timing, measure
 from vlmprune.core.budget import parse_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.outputs import check_file
+from vlmprune.tasks import generated_tasks
+from vlmprune.tasks.canvas import canvas_for
+from vlmprune.tasks.task import Place
 
 RANDOM = ("llava-1.5-7b", "qwen2.5-vl-7b")
 TEXT_TOKENS = 40
@@ -93,8 +95,9 @@ def random_model(config: Any, layers: int | None, batch: int, device: str) -> tu
 def loaded_model(name: str, batch: int) -> tuple[Any, Any]:
     """A model and a batch of generated scenes with questions."""
     loaded = load_model(name)
-    samples = list(islice(TASKS["synth-ocr"].samples(batch, canvas_for(loaded.model.config)), batch))
-    inputs = protocol_for(loaded.processor).inputs(loaded.processor, samples)
+    task, config = generated_tasks()["synth-ocr"], loaded.model.config
+    samples = list(islice(task.samples(Place(canvas_for(config))), batch))
+    inputs = Asker(protocol_for(loaded.processor), task, loaded.processor, config.model_type).inputs(samples)
     return loaded.model, inputs.to(loaded.model.device, loaded.model.dtype)
 
 

@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from vlmprune.assets.questions import COLORS
-from vlmprune.bench.runner import record_of
+from vlmprune.bench.batch import record_of
+from vlmprune.bench.questions import Questions
 from vlmprune.bench.store import VANILLA, Record, Run, Store
-from vlmprune.bench.tasks import FIXED, TASKS, Sample, Task
+from vlmprune.data.sample import Sample
+from vlmprune.tasks import generated_tasks
+from vlmprune.tasks.canvas import FIXED
+from vlmprune.tasks.task import Place, Task
 
 METHODS = ("random", "random@2", "downsample", "divprune", "hiprune", "visionzip", "fastv@2", "dart@2")
 _SKILL = {
@@ -32,7 +36,7 @@ def fill(
     methods: Sequence[str] = METHODS,
     keeps: Sequence[float | int] = (0.333, 0.222, 0.111),
     seeds: Sequence[int] = (0,),
-    tasks: Sequence[str] = tuple(TASKS),
+    tasks: Sequence[str] = tuple(generated_tasks()),
     n: int = 40,
     reply: Callable[[Run, Sample], str] | None = None,
 ) -> None:
@@ -43,8 +47,8 @@ def fill(
     with Store(folder) as store:
         runs = []
         for model in models:
-            for task in (TASKS[name] for name in tasks):
-                samples = list(task.samples(n, FIXED))
+            for task in (generated_tasks()[name] for name in tasks):
+                samples = list(Questions(task, Place(), n))
                 rows = [(VANILLA, 1.0), *((m, k) for m in methods for k in keeps)]
                 for run in (run for row in rows for run in make_runs(model, task, samples, *row, seeds)):
                     records = [make_record(run, sample) for sample in samples]
@@ -96,6 +100,7 @@ def make_record(run: Run, sample: Sample) -> Record:
     return record_of(
         sample,
         _reply(run, sample),
+        sample.kind,
         input_tokens=196 + len(sample.question.split()),
         visual_before=196,
         visual_encoded=196,

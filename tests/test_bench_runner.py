@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -25,14 +26,16 @@ from vlmprune.bench import runner
 from vlmprune.bench.compare import build_tables
 from vlmprune.bench.flops import encoder_flops, papers_flops, prefill_flops, visual_per_layer
 from vlmprune.bench.load import load_model, weights_digest
-from vlmprune.bench.protocol import PLAIN, protocol_for
+from vlmprune.bench.protocol import PLAIN, Asker, protocol_for
 from vlmprune.bench.runner import METHODS, Plan, run_bench, split_methods
 from vlmprune.bench.shapes import shape_of
 from vlmprune.bench.store import Run, Store, load_records, load_results
-from vlmprune.bench.tasks import TASKS, canvas_for
 from vlmprune.core.errors import UserError
 from vlmprune.report.latex import latex
 from vlmprune.report.markdown import markdown
+from vlmprune.tasks import generated_tasks
+from vlmprune.tasks.canvas import canvas_for
+from vlmprune.tasks.task import Place
 
 SMALL = {"methods": ("random", "fastv"), "keeps": (0.5, 5), "tasks": ("synth-mme", "synth-choice"), "limit": 10}
 
@@ -155,9 +158,10 @@ def test_token_counts(finished: Path) -> None:
 
 def test_shared_encoding_answers_as_plain_inputs_do(folder: str, finished: Path) -> None:
     loaded = load_model(folder, "cpu")
-    samples = list(TASKS["synth-choice"].samples(4))
+    samples = list(islice(generated_tasks()["synth-choice"].samples(), 4))
     records = {r.recipe: load_records(r) for r in load_results(finished) if r.task == "synth-choice"}
-    inputs = PLAIN.inputs(loaded.processor, samples)
+    task, kind = generated_tasks()["synth-choice"], loaded.model.config.model_type
+    inputs = Asker(PLAIN, task, loaded.processor, kind).inputs(samples)
     for recipe in ("random:5", "fastv@2:0.5"):
         with vlmprune.prune(loaded.model, recipe), torch.no_grad():
             ids = loaded.model.generate(**inputs, do_sample=False, max_new_tokens=16)
@@ -424,7 +428,8 @@ def test_with_a_text_tower_a_method_reads_the_bare_question(folder: str, tmp_pat
     plan = small_plan(folder, methods=("cdpruner",), keeps=(9,), tasks=("synth-choice",), limit=4)
     with Store(tmp_path / "out") as store:
         runner.ModelBench(plan, loaded, store).compute(0, lambda at: None)
-    assert read == [sample.question for sample in TASKS["synth-choice"].samples(4, canvas_for(loaded.model.config))]
+    samples = generated_tasks()["synth-choice"].samples(Place(canvas_for(loaded.model.config)))
+    assert read == [sample.question for sample in islice(samples, 4)]
 
 
 def test_a_text_tower_that_does_not_fit_fails_before_anything_is_computed(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from vlmprune.bench.score import ACCURACY, F1, MME, accuracy_by_category, judge, split_options, unparsed_share
+from vlmprune.scoring.metrics import ACCURACY, F1, MME, accuracy_by_category, unparsed_share
+from vlmprune.scoring.replies import score_reply
+from vlmprune.tasks.generated import split_options
 
 OPTIONS = ("red", "dark blue", "green", "yellow")
 
@@ -24,7 +26,7 @@ OPTIONS = ("red", "dark blue", "green", "yellow")
     ],
 )
 def test_yes_no(reply: str, found: str | None) -> None:
-    assert judge("yesno", reply, ("yes",)) == (found, float(found == "yes"))
+    assert score_reply("yesno", reply, ("yes",)) == (found, float(found == "yes"))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def test_yes_no(reply: str, found: str | None) -> None:
     ],
 )
 def test_choice(reply: str, found: str | None) -> None:
-    assert judge("choice", reply, ("(b)",), OPTIONS) == (found, float(found == "(b)"))
+    assert score_reply("choice", reply, ("(b)",), OPTIONS) == (found, float(found == "(b)"))
 
 
 @pytest.mark.parametrize(
@@ -62,15 +64,15 @@ def test_choice(reply: str, found: str | None) -> None:
     ],
 )
 def test_number(reply: str, found: str | None) -> None:
-    assert judge("number", reply, ("three",)) == (found, float(found == "three"))
+    assert score_reply("number", reply, ("three",)) == (found, float(found == "three"))
 
 
 def test_words_are_compared_whole_with_digits_apart() -> None:
-    assert judge("words", "407.", ("4 0 7",)) == ("4 0 7", 1.0)
-    assert judge("words", "4 0 7 1", ("4 0 7",)).score == 0.0
-    assert judge("words", "Top left", ("top left",)).score == 1.0
-    assert judge("words", "color = red", ("color = red",)).score == 1.0
-    assert judge("words", "  ", ("red",)) == (None, 0.0)
+    assert score_reply("words", "407.", ("4 0 7",)) == ("4 0 7", 1.0)
+    assert score_reply("words", "4 0 7 1", ("4 0 7",)).score == 0.0
+    assert score_reply("words", "Top left", ("top left",)).score == 1.0
+    assert score_reply("words", "color = red", ("color = red",)).score == 1.0
+    assert score_reply("words", "  ", ("red",)) == (None, 0.0)
 
 
 def test_options_are_read_from_the_question() -> None:

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 from fake_results import make_record, make_run
 
+from vlmprune.bench.questions import Questions
 from vlmprune.bench.ranks import ABS, REL, standings
-from vlmprune.bench.score import ACCURACY, F1, MME, Metric
 from vlmprune.bench.significance import MCNEMAR, PERMUTATION, compare, holm, mcnemar
 from vlmprune.bench.stats import difference, estimate
 from vlmprune.bench.store import VANILLA, Record
-from vlmprune.bench.tasks import TASKS
 from vlmprune.bench.units import Units, units_of, without_problems
+from vlmprune.scoring.metrics import ACCURACY, F1, MME, Metric
+from vlmprune.tasks import generated_tasks
+from vlmprune.tasks.task import Place
 
+TASKS = generated_tasks()
 CORNERS = [(p, n) for p in (0.5, 0.9, 0.98) for n in (24, 96)]
 REPEATS, DRAWS = 100, 400
 
@@ -30,7 +33,7 @@ def units(right: Sequence[float] | np.ndarray, *more: Sequence[float]) -> Units:
 
 def records(task: str, right: np.ndarray) -> list[Record]:
     """Records of a generated task, the questions right that are said to be."""
-    samples = list(TASKS[task].samples(len(right)))
+    samples = list(Questions(TASKS[task], Place(), len(right)))
     run = make_run("llava", TASKS[task], samples, VANILLA, 1.0)
     made = [replace(make_record(run, sample), extracted=sample.answers[0], score=1.0) for sample in samples]
     other = {"yes": "no", "no": "yes"}
@@ -232,18 +235,14 @@ def test_rel_mean_and_abs_mean_rank_differently_where_vanilla_is_weak() -> None:
 # ---------------------------------------------------------------- what could not be asked
 
 
-class Problem(Record):
-    problem = "its image is broken"
-
-
 def test_a_question_that_one_run_could_not_ask_counts_in_none() -> None:
     found = records("synth-ocr", np.ones(6, bool))
-    broken = [found[0], Problem(**vars(found[1])), *found[2:]]
+    broken = [found[0], replace(found[1], problem="its image is broken"), *found[2:]]
     runs: Callable[[Metric], list[tuple[Metric, list[Record]]]] = lambda metric: [(metric, found), (metric, broken)]  # noqa: E731
     left, out = without_problems(runs(ACCURACY))
     assert out == {found[1].id} and [len(of) for of in left] == [5, 5]
     pairs = records("synth-mme", np.ones(6, bool))
-    half = [pairs[0], Problem(**vars(pairs[1])), *pairs[2:]]
+    half = [pairs[0], replace(pairs[1], problem="its image is broken"), *pairs[2:]]
     left, out = without_problems([(MME, pairs), (MME, half)])
     assert out == {pairs[0].id, pairs[1].id}, "half of a pair is no unit"
     with pytest.raises(ValueError, match="other samples"):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,13 @@ from fake_results import fill, make_record, make_run
 
 from vlmprune.bench import store as store_module
 from vlmprune.bench.compare import build_tables
-from vlmprune.bench.score import Verdict
 from vlmprune.bench.store import VANILLA, Run, Store, load_records, load_results, records_path
-from vlmprune.bench.tasks import TASKS
 from vlmprune.core.errors import UserError
+from vlmprune.scoring.replies import Verdict
+from vlmprune.tasks import generated_tasks
 
-TASK = TASKS["synth-pope"]
-SAMPLES = list(TASK.samples(10))
+TASK = generated_tasks()["synth-pope"]
+SAMPLES = list(islice(TASK.samples(), 10))
 IDS = [sample.id for sample in SAMPLES]
 
 
@@ -90,7 +91,7 @@ def test_records_are_scored_anew_without_a_model(tmp_path: Path, monkeypatch: py
     result = load_results(tmp_path)[0]
     line = json.loads(result.records_path.read_text().splitlines()[0])
     assert load_records(result)[0].score == line["score"]
-    monkeypatch.setattr(store_module, "judge", lambda kind, reply, answers, options: Verdict("yes", 1.0))
+    monkeypatch.setattr(store_module, "score_reply", lambda kind, reply, answers, options: Verdict("yes", 1.0))
     assert all(record.score == 1.0 for record in load_records(result))
 
 

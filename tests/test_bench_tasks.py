@@ -1,55 +1,64 @@
 """The generated tasks: fixed streams, balanced questions, right answers."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 from transformers import CLIPVisionConfig, LlavaConfig, Qwen2_5_VLConfig
 
 from training import backend_qwen
-from vlmprune.bench.score import judge
-from vlmprune.bench.tasks import FIXED, MIXED, TASKS, Canvas, canvas_for, digest, get_task
+from vlmprune.ask.examples import drawn
+from vlmprune.bench.questions import Questions
 from vlmprune.core.errors import UserError
+from vlmprune.scoring.replies import score_reply
+from vlmprune.tasks import generated_tasks, get_task
+from vlmprune.tasks.canvas import FIXED, MIXED, Canvas, canvas_for
+from vlmprune.tasks.task import Place
+
+TASKS = generated_tasks()
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_longer_run_starts_with_the_same_samples(name: str) -> None:
-    task = TASKS[name]
-    short, long = list(task.samples(6)), list(task.samples(12))
-    assert digest(short) == digest(long[:6]) != digest(long)
-    assert len({sample.id for sample in long}) == 12
+    short, long = (Questions(TASKS[name], Place(), n) for n in (6, 12))
+    assert short.ids == long.ids[:6] and len(set(long.ids)) == 12
+    assert [sample.digest() for sample in short] == [sample.digest() for sample in long][:6]
+    assert short.digest == Questions(TASKS[name], Place(), 6).digest != long.digest
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_samples_are_answerable_and_scored_right(name: str) -> None:
     task = TASKS[name]
-    samples = list(task.samples(36, MIXED))
+    samples = list(Questions(task, Place(MIXED), 36))
     assert {sample.category for sample in samples} == set(task.categories)
     for sample in samples:
-        assert judge(sample.kind, sample.answers[0], sample.answers, sample.options).score == 1.0
-        assert sample.image.size in MIXED.sizes and sample.image.mode == "RGB"
+        assert score_reply(sample.kind, sample.answers[0], sample.answers, sample.options).score == 1.0
+        (image,), picture = sample.images, drawn(sample)
+        assert image.size in MIXED.sizes and image.mode == "RGB"
         assert (len(sample.options) == 4) == (sample.kind == "choice")
-        assert not sample.regions or max(sample.regions) <= sample.scene.masks.max()
-    sizes = {(sample.category, sample.image.size) for sample in samples}
+        assert not picture.regions or max(picture.regions) <= picture.scene.masks.max()
+    sizes = {(sample.category, sample.images[0].size) for sample in samples}
     assert len(sizes) > len(task.categories), "sizes follow the categories"
 
 
 def test_pairs_are_whole_and_have_a_yes_and_a_no() -> None:
-    samples = list(TASKS["synth-mme"].samples(21))
+    samples = list(Questions(TASKS["synth-mme"], Place(), 21))
     assert len(samples) == 20
     for first, second in zip(samples[::2], samples[1::2], strict=True):
-        assert first.group == second.group and first.scene is second.scene
+        assert first.group == second.group and drawn(first).scene is drawn(second).scene
         assert {first.answers[0], second.answers[0]} == {"yes", "no"}
-    assert len(list(TASKS["synth-mme"].samples(1))) == 2
+    assert len(Questions(TASKS["synth-mme"], Place(), 1)) == 2
 
 
 def test_photographs_are_among_the_backgrounds() -> None:
-    samples = list(TASKS["synth-ocr"].samples(120))
-    share = np.mean([sample.scene.background == "photo" for sample in samples])
+    samples = islice(TASKS["synth-ocr"].samples(), 120)
+    share = np.mean([drawn(sample).scene.background == "photo" for sample in samples])
     assert 0.15 < share < 0.4
 
 
 def test_scenes_are_enlarged_for_larger_models() -> None:
-    sample = next(TASKS["synth-ocr"].samples(1, Canvas(((112, 112),), 3.0)))
-    assert sample.image.size == (336, 336) and sample.scene.size == (112, 112)
+    sample = next(TASKS["synth-ocr"].samples(Place(Canvas(((112, 112),), 3.0))))
+    assert sample.images[0].size == (336, 336) and drawn(sample).scene.size == (112, 112)
 
 
 def test_canvas_follows_the_model() -> None:

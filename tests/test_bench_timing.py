@@ -8,11 +8,11 @@ import torch
 from tiny_folder import save_llava
 
 from vlmprune.bench.load import Loaded, load_model
-from vlmprune.bench.protocol import PLAIN
+from vlmprune.bench.protocol import PLAIN, Asker
 from vlmprune.bench.shapes import shape_of
-from vlmprune.bench.tasks import TASKS
 from vlmprune.bench.timing import measure
 from vlmprune.core.recipe import recipe
+from vlmprune.tasks import generated_tasks
 from vlmprune.testing import FAMILIES
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
@@ -27,7 +27,8 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
 
 
 def test_figures(loaded: Loaded) -> None:
-    inputs = PLAIN.inputs(loaded.processor, list(TASKS["synth-ocr"].samples(1)))
+    task = generated_tasks()["synth-ocr"]
+    inputs = Asker(PLAIN, task, loaded.processor, loaded.model.config.model_type).inputs([next(task.samples())])
     before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
     recipes = [None, recipe("random:5"), recipe("fastv@2:5"), recipe("downsample:5")]
     vanilla, early, late, small = measure(loaded.model, inputs, recipes, new_tokens=NEW, repeats=2, warmup=1)

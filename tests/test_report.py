@@ -24,9 +24,9 @@ from vlmprune.bench.compare import build_tables
 from vlmprune.bench.load import load_model
 from vlmprune.bench.store import Run
 from vlmprune.bench.table import Table
-from vlmprune.bench.tasks import Sample
 from vlmprune.core.errors import UserError
 from vlmprune.core.outputs import FOLDER_MARK
+from vlmprune.data.sample import Sample
 from vlmprune.report import build, comma_separated
 from vlmprune.report import tables as shown
 from vlmprune.report.flips import flips

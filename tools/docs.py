@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmprune.bench.store import load_results
-from vlmprune.bench.tasks import TASKS
+from vlmprune.tasks import built_in_tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT / "tools") not in sys.path:
@@ -124,7 +124,7 @@ def command_section(name: str, command: Any) -> str:
 def tasks() -> str:
     rows = (
         [f"`{task.name}`", task.dimension, plain(task.summary), task.metric.name, f"{task.chance:.1f}"]
-        for task in TASKS.values()
+        for task in built_in_tasks().values()
     )
     return table(("task", "ability", "questions", "metric", "chance, %"), rows)
 
@@ -226,11 +226,11 @@ def draw_pictures() -> None:
     """A generated scene, and what `vlmprune run` draws for it and for a photograph."""
     from vlmprune.ask import run_image
     from vlmprune.ask.examples import example_samples
-    from vlmprune.bench.tasks import FIXED
     from vlmprune.core.budget import parse_keep
+    from vlmprune.tasks.canvas import FIXED
 
     IMAGES.mkdir(parents=True, exist_ok=True)
-    example_samples(FIXED)[0].image.save(IMAGES / "scene.png")
+    example_samples(FIXED)[0].images[0].save(IMAGES / "scene.png")
     for name, (picture, (_, question, _, method)) in RUNS.items():
         run_image(ROOT / picture, question, method=method, keep=parse_keep(RUN_KEEP), overlay=IMAGES / name, force=True)
 

@@ -77,7 +77,11 @@ def bench(
         ),
     ] = None,
     keep: Annotated[str | None, typer.Option(help="Comma-separated budgets; 0.333,0.222,0.111 without it.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="Comma-separated; all without it.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Comma-separated names or files of yours; the generated ones without it.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with local copies of data sets; else the hub.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="Whose words: short, lmms, vlmevalkit or llava.")] = None,
     limit: Annotated[int | None, typer.Option(help="Questions per task; 192 without it.")] = None,
     full: Annotated[bool, typer.Option("--full", help="600 questions per task.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of results; the same command continues there.")] = Path("results"),
@@ -102,6 +106,8 @@ def bench(
         "tasks": None if tasks is None else _words(tasks),
         "limit": FULL if full else limit,
         "batch_size": batch_size,
+        "data": None if data is None else str(data),
+        "protocol": protocol,
     }
     given = {name: value for name, value in asked.items() if value is not None}
     _bench(Plan(seeds=_seeds(seeds), positions=positions, text_tower=text_tower, **given), out, force)
@@ -275,9 +281,9 @@ def _list_models() -> list[tuple[str, str, str]]:
 
 
 def _list_tasks() -> list[tuple[str, str, str]]:
-    from vlmprune.bench.tasks import TASKS
+    from vlmprune.tasks import built_in_tasks
 
-    return [(task.name, task.dimension, f"{task.summary} ({task.metric.name})") for task in TASKS.values()]
+    return [(task.name, task.dimension, f"{task.summary} ({task.metric.name})") for task in built_in_tasks().values()]
 
 
 def _words(text: str) -> tuple[str, ...]:

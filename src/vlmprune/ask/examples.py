@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ from vlmprune.ask.run import generate, resizes
 from vlmprune.ask.scenes import SCHEMA, Cut, Reply, slug
 from vlmprune.bench.load import Loaded
 from vlmprune.bench.marks import recorded
-from vlmprune.bench.protocol import protocol_for
-from vlmprune.bench.score import judge
+from vlmprune.bench.protocol import Asker, protocol_for
 from vlmprune.bench.store import VANILLA, write_json
-from vlmprune.bench.tasks import TASKS, Canvas, Sample, canvas_for
 from vlmprune.core.outputs import check_folder, make_folder
 from vlmprune.core.recipe import Recipe
 from vlmprune.core.report import RunReport
+from vlmprune.data.sample import Sample
+from vlmprune.scoring.replies import score_reply
+from vlmprune.tasks import generated_tasks
+from vlmprune.tasks.canvas import Canvas, canvas_for
+from vlmprune.tasks.generated import DrawnPicture
+from vlmprune.tasks.task import Place
 
 SEED = 20_261_121  # of the example scenes; neither training nor the benchmark draws from it
 _ASKED = (("synth-ocr", "ocr"), ("synth-math", "count"), ("synth-instruct", "color"))
@@ -37,15 +42,22 @@ def example_samples(canvas: Canvas) -> list[Sample]:
 
 def _first_rich(task: str, category: str, canvas: Canvas) -> Sample:
     fallback = None
-    for sample in TASKS[task].samples(_TRIES, canvas, seed=SEED):
+    for sample in islice(generated_tasks()[task].samples(Place(canvas), seed=SEED), _TRIES):
         if sample.category != category:
             continue
         fallback = fallback or sample
-        scene = sample.scene
+        scene = drawn(sample).scene
         if scene.plate and scene.letter and 3 <= len(scene.objects) <= 4 and scene.background == _background(category):
             return sample
     assert fallback is not None
     return fallback
+
+
+def drawn(sample: Sample) -> DrawnPicture:
+    """The scene that a generated question is about."""
+    (picture,) = sample.pictures
+    assert isinstance(picture, DrawnPicture)
+    return picture
 
 
 def _background(category: str) -> str:
@@ -81,7 +93,7 @@ def write_examples(folder: str | Path, loaded: Loaded, recipes: Iterable[Recipe 
     scenes = []
     for number, sample in enumerate(samples):
         picture = target / f"{slug(loaded.name)}-{number + 1}.png"
-        sample.image.save(picture)
+        sample.images[0].save(picture)
         replies = dict(known[number]) if known is not None and number < len(known) else {}
         for item in [None, *parsed]:
             name = VANILLA if item is None else recorded(item)
@@ -90,8 +102,8 @@ def write_examples(folder: str | Path, loaded: Loaded, recipes: Iterable[Recipe 
         scenes.append(
             {
                 "picture": picture.name,
-                "size": sample.image.size,
-                "window": seen_window(loaded.processor, sample.image.size),
+                "size": sample.images[0].size,
+                "window": seen_window(loaded.processor, sample.images[0].size),
                 "question": sample.question,
                 "kind": sample.kind,
                 "options": sample.options,
@@ -120,16 +132,16 @@ def _files(path: Path) -> list[Path]:
 
 def _ask(loaded: Loaded, sample: Sample, asked: Recipe | None) -> Reply:
     model, processor = loaded.model, loaded.processor
-    inputs = protocol_for(processor).inputs(processor, [sample])
-    length = TASKS[sample.id.partition("/")[0]].max_new_tokens
+    task = generated_tasks()[sample.id.partition("/")[0]]
+    inputs = Asker(protocol_for(processor), task, processor, model.config.model_type).inputs([sample])
     if asked is None:
-        text = generate(model, processor, inputs, length)
+        text = generate(model, processor, inputs, task.max_new_tokens)
         count = int((inputs["input_ids"] == model.config.image_token_id).sum())
         return Reply(VANILLA, text, _is_right(sample, text), (count, count), float(count))
     session = vlmprune.prune(model, asked, text_tower=loaded.text_tower)
     session.question = sample.question
     with session:
-        text = generate(model, processor, inputs, length)
+        text = generate(model, processor, inputs, task.max_new_tokens)
     last = session.last
     before, after = last.tokens[0]
     return Reply(
@@ -152,4 +164,4 @@ def _cuts(last: RunReport, asked: Recipe) -> tuple[Cut, ...]:
 
 
 def _is_right(sample: Sample, text: str) -> bool:
-    return judge(sample.kind, text, sample.answers, sample.options).score > 0
+    return score_reply(sample.kind, text, sample.answers, sample.options).score > 0

@@ -16,7 +16,6 @@ from vlmprune.bench.flops import Flops, run_flops
 from vlmprune.bench.marks import runnable
 from vlmprune.bench.ranks import ABS, REL, standings
 from vlmprune.bench.runs import Group, Groups, Name, groups_of, loyalty, score_on, wrong_on
-from vlmprune.bench.score import accuracy_by_category, unparsed_share
 from vlmprune.bench.significance import compare, holm
 from vlmprune.bench.stats import difference, estimate
 from vlmprune.bench.store import Record, Result, load_results
@@ -24,6 +23,7 @@ from vlmprune.bench.table import ENOUGH_HARD, Cell, Hard, Ranking, Row, Spread, 
 from vlmprune.core.budget import Keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.shape import Shape
+from vlmprune.scoring.metrics import accuracy_by_category, unparsed_share
 
 # Points. Closer to chance than this, the unpruned model cannot do a task, so that pruning cannot hurt it.
 NEAR_CHANCE = 10.0

@@ -9,30 +9,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import vlmprune
 from vlmprune.assets import embedded_names
+from vlmprune.bench.batch import Batch
 from vlmprune.bench.load import Loaded, find_model, library_versions, load_model, machine
 from vlmprune.bench.marks import code_of, files_of, marked, recorded
-from vlmprune.bench.protocol import generation_kwargs, protocol_for
-from vlmprune.bench.score import judge
+from vlmprune.bench.protocol import Asker, get_protocol, protocol_for
+from vlmprune.bench.questions import Questions
 from vlmprune.bench.shapes import shape_of
-from vlmprune.bench.store import VANILLA, Record, Run, Store
-from vlmprune.bench.tasks import TASKS, Sample, Task, canvas_for, digest, get_task
+from vlmprune.bench.store import VANILLA, Run, Store
 from vlmprune.core.budget import Keep, Keeps, check_keep
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.files import IN_FILE
 from vlmprune.core.method import POSITIONS, PixelMethod
 from vlmprune.core.recipe import Recipe, format_method, lacks_budget, recipe
 from vlmprune.core.roles import Fusing, merges_inside
+from vlmprune.tasks import generated_tasks, get_task
+from vlmprune.tasks.canvas import canvas_for
+from vlmprune.tasks.task import Place, Task
 
 ALL = "all"
 METHODS = ("random", "random@2", "downsample", "divprune", "hiprune", "visionzip", "fastv", "dart")
@@ -52,8 +52,10 @@ class Plan:
         methods: names with options and layers ("fastv@2"), files ("scope.py:Scope"), or recipes that carry their own
             budgets.
         keeps: budgets of the methods that carry none.
-        tasks: names.
-        limit: questions per task.
+        tasks: names, or files of questions.
+        data: folder with local copies of data sets; None for the hub.
+        protocol: whose words the questions are put in; None for the one that suits the tokenizer.
+        limit: questions per task that can be asked.
         seeds: of the sessions of methods that draw, each of which runs once with every one. Others run once.
         batch_size: questions per batch.
         positions: position policy, None for each method's own.
@@ -65,7 +67,9 @@ class Plan:
     models: tuple[str, ...] = field(default_factory=embedded_names)
     methods: tuple[str, ...] = METHODS
     keeps: tuple[Keep, ...] = KEEPS
-    tasks: tuple[str, ...] = tuple(TASKS)
+    tasks: tuple[str, ...] = field(default_factory=lambda: tuple(generated_tasks()))
+    data: str | None = None
+    protocol: str | None = None
     limit: int = LIMIT
     seeds: tuple[int, ...] = (0,)
     batch_size: int = BATCH_SIZE
@@ -87,6 +91,8 @@ class Plan:
             raise UserError(Option("positions", self.positions), choice)
         if not self.seeds or min(self.seeds) < 0:
             raise UserError(Option("seeds"), " needs whole numbers from 0.")
+        if self.protocol is not None:
+            get_protocol(self.protocol)
         self.variants()
         for model in self.models:
             find_model(model)
@@ -255,16 +261,17 @@ class ModelBench:
     def __init__(self, plan: Plan, loaded: Loaded, store: Store) -> None:
         self.plan, self.model, self.processor, self.store = plan, loaded.model, loaded.processor, store
         self.text_tower = loaded.text_tower
-        self.protocol = protocol_for(loaded.processor)
         self.variants = plan.variants()
         # a recipe or text tower that does not fit the model has to fail now, not in an hour
-        sessions = {variant.text: self._session(variant) for variant in self.variants}
+        sessions = {variant.text: self.session(variant) for variant in self.variants}
         self.texts = {text: None if session is None else session.text for text, session in sessions.items()}
-        self.image_token = int(loaded.model.config.image_token_id)
-        canvas = canvas_for(loaded.model.config)
+        place = Place(canvas_for(loaded.model.config), None if plan.data is None else Path(plan.data).expanduser())
         self.tasks = [get_task(name) for name in plan.tasks]
-        self.samples = {task.name: list(task.samples(plan.limit, canvas)) for task in self.tasks}
-        self.jobs = {task.name: self._jobs(task, loaded, str(canvas)) for task in self.tasks}
+        self.questions = {task.name: Questions(task, place, plan.limit) for task in self.tasks}
+        protocol = protocol_for(loaded.processor) if plan.protocol is None else get_protocol(plan.protocol)
+        model_type = loaded.model.config.model_type
+        self.askers = {task.name: Asker(protocol, task, loaded.processor, model_type) for task in self.tasks}
+        self.jobs = {task.name: self._jobs(task, loaded, str(place.canvas)) for task in self.tasks}
 
     @property
     def runs(self) -> list[Run]:
@@ -276,8 +283,7 @@ class ModelBench:
         return list(found.values())
 
     def _jobs(self, task: Task, loaded: Loaded, canvas: str) -> list[Job]:
-        samples = self.samples[task.name]
-        ids = [sample.id for sample in samples]
+        questions, asker = self.questions[task.name], self.askers[task.name]
         common: dict[str, Any] = {
             "model": loaded.name,
             "weights": loaded.weights,
@@ -285,11 +291,11 @@ class ModelBench:
             "attention": loaded.attention,
             "task": task.name,
             "version": task.version,
-            "samples": digest(samples),
-            "n": len(samples),
-            "protocol": self.protocol.name,
-            "canvas": canvas,
-            "generation": generation_kwargs(task.max_new_tokens),
+            "samples": questions.digest,
+            "n": len(questions),
+            "protocol": str(asker.protocol),
+            "canvas": canvas if task.endless else "",
+            "generation": asker.generation(),
             "batch_size": self.plan.batch_size,
             "versions": library_versions(),
         }
@@ -300,34 +306,36 @@ class ModelBench:
             own |= {"method": variant.method, "recipe": variant.text, "keep": variant.keep, "positions": positions}
             own["seed"] = variant.seed
             run = Run(**own, **common)
-            jobs.append(Job(run, variant, self.store.resume(run, ids)))
+            jobs.append(Job(run, variant, self.store.resume(run, questions.ids)))
         return jobs
 
-    def compute(self, number: int, progress: Callable[[Progress], None]) -> None:
-        """Run what is missing. `number` is the model's place in the plan."""
+    def compute(self, place: int, progress: Callable[[Progress], None]) -> None:
+        """Run what is missing. `place` is the model's in the plan."""
         self.store.compare(self.runs, {k: v for r in self.recipes for k, v in files_of(r).items()})
         size = self.plan.batch_size
-        batches = {name: -(-len(samples) // size) for name, samples in self.samples.items()}
+        batches = {name: -(-len(questions) // size) for name, questions in self.questions.items()}
         steps = sum(batches.values()) * len(self.variants)
-        before, due = number * steps, len(self.plan.models) * steps
+        before, due = place * steps, len(self.plan.models) * steps
 
         def tell(task: str, variant: str, start: int, column: int) -> None:
             task_done = start // size * len(self.variants) + column
             task_due = batches[task] * len(self.variants)
-            progress(Progress(self.plan.models[number], task, variant, before + task_done, due, task_done, task_due))
+            progress(Progress(self.plan.models[place], task, variant, before + task_done, due, task_done, task_due))
 
         for task in self.tasks:
-            jobs, samples = self.jobs[task.name], self.samples[task.name]
-            for start in range(0, len(samples), size):
-                batch = Batch(self, samples[start : start + size], [job for job in jobs if job.done <= start])
+            jobs = self.jobs[task.name]
+            for number, samples in enumerate(self.questions[task.name].batches(size)):
+                start = number * size
+                due_jobs = [job for job in jobs if job.done <= start]
+                batch = Batch(self, self.askers[task.name], samples, [job.variant for job in due_jobs])
                 for column, job in enumerate(jobs):
                     tell(task.name, job.variant.text, start, column)
                     if job.done <= start:
-                        self.store.append(job.run, batch.run(job))
-                        job.done = start + len(batch.samples)
+                        self.store.append(job.run, batch.run(job.variant))
+                        job.done = start + len(samples)
             self._finish(task)
             before += batches[task.name] * len(self.variants)
-        progress(Progress(self.plan.models[number], "", "", before, due, 0, 0))
+        progress(Progress(self.plan.models[place], "", "", before, due, 0, 0))
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -340,7 +348,7 @@ class ModelBench:
         for job in self.jobs[task.name]:
             self.store.finish(job.run, text=self.texts[job.variant.text], **about)
 
-    def _session(self, variant: Variant) -> Any:
+    def session(self, variant: Variant) -> Any:
         """An unopened session, or None for vanilla."""
         if variant.recipe is None:
             return None
@@ -351,77 +359,3 @@ class ModelBench:
             seed=variant.seed or 0,
             text_tower=self.text_tower,
         )
-
-
-class Batch:
-    """A batch of samples on its way through the variants; the encoder runs when the first variant needs it."""
-
-    def __init__(self, bench: ModelBench, samples: Sequence[Sample], jobs: Sequence[Job]) -> None:
-        self.bench, self.samples, self.jobs = bench, samples, jobs
-
-    @cached_property
-    def inputs(self) -> Any:
-        model = self.bench.model
-        return self.bench.protocol.inputs(self.bench.processor, self.samples).to(model.device, model.dtype)
-
-    @cached_property
-    def encoded(self) -> Any:
-        sharing = [job.variant.recipe for job in self.jobs if job.variant.recipe and not job.variant.encodes]
-        return vlmprune.encode_images(self.bench.model, self.inputs, sharing)
-
-    @torch.no_grad()
-    def run(self, job: Job) -> list[Record]:
-        """The records of one variant."""
-        model, tokenizer = self.bench.model, self.bench.processor.tokenizer
-        inputs = dict(self.inputs) if job.variant.encodes else self.encoded.inputs()
-        session = self.bench._session(job.variant)
-        if session is not None:
-            session.question = [sample.question for sample in self.samples]
-        with session or nullcontext():
-            ids = model.generate(**inputs, **job.run.generation, pad_token_id=tokenizer.pad_token_id)
-        prompt = self.inputs["input_ids"]
-        replies = tokenizer.batch_decode(ids[:, prompt.shape[1] :], skip_special_tokens=True)
-        visual = (prompt == self.bench.image_token).sum(1).tolist()
-        length = self.inputs["attention_mask"].sum(1).tolist()
-        return [
-            record_of(
-                sample,
-                reply,
-                input_tokens=length[k],
-                visual_before=visual[k],
-                **_counts(session, k, visual[k], job.variant.resizes),
-            )
-            for k, (sample, reply) in enumerate(zip(self.samples, replies, strict=True))
-        ]
-
-
-def record_of(sample: Sample, reply: str, **counts: Any) -> Record:
-    """The record of a reply, judged; `counts` are the record's token counts."""
-    verdict = judge(sample.kind, reply, sample.answers, sample.options)
-    return Record(
-        id=sample.id,
-        question=sample.question,
-        kind=sample.kind,
-        options=sample.options,
-        answers=sample.answers,
-        group=sample.group,
-        category=sample.category,
-        output=reply,
-        extracted=verdict.extracted,
-        score=verdict.score,
-        **counts,
-    )
-
-
-def _counts(session: Any, sample: int, visual: int, resizes: bool) -> dict[str, Any]:
-    """Token counts of a sample of the last batch; `session` is None for vanilla."""
-    if session is None:
-        return {"visual_encoded": visual, "visual_kept": visual, "visual_entering": float(visual)}
-    last = session.last
-    stages = [(int(layer), counts[sample]) for layer, counts in last.counts]
-    return {
-        "visual_encoded": stages[0][1] if resizes and stages else visual,
-        "visual_kept": int(last.tokens[sample][1]),
-        "visual_entering": round(float(last.entering[sample]), 4),
-        "stages": tuple(stages),
-    }

@@ -6,10 +6,10 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from vlmprune.bench.score import METRICS
 from vlmprune.bench.store import Record, Result, load_records
 from vlmprune.bench.units import Units, units_of, without_problems
 from vlmprune.core.errors import UserError
+from vlmprune.scoring.metrics import METRICS
 
 RIGHT = 0.5  # a graded answer is right from half of the points
 

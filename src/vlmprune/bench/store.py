@@ -25,10 +25,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from vlmprune.bench.score import judge
 from vlmprune.core.budget import Keep
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.outputs import FOLDER_MARK, check_folder, is_our_folder, make_folder
+from vlmprune.scoring.replies import score_reply
 
 SCHEMA = 1
 VANILLA = "vanilla"
@@ -50,7 +50,7 @@ class Run:
         positions: position policy asked for, None for the method's own.
         task, version, samples, n: the task, its version, a hash of its samples and their number.
         protocol: how the question is worded (`bench.protocol`).
-        canvas: how scenes are drawn for the model.
+        canvas: how generated scenes are drawn for the model; "" for data sets.
         generation: arguments of `generate`.
         seed: of the session, for a method that draws; None for one that does not, whose result no seed changes.
         batch_size: samples a batch; batches start at fixed samples.
@@ -131,6 +131,7 @@ class Record:
         visual_kept: after the last cut.
         visual_entering: visual tokens entering a decoder layer, mean over the layers.
         stages: (decoder layer, visual tokens after it) of each cut, layer 0 before the LLM.
+        problem: why the sample could not be asked, in words; it is counted and never scored.
     """
 
     id: str
@@ -149,6 +150,7 @@ class Record:
     visual_kept: int
     visual_entering: float
     stages: tuple[tuple[int, int], ...] = ()
+    problem: str = ""
 
 
 class Store:
@@ -206,7 +208,7 @@ class Store:
         """Add the records of a batch."""
         path = records_path(self.folder, run)
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(vars(record), ensure_ascii=False) + "\n" for record in records)
+        text = "".join(json.dumps(_values_of(record), ensure_ascii=False) + "\n" for record in records)
         with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
@@ -306,12 +308,18 @@ def load_records(result: Result) -> list[Record]:
     return records[: result.n]
 
 
+def _values_of(record: Record) -> dict[str, Any]:
+    """What a line holds; `problem` only where there is one."""
+    return {name: value for name, value in vars(record).items() if name != "problem" or value}
+
+
 def _record(line: bytes) -> Record:
     values = json.loads(line)
     for name in ("options", "answers"):
         values[name] = tuple(values[name])
     values["stages"] = tuple((layer, tokens) for layer, tokens in values["stages"])
-    values["extracted"], values["score"] = judge(values["kind"], values["output"], values["answers"], values["options"])
+    verdict = score_reply(values["kind"], values["output"], values["answers"], values["options"])
+    values["extracted"], values["score"] = verdict
     return Record(**values)
 
 

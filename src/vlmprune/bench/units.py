@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vlmprune.bench.score import Metric
 from vlmprune.bench.store import Record
+from vlmprune.scoring.metrics import Metric
 
 AT_ONCE = 4_000_000  # numbers that a draw of units may hold in memory
 _OTHER = {"yes": "no", "no": "yes"}
@@ -90,7 +90,7 @@ def without_problems(runs: Sequence[tuple[Metric, list[Record]]]) -> tuple[list[
     """
     if len({tuple(record.id for record in records) for _, records in runs}) > 1:
         raise ValueError("Runs on other samples cannot be compared.")
-    out = {record.id for _, records in runs for record in records if getattr(record, "problem", "")}
+    out = {record.id for _, records in runs for record in records if record.problem}
     if out:
         metric, records = runs[0]
         if len(metric.counts(records)) < len(records):

@@ -1,4 +1,4 @@
-"""From a raw answer to a score, and from scores to a task's metrics. No model is needed, so records can be re-scored.
+"""From the scores of a task's records to its figures.
 
 A metric works on per-unit counts: a unit is what was drawn independently (a question, or the two questions of a
 pair), its row holds a few counts, and the metric is a function of the summed rows. Resampling rows for a bootstrap
@@ -7,23 +7,11 @@ is then one matrix product (`bench.stats`).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
-
-from vlmprune.assets.questions import NUMBERS, normalise_answer
-
-KINDS = ("yesno", "choice", "number", "words")
-
-
-class Verdict(NamedTuple):
-    """The answer found in a reply (None when there is none of the asked kind), and 1.0 or 0.0."""
-
-    extracted: str | None
-    score: float
 
 
 class Scored(Protocol):
@@ -39,71 +27,6 @@ class Scored(Protocol):
     def extracted(self) -> str | None: ...
     @property
     def score(self) -> float: ...
-
-
-def judge(kind: str, reply: str, answers: Sequence[str], options: Sequence[str] = ()) -> Verdict:
-    """Score a reply to a question of `kind`.
-
-    Args:
-        kind: "yesno", "choice" (an option's letter), "number", or "words" (exact match after normalising).
-        reply: what the model said.
-        answers: the right answers; for "choice" the marker of the right option, "(b)".
-        options: texts of the options in order, for "choice".
-    """
-    extracted = _EXTRACTORS[kind](reply, options)
-    if extracted is None:
-        return Verdict(None, 0.0)
-    return Verdict(extracted, float(extracted in {normalise_answer(answer) for answer in answers}))
-
-
-def extract_yes_no(reply: str, options: Sequence[str] = ()) -> str | None:
-    """ "yes" or "no" when exactly one of the two words is in the reply."""
-    found = {"yes", "no"} & set(re.findall(r"[a-z]+", reply.lower()))
-    return found.pop() if len(found) == 1 else None
-
-
-def extract_choice(reply: str, options: Sequence[str]) -> str | None:
-    """The marker "(a)" of the chosen option.
-
-    Letters in brackets count first, then letters standing alone; "a" in a sentence is an article, so alone it counts
-    only as the last word or before a sign ("A. red"). Without a letter, the one option named in the reply is it.
-    """
-    letters = "abcdefghijklmnopqrstuvwxyz"[: len(options)]
-    lowered = reply.lower()
-    chosen = {letter for letter in letters if f"({letter})" in lowered}
-    if not chosen:
-        words = re.findall(r"[a-z]+", lowered)
-        chosen = {letter for letter in letters[1:] if letter in words}
-        if words[-1:] == ["a"] or re.match(r"\s*a\s*[.):]", lowered):
-            chosen |= {"a"} & set(letters)
-    if chosen:
-        return f"({chosen.pop()})" if len(chosen) == 1 else None
-    named = [k for k, option in enumerate(options) if re.search(rf"\b{re.escape(option.lower())}\b", lowered)]
-    return f"({letters[named[0]]})" if len(named) == 1 else None
-
-
-def extract_number(reply: str, options: Sequence[str] = ()) -> str | None:
-    """The one number in the reply, as a word up to six ("three") and in digits, apart, beyond ("1 2")."""
-    words = dict(zip(NUMBERS, range(len(NUMBERS)), strict=True))
-    tokens = re.findall(r"\d+|[a-z]+", reply.lower())
-    found = {int(token) if token.isdigit() else words[token] for token in tokens if token.isdigit() or token in words}
-    if len(found) != 1:
-        return None
-    value = found.pop()
-    return NUMBERS[value] if value < len(NUMBERS) else " ".join(str(value))
-
-
-def extract_words(reply: str, options: Sequence[str] = ()) -> str | None:
-    """The reply in lower-case words with digits apart and no stop at the end; None when it is empty."""
-    return normalise_answer(reply) or None
-
-
-_EXTRACTORS: dict[str, Callable[[str, Sequence[str]], str | None]] = {
-    "yesno": extract_yes_no,
-    "choice": extract_choice,
-    "number": extract_number,
-    "words": extract_words,
-}
 
 
 @dataclass(frozen=True)
@@ -216,8 +139,3 @@ def _mme_details(sums: np.ndarray) -> dict[str, float]:
 MME = Metric("(acc + acc+) / 2", _mme_counts, _mme_value, _mme_details)
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in (ACCURACY, F1, MME)}
-
-
-def split_options(question: str) -> tuple[str, ...]:
-    """The option texts of "... ? (a) red (b) dark blue"."""
-    return tuple(part.strip() for part in re.split(r"\([a-d]\)", question)[1:])
