@@ -201,10 +201,11 @@ def origin(folder: Path, command: str = "vlmprune bench") -> str:
     versions = said(f"{name} {version}" for result in results for name, version in result.versions.items())
     sizes = said(result.n for result in results)
     made = [result.made for result in results]
+    seeds = said(result.seed for result in results if result.seed is not None)
     commits = (str(m["commit"]) for m in made)  # with "+" after it where files differed
     return (
         f"`{command}` with {versions}, commit {said(c[:12] + c[40:] for c in commits)}; {sizes} questions per "
-        f"task, seed {said(result.seed for result in results)}; on {said(m['device'] for m in made)}, "
+        f"task, seed {seeds}; on {said(m['device'] for m in made)}, "
         f"Python {said(m['python'] for m in made)}."
     )
 

@@ -102,7 +102,9 @@ def bench(
     out: Annotated[
         Path, typer.Option(help="Folder for the results. The same command continues an interrupted run there.")
     ] = Path("results"),
-    seed: Annotated[int, typer.Option(help="Seed of methods that draw random numbers.")] = 0,
+    seeds: Annotated[
+        str, typer.Option(help="Seeds of methods that draw, by commas: one row for all, their mean and spread.")
+    ] = "0",
     batch_size: Annotated[
         str | None, typer.Option(help="Questions per batch. Default: 32. With --speed several, by commas. Default: 1.")
     ] = None,
@@ -153,26 +155,36 @@ def bench(
         untimed |= {"data": data, "protocol": protocol}
         _refuse(untimed, "is not for timings: leave it out, or leave out", Option("speed", True))
         shared = {"model": model, "methods": methods, "keep": keep, "batch_size": batch_size, "positions": positions}
-        return _speed({**shared, **timed, "seed": seed}, out, force)
+        return _speed(
+            {
+                **shared,
+                **timed,
+                "seed": _single(_seeds(seeds), "Timings take one seed: give ", Option("seeds", 0), "."),
+            },
+            out,
+            force,
+        )
     _refuse(timed, "is for timings alone: give with it", Option("speed", True))
     from vlmprune.bench.judging import CACHE, judge_for
     from vlmprune.bench.runner import FULL, Plan, split_methods
 
     if full and limit is not None:
         raise UserError("--full and --limit contradict each other: give one of them.")
+    several = ("Several batch sizes are for timings alone: give one, or ", Option("speed", True), ".")
     asked: dict[str, Any] = {
         "models": tuple(dict.fromkeys(model)) if model else None,
         "methods": None if methods is None else split_methods(methods),
         "keeps": None if keep is None else _keeps(keep),
         "tasks": None if tasks is None else _words(tasks),
         "limit": FULL if full else limit,
-        "batch_size": None if batch_size is None else _single(_numbers("batch_size", batch_size)),
+        "batch_size": None if batch_size is None else _single(_numbers("batch_size", batch_size), *several),
         "data": None if data is None else str(data),
         "protocol": protocol,
     }
     given = {name: value for name, value in asked.items() if value is not None}
     judging = judge_for(judge, judge_model, out / CACHE)
-    _bench(Plan(seed=seed, positions=positions, text_tower=text_tower, **given), out, force, judging)
+    plan = Plan(seeds=_seeds(seeds), positions=positions, text_tower=text_tower, **given)
+    _bench(plan, out, force, judging)
 
 
 def _refuse(options: dict[str, Any], why: str, other: Option) -> None:
@@ -188,9 +200,9 @@ def _numbers(name: str, text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in _words(text))
 
 
-def _single(numbers: tuple[int, ...]) -> int:
+def _single(numbers: tuple[int, ...], *refusal: str | Option) -> int:
     if len(numbers) > 1:
-        raise UserError("Several batch sizes are for timings alone: give one, or ", Option("speed", True), ".")
+        raise UserError(*refusal)
     return numbers[0]
 
 
@@ -239,9 +251,9 @@ def _bench(plan: Any, out: Path, force: bool, judge: Any) -> None:
     from rich.console import Console
 
     from vlmprune.ask import write_examples
+    from vlmprune.bench.compare import build_tables
     from vlmprune.bench.console import print_tables, progress_bars
     from vlmprune.bench.runner import run_bench
-    from vlmprune.bench.table import build_tables
     from vlmprune.report import build, check_report
 
     check_report(out, force=force)
@@ -279,13 +291,20 @@ def _judge(judge: Any, out: Path) -> UserError | None:
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A result folder that vlmprune bench has written.")],
+    published: Annotated[
+        bool, typer.Option("--published", help="Also put the papers' printed figures beside those measured.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
 ) -> None:
     """Write the tables, plots and HTML page of a result folder again. This needs no model."""
     check_packages("report")
     from vlmprune.report import build
 
-    for path in build(folder, force=force):
+    written = build(folder, force=force, published=published)
+    for path in written:
+        if path.name == "published.md":
+            typer.echo(path.read_text(encoding="utf-8").partition("\n\n")[2])
+    for path in written:
         typer.echo(str(path))
 
 
@@ -544,6 +563,13 @@ def _words(text: str) -> tuple[str, ...]:
     if not words:
         raise UserError(f"{text!r} names nothing: write names separated by commas.")
     return words
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    words = _words(text)
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise UserError(Option("seeds", text), " are not whole numbers from 0, separated by commas.")
+    return tuple(dict.fromkeys(map(int, words)))
 
 
 def _keeps(text: str) -> tuple[Any, ...]:

@@ -55,7 +55,7 @@ class Run:
         protocol: how the question is worded (`bench.protocol`).
         canvas: how generated scenes are drawn for the model; "" for data sets.
         generation: arguments of `generate`.
-        seed: of the session, for methods that draw.
+        seed: of the session, for a method that draws; None for one that does not, whose result no seed changes.
         batch_size: samples a batch; batches start at fixed samples.
         versions: of the libraries that compute.
         code: SHA-256 of the file of each method that comes from one, by mark.
@@ -76,7 +76,7 @@ class Run:
     protocol: str
     canvas: str
     generation: Mapping[str, Any]
-    seed: int
+    seed: int | None
     batch_size: int
     versions: Mapping[str, str]
     code: Mapping[str, str] = field(default_factory=dict)
@@ -88,8 +88,8 @@ class Run:
 
     @property
     def setting(self) -> str:
-        """Hash of everything but the method and its budget: runs of one setting may be compared."""
-        own = ("method", "recipe", "keep", "positions", "code")
+        """Hash of everything but the method, its budget and its seed: runs of one setting may be compared."""
+        own = ("method", "recipe", "keep", "positions", "code", "seed")
         return _digest({f.name: getattr(self, f.name) for f in fields(Run) if f.name not in own})
 
 

@@ -118,6 +118,11 @@ class Method:
         return False
 
     @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers (`view.generator()`), so that `vlmprune bench` repeats it over seeds."""
+        return False
+
+    @property
     def exact(self) -> bool:
         """Whether `select` returns exactly `view.keep` tokens.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlmprune.core.act import Act
+from vlmprune.core.errors import UserError
 
 
 class Grid(NamedTuple):
@@ -142,7 +143,14 @@ class ImageView:
         return self.signals[name]
 
     def generator(self) -> torch.Generator:
-        """A CPU generator, fresh at every call: the same numbers on every device and in every batch."""
+        """A CPU generator, fresh at every call: the same numbers on every device and in every batch.
+
+        Raises:
+            UserError: the method does not say that it `draws`.
+        """
+        method = self.act.method
+        if method is not None and not method.draws:
+            raise UserError(f"{method.name} draws random numbers and does not say so: let its `draws` return True.")
         return torch.Generator().manual_seed(self.seed)
 
     def part(self, tokens: Tensor, keep: int, signals: Mapping[str, Any]) -> ImageView:

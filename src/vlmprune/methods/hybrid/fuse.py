@@ -66,6 +66,10 @@ class Fuse(PruneAwareFusion):
         return self.selector.exact
 
     @property
+    def draws(self) -> bool:
+        return self.selector.draws
+
+    @property
     def budgeted(self) -> bool:
         return self.selector.budgeted
 

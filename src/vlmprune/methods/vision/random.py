@@ -37,6 +37,7 @@ class Random(Scorer):
     name: ClassVar[str] = "random"
     stage: ClassVar[str] = "vision, decoder"
     summary: ClassVar[str] = "a uniformly drawn subset of the tokens, before the LLM or (random@K) inside it"
+    draws: ClassVar[bool] = True
 
     layer: Annotated[int, AtLeast(1)] | None = None
     compat: Literal["paper", "uniprune"] = "paper"
