@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,8 @@ class DataTask(Task):
         where: where local copies are to be had, for people: an address or a repository.
         size: how large it is, for people: "1,000 questions, 90 MB".
         clip: how videos are sampled.
+        folder: of local copies below `--data`, where it has not the task's name.
+        only: which rows of the data belong to the task; None for all.
     """
 
     kind: str
@@ -33,10 +35,14 @@ class DataTask(Task):
     where: str = ""
     size: str = ""
     clip: Clip | None = None
+    folder: str = ""
+    only: Callable[[Row], bool] | None = None
 
     def samples(self, place: Place = Place()) -> Iterator[Sample]:  # noqa: B008 (frozen)
         seen: dict[str, int] = {}
         for row, folder, columns in self._rows(place):
+            if self.only is not None and not self.only(row):
+                continue
             sample = columns.sample(self.name, row, self.kind, folder, self.clip)
             times = seen[sample.id] = seen.get(sample.id, 0) + 1
             if times > 1:
@@ -45,7 +51,7 @@ class DataTask(Task):
             yield sample
 
     def _rows(self, place: Place) -> Iterator[tuple[Row, Path, Columns]]:
-        if place.data is not None and (found := find_files(self.files, self.name, place.data)):
+        if place.data is not None and (found := find_files(self.files, self.folder or self.name, place.data)):
             layout, paths = found
             for row, folder in layout.rows(paths):
                 yield row, folder, layout.columns
@@ -59,5 +65,5 @@ class DataTask(Task):
         names = " or ".join(" and ".join(layout.names) for layout in self.files)
         looked = "it is not on the hub"
         if place.data is not None:
-            looked = f"{str(place.data)!r} has no {names}, and no folder {self.name!r} with it"
+            looked = f"{str(place.data)!r} has no {names}, and no folder {self.folder or self.name!r} with it"
         return f"The data of {self.name} is missing: {looked}. Get it from {self.where} ({self.size})."
