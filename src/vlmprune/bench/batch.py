@@ -126,6 +126,7 @@ def record_of(sample: Sample, reply: str, kind: str, **counts: Any) -> Record:
         output=reply,
         extracted=verdict.extracted,
         score=verdict.score,
+        facts=sample.facts,
         **counts,
     )
 

@@ -132,6 +132,7 @@ class Record:
         visual_entering: visual tokens entering a decoder layer, mean over the layers.
         stages: (decoder layer, visual tokens after it) of each cut, layer 0 before the LLM.
         problem: why the sample could not be asked, in words; it is counted and never scored.
+        facts: of the sample.
     """
 
     id: str
@@ -151,6 +152,7 @@ class Record:
     visual_entering: float
     stages: tuple[tuple[int, int], ...] = ()
     problem: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 class Store:
@@ -309,8 +311,8 @@ def load_records(result: Result) -> list[Record]:
 
 
 def _values_of(record: Record) -> dict[str, Any]:
-    """What a line holds; `problem` only where there is one."""
-    return {name: value for name, value in vars(record).items() if name != "problem" or value}
+    """What a line holds; `problem` and `facts` only where there are any."""
+    return {name: value for name, value in vars(record).items() if value or name not in ("problem", "facts")}
 
 
 def _record(line: bytes) -> Record:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 from vlmprune.core.errors import UserError
 
@@ -17,6 +18,8 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "list": (),
 }
 SHELL = ("typer",)  # of all commands
+# What only some data needs, and the extra that has it: asked for when such data is opened, before a model runs.
+DATA = {"datasets": EXTRA, "pyarrow": EXTRA, "fsspec": EXTRA, "av": "video"}
 
 
 def check_packages(command: str) -> None:
@@ -25,9 +28,25 @@ def check_packages(command: str) -> None:
         raise UserError(f"vlmprune {command} {needs(missing)}")
 
 
-def needs(missing: list[str] | tuple[str, ...]) -> str:
+def load_package(name: str, what: str = "This data") -> Any:
+    """A module of a package in `DATA`.
+
+    Args:
+        what: needs it, as the error begins.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        raise UserError(f"{what} {needs([package], DATA[package])}") from None
+
+
+def needs(missing: list[str] | tuple[str, ...], extra: str = EXTRA) -> str:
     """The end of the sentence that says which packages are missing, and how to get them."""
-    return f"needs {' and '.join(missing)}: pip install 'vlmprune[{EXTRA}]', or '.[{EXTRA}]' in a clone."
+    return f"needs {' and '.join(missing)}: pip install 'vlmprune[{extra}]', or '.[{extra}]' in a clone."
 
 
 def _there(name: str) -> bool:

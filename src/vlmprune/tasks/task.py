@@ -59,6 +59,11 @@ class Task(ABC):
     judged: bool = False
     endless: ClassVar[bool] = False
 
+    @property
+    def source(self) -> str:
+        """Where its data is to be had, and how large it is, for people; "" where that is not to be said."""
+        return ""
+
     @abstractmethod
     def samples(self, place: Place = Place()) -> Iterator[Sample]:
         """All samples in the order of the data, one at a time; endless for generated tasks.

@@ -12,8 +12,8 @@ from __future__ import annotations
 from vlmprune.tasks.wording import Wording
 
 SHORT = "\nAnswer the question using a single word or phrase."
-LETTER = "\nAnswer with the option's letter from the given choices directly."
-LETTER_CN = "\n请直接回答选项字母。"
+DIRECTLY = "\nAnswer with the option's letter from the given choices directly."
+DIRECTLY_CN = "\n请直接回答选项字母。"
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 YES_OR_NO = " Please answer yes or no."
 SELECT = "Please select the correct answer from the options above."
@@ -24,12 +24,12 @@ _QWEN2 = "\nPlease try to answer the question with short words or phrases if pos
 Wordings = dict[str, Wording]
 
 # A question with its options, as LLaVA's scripts write it, and VLMEvalKit for LLaVA and InternVL.
-CHOICE = Wording("{hint}\n{question}\n{options}" + LETTER)
+CHOICE = Wording("{hint}\n{question}\n{options}" + DIRECTLY)
 _KIT_CHOICE = Wording("Hint: {hint}\nQuestion: {question}\nOptions:\n{options}\n" + SELECT + " \n")
 _LETTER_FAMILIES = ("llava", "llava_next", "internvl")
 
 
-def kit_choice(tail: str = LETTER, qwen: str = f"\n{SELECT}") -> Wordings:
+def kit_choice(tail: str = DIRECTLY, qwen: str = f"\n{SELECT}") -> Wordings:
     """VLMEvalKit's prompts for multiple choice.
 
     Args:

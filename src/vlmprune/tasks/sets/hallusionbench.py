@@ -1,4 +1,5 @@
-"""HallusionBench (Guan et al., CVPR 2024, arXiv 2310.14566): yes/no questions about figures, illusions and edited pictures.
+"""HallusionBench (Guan et al., CVPR 2024, arXiv 2310.14566): yes/no questions about figures, illusions and edited
+pictures.
 
 The toolkits ask the 951 questions with a picture; the authors' file has 178 more without. lmms-eval lets a language
 model judge the replies; here, as in VLMEvalKit, they are read for yes or no. The pictures' archive is unpacked beside

@@ -1,8 +1,10 @@
 """MATH-Vision (Wang et al., NeurIPS 2024 Datasets and Benchmarks, arXiv 2402.14804): competition problems.
 
 `mathvision-mini` has the 304 of testmini; a figure without a name is often one of these, so the name is always given.
-A question marks its pictures, but all of them are one file. Not verified offline: VLMEvalKit's TSV, whose question holds
-the options in words that are not known here; under its protocol they are written as MathVista's are.
+A question marks its pictures, but all of them are one file.
+
+Not verified offline: how VLMEvalKit's TSV writes the options into its questions; under its protocol they are written as
+MathVista's are.
 """
 
 from dataclasses import replace
@@ -11,16 +13,15 @@ from vlmprune.data.columns import Columns
 from vlmprune.data.source import Files, Hub
 from vlmprune.scoring.metrics import ACCURACY, JUDGED_ACCURACY
 from vlmprune.tasks.data_task import DataTask
-from vlmprune.tasks.layouts import parquet, set_from
+from vlmprune.tasks.layouts import parquet
 from vlmprune.tasks.wording import Wording
-from vlmprune.tasks.words import CHOICES, LETTER, kit_words
+from vlmprune.tasks.words import CHOICES, DIRECTLY, kit_words
 
 _COLUMNS = Columns(
     id="id",
     options="options",
     letters=False,
     category="subject",
-    adapt=set_from("answer", lambda row: [str(row["answer"])]),
 )
 _HUB = replace(_COLUMNS, pictures="decoded_image")
 _BOXED = 'Please solve the problem step by step and put your answer in one "\\boxed{}".'
@@ -55,7 +56,7 @@ MATHVISION = DataTask(
             max_new_tokens=16384,
         ),
         **kit_words("", "", choices=CHOICES),
-        "llava": Wording("{question}", with_options="{question}\n{options}" + LETTER),
+        "llava": Wording("{question}", with_options="{question}\n{options}" + DIRECTLY),
     },
 )
 MATHVISION_MINI = replace(

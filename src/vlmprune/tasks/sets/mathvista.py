@@ -49,7 +49,6 @@ def _bare(row: Row) -> str:
 _COMMON = then(
     set_from("precision", lambda row: _number(row.get("precision"))),
     set_from("_hint", _hint),
-    set_from("answer", lambda row: [str(row["answer"])]),  # one answer, also where it is a list
 )
 _NATIVE = Columns(
     pictures="image",

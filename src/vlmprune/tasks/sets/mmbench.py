@@ -4,18 +4,19 @@ each rotation of its options, and counts where all are right.
 Not verified offline: the columns on the hub.
 """
 
+from vlmprune.data.cells import LETTER
 from vlmprune.data.columns import Columns
 from vlmprune.data.source import Hub
 from vlmprune.scoring.metrics import CIRCULAR
 from vlmprune.tasks.data_task import DataTask
 from vlmprune.tasks.layouts import OPTIONS, kit_tsv, parquet, set_from, then, without_nan
 from vlmprune.tasks.wording import Wording
-from vlmprune.tasks.words import CHOICE, LETTER, LETTER_CN, Wordings, kit_choice
+from vlmprune.tasks.words import CHOICE, DIRECTLY, DIRECTLY_CN, Wordings, kit_choice
 
 _OPTIONS = OPTIONS[:4]
 _COLUMNS = Columns(
     options=_OPTIONS,
-    letters=False,
+    named=LETTER,
     id="index",
     group="_group",
     category="category",
@@ -58,7 +59,7 @@ MMBENCH = _task(
     "en",
     _NATIVE[0],
     {
-        **_lmms("There are several options:", LETTER.strip(), 1024),
+        **_lmms("There are several options:", DIRECTLY.strip(), 1024),
         **kit_choice(),
         "llava": Wording(CHOICE.text, max_new_tokens=1024),
     },
@@ -70,7 +71,7 @@ MMBENCH_CN = _task(
     _NATIVE[1],
     {
         **_lmms("有如下几个选项：", "请直接使用所提供的选项字母作为答案回答。", 256),
-        **kit_choice(LETTER_CN, qwen=LETTER_CN),
-        "llava": Wording("{hint}\n{question}\n{options}" + LETTER_CN, max_new_tokens=1024),
+        **kit_choice(DIRECTLY_CN, qwen=DIRECTLY_CN),
+        "llava": Wording("{hint}\n{question}\n{options}" + DIRECTLY_CN, max_new_tokens=1024),
     },
 )

@@ -16,9 +16,7 @@ from vlmprune.tasks.layouts import kit_tsv, lower, parquet
 from vlmprune.tasks.wording import Wording
 from vlmprune.tasks.words import SHORT, YES_OR_NO, kit
 
-_HUB = Columns(
-    id=("question_id", LINE), group=("category", "question_id"), category="category", adapt=lower("answer")
-)
+_HUB = Columns(id=("question_id", LINE), group=("category", "question_id"), category="category", adapt=lower("answer"))
 _KIT = replace(_HUB, id="index", group=("category", "image_path"))
 _SHORT = Wording("{question}" + SHORT, without=YES_OR_NO)
 

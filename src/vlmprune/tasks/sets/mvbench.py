@@ -7,13 +7,14 @@ where they have been made into a video.
 
 from pathlib import Path
 
+from vlmprune.data.cells import TEXT
 from vlmprune.data.columns import Columns
 from vlmprune.data.rows import FILE, LINE
-from vlmprune.data.sample import Clip
 from vlmprune.data.source import Files
+from vlmprune.data.video import Clip
 from vlmprune.scoring.metrics import ACCURACY
 from vlmprune.tasks.data_task import DataTask
-from vlmprune.tasks.layouts import letter_of_text, set_from, then
+from vlmprune.tasks.layouts import set_from
 from vlmprune.tasks.wording import Wording
 
 _FOLDERS = {
@@ -42,14 +43,11 @@ _COLUMNS = Columns(
     pictures="",
     video="_video",
     options="candidates",
-    letters=False,
+    named=TEXT,
     id=(FILE, LINE),
     group="video",
     category=FILE,
-    adapt=then(
-        letter_of_text("answer", "candidates"),
-        set_from("_video", lambda row: f"{_FOLDERS[row[FILE]]}/{row['video']}"),
-    ),
+    adapt=set_from("_video", lambda row: f"{_FOLDERS[row[FILE]]}/{row['video']}"),
 )
 _WATCH = (
     "Carefully watch the video and pay attention to the cause and sequence of events, the detail and movement of "

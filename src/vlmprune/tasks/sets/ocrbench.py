@@ -1,5 +1,5 @@
-"""OCRBench (Liu et al., arXiv 2305.07895): reading words, documents and formulas; an answer need only be contained in the
-reply.
+"""OCRBench (Liu et al., arXiv 2305.07895): reading words, documents and formulas; an answer need only be contained in
+the reply.
 
 Not verified offline: the columns on the hub, and where the pictures of the authors' archive lie.
 """

@@ -4,27 +4,26 @@ LLaVA's scripts read the prompt from a file of its own (`llava_test_CQM-A.json`)
 follow it. Not verified offline: that file, and the columns on the hub.
 """
 
+from vlmprune.data.cells import LETTER, NUMBER
 from vlmprune.data.columns import Columns
 from vlmprune.data.rows import LINE
 from vlmprune.data.source import Files, Hub
 from vlmprune.scoring.metrics import ACCURACY
 from vlmprune.tasks.data_task import DataTask
-from vlmprune.tasks.layouts import OPTIONS, kit_tsv, letter_of_number, parquet, set_from, then
+from vlmprune.tasks.layouts import OPTIONS, kit_tsv, parquet, set_from
 from vlmprune.tasks.wording import Wording
-from vlmprune.tasks.words import LETTER, kit_choice
+from vlmprune.tasks.words import DIRECTLY, kit_choice
 
-_KIT = Columns(options=OPTIONS[:5], letters=False, id="index", category="category", hint="hint")
-_HUB = Columns(
-    options="choices", letters=False, id=LINE, category="subject", hint="hint", adapt=letter_of_number("answer")
-)
+_KIT = Columns(options=OPTIONS, named=LETTER, id="index", category="category", hint="hint")
+_HUB = Columns(options="choices", named=NUMBER, id=LINE, category="subject", hint="hint")
 _NATIVE = Columns(
     options="choices",
-    letters=False,
+    named=NUMBER,
     category="subject",
     hint="hint",
-    adapt=then(letter_of_number("answer"), set_from("image", lambda row: f"test/{row['id']}/{row['image']}")),
+    adapt=set_from("image", lambda row: f"test/{row['id']}/{row['image']}"),
 )
-_CONTEXT = Wording("Context: {hint}\n{question}\n{options}" + LETTER, reads="option-first")
+_CONTEXT = Wording("Context: {hint}\n{question}\n{options}" + DIRECTLY, reads="option-first")
 
 SCIENCEQA = DataTask(
     name="scienceqa",

@@ -3,21 +3,22 @@
 Not verified offline: the columns on the hub.
 """
 
+from vlmprune.data.cells import LETTER
 from vlmprune.data.columns import Columns
 from vlmprune.data.source import Hub
 from vlmprune.scoring.metrics import ACCURACY
 from vlmprune.tasks.data_task import DataTask
 from vlmprune.tasks.layouts import OPTIONS, kit_tsv, parquet
 from vlmprune.tasks.wording import Wording
-from vlmprune.tasks.words import CHOICE, LETTER, kit_choice
+from vlmprune.tasks.words import CHOICE, DIRECTLY, kit_choice
 
 _HUB = Columns(
     options=("choice_A", "choice_B", "choice_C", "choice_D"),
-    letters=False,
+    named=LETTER,
     id="question_id",
     category="question_image_type",
 )
-_KIT = Columns(options=OPTIONS[:4], letters=False, id="index", category="category")
+_KIT = Columns(options=OPTIONS[:4], named=LETTER, id="index", category="category")
 
 SEEDBENCH = DataTask(
     name="seedbench-2-plus",
@@ -31,7 +32,7 @@ SEEDBENCH = DataTask(
     where="https://opencompass.openxlab.space/utils/VLMEval/SEEDBench2_Plus.tsv",
     size="2,277 questions, 800 MB",
     wordings={
-        "lmms": Wording("{question}\n{options}" + LETTER, max_new_tokens=16, reads="option-first"),
+        "lmms": Wording("{question}\n{options}" + DIRECTLY, max_new_tokens=16, reads="option-first"),
         **kit_choice(),
         "llava": CHOICE,
     },

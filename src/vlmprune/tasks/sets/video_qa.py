@@ -1,5 +1,5 @@
-"""MSVD-QA and MSRVTT-QA (Xu et al., ACM MM 2017) and TGIF-QA's FrameQA (Jang et al., CVPR 2017, arXiv 1704.04497): a word
-about a short clip.
+"""MSVD-QA and MSRVTT-QA (Xu et al., ACM MM 2017) and TGIF-QA's FrameQA (Jang et al., CVPR 2017, arXiv 1704.04497): a
+word about a short clip.
 
 The layout is Video-LLaVA's `GPT_Zero_Shot_QA`, questions in one file and answers in another; for TGIF-QA the authors'
 table, too. Papers let GPT-3.5 judge the replies, by yes or no and from 0 to 5. The tasks named `-exact` need no judge:

@@ -5,15 +5,16 @@ Not verified offline: the columns of the parquet file.
 
 from pathlib import Path
 
+from vlmprune.data.cells import LETTER
 from vlmprune.data.columns import Columns
 from vlmprune.data.rows import Row
-from vlmprune.data.sample import Clip
 from vlmprune.data.source import Files
+from vlmprune.data.video import Clip
 from vlmprune.scoring.metrics import ACCURACY
 from vlmprune.tasks.data_task import DataTask
 from vlmprune.tasks.layouts import set_from, then
 from vlmprune.tasks.wording import Wording
-from vlmprune.tasks.words import LETTER
+from vlmprune.tasks.words import DIRECTLY
 
 
 def _bare_options(row: Row) -> list[str]:
@@ -25,13 +26,11 @@ _COLUMNS = Columns(
     pictures="",
     video="_video",
     options="options",
-    letters=False,
+    named=LETTER,
     id="question_id",
     group="videoID",
     category="duration",
-    adapt=then(
-        set_from("options", _bare_options), set_from("_video", lambda row: f"{row['videoID']}.mp4")
-    ),
+    adapt=then(set_from("options", _bare_options), set_from("_video", lambda row: f"{row['videoID']}.mp4")),
 )
 _SELECT = "Select the best answer to the following multiple-choice question based on the video"
 _RESPOND = "Respond with only the letter (A, B, C, or D) of the correct option."
@@ -51,14 +50,15 @@ VIDEOMME = DataTask(
     size="2,700 questions, 100 GB",
     clip=Clip(Path(), frames=32),
     wordings={
-        "lmms": Wording(f"{_SELECT} and the subtitles. {_RESPOND}\n{{question}}\n{{options}}\n" + LETTER),
+        "lmms": Wording(f"{_SELECT} and the subtitles. {_RESPOND}\n{{question}}\n{{options}}\n" + DIRECTLY),
         # VLMEvalKit's parts, each message's own line breaks included
         "vlmevalkit": Wording(
             f"\nThese are the frames of a video. {_SELECT}. {_RESPOND}\n\nQuestion: {{question}}\n{{options}}\nAnswer: "
         ),
         "vlmevalkit/internvl": Wording(
-            f"\nThese are the frames of a video. {_SELECT}. {_RESPOND}\n\nQuestion: {{question}}\n{{options}}" + LETTER
+            f"\nThese are the frames of a video. {_SELECT}. {_RESPOND}\n\nQuestion: {{question}}\n{{options}}"
+            + DIRECTLY
         ),
-        "llava": Wording("{question}\n{options}" + LETTER),
+        "llava": Wording("{question}\n{options}" + DIRECTLY),
     },
 )
