@@ -33,7 +33,7 @@ MME_TASK = DataTask(
     where="https://opencompass.openxlab.space/utils/VLMEval/MME.tsv",
     size="2,374 questions, 1 GB",
     wordings={
-        "lmms": _SHORT,
+        "lmms": replace(_SHORT, max_new_tokens=16),
         # without "\\n": InternVL's class keeps the question's own request and adds another
         **kit(Wording(), internvl=Wording("{question} Answer the question using a single word or phrase.")),
         "llava": _SHORT,

@@ -68,7 +68,9 @@ MVBENCH = DataTask(
     clip=Clip(Path(), frames=8),
     wordings={
         "lmms": Wording(
-            "Question:{question}\nOption:\n{options}\nOnly give the best option.\n", option="({letter}) {text}"
+            "Question:{question}\nOption:\n{options}\nOnly give the best option.\n",
+            option="({letter}) {text}",
+            max_new_tokens=16,
         ),
         "vlmevalkit": Wording(
             f"\n{_WATCH}\n\nQuestion: {{question}}\nOptions:\n{{options}}\nOnly give the best option.\nBest option:(",

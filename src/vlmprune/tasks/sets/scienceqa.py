@@ -4,6 +4,8 @@ LLaVA's scripts read the prompt from a file of its own (`llava_test_CQM-A.json`)
 follow it. Not verified offline: that file, and the columns on the hub.
 """
 
+from dataclasses import replace
+
 from vlmprune.data.cells import LETTER, NUMBER
 from vlmprune.data.columns import Columns
 from vlmprune.data.rows import LINE
@@ -23,7 +25,7 @@ _NATIVE = Columns(
     hint="hint",
     adapt=set_from("image", lambda row: f"test/{row['id']}/{row['image']}"),
 )
-_CONTEXT = Wording("Context: {hint}\n{question}\n{options}" + DIRECTLY, reads="option-first")
+_CONTEXT = Wording("Context: {hint}\n{question}\n{options}" + DIRECTLY, max_new_tokens=16, reads="option-first")
 
 SCIENCEQA = DataTask(
     name="scienceqa",
@@ -43,5 +45,5 @@ SCIENCEQA = DataTask(
     hub=Hub("lmms-lab-encoder/ScienceQA", "test", _HUB, config="ScienceQA-IMG"),
     where="https://opencompass.openxlab.space/utils/VLMEval/ScienceQA_TEST.tsv",
     size="2,017 questions, 210 MB",
-    wordings={"lmms": _CONTEXT, **kit_choice(), "llava": _CONTEXT},
+    wordings={"lmms": _CONTEXT, **kit_choice(), "llava": replace(_CONTEXT, max_new_tokens=1024)},
 )

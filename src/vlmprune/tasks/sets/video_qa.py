@@ -17,6 +17,9 @@ from vlmprune.tasks.layouts import Joined, set_from
 from vlmprune.tasks.wording import Wording
 from vlmprune.tasks.words import SHORT
 
+# Video-LLaVA's scripts ask the bare question; the toolkits do not have these sets.
+_PROTOCOLS = ("llava", "lmms", "vlmevalkit")
+
 
 def _zero_shot(ending: str, pictures: str) -> tuple[Files, ...]:
     named = set_from("_video", lambda row: f"{row['video_name']}{ending}")
@@ -31,15 +34,14 @@ def _task(name: str, folder: str, summary: str, files: tuple[Files, ...], where:
         summary=f"{summary}, scored by a judge",
         metric=JUDGED_ACCURACY,
         chance=0.0,
-        max_new_tokens=128,
+        max_new_tokens=1024,
         kind="judged-video",
         judged=True,
         files=files,
         folder=folder,
         where=where,
         size=size,
-        # Video-LLaVA's scripts ask the bare question
-        wordings={"llava": Wording(), "lmms": Wording(), "vlmevalkit": Wording()},
+        wordings=dict.fromkeys(_PROTOCOLS, Wording(max_new_tokens=1024)),
     )
 
 
@@ -52,7 +54,7 @@ def _exact(task: DataTask) -> DataTask:
         max_new_tokens=16,
         kind="exact",
         judged=False,
-        wordings={name: Wording("{question}" + SHORT) for name in task.wordings},
+        wordings=dict.fromkeys(_PROTOCOLS, Wording("{question}" + SHORT, max_new_tokens=16)),
     )
 
 

@@ -50,7 +50,9 @@ VIDEOMME = DataTask(
     size="2,700 questions, 100 GB",
     clip=Clip(Path(), frames=32),
     wordings={
-        "lmms": Wording(f"{_SELECT} and the subtitles. {_RESPOND}\n{{question}}\n{{options}}\n" + DIRECTLY),
+        "lmms": Wording(
+            f"{_SELECT} and the subtitles. {_RESPOND}\n{{question}}\n{{options}}\n" + DIRECTLY, max_new_tokens=16
+        ),
         # VLMEvalKit's parts, each message's own line breaks included
         "vlmevalkit": Wording(
             f"\nThese are the frames of a video. {_SELECT}. {_RESPOND}\n\nQuestion: {{question}}\n{{options}}\nAnswer: "
