@@ -114,7 +114,7 @@ class Batch:
 
 def record_of(sample: Sample, reply: str, kind: str, **counts: Any) -> Record:
     """The record of a reply, scored; `counts` are the record's token counts."""
-    verdict = score_reply(kind, reply, sample.answers, sample.options)
+    verdict = score_reply(kind, reply, sample.answers, sample.options, sample.facts)
     return Record(
         id=sample.id,
         question=sample.question,
