@@ -82,8 +82,16 @@ def bench(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder with local copies of data sets; else the hub.")] = None,
     protocol: Annotated[str | None, typer.Option(help="Whose words: short, lmms, vlmevalkit or llava.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Questions per task; 192 without it.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="600 questions per task.")] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="A paper's table (hiprune, hiprune:table3), whose settings the other options override."),
+    ] = None,
+    pixels: Annotated[
+        str | None, typer.Option(help="Least and most pixels of a picture (200704,1003520); the protocol's without it.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Length of a reply; the protocol's without it.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Questions per task; 192 without it, all in a profile.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="All questions; 600 of a generated task.")] = False,
     out: Annotated[Path, typer.Option(help="Folder of results; the same command continues there.")] = Path("results"),
     seed: Annotated[int, typer.Option(help="For methods that draw random numbers.")] = 0,
     batch_size: Annotated[int | None, typer.Option(help="Questions per batch; 32 without it.")] = None,
@@ -93,7 +101,8 @@ def bench(
 ) -> None:
     """Compare methods on the generated benchmark, then write the report."""
     check_packages("bench")
-    from vlmprune.bench.runner import FULL, Plan, split_methods
+    from vlmprune.bench.profiles import get_profile
+    from vlmprune.bench.runner import Plan, split_methods
 
     if full and limit is not None:
         raise UserError("--full and --limit contradict each other: give one of them.")
@@ -102,13 +111,24 @@ def bench(
         "methods": None if methods is None else split_methods(methods),
         "keeps": None if keep is None else _keeps(keep),
         "tasks": None if tasks is None else _words(tasks),
-        "limit": FULL if full else limit,
+        "limit": limit,
         "batch_size": batch_size,
         "data": None if data is None else str(data),
         "protocol": protocol,
+        "pixels": None if pixels is None else _pixels(pixels),
+        "max_new_tokens": max_new_tokens,
+        "positions": positions,
+        "text_tower": text_tower,
     }
-    given = {name: value for name, value in asked.items() if value is not None}
-    _bench(Plan(seed=seed, positions=positions, text_tower=text_tower, **given), out, force)
+    given = {name: value for name, value in asked.items() if value is not None} | {"seed": seed}
+    if full:
+        given["limit"] = None
+    if profile is None:
+        return _bench(Plan(**given), out, force)
+    table = get_profile(profile)
+    _bench(table.plan(given), out, force)
+    for sentence in table.said():
+        typer.echo(sentence)
 
 
 def _bench(plan: Any, out: Path, force: bool) -> None:
@@ -149,13 +169,14 @@ def report(
 
 
 @app.command("list")
-def list_(what: Annotated[str, typer.Argument(help="methods, presets, models, tasks or checks")]) -> None:
-    """List methods, presets, embedded models and families (by their model type), tasks, checks of methods."""
+def list_(what: Annotated[str, typer.Argument(help="methods, presets, models, tasks, profiles or checks")]) -> None:
+    """List methods, presets, embedded models and families (by their model type), tasks, profiles, checks of methods."""
     listings = {
         "methods": _list_methods,
         "presets": _list_presets,
         "models": _list_models,
         "tasks": _list_tasks,
+        "profiles": _list_profiles,
         "checks": _list_checks,
     }
     if what not in listings:
@@ -277,11 +298,28 @@ def _list_tasks() -> list[tuple[str, str, str]]:
     return [(task.name, task.dimension, f"{task.summary} ({task.metric.name})") for task in built_in_tasks().values()]
 
 
+def _list_profiles() -> list[tuple[str, str, str]]:
+    from vlmprune.bench.profiles import profiles
+
+    return [(name, profile.protocol, profile.source) for name, profile in profiles().items()]
+
+
 def _words(text: str) -> tuple[str, ...]:
     words = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     if not words:
         raise UserError(f"{text!r} names nothing: write names separated by commas.")
     return words
+
+
+def _pixels(text: str) -> Any:
+    from vlmprune.bench.protocols import Pixels
+
+    numbers = [word for word in _words(text) if word.isdecimal()]
+    if len(numbers) != 2 or text.count(",") != 1:
+        raise UserError(
+            Option("pixels", text), " is not a range: give the least and the most pixels, as in 200704,1003520."
+        )
+    return Pixels(*map(int, numbers))
 
 
 def _keeps(text: str) -> tuple[Any, ...]:

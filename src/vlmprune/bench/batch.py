@@ -51,8 +51,10 @@ class Batch:
         return found
 
     def _misfit(self, sample: Sample) -> str:
+        if why := self.asker.refuses(sample):
+            return why
         try:
-            _ = sample.images
+            _ = sample.images, sample.frames
         except UserError as error:
             return str(error).rstrip(".")
         longest = getattr(self.bench.model.config.get_text_config(), "max_position_embeddings", None)

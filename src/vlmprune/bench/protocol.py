@@ -10,6 +10,8 @@ from typing import Any
 from vlmprune.bench.protocols import PLAIN, SHORT, Pixels, Protocol
 from vlmprune.core.errors import Option, UserError
 from vlmprune.data.sample import Sample
+from vlmprune.data.video import Frames
+from vlmprune.models.processors import takes_videos
 from vlmprune.models.weights import first_sentence
 from vlmprune.tasks.task import Task
 from vlmprune.tasks.wording import Wording
@@ -77,13 +79,24 @@ class Asker:
         if any(sample.pictures for sample in samples):
             media["images"] = [list(sample.images) for sample in samples]
             if self.pixels is not None:
-                size = {
-                    "shortest_edge": self.pixels.least,
-                    "longest_edge": self.pixels.most,
-                }  # areas, whatever they say
+                # areas, whatever their names say
+                size = {"shortest_edge": self.pixels.least, "longest_edge": self.pixels.most}
                 media["images_kwargs"] = {"size": size}
+        if clips := [frames for sample in samples if (frames := sample.frames) is not None]:
+            media |= video_arguments(clips)
         return self.processor(
             text=[self.prompt(sample) for sample in samples], padding=True, return_tensors="pt", **media
+        )
+
+    def refuses(self, sample: Sample) -> str:
+        """Why the model cannot be asked about what a sample shows, in words; "" where it can."""
+        if sample.video is None or takes_videos(self.processor):
+            return ""
+        if getattr(self.processor, "video_token", None) is None:
+            return f"it has a video, and {self.model_type} takes pictures only"
+        return (
+            f"it has a video, for which the processor of {self.model_type} needs torchvision: install the one that "
+            "fits your torch (https://pytorch.org)"
         )
 
     def generation(self) -> dict[str, Any]:
@@ -95,6 +108,16 @@ def takes_pixels(processor: Any) -> bool:
     """Whether a processor scales pictures to between a least and a most number of pixels."""
     settings = getattr(type(processor.image_processor), "valid_kwargs", None)
     return {"min_pixels", "max_pixels"} <= getattr(settings, "__annotations__", {}).keys()
+
+
+def video_arguments(clips: Sequence[Frames]) -> dict[str, Any]:
+    """What a processor takes of videos whose frames are chosen."""
+    from transformers.video_utils import VideoMetadata
+
+    about = [
+        VideoMetadata(total_num_frames=clip.total, fps=clip.fps, frames_indices=list(clip.indices)) for clip in clips
+    ]
+    return {"videos": [clip.pixels for clip in clips], "video_metadata": about, "do_sample_frames": False}
 
 
 def content_of(text: str, sample: Sample, interleaved: bool = True) -> list[dict[str, str]]:

@@ -67,7 +67,8 @@ class Protocol:
         if (named := self.named(task, model_type)) is not None:
             return named
         tail = self.tails.get(sample.category, self.tails.get(sample.kind, ""))
-        return Wording("{hint}\n{question}\n{options}" + tail if self.asks_options(sample) else "{question}" + tail)
+        options = "\n{options}" if self.asks_options(sample) else ""
+        return Wording("{hint}\n{question}" + options + tail)
 
     def asks_options(self, sample: Sample) -> bool:
         """Whether the options are to be written under the question."""

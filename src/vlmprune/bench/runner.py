@@ -20,6 +20,7 @@ from vlmprune.assets import embedded_names
 from vlmprune.bench.batch import Batch
 from vlmprune.bench.load import Loaded, find_model, library_versions, load_model, machine
 from vlmprune.bench.marks import code_of, files_of, marked, recorded
+from vlmprune.bench.problems import check_some_asked
 from vlmprune.bench.protocol import Asker, protocol_for
 from vlmprune.bench.protocols import Pixels, get_protocol
 from vlmprune.bench.questions import Questions
@@ -86,8 +87,13 @@ class Plan:
 
     def check(self) -> None:
         """Raise UserError where something in it cannot be run, before anything is loaded."""
-        for task in self.tasks:
-            get_task(task)
+        named: dict[str, str] = {}
+        for text in self.tasks:
+            name = get_task(text).name
+            if named.setdefault(name, text) != text:
+                raise UserError(
+                    f"{named[name]!r} and {text!r} are both called {name!r}: rename one, or run them apart."
+                )
         for keep in self.keeps:
             check_keep(keep)
         counts = {"limit": self.limit, "batch size": self.batch_size, "length of a reply": self.max_new_tokens}
@@ -348,6 +354,7 @@ class ModelBench:
 
     def _finish(self, task: Task) -> None:
         about = {"dimension": task.dimension, "metric": task.metric.name, "chance": task.chance, **self.about}
+        check_some_asked(self.store.folder, self.jobs[task.name][0].run)
         for job in self.jobs[task.name]:
             self.store.finish(job.run, text=self.texts[job.variant.text], **about)
 

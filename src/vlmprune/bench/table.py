@@ -16,6 +16,7 @@ import numpy as np
 
 from vlmprune.bench.flops import Flops, run_flops
 from vlmprune.bench.marks import runnable
+from vlmprune.bench.problems import problem_notes
 from vlmprune.bench.stats import Estimate, difference, estimate
 from vlmprune.bench.store import Record, Result, load_records, load_results
 from vlmprune.core.budget import Keep
@@ -130,7 +131,8 @@ class Table:
 
     def notes(self) -> list[str]:
         """Sentences to print under the table."""
-        said = [*self.texts(), *self.files()]
+        results = [cell.result for row in self.rows for cell in row.cells.values()]
+        said = [*self.texts(), *self.files(), *problem_notes(results)]
         if self.left_out:
             reasons = "; ".join(f"{task} ({why})" for task, why in self.left_out.items())
             said.append(f"Left out of the averages: {reasons}.")

@@ -31,7 +31,8 @@ def get_profile(name: str) -> Profile:
     for profile in known.values():
         if profile.paper == name:
             return profile
-    close = difflib.get_close_matches(name, known, n=1)
+    papers = dict.fromkeys(profile.paper for profile in known.values())
+    close = difflib.get_close_matches(name, [*papers, *known], n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}."
     raise UserError(Option("profile", name), f" is not known: {hint}")
 

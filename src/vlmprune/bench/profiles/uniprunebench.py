@@ -89,7 +89,7 @@ TABLE5 = replace(
     keeps=(0.111,),
     notes=(
         *TABLE2.notes,
-        "Its claim that one stage beats every pair rests on Math-Vision: without that column DivPrune with FastV leads.",
+        "Its claim that one stage beats every pair rests on Math-Vision: without it DivPrune with FastV leads.",
     ),
 )
 TABLE6 = replace(

@@ -71,7 +71,7 @@ HALLUSIONBENCH = DataTask(
 HALLUSIONBENCH_ALL = replace(
     HALLUSIONBENCH,
     name="hallusionbench-all",
-    summary="the same with the questions that have no picture",
+    summary="HallusionBench with the questions that have no picture",
     files=(_NATIVE_FILES,),
     folder="hallusionbench",
     only=None,

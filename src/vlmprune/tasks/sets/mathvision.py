@@ -62,7 +62,7 @@ MATHVISION = DataTask(
 MATHVISION_MINI = replace(
     MATHVISION,
     name="mathvision-mini",
-    summary="the 304 problems of testmini",
+    summary="MATH-Vision's 304 problems of testmini",
     files=_files("testmini"),
     folder="mathvision",
     hub=Hub("MathLLMs/MathVision", "testmini", _HUB),
@@ -71,7 +71,7 @@ MATHVISION_MINI = replace(
 MATHVISION_JUDGED = replace(
     MATHVISION,
     name="mathvision-judged",
-    summary="all 3,040 problems, scored by a judge",
+    summary="MATH-Vision, scored by a judge",
     metric=JUDGED_ACCURACY,
     kind="judged-math",
     judged=True,

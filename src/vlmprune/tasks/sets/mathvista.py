@@ -98,7 +98,7 @@ MATHVISTA = DataTask(
 MATHVISTA_JUDGED = replace(
     MATHVISTA,
     name="mathvista-judged",
-    summary="the same, scored by a judge",
+    summary="MathVista, scored by a judge",
     metric=JUDGED_ACCURACY,
     kind="judged-math",
     judged=True,

@@ -42,7 +42,7 @@ MME_TASK = DataTask(
 MME_PERCEPTION = replace(
     MME_TASK,
     name="mme-perception",
-    summary="MME's ten categories of perception alone, whose points of 2,000 are twenty times the metric",
+    summary="MME's categories of perception; its points are 20 times the metric",
     metric=MME,
     size="2,114 questions of MME, 1 GB",
     folder="mme",

@@ -34,6 +34,7 @@ TEXTVQA = DataTask(
     where="https://huggingface.co/datasets/lmms-lab-encoder/textvqa",
     size="5,000 questions, 1 GB",
     wordings={
+        "short": Wording("{question}\nAnswer with a single word or phrase."),
         "lmms": Wording("{question}" + SHORT, capitalized=True),
         **kit_words(),
         "llava": Wording("{question}\n{hint}" + SHORT, needs_hint=True),
