@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_results import fill, make_record, make_run
 
-from vlmprune.bench import store as store_module
+from vlmprune.bench import verdicts
 from vlmprune.bench.store import VANILLA, Run, Store, load_records, load_results, records_path
 from vlmprune.bench.table import build_tables
 from vlmprune.core.errors import UserError
@@ -85,7 +85,7 @@ def test_records_are_scored_anew_without_a_model(tmp_path: Path, monkeypatch: py
     result = load_results(tmp_path)[0]
     line = json.loads(result.records_path.read_text().splitlines()[0])
     assert load_records(result)[0].score == line["score"]
-    monkeypatch.setattr(store_module, "score_reply", lambda kind, reply, answers, options: Verdict("yes", 1.0))
+    monkeypatch.setattr(verdicts, "score_reply", lambda *_: Verdict("yes", 1.0))
     assert all(record.score == 1.0 for record in load_records(result))
 
 

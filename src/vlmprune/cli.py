@@ -1,4 +1,4 @@
-"""The command line: run, bench, report, list, doctor, check. Commands are thin; a user's mistake is one sentence."""
+"""The command line. Commands are thin; a user's mistake is one sentence."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ except ImportError:
 OK, UNSOUND, USAGE, INTERRUPTED = 0, 1, 2, 130
 _MODEL = "An embedded model's name, a local folder, or a hub id."
 _TEXT_TOWER = "The CLIP model (folder or hub id) whose vision tower the model has, for methods that read the question."
+_JUDGE = "URL of a server with OpenAI's chat completions that scores judged tasks; its key is read from OPENAI_API_KEY."
+_JUDGE_MODEL = "The judge's name on that server."
 _FORCE = "Overwrite, or write among, files that vlmprune has not written."
 
 app = typer.Typer(
@@ -97,10 +99,13 @@ def bench(
     batch_size: Annotated[int | None, typer.Option(help="Questions per batch; 32 without it.")] = None,
     positions: Annotated[str | None, typer.Option(help="original or compact; each method's own without it.")] = None,
     text_tower: Annotated[str | None, typer.Option(help=_TEXT_TOWER)] = None,
+    judge: Annotated[str | None, typer.Option(help=_JUDGE)] = None,
+    judge_model: Annotated[str | None, typer.Option(help=_JUDGE_MODEL)] = None,
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
 ) -> None:
     """Compare methods on the generated benchmark, then write the report."""
     check_packages("bench")
+    from vlmprune.bench.judging import CACHE, judge_for
     from vlmprune.bench.profiles import get_profile
     from vlmprune.bench.runner import Plan, split_methods
 
@@ -123,15 +128,14 @@ def bench(
     given = {name: value for name, value in asked.items() if value is not None} | {"seed": seed}
     if full:
         given["limit"] = None
-    if profile is None:
-        return _bench(Plan(**given), out, force)
-    table = get_profile(profile)
-    _bench(table.plan(given), out, force)
-    for sentence in table.said():
+    table = None if profile is None else get_profile(profile)
+    plan = Plan(**given) if table is None else table.plan(given)
+    _bench(plan, out, force, judge_for(judge, judge_model, out / CACHE))
+    for sentence in table.said() if table is not None else ():
         typer.echo(sentence)
 
 
-def _bench(plan: Any, out: Path, force: bool) -> None:
+def _bench(plan: Any, out: Path, force: bool, judge: Any) -> None:
     from rich.console import Console
 
     from vlmprune.ask import write_examples
@@ -149,10 +153,27 @@ def _bench(plan: Any, out: Path, force: bool) -> None:
     except KeyboardInterrupt:
         typer.echo(f"Interrupted: the finished batches are in {out}; the same command continues.", err=True)
         raise typer.Exit(INTERRUPTED) from None
+    failed = None if judge is None else _judge(judge, out)
     print_tables(console, build_tables(out))
     for path in build(out, force=force):
         if path.suffix == ".html":
             console.print(f"Report: {path}", soft_wrap=True, highlight=False)
+    if failed is not None:
+        raise failed
+
+
+def _judge(judge: Any, out: Path) -> UserError | None:
+    """Judge what needs it. An error is for after the tables: they say what is not measured."""
+    from vlmprune.bench.judging import judge_results
+    from vlmprune.bench.store import load_results
+
+    try:
+        judge_results(load_results(out), judge)
+    except UserError as error:
+        return error
+    finally:
+        typer.echo(f"Judge {judge.model}: {judge.cost}.", err=True)
+    return None
 
 
 @app.command()
@@ -166,6 +187,48 @@ def report(
 
     for path in build(folder, force=force):
         typer.echo(str(path))
+
+
+@app.command()
+def score(
+    task: Annotated[str, typer.Argument(help="A task that `vlmprune list tasks` names, or a file of yours.")],
+    answers: Annotated[Path, typer.Argument(help="JSON lines, JSON, CSV, TSV or parquet with columns id and output.")],
+    data: Annotated[Path | None, typer.Option(help="Folder with local copies of data sets; else the hub.")] = None,
+    protocol: Annotated[
+        str, typer.Option(help="By whose rules replies are read: plain, lmms, vlmevalkit...")
+    ] = "plain",
+    partial: Annotated[bool, typer.Option("--partial", help="Score what is answered, though not all is.")] = False,
+    judge: Annotated[str | None, typer.Option(help=_JUDGE)] = None,
+    judge_model: Annotated[str | None, typer.Option(help=_JUDGE_MODEL)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The figures, as JSON.")] = False,
+) -> None:
+    """Score answers that any tool has recorded, by the rules of a run. Neither a model nor the pictures are needed.
+
+    Without a column id the answers are taken in the order of the data. A column response, prediction, pred, reply or
+    text stands for output, and question_id, sample_id or index for id. A judge's answers are kept beside the file.
+    """
+    check_packages("score")
+    from vlmprune.bench import recorded
+    from vlmprune.bench.judging import judge_for
+    from vlmprune.bench.protocols import get_protocol
+    from vlmprune.bench.recorded_text import as_text
+    from vlmprune.tasks import get_task
+    from vlmprune.tasks.task import Place
+
+    asked = get_task(task)
+    judging = judge_for(judge, judge_model, answers.with_suffix(".judge.jsonl"))
+    place = Place(data=None if data is None else data.expanduser())
+    read = recorded.read_answers(answers.expanduser())
+    scores = recorded.score_answers(asked, read, place, protocol=get_protocol(protocol), partial=partial, judge=judging)
+    if judging is not None:
+        typer.echo(f"Judge {judging.model}: {judging.cost}.", err=True)
+    typer.echo(_json(recorded.as_json(scores)) if as_json else as_text(scores, f"{asked.name}: {answers}"))
+
+
+def _json(content: Any) -> str:
+    import json
+
+    return json.dumps(content, indent=1, ensure_ascii=False)
 
 
 @app.command("list")

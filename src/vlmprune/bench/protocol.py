@@ -72,7 +72,7 @@ class Asker:
         """Model inputs of a batch, padded on the left.
 
         Raises:
-            UserError: a picture cannot be read.
+            UserError: a picture cannot be read, or the processor refuses the batch.
         """
         self.processor.tokenizer.padding_side = "left"
         media: dict[str, Any] = {}
@@ -84,9 +84,16 @@ class Asker:
                 media["images_kwargs"] = {"size": size}
         if clips := [frames for sample in samples if (frames := sample.frames) is not None]:
             media |= video_arguments(clips)
-        return self.processor(
-            text=[self.prompt(sample) for sample in samples], padding=True, return_tensors="pt", **media
-        )
+        texts = [self.prompt(sample) for sample in samples]
+        try:
+            return self.processor(text=texts, padding=True, return_tensors="pt", **media)
+        except UserError:
+            raise
+        except ValueError as error:
+            reason = first_sentence(error)
+            raise UserError(
+                f"The processor of {self.model_type} cannot prepare {samples[0].id}, ...: {reason}"
+            ) from error
 
     def refuses(self, sample: Sample) -> str:
         """Why the model cannot be asked about what a sample shows, in words; "" where it can."""

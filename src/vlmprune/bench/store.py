@@ -6,6 +6,8 @@ Layout of a result folder:
     comparison.json                       which runs the tables compare (see `Store.compare`)
     runs/MODEL/TASK/METHOD-KEY.jsonl      one line a sample, appended as replies come
     runs/MODEL/TASK/METHOD-KEY.json       written once, when every sample is there
+    runs/MODEL/TASK/METHOD-KEY.verdicts.jsonl   what a judge said of the replies (`bench.verdicts`)
+    judge.jsonl                           its answers, by what it was asked (`scoring.judge`)
 
 The key is a hash of everything that decides a run, so a run is never computed twice and never mistaken for another.
 A process killed in mid-write leaves a last line without an end; it is dropped on reading. Readers score the raw
@@ -15,6 +17,7 @@ replies anew, so tables follow the present scorers, without a model.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -25,10 +28,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from vlmprune.bench.verdicts import Said, read_verdicts, verdict_on
 from vlmprune.core.budget import Keep
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.outputs import FOLDER_MARK, check_folder, is_our_folder, make_folder
-from vlmprune.scoring.replies import score_reply
 
 SCHEMA = 1
 VANILLA = "vanilla"
@@ -128,7 +131,7 @@ class Record:
     Attributes:
         id, question, kind, options, answers, group, category: of the sample.
         output: the raw reply.
-        extracted, score: the answer found in it, and 1.0 or 0.0.
+        extracted, score: the answer found in it, and its score from 0.0 to 1.0; NaN while a judge has to give it.
         input_tokens: length of the prompt, visual tokens included, before pruning.
         visual_before: visual tokens of the full image.
         visual_encoded: visual tokens that the encoder made (fewer when the image was resized).
@@ -304,7 +307,8 @@ def load_records(result: Result) -> list[Record]:
         UserError: samples are missing or broken.
     """
     try:
-        records = [_record(line) for line in _complete_lines(result.records_path)]
+        said = read_verdicts(result.records_path)
+        records = [_record(line, said) for line in _complete_lines(result.records_path)]
     except (ValueError, KeyError, TypeError):
         raise UserError(
             f"{str(result.records_path)!r} has a line that is no sample: delete it and its .json, and run again."
@@ -315,18 +319,20 @@ def load_records(result: Result) -> list[Record]:
 
 
 def _values_of(record: Record) -> dict[str, Any]:
-    """What a line holds; `problem` and `facts` only where there are any."""
-    return {name: value for name, value in vars(record).items() if value or name not in ("problem", "facts")}
+    """What a line holds: `problem` and `facts` only where there are any, and null for a score that is not known."""
+    score = None if math.isnan(record.score) else record.score
+    values = {**vars(record), "score": score}
+    return {name: value for name, value in values.items() if value or name not in ("problem", "facts")}
 
 
-def _record(line: bytes) -> Record:
+def _record(line: bytes, said: Mapping[str, Said]) -> Record:
     values = json.loads(line)
     for name in ("options", "answers"):
         values[name] = tuple(values[name])
     values["stages"] = tuple((layer, tokens) for layer, tokens in values["stages"])
-    verdict = score_reply(values["kind"], values["output"], values["answers"], values["options"])
-    values["extracted"], values["score"] = verdict
-    return Record(**values)
+    record = Record(**values)
+    verdict, problem = verdict_on(record, said.get(record.id))
+    return replace(record, extracted=verdict.extracted, score=verdict.score, problem=record.problem or problem)
 
 
 def records_path(folder: Path, run: Run) -> Path:

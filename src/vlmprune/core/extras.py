@@ -15,6 +15,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "check": (),
     "bench": ("rich", *DRAWING),
     "report": DRAWING,
+    "score": (),
     "list": (),
 }
 SHELL = ("typer",)  # of all commands

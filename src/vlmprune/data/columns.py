@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,10 @@ class Columns:
     named: str = ""
     adapt: Callable[[Row], Row] | None = None
 
+    def without_pictures(self) -> Columns:
+        """The same without pictures and video, which need not be there then."""
+        return replace(self, pictures=(), video="")
+
     def sample(self, task: str, row: Row, kind: str, folder: Path, clip: Clip | None = None) -> Sample:
         """The sample of a row; one that cannot be asked says why in `problem`.
 
@@ -76,10 +80,19 @@ class Columns:
         try:
             if PROBLEM in row:
                 raise UnfitError(row[PROBLEM])
-            row = self.adapt(row) if self.adapt else row
+            row = self._adapted(row)
             return self._sample(task, row, kind, folder, clip)
         except UnfitError as reason:
             return Sample(self._name(task, row), "", kind, (), problem=str(reason))
+
+    def _adapted(self, row: Row) -> Row:
+        """The row as `adapt` leaves it; what it stumbles over is a problem of the row."""
+        try:
+            return self.adapt(row) if self.adapt else row
+        except KeyError as missing:
+            raise UnfitError(_missing(row, str(missing))) from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UnfitError(f"its cells are not as expected: {error}") from None
 
     def _name(self, task: str, row: Row) -> str:
         return f"{task}/{_joined(row, self.id) or f'line-{row[LINE]}'}"

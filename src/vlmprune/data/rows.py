@@ -115,7 +115,7 @@ def _parquet(path: Path) -> Iterator[Row]:
 READERS: dict[str, Callable[[Path], Iterator[Row | None]]] = {
     ".jsonl": _json_lines,
     ".json": _json,
-    ".csv": lambda path: separated_rows(path, ",", PROBLEM),
+    ".csv": lambda path: separated_rows(path, ",\t;", PROBLEM),
     ".tsv": lambda path: separated_rows(path, "\t", PROBLEM),
     ".parquet": _parquet,
 }

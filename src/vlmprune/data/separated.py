@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,31 +42,45 @@ class EarlierImage:
         return decode_base64(row[self.column])
 
 
+class _Lines:
+    """The lines of a file as text, and the byte at which the next one begins."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.place = file, file.tell()
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self.file)
+        self.place += len(line)
+        return line.decode("utf-8", errors="surrogateescape")
+
+
 class _Reader:
-    """Cells of each row, and the byte at which it begins."""
+    """Cells of each row, and the byte at which it begins.
+
+    It is no part of a circle of references: its buffer, as large as the largest picture, goes when it goes.
+    """
 
     def __init__(self, file: IO[bytes], separator: str) -> None:
-        self.file, self.start, self.place = file, file.tell(), file.tell()
+        self.lines, self.start, self.separator = _Lines(file), 0, separator
         # strict: a quotation mark that is never closed would swallow the rows behind it without a word
-        self.rows = csv.reader(self._lines(), delimiter=separator, strict=True)
-
-    def _lines(self) -> Iterator[str]:
-        for line in self.file:
-            self.place += len(line)
-            yield line.decode("utf-8", errors="surrogateescape")
+        self.rows = csv.reader(self.lines, delimiter=separator, strict=True)
 
     def __iter__(self) -> _Reader:
         return self
 
     def __next__(self) -> list[str]:
-        self.start = self.place
+        self.start = self.lines.place
         return next(self.rows)
 
 
-def separated_rows(path: Path, separator: str, problem: str) -> Iterator[dict[str, Any]]:
+def separated_rows(path: Path, separators: str, problem: str) -> Iterator[dict[str, Any]]:
     """The rows of a file whose first line names the columns.
 
     Args:
+        separators: what may stand between cells; the first that is in the first line does.
         problem: the column that says why a row cannot be read.
 
     Raises:
@@ -74,9 +88,11 @@ def separated_rows(path: Path, separator: str, problem: str) -> Iterator[dict[st
     """
     csv.field_size_limit(_LONGEST_CELL)
     with path.open("rb") as file:
-        if file.read(3) != b"\xef\xbb\xbf":
-            file.seek(0)
-        reader = _Reader(file, separator)
+        start = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
+        file.seek(start)
+        first = file.readline().decode("utf-8", errors="replace")
+        file.seek(start)
+        reader = _Reader(file, next((one for one in separators if one in first), separators[0]))
         try:
             header = next(reader, [])
         except csv.Error as error:
@@ -91,15 +107,20 @@ def separated_rows(path: Path, separator: str, problem: str) -> Iterator[dict[st
             except csv.Error as error:
                 yield {problem: f"the line cannot be split into cells: {error}"}
                 continue
-            if not cells:
-                continue
-            if why := _fault(cells, header):
-                yield {**_whole(dict(zip(header, cells, strict=False))), problem: why}
-                continue
-            row: dict[str, Any] = dict(zip(header, cells, strict=True))
-            if INDEX in row and row.get(IMAGE):
-                row |= _shared_image(row, images, reader.start, (path, header.index(IMAGE), separator), problem)
-            yield row
+            if cells:
+                row = _row(cells, header, problem)
+                if problem not in row and INDEX in row and row.get(IMAGE):
+                    image = EarlierImage(path, reader.start, header.index(IMAGE), reader.separator)
+                    row |= _shared_image(row, images, image, problem)
+                yield row
+
+
+def _row(cells: list[str], header: list[str], problem: str) -> dict[str, Any]:
+    """The cells by column; what can be read of a damaged row."""
+    row: dict[str, Any] = dict(zip(header, cells, strict=False))
+    if why := _fault(cells, header):
+        return {**{name: cell for name, cell in row.items() if _is_utf8(cell)}, problem: why}
+    return row
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:
@@ -116,11 +137,6 @@ def _fault(cells: list[str], header: list[str]) -> str:
     return ""
 
 
-def _whole(row: dict[str, str]) -> dict[str, str]:
-    """What can be read of a damaged row."""
-    return {name: cell for name, cell in row.items() if _is_utf8(cell)}
-
-
 def _is_utf8(cell: str) -> bool:
     if cell.isascii():
         return True
@@ -131,18 +147,19 @@ def _is_utf8(cell: str) -> bool:
     return True
 
 
-def _shared_image(
-    row: dict[str, Any], images: dict[str, int], start: int, where: tuple[Path, int, str], problem: str
-) -> dict[str, Any]:
-    """What changes in a row whose picture is that of an earlier one; notes where the picture is."""
-    path, column, separator = where
+def _shared_image(row: dict[str, Any], images: dict[str, int], here: EarlierImage, problem: str) -> dict[str, Any]:
+    """What changes in a row whose picture is that of an earlier one; notes where the picture is.
+
+    Args:
+        here: the picture of this row, if it has one of its own.
+    """
     cell, index = row[IMAGE].strip(), row[INDEX].strip()
     if len(cell) > _SHORT:
-        images.setdefault(index, start)
+        images.setdefault(index, here.start)
         return {}
-    if not cell.isdigit() or (path.parent / cell).is_file():
+    if not cell.isdigit() or (here.path.parent / cell).is_file():
         return {}
     if cell not in images:
         return {problem: f"its picture is that of the row {cell}, and no row before has that index and a picture"}
     images.setdefault(index, images[cell])
-    return {IMAGE: EarlierImage(path, images[cell], column, separator)}
+    return {IMAGE: replace(here, start=images[cell])}

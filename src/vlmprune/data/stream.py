@@ -80,10 +80,10 @@ class _Source:
             return value
 
     def _more(self) -> bool:
-        """Read on, twice as much as is still unread, so that a large value is not parsed often."""
+        """Read on, as much again as is still unread, so that a large value is not parsed often."""
         rest = self.text[self.start :]
         self.before += self.start
-        piece = self.file.read(max(_CHUNK, 2 * len(rest)))
+        piece = self.file.read(max(_CHUNK, len(rest)))
         self.text, self.start = rest + piece, 0
         self.ended = not piece
         return bool(piece)

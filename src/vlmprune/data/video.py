@@ -40,7 +40,8 @@ class Clip:
 
     Attributes:
         path: the file.
-        frames: how many, spread evenly from the first to the last; all where there are fewer.
+        frames: how many, spread evenly from the first to the last; some are shown twice where there are fewer, so that
+            all videos of a batch have as many.
         rate: frames a second instead; `frames` is then the most there may be.
     """
 
@@ -72,7 +73,7 @@ class Clip:
         if total < 1:
             raise ValueError("it has no frames")
         count = self.frames if self.rate is None else min(self.frames, max(1, round(total / fps * self.rate)))
-        return tuple(np.linspace(0, total - 1, min(count, total)).astype(int).tolist())
+        return tuple(np.linspace(0, total - 1, count).astype(int).tolist())
 
     def digest(self) -> bytes:
         """What tells these frames from others: how they are chosen, the size of the file and its beginning."""
@@ -111,8 +112,8 @@ def _decode(av: Any, path: Path, indices: tuple[int, ...]) -> tuple[list[np.ndar
     with av.open(str(path)) as container:
         for number, frame in enumerate(_frames(container)):
             seen = number + 1
-            if number in indices:
-                found.append(frame.to_ndarray(format="rgb24"))
+            if times := indices.count(number):
+                found += [frame.to_ndarray(format="rgb24")] * times
             if number >= indices[-1]:
                 break
     return found, seen

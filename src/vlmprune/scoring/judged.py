@@ -46,8 +46,11 @@ def _empty(reply: str, expected: Expected) -> Verdict | None:
 
 
 def _instruction_prompt(question: str, reply: str, expected: Expected) -> str:
-    """MIA-Bench (Qian et al., ICLR 2025): strictly, each part of the instruction for its weight, in sum 10 points."""
-    parts = _listed(expected, "components") or ["the whole instruction"]
+    """MIA-Bench (Qian et al., ICLR 2025): strictly, each part of the instruction for its weight, in sum 10 points.
+
+    The answers are the parts of the instruction; the fact `component_weight` has their points as a list, in JSON.
+    """
+    parts = expected.answers
     weights = _listed(expected, "component_weight") or [""] * len(parts)
     points = [f"{k}. {part}" + (f" ({w} points)" if w else "") for k, (part, w) in enumerate(zip(parts, weights), 1)]
     form = ", ".join(f"score of component {k}: x/{w or 10}" for k, w in enumerate(weights, 1))

@@ -80,7 +80,7 @@ def _rated_counts(records: Sequence[Scored]) -> np.ndarray:
 
 
 def _rating(sums: np.ndarray) -> dict[str, float]:
-    return {"rating": float(ratio(sums[2], sums[3])) / 100.0}
+    return {"rating": float(sums[2] / sums[3])} if sums[3] > 0 else {}
 
 
 JUDGED_ACCURACY = Metric("judged accuracy", _rated_counts, _first_share, _rating)

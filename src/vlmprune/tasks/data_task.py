@@ -44,7 +44,7 @@ class DataTask(Task):
         for row, folder, columns in self.rows(place):
             if self.only is not None and PROBLEM not in row and not self.only(row):
                 continue
-            sample = self.sample(row, folder, columns)
+            sample = self.sample(row, folder, columns if place.pictures else columns.without_pictures())
             if sample.id in seen:
                 problem = sample.problem or f"its id {sample.id!r} stands in the data before"
                 sample = replace(sample, id=_unused(sample.id, seen), problem=problem)

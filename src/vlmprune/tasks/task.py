@@ -21,10 +21,12 @@ class Place:
     Attributes:
         canvas: how generated scenes are drawn for the model.
         data: folder of local copies; None to look on the hub.
+        pictures: whether pictures and videos are wanted; replies are scored without.
     """
 
     canvas: Canvas = FIXED
     data: Path | None = None
+    pictures: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
