@@ -14,7 +14,7 @@ from rich.table import Table as Sheet
 
 from vlmprune.bench.runner import Progress
 from vlmprune.bench.store import VANILLA
-from vlmprune.bench.table import Row, Table
+from vlmprune.bench.table import NOT_MEASURED, Row, Table
 
 UNBOUND = 240  # columns of a log or a pipe, which has no width to fit
 
@@ -110,7 +110,9 @@ def _line(table: Table, row: Row, previous: str | None, wide: bool) -> list[str]
     cells = []
     for task in table.tasks:
         cell = row.cells.get(task)
-        if cell is None or math.isnan(cell.value.value):
+        if cell is not None and cell.unmeasured:
+            cells.append(NOT_MEASURED)
+        elif cell is None or math.isnan(cell.value.value):
             cells.append("-")
         else:
             half = (cell.value.high - cell.value.low) / 2

@@ -240,7 +240,7 @@ def as_json(scores: Scores) -> dict[str, Any]:
         "n": scores.n,
         "units": scores.units,
         "points": _number(scores.points),
-        "unparsed": _number(scores.unparsed) if scores.measured else None,
+        "unparsed": _number(scores.unparsed),
         "details": {name: _number(figure) for name, figure in scores.details.items()},
         "categories": {name: _number(figure) for name, figure in scores.categories.items()},
         "problems": dict(scores.problems),

@@ -19,6 +19,7 @@ from vlmprune.bench.marks import runnable
 from vlmprune.bench.problems import problem_notes
 from vlmprune.bench.stats import Estimate, difference, estimate
 from vlmprune.bench.store import Record, Result, load_records, load_results
+from vlmprune.bench.verdicts import judges_of
 from vlmprune.core.budget import Keep
 from vlmprune.core.shape import Shape
 from vlmprune.scoring.metrics import METRICS, accuracy_by_category, unparsed_share
@@ -26,6 +27,7 @@ from vlmprune.scoring.metrics import METRICS, accuracy_by_category, unparsed_sha
 # Points. Closer to chance than this, the unpruned model cannot do a task, so that pruning cannot hurt it.
 NEAR_CHANCE = 10.0
 TOO_GOOD = 105.0  # percent of vanilla, above which the tables say so
+NOT_MEASURED = "not measured"
 VAGUE = 2.0  # percent of replies without an answer, above which the tables say so
 
 
@@ -54,6 +56,11 @@ class Cell:
     details: dict[str, float]
     categories: dict[str, float]
     result: Result
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether replies wait for a judge."""
+        return any(math.isnan(value) for value in self.categories.values())
 
     @property
     def too_good(self) -> bool:
@@ -129,10 +136,19 @@ class Table:
         named = {mark: file.rpartition("/")[2] for result in results for mark, file in result.files.items()}
         return [f"{mark} is {file}." for mark, file in named.items()]
 
+    def judges(self) -> list[str]:
+        """Who judged the replies of which tasks, in sentences."""
+        judged: dict[str, dict[str, None]] = {}
+        for row in self.rows:
+            for task, cell in row.cells.items():
+                for judge in () if cell.unmeasured else judges_of(cell.result.records_path):
+                    judged.setdefault(judge, {})[task] = None
+        return [f"Judged by {judge}: {', '.join(tasks)}." for judge, tasks in judged.items()]
+
     def notes(self) -> list[str]:
         """Sentences to print under the table."""
         results = [cell.result for row in self.rows for cell in row.cells.values()]
-        said = [*self.texts(), *self.files(), *problem_notes(results)]
+        said = [*self.texts(), *self.files(), *problem_notes(results), *self.judges()]
         if self.left_out:
             reasons = "; ".join(f"{task} ({why})" for task, why in self.left_out.items())
             said.append(f"Left out of the averages: {reasons}.")
@@ -169,7 +185,12 @@ def tables_of(results: Iterable[Result]) -> list[Table]:
 
 
 def _table(model: str, results: Sequence[Result]) -> Table:
-    records = {result.key: [r for r in load_records(result) if not r.problem] for result in results}
+    records = {result.key: load_records(result) for result in results}
+    out = {
+        (result.task, r.id) for result in results for r in records[result.key] if r.problem
+    }  # in none, if not in all
+    for result in results:
+        records[result.key] = [r for r in records[result.key] if (result.task, r.id) not in out]
     vanilla = {result.task: result for result in results if result.is_vanilla}
     tasks = tuple(dict.fromkeys(result.task for result in results))
     cells: dict[tuple[str, str | None], dict[str, Cell]] = {}
@@ -211,6 +232,8 @@ def _why_left_out(
     if task not in vanilla:
         return "the unpruned model has not been run"
     base = vanilla[task]
+    if any(of_row[task].unmeasured for of_row in cells.values() if task in of_row):
+        return "not measured: its replies need a judge"
     value, chance = cells[(base.recipe, base.positions)][task].value.value, base.chance
     if math.isnan(value):  # F1 of questions whose right answer is never yes
         return f"{base.metric} has no value on these questions"

@@ -11,13 +11,13 @@ from vlmprune.report.tables import (
     MISSING,
     Block,
     blocks,
-    flags,
     interval,
     notes,
     number,
     percent,
     row_name,
     signed_number,
+    value_words,
 )
 
 _ESCAPES = {
@@ -66,7 +66,7 @@ def _values(table: Table, block: Block) -> str:
         values, below = [], []
         for task in table.tasks:
             cell = row.cells.get(task)
-            text = escape(MISSING if cell is None else number(cell.value.value) + flags(cell))
+            text = escape(MISSING if cell is None else value_words(cell))
             ratio = "" if cell is None else rf" {{\tiny ({escape(percent(cell.ratio))})}}"
             values.append((_bold(text) if (row.method, row.recipe) in best[task] else text) + ratio)
             below.append("" if cell is None else _tiny(interval(cell.value)))

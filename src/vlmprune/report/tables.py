@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from vlmprune.bench.stats import Estimate
-from vlmprune.bench.table import TOO_GOOD, VAGUE, Cell, Row, Table
+from vlmprune.bench.table import NOT_MEASURED, TOO_GOOD, VAGUE, Cell, Row, Table
 from vlmprune.core.budget import Keep
 
 MISSING = "–"
@@ -75,6 +75,11 @@ def number(value: float | None, digits: int = 1) -> str:
     return f"{value:.{digits}f}" if round(value, digits) else f"{0:.{digits}f}"
 
 
+def value_words(cell: Cell) -> str:
+    """A cell's value with its flags, "not measured" where a judge is missing."""
+    return NOT_MEASURED if cell.unmeasured else number(cell.value.value) + flags(cell)
+
+
 def signed_number(value: float | None) -> str:
     """ "+1.2", "−3.4" (a true minus sign), "0.0"."""
     text = number(value)
@@ -111,7 +116,7 @@ def notes(tables: Sequence[Table]) -> list[str]:
         for table in tables
         for task, why in table.left_out.items()
     ]
-    said += [f"{table.model}: {sentence}" for table in tables for sentence in table.texts()]
+    said += [f"{table.model}: {sentence}" for table in tables for sentence in (*table.texts(), *table.judges())]
     used = {sign for cell in _cells(tables) for sign in flags(cell)}
     return said + [f"{sign} {meaning}." for sign, meaning in FLAGS.items() if sign in used]
 
@@ -201,7 +206,9 @@ def row_name(block: Block, row: Row) -> str:
 def _value_cell(cell: Cell | None) -> str:
     if cell is None:
         return MISSING
-    return f"{number(cell.value.value)}{flags(cell)} ({percent(cell.ratio)}) {interval(cell.value)}"
+    if cell.unmeasured:
+        return NOT_MEASURED
+    return f"{value_words(cell)} ({percent(cell.ratio)}) {interval(cell.value)}"
 
 
 def _differences(table: Table, block: Block) -> str:
