@@ -491,25 +491,22 @@ LAYOUTS: dict[str, list[Layout]] = {
         ),
     ],
     "videomme": [
-        *(
-            (
-                {
-                    f"{folder}test-00000-of-00001.parquet": [
-                        {
-                            "video_id": "001",
-                            "duration": "short",
-                            "videoID": "x1",
-                            "question_id": "001-1",
-                            "question": "When?",
-                            "options": ["A. July.", "B. May."],
-                            "answer": "B",
-                        }
-                    ]
-                },
-                "data/x1.mp4",
-                ("When?", ("B",), ("July.", "May.")),
-            )
-            for folder in ("videomme/", "")
+        (
+            {
+                "videomme/test-00000-of-00001.parquet": [
+                    {
+                        "video_id": "001",
+                        "duration": "short",
+                        "videoID": "x1",
+                        "question_id": "001-1",
+                        "question": "When?",
+                        "options": ["A. July.", "B. May."],
+                        "answer": "B",
+                    }
+                ]
+            },
+            "data/x1.mp4",
+            ("When?", ("B",), ("July.", "May.")),
         )
     ],
     "mvbench": [

@@ -140,7 +140,7 @@ def content_of(text: str, sample: Sample, interleaved: bool = True) -> list[dict
     if not interleaved:
         return [*({"type": "image"} for _ in range(count)), {"type": "text", "text": text}]
     if [int(mark[1] or k + 1) for k, mark in enumerate(marks)] != list(range(1, count + 1)):
-        plain = _MARK.sub("", text).strip() if not marks else text
+        plain = _MARK.sub("", text).strip() if not marks and _MARK.search(text) else text
         return [*({"type": "image"} for _ in range(count)), {"type": "text", "text": plain}]
     parts: list[dict[str, str]] = []
     start = 0

@@ -42,10 +42,7 @@ VIDEOMME = DataTask(
     metric=ACCURACY,
     chance=25.0,
     kind="option",
-    files=tuple(
-        Files((f"{folder}test-*.parquet",), _COLUMNS, pictures=pictures)
-        for folder, pictures in (("videomme/", "../data"), ("", "data"))
-    ),
+    files=(Files(("videomme/test-*.parquet",), _COLUMNS, pictures="../data"),),
     where="https://huggingface.co/datasets/lmms-lab/Video-MME",
     size="2,700 questions, 100 GB",
     clip=Clip(Path(), frames=32),
