@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from vlmprune.bench.store import load_results
-from vlmprune.tasks import built_in_tasks
 from vlmprune.tasks.own import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +33,7 @@ IMAGES = ROOT / "docs" / "images"
 RESULTS = ROOT / "docs" / "results.md"
 ALL_RESULTS = ROOT / "docs" / "results-all.md"
 ALL_FIGURES = ROOT / "benchmarks" / "results" / "all-methods.csv"
+PAPERS = ("hiprune", "uniprunebench", "autoprune", "hilo")
 EXAMPLE = ROOT / "examples" / "residual" / "vlmprune_residual.py"
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -93,7 +93,7 @@ def refresh(write: bool) -> list[Path]:
     return changed
 
 
-# ---------------------------------------------------------------- the command line and the tasks
+# ---------------------------------------------------------------- the command line
 
 
 def command_line() -> str:
@@ -119,14 +119,6 @@ def command_section(name: str, command: Any) -> str:
     usage = " ".join([*words, "[OPTIONS]"] if len(rows) > len(words) - 2 else words)
     about = f"## vlmprune {name}\n\n{plain(command.help)}\n\n```text\n{usage}\n```"
     return f"{about}\n\n{table(('argument', 'default', 'meaning'), rows)}"
-
-
-def tasks() -> str:
-    rows = (
-        [f"`{task.name}`", task.dimension, plain(task.summary), task.metric.name, f"{task.chance:.1f}"]
-        for task in built_in_tasks().values()
-    )
-    return table(("task", "ability", "questions", "metric", "chance, %"), rows)
 
 
 # ---------------------------------------------------------------- methods and families
@@ -286,7 +278,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "presets": made_by("docs_methods", "presets"),
     "command-line": command_line,
     "answer-kinds": lambda: ", ".join(f"`{kind}`" for kind in KINDS) + ".",
-    "tasks": tasks,
+    "tasks": made_by("docs_sets", "generated"),
+    "sets": made_by("docs_sets", "sets"),
+    "layouts": made_by("docs_sets", "layouts"),
+    "protocols": made_by("docs_sets", "protocols"),
+    **{f"profiles-{paper}": made_by("docs_sets", "tables_of", paper) for paper in PAPERS},
     "families-short": made_by("docs_models", "families_short"),
     "families": made_by("docs_models", "families"),
     "anatomy": made_by("docs_models", "anatomy"),

@@ -97,8 +97,8 @@ def bench(
     protocol: Annotated[
         str | None, typer.Option(help="Whose wording the prompts use: short, lmms, vlmevalkit or llava.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Questions per task. Default: 192.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="Ask 600 questions per task.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Questions per task. Default: 192; all in a profile.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Ask all questions, and 600 of a generated task.")] = False,
     out: Annotated[
         Path, typer.Option(help="Folder for the results. The same command continues an interrupted run there.")
     ] = Path("results"),
@@ -110,6 +110,16 @@ def bench(
     ] = None,
     positions: Annotated[
         str | None, typer.Option(help="Position ids: original or compact. Default: each method's own policy.")
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="A paper's table (hiprune, hiprune:table3). Other options override its settings."),
+    ] = None,
+    pixels: Annotated[
+        str | None, typer.Option(help="Least and most pixels of a picture: 200704,1003520. Default: the protocol's.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Length of a reply, in tokens. Default: the protocol's.")
     ] = None,
     text_tower: Annotated[str | None, typer.Option(help=_TEXT_TOWER)] = None,
     judge: Annotated[str | None, typer.Option(help=_JUDGE)] = None,
@@ -166,7 +176,8 @@ def bench(
         )
     _refuse(timed, "is for timings alone: give with it", Option("speed", True))
     from vlmprune.bench.judging import CACHE, judge_for
-    from vlmprune.bench.runner import FULL, Plan, split_methods
+    from vlmprune.bench.profiles import get_profile
+    from vlmprune.bench.runner import Plan, split_methods
 
     if full and limit is not None:
         raise UserError("--full and --limit contradict each other: give one of them.")
@@ -176,15 +187,23 @@ def bench(
         "methods": None if methods is None else split_methods(methods),
         "keeps": None if keep is None else _keeps(keep),
         "tasks": None if tasks is None else _words(tasks),
-        "limit": FULL if full else limit,
+        "limit": limit,
         "batch_size": None if batch_size is None else _single(_numbers("batch_size", batch_size), *several),
         "data": None if data is None else str(data),
         "protocol": protocol,
+        "pixels": None if pixels is None else _pixels(pixels),
+        "max_new_tokens": max_new_tokens,
+        "positions": positions,
+        "text_tower": text_tower,
     }
-    given = {name: value for name, value in asked.items() if value is not None}
-    judging = judge_for(judge, judge_model, out / CACHE)
-    plan = Plan(seeds=_seeds(seeds), positions=positions, text_tower=text_tower, **given)
-    _bench(plan, out, force, judging)
+    given = {name: value for name, value in asked.items() if value is not None} | {"seeds": _seeds(seeds)}
+    if full:
+        given["limit"] = None
+    table = None if profile is None else get_profile(profile)
+    plan = Plan(**given) if table is None else table.plan(given)
+    _bench(plan, out, force, judge_for(judge, judge_model, out / CACHE))
+    for sentence in table.said() if table is not None else ():
+        typer.echo(sentence)
 
 
 def _refuse(options: dict[str, Any], why: str, other: Option) -> None:
@@ -329,7 +348,7 @@ def score(
     check_packages("score")
     from vlmprune.bench import recorded
     from vlmprune.bench.judging import judge_for
-    from vlmprune.bench.protocol import get_protocol
+    from vlmprune.bench.protocols import get_protocol
     from vlmprune.bench.recorded_text import as_text
     from vlmprune.tasks import get_task
     from vlmprune.tasks.task import Place
@@ -351,13 +370,14 @@ def _json(content: Any) -> str:
 
 
 @app.command("list")
-def list_(what: Annotated[str, typer.Argument(help="methods, presets, models, tasks or checks.")]) -> None:
-    """List methods, presets, models (embedded ones, and families by model type), tasks, or checks."""
+def list_(what: Annotated[str, typer.Argument(help="methods, presets, models, tasks, profiles or checks.")]) -> None:
+    """List methods, presets, models (embedded ones, and families by model type), tasks, profiles, or checks."""
     listings = {
         "methods": _list_methods,
         "presets": _list_presets,
         "models": _list_models,
         "tasks": _list_tasks,
+        "profiles": _list_profiles,
         "checks": _list_checks,
     }
     if what not in listings:
@@ -558,6 +578,12 @@ def _list_tasks() -> list[tuple[str, str, str]]:
     return [(task.name, task.dimension, f"{task.summary} ({task.metric.name})") for task in built_in_tasks().values()]
 
 
+def _list_profiles() -> list[tuple[str, str, str]]:
+    from vlmprune.bench.profiles import profiles
+
+    return [(name, profile.protocol, profile.source) for name, profile in profiles().items()]
+
+
 def _words(text: str) -> tuple[str, ...]:
     words = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     if not words:
@@ -570,6 +596,17 @@ def _seeds(text: str) -> tuple[int, ...]:
     if not all(word.isascii() and word.isdigit() for word in words):
         raise UserError(Option("seeds", text), " are not whole numbers from 0, separated by commas.")
     return tuple(dict.fromkeys(map(int, words)))
+
+
+def _pixels(text: str) -> Any:
+    from vlmprune.bench.protocols import Pixels
+
+    numbers = [word for word in _words(text) if word.isdecimal()]
+    if len(numbers) != 2 or text.count(",") != 1:
+        raise UserError(
+            Option("pixels", text), " is not a range: give the least and the most pixels, as in 200704,1003520."
+        )
+    return Pixels(*map(int, numbers))
 
 
 def _keeps(text: str) -> tuple[Any, ...]:

@@ -35,6 +35,7 @@ from vlmprune.core.outputs import FOLDER_MARK, check_folder, is_our_folder, make
 
 SCHEMA = 1
 VANILLA = "vanilla"
+_LATER = ("code", "pixels")  # fields that runs did not always have: empty, they are not in the key
 _SYNC_EVERY = 8  # appends between two fsyncs; a killed process loses nothing either way, only a power cut could
 
 
@@ -59,6 +60,7 @@ class Run:
         batch_size: samples a batch; batches start at fixed samples.
         versions: of the libraries that compute.
         code: SHA-256 of the file of each method that comes from one, by mark.
+        pixels: least and most pixels of a picture, "" where the processor has its own.
     """
 
     model: str
@@ -80,16 +82,19 @@ class Run:
     batch_size: int
     versions: Mapping[str, str]
     code: Mapping[str, str] = field(default_factory=dict)
+    pixels: str = ""
 
     @property
     def key(self) -> str:
         """Hash of everything that decides the run."""
-        return _digest({f.name: getattr(self, f.name) for f in fields(Run) if f.name != "code" or self.code})
+        values = {f.name: getattr(self, f.name) for f in fields(Run)}
+        return _digest({name: value for name, value in values.items() if value or name not in _LATER})
 
     @property
     def setting(self) -> str:
         """Hash of everything but the method, its budget and its seed: runs of one setting may be compared."""
-        own = ("method", "recipe", "keep", "positions", "code", "seed")
+        later = (name for name in _LATER if not getattr(self, name))
+        own = ("method", "recipe", "keep", "positions", "code", "seed", *later)
         return _digest({f.name: getattr(self, f.name) for f in fields(Run) if f.name not in own})
 
 
