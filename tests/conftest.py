@@ -1,6 +1,6 @@
 """One thread a process: tests run side by side, and sums in one order are the same on every machine.
 
-And the mark of the tests that are repeated with other versions of the libraries.
+And two marks: of the tests that are repeated with other versions of the libraries, and of those not run by default.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and f
 import pytest
 import torch
 from selection import SELECTION
+from thinning import beyond_cover
 
 torch.set_num_threads(1)
 
@@ -35,6 +36,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in beyond_cover(items):
+        item.add_marker("slow")
     for item in items:
         part = SELECTION.get(item.path.name)
         if part and isinstance(item, pytest.Function):
