@@ -24,11 +24,11 @@ from vlmprune.core.view import Grid, ImageView, Whole
 from vlmprune.doctor import diagnose, examine, sample_picture
 from vlmprune.doctor.anatomy import attention_backends, ranges
 from vlmprune.doctor.layout import DROPPED, KEPT, NOTHING, Layout, describe_layout
-from vlmprune.doctor.methods import layer_after_attention
 from vlmprune.doctor.picture import COLORS, draw_layout
 from vlmprune.doctor.proof import proof_recipes
 from vlmprune.models import adapter_for
 from vlmprune.testing import FAMILIES, prompt
+from vlmprune.testing.adapter_subject import layer_after_attention
 from vlmprune.testing.families.qwen3_5 import PLAIN_TOWER, RECURRENT_TEXT
 from vlmprune.testing.generic import USUAL
 from vlmprune.testing.qwen import IDS

@@ -11,6 +11,7 @@ from vlmprune.doctor.reference import difference, no_comparison, no_oracle, orac
 from vlmprune.models.base import Adapter
 from vlmprune.runtime.expected import Unexpected
 from vlmprune.runtime.oracle import is_recurrent, uncached
+from vlmprune.testing.adapter_subject import layer_after_attention
 
 KEEP = 0.5
 TOKENS = 4  # that each method generates
@@ -93,12 +94,6 @@ def _only_drops(adapter: Adapter, spec: str, report: RunReport) -> bool:
     """Whether the oracle can say what a method must generate: it makes no tokens and edits no attention."""
     makes = any(report.merged) or any(changes_encoding(stage.method) for stage in vlmprune.recipe(spec, KEEP).stages)
     return not makes and not report.fused and no_oracle(adapter) is None
-
-
-def layer_after_attention(adapter: Adapter) -> int | None:
-    """The first decoder layer, from 2 on where there is one, whose predecessor has an attention map."""
-    after = [layer + 1 for layer in adapter.attention_layers if layer + 1 < len(adapter.decoder_layers)]
-    return next((layer for layer in after if layer >= 2), after[-1] if after else None)
 
 
 def in_words(error: Exception) -> str:

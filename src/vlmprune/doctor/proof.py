@@ -10,10 +10,11 @@ from functools import partial
 import torch
 
 import vlmprune
-from vlmprune.doctor.methods import Wrong, in_words, layer_after_attention
+from vlmprune.doctor.methods import Wrong, in_words
 from vlmprune.doctor.prompts import TOKENS, Asked, Prompts, converse, narrower_window, sliding_window
 from vlmprune.doctor.reference import difference, no_oracle, oracle, oracle_name
 from vlmprune.models.base import Adapter
+from vlmprune.testing.adapter_subject import layer_after_attention
 
 POSITIONS = ("original", "compact")
 
