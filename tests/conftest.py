@@ -1,6 +1,6 @@
 """One thread a process: tests run side by side, and sums in one order are the same on every machine.
 
-And the marks of the tests that are repeated with other versions of the libraries, and of those that do not run by default.
+And two marks: of the tests that are repeated with other versions of the libraries, and of those not run by default.
 """
 
 from __future__ import annotations

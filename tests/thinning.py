@@ -1,8 +1,8 @@
 """Which values of the parameters a test runs with by default, where there are many; with the others it is `slow`.
 
-A test on every family and every method has hundreds of cases. By default it runs with enough of them that each value of
-each parameter occurs; all of them run with `pytest -m slow` (in `.ci/run`). The choice needs no list: it follows from the
-names of the cases, spread over the combinations, and is the same on every machine.
+A test on every family and every method has hundreds of cases. By default it runs with enough of them that each value
+of each parameter occurs; the others run with `pytest -m slow` (in `.ci/run`). The choice needs no list: it follows from
+the names of the cases, spread over the combinations, and is the same on every machine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def beyond_cover(items: Iterable[pytest.Item]) -> list[pytest.Item]:
 
 
 def _values(case: pytest.Function) -> Iterator[tuple[str, object]]:
-    """The value of each parameter as it is written; of an object that does not say what it holds its place in the list."""
+    """The value of each parameter as it is written, or its place in the list where that tells nothing."""
     for name, value in case.callspec.params.items():
         text = repr(value)
         yield name, case.callspec.indices[name] if " at 0x" in text else text
