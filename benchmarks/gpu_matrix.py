@@ -55,9 +55,7 @@ from vlmprune.runtime.oracle import cutting_oracle, is_recurrent, masking_oracle
 from vlmprune.testing import FAMILIES, image_numbers, prompt
 from vlmprune.testing import alone as tiny_alone
 
-ROOT = Path(__file__).resolve().parent.parent
 RANDOM = ("llava-1.5-7b", "qwen2.5-vl-7b")
-
 SDPA, FLASH = "sdpa", "flash_attention_2"
 SAMPLES: list[list[int | None]] = [[0, 1], [2]]  # two images interleaved with text beside one: padded, unequal counts
 PINNED = "random:0.7 > random@2:0.5"  # the same tokens whatever rounding does to scores
