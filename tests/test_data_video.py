@@ -108,7 +108,7 @@ def test_faults_of_rows_with_videos(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- to the model
 
 # Visual tokens of eight frames of 64 x 48 pixels. Qwen: at most 1,536 pixels a frame, in steps of 8, so 40 x 32, and 20
-# slots of 8 x 8 for each two frames. The others: every frame of one size, with a CLS slot, or pooled with one line break.
+# slots of 8 x 8 for each two frames. The others: every frame of one size, with a CLS slot, or pooled and a line break.
 FAMILIES = {"video_llava": 8 * 17, "llava_onevision": 8 * 9 + 1, "qwen2_vl": 4 * 20, "qwen2_5_vl": 4 * 20}
 
 
