@@ -49,6 +49,8 @@ TRANSFORMERS = {"runtime", "models", "assets", "bench", "doctor", "testing", "cl
 INTERNALS = {
     "models": {"models"},
     "image_processing_base": {"models"},
+    "image_processing_backends": {"models"},
+    "video_utils": {"models"},
     "vision_utils": {"models"},
     "cache_utils": {"runtime"},
     "masking_utils": {"runtime"},
