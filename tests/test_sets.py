@@ -563,7 +563,7 @@ def lay_out(folder: Path, name: str, number: int) -> DataTask:
 @pytest.mark.parametrize("case", CASES)
 def test_a_task_reads_each_of_its_layouts(tmp_path: Path, case: str) -> None:
     name, number = case.split("/")[0], int(case.split("/")[1])
-    task = lay_out(tmp_path, name, number)
+    task = lay_out(tmp_path / (SETS[name].folder or name), name, number)
     if task.dimension == "video":
         pytest.importorskip("av")
     samples = list(task.samples(Place(data=tmp_path)))
@@ -576,6 +576,13 @@ def test_a_task_reads_each_of_its_layouts(tmp_path: Path, case: str) -> None:
     assert len({sample.id for sample in samples}) == len(samples)
     if not task.judged:  # the right answer counts as right
         assert score_reply(first.kind, first.answers[0], first.answers, first.options, first.facts).score == 1.0
+
+
+def test_files_that_any_set_may_have_are_read_from_the_folder_of_the_task_alone(tmp_path: Path) -> None:
+    """POPE's parquet files have the names and columns of MME's."""
+    lay_out(tmp_path, "pope", 4)
+    with pytest.raises(UserError, match="The data of mme is missing"):
+        next(SETS["mme"].samples(Place(data=tmp_path)))
 
 
 def test_every_layout_is_read_by_some_case() -> None:

@@ -19,7 +19,7 @@ Adapt = Callable[[Row], Row]
 def parquet(split: str, columns: Columns, config: str = "") -> tuple[Files, ...]:
     """Parquet files as the hub has them: in a folder of the configuration, in `data`, or loose."""
     folders = [f"{folder}/" for folder in (config, "data") if folder]
-    return tuple(Files((f"{folder}{split}-*.parquet",), columns) for folder in [*folders, ""])
+    return tuple(Files((f"{folder}{split}-*.parquet",), columns, telling=False) for folder in [*folders, ""])
 
 
 def kit_tsv(name: str, columns: Columns) -> Files:

@@ -24,7 +24,7 @@ _PROTOCOLS = ("llava", "lmms", "vlmevalkit")
 def _zero_shot(ending: str, pictures: str) -> tuple[Files, ...]:
     named = set_from("_video", lambda row: f"{row['video_name']}{ending}")
     columns = Columns(video="_video", pictures="", id="question_id", group="video_name", adapt=named)
-    return (Joined(("test_q.json", "test_a.json"), columns, pictures=pictures),)
+    return (Joined(("test_q.json", "test_a.json"), columns, pictures=pictures, telling=False),)
 
 
 def _task(name: str, folder: str, summary: str, files: tuple[Files, ...], where: str, size: str) -> DataTask:
