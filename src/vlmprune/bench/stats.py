@@ -6,7 +6,8 @@ the ends, where Wilson's own covers too little on few questions (91.7 % of the t
 Everything else has Gaffke's (2005), of which Clopper and Pearson's exact interval is the case of a share: the units get
 random weights, Dirichlet(1, ..., 1) as in Rubin's Bayesian bootstrap (1981), and so does one unit more, of which
 nothing is known. It is all wrong for the lower bound and all right for the upper one, so the interval of 24 right of 24
-reaches down as far as one unseen question allows. It is on the safe side: it covers 95 % or more.
+reaches down as far as one unseen question allows. In simulations
+it covers the truth 93 to 100 % of the time, most near the ends.
 
 Draws are seeded, so tables are the same on every run.
 """
