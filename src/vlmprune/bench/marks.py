@@ -13,7 +13,7 @@ from hashlib import sha256
 from vlmprune.core.errors import UserError
 from vlmprune.core.files import source_of, spelled
 from vlmprune.core.method import Method
-from vlmprune.core.recipe import Recipe, format_method, recipe
+from vlmprune.core.recipe import Recipe, recipe
 
 _DIGITS = 6
 
@@ -28,9 +28,7 @@ def marked(method: Method) -> str:
 
 def recorded(parsed: Recipe) -> str:
     """A recipe as results name it: `str` of it with marks for paths."""
-    return " > ".join(
-        format_method(stage.method, stage.keep if stage.method.budgeted else None, marked) for stage in parsed.stages
-    )
+    return " > ".join(stage.named(marked) for stage in parsed.stages)
 
 
 def code_of(parsed: Recipe) -> dict[str, str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from vlmprune.core.aim import Aim
     from vlmprune.core.budget import Keep, Keeps
     from vlmprune.core.fusion import Fusion
     from vlmprune.core.method import Method
@@ -45,6 +46,8 @@ class Act:
         stage: which of the recipe's stages it belongs to.
         keeps: the budget of each image, if the user gave a list; then take the act `at` an image to ask its budget.
         variants: the same act under each of these budgets.
+        aim: what the user's budget asks of all the method's acts, where that is not the method's own meaning; then take
+            the act `of` an image's tokens, whose number decides on the `keep` that meets it.
     """
 
     method: Method
@@ -59,6 +62,7 @@ class Act:
     stage: int = 0
     keeps: Keeps | None = None
     variants: tuple[Act, ...] = ()
+    aim: Aim | None = None
 
     def __str__(self) -> str:
         return self.method.name if self.layer is None else f"{self.method.name} before decoder layer {self.layer}"
@@ -75,8 +79,14 @@ class Act:
         keep = self.keeps.at(sample, image)
         return next(act for act in self.variants if (type(act.keep), act.keep) == (type(keep), keep))
 
+    def of(self, total: int) -> Act:
+        """The same act with the method's own budget for an image of whose tokens `total` reached its first act."""
+        return self if self.aim is None else replace(self, keep=self.aim.own_keep(self, total), aim=None)
+
     def budget(self, n: int, total: int) -> int:
         """Tokens to keep of the `n` of an image that reach this act (see `Method.budget`)."""
+        if self.aim is not None:
+            raise RuntimeError(f"{self} has a budget that depends on the image: take it `of` the image's tokens")
         if self.keeps is not None:
             raise RuntimeError(f"{self} has a budget for each image: take it `at` one")
         return self.method.budget(self, n, total)

@@ -12,6 +12,12 @@ from vlmprune.core.errors import Option, UserError
 Keep = float | int
 Budget = Keep | Sequence[Keep] | Sequence[Sequence[Keep]]  # what a user may give
 
+# What a budget counts. Each method has a meaning of its own (`Method.budget_means`), which papers' settings rely on.
+# The others mean the same for every method: the tokens that enter a decoder layer, mean over the layers; and those that
+# are left at the end.
+OWN, MEAN, FINAL = BUDGETS = ("own", "mean", "final")
+BUDGET_WORDS = {OWN: "", MEAN: "mean over the layers", FINAL: "left at the end"}
+
 
 @dataclass(frozen=True)
 class Keeps:
@@ -108,6 +114,28 @@ def check_budget(budget: object) -> Keep | Keeps:
             "([0.5, 0.1]), or a list for each sample ([[0.5, 0.1], [0.5]])."
         )
     return Keeps(tuple(tuple(check_keep(keep) for keep in row) for row in rows), not all(nested))
+
+
+def check_kind(kind: object) -> str:
+    """Return what a budget counts, one of `BUDGETS`, or raise UserError."""
+    if kind not in BUDGETS:
+        raise UserError(Option("budget", kind), f" is not what a budget can count: choose {', '.join(BUDGETS)}.")
+    return str(kind)
+
+
+def written_budget(keep: Keep | Keeps, kind: str = OWN) -> str:
+    """A budget as recipes write it: `0.222`, or `mean=0.222` where it is not counted the method's own way."""
+    return str(keep) if kind == OWN else f"{kind}={keep}"
+
+
+def read_budget(text: str) -> tuple[Keep | Keeps, str]:
+    """A budget and what it counts; the inverse of `written_budget`."""
+    kind, given, keep = text.partition("=")
+    if not given:
+        return parse_budget(text), OWN
+    if kind.strip() not in (MEAN, FINAL):
+        raise UserError(f"{text!r} is not a budget: write 0.222, {MEAN}=0.222 or {FINAL}=0.222.")
+    return parse_budget(keep.strip()), kind.strip()
 
 
 def parse_budget(text: str) -> Keep | Keeps:

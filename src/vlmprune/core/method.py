@@ -108,6 +108,13 @@ class Method:
         """
         return resolve_keep(act.keep, n)
 
+    def left(self, act: Act, n: int, total: int) -> int | None:
+        """How many tokens an act leaves of the `n` that reach it; None if only the image can tell.
+
+        By default its `budget` if the method is `exact`. Arguments as for `budget`.
+        """
+        return min(n, self.budget(act, n, total)) if self.exact else None
+
     def select(self, view: ImageView) -> Selection:
         """Indices (0..view.n-1) of the tokens to keep, `view.keep` of them, or the merged tokens."""
         raise NotImplementedError

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from vlmprune.core.act import Act, At
-from vlmprune.core.budget import Keep, Keeps
+from vlmprune.core.aim import Aim
+from vlmprune.core.budget import OWN, Keep, Keeps
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
 from vlmprune.core.roles import Fusing, MergesInside, Observes, OrdersParts
@@ -45,10 +46,23 @@ class Plan:
         return found
 
 
-def acts_of(method: Method, keep: Keep | Keeps, info: ModelInfo, stage: int = 0) -> tuple[Act, ...]:
-    """The acts of one stage of a recipe."""
+def acts_of(method: Method, keep: Keep | Keeps, info: ModelInfo, stage: int = 0, budget: str = OWN) -> tuple[Act, ...]:
+    """The acts of one stage of a recipe.
+
+    Args:
+        budget: what `keep` counts, one of `core.budget.BUDGETS`.
+
+    Raises:
+        UserError: the method cannot act on this model, or cannot meet the budget.
+    """
     if isinstance(keep, Keeps):
-        return _by_image(method, keep, info, stage)
+        return _by_image(method, keep, info, stage, budget)
+    if budget != OWN:
+        return Aim(budget, keep).acts(lambda own: _acts(method, own, info, stage))
+    return _acts(method, keep, info, stage)
+
+
+def _acts(method: Method, keep: Keep, info: ModelInfo, stage: int) -> tuple[Act, ...]:
     _check_roles(method)
     places = [place if isinstance(place, At) else At(place) for place in method.acts(info, keep)]
     layers, needs, positions = tuple(place.layer for place in places), method.needs(info), method.positions(info)
@@ -70,8 +84,8 @@ def _check_roles(method: Method) -> None:
             raise TypeError(f"{type(method).__name__} has {missing[0]}, so it must be a {role.__name__}, too")
 
 
-def _by_image(method: Method, keep: Keeps, info: ModelInfo, stage: int) -> tuple[Act, ...]:
-    by_budget = [acts_of(method, each, info, stage) for each in keep.different]
+def _by_image(method: Method, keep: Keeps, info: ModelInfo, stage: int, budget: str) -> tuple[Act, ...]:
+    by_budget = [acts_of(method, each, info, stage, budget) for each in keep.different]
     # All images go through the decoder together, so that what happens where cannot be a matter of one image.
     places = [[(act.layer, act.needs) for act in acts] for acts in by_budget]
     if any(place != places[0] for place in places):
@@ -82,8 +96,11 @@ def _by_image(method: Method, keep: Keeps, info: ModelInfo, stage: int) -> tuple
     return tuple(replace(acts[0], keeps=keep, variants=acts) for acts in zip(*by_budget, strict=True))
 
 
-def plan(stages: Sequence[tuple[Method, Keep | Keeps]], info: ModelInfo) -> Plan:
-    """The acts of methods and their budgets, in the order in which they are written."""
-    return Plan(
-        info, tuple(act for number, (method, keep) in enumerate(stages) for act in acts_of(method, keep, info, number))
+def plan(stages: Sequence[tuple[Method, Keep | Keeps, str]], info: ModelInfo) -> Plan:
+    """The acts of methods, their budgets and what these count, in the order in which they are written."""
+    acts = (
+        act
+        for number, (method, keep, budget) in enumerate(stages)
+        for act in acts_of(method, keep, info, number, budget)
     )
+    return Plan(info, tuple(acts))

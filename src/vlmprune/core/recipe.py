@@ -2,7 +2,9 @@
 
 Grammar of a stage: `name` or `FILE.py:Class` (`core.files`), then `(option=value, ...)`, `@layer` and `:keep`, each
 optional. A share is of the tokens that reach the stage, a whole number is tokens per image, and a list, as in
-`divprune:[0.5, 0.1]`, has a budget for each image. A method that holds another takes it, with the budget, as the first
+`divprune:[0.5, 0.1]`, has a budget for each image. `pyramiddrop:mean=0.222` and `pyramiddrop:final=64` count the tokens
+that enter a decoder layer on average, and those left at the end, instead of what the method's own budget means
+(`core.aim`). A method that holds another takes it, with the budget, as the first
 item in its parentheses: `fuse(divprune:0.1, tau=0.1)@2`.
 """
 
@@ -15,7 +17,16 @@ from dataclasses import MISSING, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
-from vlmprune.core.budget import Budget, Keep, Keeps, check_budget, parse_budget
+from vlmprune.core.budget import (
+    OWN,
+    Budget,
+    Keep,
+    Keeps,
+    check_budget,
+    check_kind,
+    read_budget,
+    written_budget,
+)
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.files import IN_FILE, method_in_file, spelled
 from vlmprune.core.method import POOLS, Method
@@ -35,17 +46,27 @@ _EXAMPLE = 0.222  # the budget that errors suggest
 
 @dataclass(frozen=True)
 class Stage:
-    """A method and its budget, which is 1.0 if the method takes none."""
+    """A method and its budget, which is 1.0 if the method takes none.
+
+    Attributes:
+        budget: what `keep` counts, one of `core.budget.BUDGETS`.
+    """
 
     method: Method
     keep: Keep | Keeps
+    budget: str = OWN
 
     def __post_init__(self) -> None:
+        check_kind(self.budget)
         if self.method.per not in (None, *POOLS):
             raise UserError(f"{self.method.name}: per={self.method.per!r} must be {' or '.join(map(repr, POOLS))}.")
 
     def __str__(self) -> str:
-        return format_method(self.method, self.keep) if self.method.budgeted else format_method(self.method)
+        return self.named(spelled)
+
+    def named(self, name: Callable[[Method], str]) -> str:
+        """The stage as a recipe string; `name` gives the text that stands for a method."""
+        return format_method(self.method, self.keep if self.method.budgeted else None, name, self.budget)
 
 
 @dataclass(frozen=True)
@@ -63,7 +84,7 @@ class Recipe:
         Raises:
             UserError: a method cannot act on this model, or not with its budget.
         """
-        return plan([(stage.method, stage.keep) for stage in self.stages], info)
+        return plan([(stage.method, stage.keep, stage.budget) for stage in self.stages], info)
 
     def check(self, info: ModelInfo) -> None:
         """Raise UserError if the stages cannot act on this model in the order in which they are written."""
@@ -127,25 +148,29 @@ def _where(place: int) -> str:
     return "before the LLM" if place == BEFORE_LLM else "before or inside the vision encoder"
 
 
-def recipe(spec: str | Method | Recipe | Stage, keep: Budget | None = None, **options: Any) -> Recipe:
+def recipe(
+    spec: str | Method | Recipe | Stage, keep: Budget | None = None, *, budget: str | None = None, **options: Any
+) -> Recipe:
     """A recipe from a name, a recipe string, a method object, or a recipe.
 
     Args:
         spec: what to run. A string may be a chain with budgets of its own, or the name of a preset.
         keep: the budget, for a single stage that has none in `spec`; a list has a budget for each image (see `prune`).
+        budget: what the budget of a single stage counts, where the recipe does not say: "mean", the tokens that enter a
+            decoder layer on average; "final", those left at the end; "own", what the method's authors count.
         options: hyperparameters of the method, for a single stage given by name.
 
     Raises:
         UserError: the method or an option is unknown, or the budget is out of range, given twice, or missing.
     """
     if isinstance(spec, Recipe | Stage):
-        if keep is not None or options:
+        if keep is not None or options or budget is not None:
             raise UserError("The recipe has its own budgets and options: do not give them again.")
         return spec if isinstance(spec, Recipe) else Recipe((spec,))
     if isinstance(spec, Method):
         if options:
             raise UserError(f"Set the options on the {spec.name} object itself, not beside it.")
-        return Recipe((Stage(spec, _the_keep(spec, None, keep)),))
+        return Recipe((Stage(spec, _the_keep(spec, None, keep), _the_kind(spec, OWN, budget)),))
     if not isinstance(spec, str):
         raise UserError(f"{spec!r} is not a method: give a name, a recipe string, a method object or a recipe.")
     if not spec.strip(" >"):
@@ -159,7 +184,15 @@ def recipe(spec: str | Method | Recipe | Stage, keep: Budget | None = None, **op
     parsed = [_parse_method(part, spec, options) for part in parts]
     if len(parts) > 1:
         _check_budgets_of_chain(spec, keep)
-    return Recipe(tuple(Stage(method, _the_keep(method, written, keep, spec.strip())) for method, written in parsed))
+        if budget is not None:
+            written = "write it with each of them, as in divprune:0.5 > pyramiddrop:mean=0.444"
+            raise UserError("A chain has its own budgets, so ", Option("budget", budget), f" is unclear: {written}.")
+    return Recipe(
+        tuple(
+            Stage(method, _the_keep(method, written, keep, spec.strip()), _the_kind(method, kind, budget))
+            for method, written, kind in parsed
+        )
+    )
 
 
 def _check_budgets_of_chain(spec: str, keep: Budget | None) -> None:
@@ -180,34 +213,34 @@ def lacks_budget(text: str) -> bool:
     text = written_out(text)
     if ">" in text:
         return False
-    method, written = _parse_method(text, text, {})
+    method, written, _ = _parse_method(text, text, {})
     return written is None and method.budgeted
 
 
-def _parse_method(part: str, whole: str, options: dict[str, Any]) -> tuple[Method, Keep | Keeps | None]:
-    """A method and the budget written with it, if any."""
+def _parse_method(part: str, whole: str, options: dict[str, Any]) -> tuple[Method, Keep | Keeps | None, str]:
+    """A method, the budget written with it, if any, and what that counts."""
     match = _STAGE.match(part)
     if match is None:
         grammar = "write name(option=value)@layer:keep, as in fastv@2:0.333"
         signs = "in a path, write , as %2C, ( as %28, ) as %29, [ as %5B, ] as %5D and : as %3A"
         raise UserError(f"{part.strip()!r} in {whole!r} is not a stage: {signs if '.py' in part else grammar}.")
     name = match["name"]
-    written = parse_budget(match["keep"].strip()) if match["keep"] is not None else None
+    written, kind = read_budget(match["keep"].strip()) if match["keep"] is not None else (None, OWN)
     items = _items(match["options"] or "", whole)
     settings: dict[str, Any] = {}
     wraps = _class_of(name).wraps
     if wraps and items and not _OPTION.match(items[0]):
-        settings[wraps], inside = _parse_method(items.pop(0), whole, {})
+        settings[wraps], inside, counted = _parse_method(items.pop(0), whole, {})
         if written is not None and inside is not None:
             raise UserError(f"{name}: the budget is given twice, inside the parentheses and after them: give it once.")
-        written = inside if written is None else written
+        written, kind = (inside, counted) if written is None else (written, kind)
     settings |= _parse_options(items, whole)
     if match["layer"] is not None:
         numbers = tuple(int(item) for item in match["layer"].split(",") if item.strip())
         settings |= {"layers": numbers} if len(numbers) != 1 else {"layer": numbers[0]}
     for option in sorted(settings.keys() & options):
         raise UserError(f"{name}: {option} is given twice, in the recipe and beside it: give it once.")
-    return make_method(name, settings | options), written
+    return make_method(name, settings | options), written, kind
 
 
 def _class_of(name: str) -> type[Method]:
@@ -231,7 +264,7 @@ def make_method(name: str, options: dict[str, Any]) -> Method:
             raise UserError(f"{name} has no option {option!r}: {has}.")
     if cls.wraps and isinstance(options.get(cls.wraps), str):
         text = options[cls.wraps]
-        inner, written = _parse_method(text, text, {})
+        inner, written, _ = _parse_method(text, text, {})
         if written is not None:
             raise UserError(f"{name}: write the budget of {text!r} in a recipe, {name}({text}), or beside it.")
         options = {**options, cls.wraps: inner}
@@ -264,6 +297,18 @@ def _the_keep(
     return check_budget(given) if written is None else written
 
 
+def _the_kind(method: Method, written: str, given: str | None) -> str:
+    """What the budget counts, which was written in the recipe or given beside it."""
+    if given is None:
+        return written
+    if not method.budgeted and given != OWN:
+        raise UserError(f"{format_method(method)} takes no budget: leave out ", Option("budget", given), ".")
+    if written != OWN:
+        beside = Option("budget", given)
+        raise UserError(f"{method.name}: what the budget counts is given twice, as {written}= and as ", beside, ".")
+    return check_kind(given)
+
+
 def _items(text: str, whole: str) -> list[str]:
     """The items between commas, without splitting at commas inside brackets."""
     items, depth = [""], 0
@@ -293,16 +338,19 @@ def _parse_options(items: list[str], whole: str) -> dict[str, Any]:
     return options
 
 
-def format_method(method: Method, keep: Keep | Keeps | None = None, name: Callable[[Method], str] = spelled) -> str:
+def format_method(
+    method: Method, keep: Keep | Keeps | None = None, name: Callable[[Method], str] = spelled, kind: str = OWN
+) -> str:
     """`name(option=value)@layer:keep` with the options that differ from the defaults; the inverse of parsing.
 
     Args:
         name: gives the text that stands for a method.
+        kind: what `keep` counts.
     """
-    budget = "" if keep is None else f":{keep}"
+    budget = "" if keep is None else f":{written_budget(keep, kind)}"
     shown, place = [], ""
     if method.wraps:
-        shown.append(format_method(getattr(method, method.wraps), keep, name))
+        shown.append(format_method(getattr(method, method.wraps), keep, name, kind))
         budget = ""
     for field in fields(method):
         value = getattr(method, field.name)

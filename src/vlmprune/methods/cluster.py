@@ -58,6 +58,11 @@ def cluster_merge(tokens: Tensor, count: int, noise: Tensor | None = None) -> Cl
     return Clusters(belongs @ tokens / belongs.sum(1, keepdim=True), centres, members)
 
 
+def recycled(others: int) -> int:
+    """How many clusters `recycle` makes of the tokens that are not kept."""
+    return (int(0.3 * others) + 1) // 10 + 1
+
+
 def recycle(states: Tensor, kept: Tensor, relation: Tensor, noise: Tensor | None = None) -> Merged:
     """Kept tokens, followed by clusters of the best of the others (SparseVLM's token recycling).
 
@@ -69,7 +74,7 @@ def recycle(states: Tensor, kept: Tensor, relation: Tensor, noise: Tensor | None
     """
     others = torch.isin(torch.arange(len(states), device=kept.device), kept, invert=True).nonzero().squeeze(1)
     best = others[top_k(relation[others], int(0.3 * len(others)) + 1)]
-    clusters = cluster_merge(states[best], len(best) // 10 + 1, noise)
+    clusters = cluster_merge(states[best], recycled(len(others)), noise)
     anchors = torch.cat([kept, best[clusters.centres]])
     unchanged = torch.arange(len(anchors), device=kept.device) < len(kept)
     return Merged(torch.cat([states[kept], clusters.merged]), anchors, unchanged=unchanged)

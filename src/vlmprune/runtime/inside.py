@@ -40,8 +40,9 @@ class Chosen:
 def candidates_of(act: Act, layout: Layout, prompt: Prompt, at: ImageAt, known: Known) -> Tensor:
     """Physical indices of the tokens of one image to which fusion draws attention, of those that are there now."""
     tokens = layout.tokens_of(at)
-    act = act.at(prompt.samples[at.row], at.number)
-    keep = act.budget(len(tokens), known.so_far[act.stage].reached or len(tokens))
+    reached = known.so_far[act.stage].reached or len(tokens)
+    act = act.at(prompt.samples[at.row], at.number).of(reached)
+    keep = act.budget(len(tokens), reached)
     if keep >= len(tokens) or not isinstance(act.method, Fusing):
         return tokens[:0]
     now = Picked(layout.origin[at.row, tokens], layout.slot[at.row, tokens])
@@ -71,7 +72,7 @@ class Inside:
         tokens = layout.tokens_of(at)
         slots, origin = layout.slot[at.row, tokens], layout.origin[at.row, tokens]
         so_far.reached = so_far.reached or len(tokens)
-        act = self.act.at(self.prompt.samples[at.row], at.number)
+        act = self.act.at(self.prompt.samples[at.row], at.number).of(so_far.reached)
         keep = act.budget(len(tokens), so_far.reached)
         stays = keep >= len(tokens)
         if stays and not isinstance(act.method, Observes):

@@ -49,6 +49,7 @@ def prune(
     method: str | Method | Recipe,
     keep: Budget | None = None,
     *,
+    budget: str | None = None,
     positions: str | None = None,
     seed: int = 0,
     text_tower: TextTower | None = None,
@@ -63,6 +64,9 @@ def prune(
         keep: share of each image's visual tokens in (0, 1], or a number of tokens per image. A list has one for each
             image or video of a prompt, in prompt order, `[0.5, 0.1]` for every sample or `[[0.5, 0.1], [64]]` sample by
             sample. A recipe may carry its own.
+        budget: what `keep` counts. "own", the default, is what the method's authors count (the mean over the layers in
+            some methods, what the cut leaves in others). "mean" is the visual tokens that enter a decoder layer, mean
+            over the layers (`session.last.entering`); "final" those left at the end. Both are solved for each image.
         positions: "original" keeps the position ids that the kept tokens had, "compact" re-numbers them; by default
             what the method's authors do for this family.
         seed: for methods that draw random numbers.
@@ -74,8 +78,8 @@ def prune(
         A session to use as a context manager; `session.last` reports the last run. Everything is undone on exit.
 
     Raises:
-        UserError: unsupported model, unknown method or option, a budget out of range, a text tower of another vision
-            tower, a session already open.
+        UserError: unsupported model, unknown method or option, a budget out of range or out of reach, a text tower of
+            another vision tower, a session already open.
     """
     warn_outside()
     if positions is not None and positions not in POSITIONS:
@@ -84,7 +88,7 @@ def prune(
         raise UserError(f"seed={seed!r} must be a whole number.")
     if text_tower is not None and not hasattr(text_tower, "text"):
         raise UserError("text_tower takes a tower, not its name: vlmprune.TextTower.from_pretrained(name, tokenizer).")
-    return Session(model, recipe(method, keep, **options), positions, int(seed), text_tower)
+    return Session(model, recipe(method, keep, budget=budget, **options), positions, int(seed), text_tower)
 
 
 class Session:
@@ -109,6 +113,11 @@ class Session:
             clip = self.adapter.tower_rows and self.adapter.has_cls
             text_tower.check(self.adapter.family, self.adapter.config.vision_config if clip else None)
         self._attached = Attachments()
+
+    @property
+    def budget(self) -> str:
+        """What the budget counts: "own", "mean" or "final"; in a chain that of each stage, as in "own > mean"."""
+        return " > ".join(stage.budget for stage in self.recipe.stages)
 
     @property
     def last(self) -> RunReport:

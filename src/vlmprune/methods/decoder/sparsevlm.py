@@ -13,7 +13,7 @@ from vlmprune.author import (
     Act, EnteredEmbeddings, HiddenStates, ImageView, ModelInfo, Need, NotNegative, PromptText, RotaryGain, Selection,
     TextQueryAttention, ascending, top_k,
 )  # fmt: skip
-from vlmprune.methods.cluster import recycle
+from vlmprune.methods.cluster import recycle, recycled
 from vlmprune.methods.decoder.sparsevlm_counts import COUNTS, by_rank, without_gravity
 from vlmprune.methods.decoder.staged import Staged, interpolate, share_of
 
@@ -92,6 +92,12 @@ class SparseVLM(Staged):
         if self.version == "1.0":  # the rank tells
             return n if share_of(act.keep, total) == 1 else max(1, n - 1)
         return super().budget(act, n, total)
+
+    def left(self, act: Act, n: int, total: int) -> int | None:
+        keep = self.budget(act, n, total)
+        if self.version == "1.0":
+            return None  # the rank tells
+        return keep if self.version == "+" or keep == n else keep + recycled(n - keep)
 
     def select(self, view: ImageView) -> Selection:
         raters = self.raters(view)
