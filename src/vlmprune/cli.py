@@ -87,6 +87,13 @@ def bench(
         ),
     ] = None,
     keep: Annotated[str | None, typer.Option(help="Budgets, separated by commas. Default: 0.333,0.222,0.111.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="What --keep counts: own (as each method's authors do), mean (visual tokens entering a layer, over "
+            "all layers) or final (those left at the end). Default: own."
+        ),
+    ] = None,
     tasks: Annotated[
         str | None,
         typer.Option(help="Tasks, by name or as files of yours, separated by commas. Default: the generated ones."),
@@ -163,6 +170,8 @@ def bench(
     if speed:
         untimed: dict[str, Any] = {"tasks": tasks, "limit": limit, "full": full or None, "text_tower": text_tower}
         untimed |= {"data": data, "protocol": protocol}
+        if budget is not None:
+            raise UserError(Option("budget", budget), " is not for timings: write it in a recipe, fastv@2:mean=0.222.")
         _refuse(untimed, "is not for timings: leave it out, or leave out", Option("speed", True))
         shared = {"model": model, "methods": methods, "keep": keep, "batch_size": batch_size, "positions": positions}
         return _speed(
@@ -186,6 +195,7 @@ def bench(
         "models": tuple(dict.fromkeys(model)) if model else None,
         "methods": None if methods is None else split_methods(methods),
         "keeps": None if keep is None else _keeps(keep),
+        "budget": budget,
         "tasks": None if tasks is None else _words(tasks),
         "limit": limit,
         "batch_size": None if batch_size is None else _single(_numbers("batch_size", batch_size), *several),

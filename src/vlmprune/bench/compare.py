@@ -19,8 +19,7 @@ from vlmprune.bench.runs import Group, Groups, Name, groups_of, loyalty, score_o
 from vlmprune.bench.significance import compare, holm
 from vlmprune.bench.stats import difference, estimate
 from vlmprune.bench.store import Record, Result, load_results
-from vlmprune.bench.table import ENOUGH_HARD, Cell, Hard, Ranking, Row, Spread, Table
-from vlmprune.core.budget import Keep
+from vlmprune.bench.table import ENOUGH_HARD, Asked, Cell, Hard, Ranking, Row, Spread, Table
 from vlmprune.core.errors import UserError
 from vlmprune.core.shape import Shape
 from vlmprune.scoring.metrics import accuracy_by_category, unparsed_share
@@ -66,7 +65,7 @@ def _table(model: str, results: Sequence[Result]) -> Table:
     return Table(model, tasks, averaged, left_out, tuple(rows.values()), dimensions, rankings, not_asked)
 
 
-def _cell(group: Group, base: Group | None, hard: Mapping[tuple[str, Keep, str | None], frozenset[str]]) -> Cell:
+def _cell(group: Group, base: Group | None, hard: Mapping[tuple[str, Asked, str | None], frozenset[str]]) -> Cell:
     ratio, diff, test, loyal = None, None, None, None
     if base is not None:
         whole = base.units.value
@@ -76,9 +75,9 @@ def _cell(group: Group, base: Group | None, hard: Mapping[tuple[str, Keep, str |
             loyal = loyalty(group, base)
     result = group.results[0]
     wrong = {
-        keep: ids
-        for (task, keep, positions), ids in hard.items()
-        if task == result.task and (group.is_vanilla or (keep, positions) == (result.keep, result.positions))
+        asked: ids
+        for (task, asked, positions), ids in hard.items()
+        if task == result.task and (group.is_vanilla or (asked, positions) == (_asked(result), result.positions))
     }
     sums = [group.units.metric.details(counts.sum(0)) for counts in group.units.counts]
     kinds = [accuracy_by_category(records) for records in group.records]
@@ -95,8 +94,8 @@ def _cell(group: Group, base: Group | None, hard: Mapping[tuple[str, Keep, str |
         loyalty=loyal,
         accuracy=score_on(group),
         hard={
-            keep: Hard(score_on(group, ids) if len(ids) >= ENOUGH_HARD else None, len(ids))
-            for keep, ids in wrong.items()
+            asked: Hard(score_on(group, ids) if len(ids) >= ENOUGH_HARD else None, len(ids))
+            for asked, ids in wrong.items()
         },
         details={name: fmean(of_seed[name] for of_seed in sums) for name in sums[0]},
         categories={name: fmean(of_seed[name] for of_seed in kinds) for name in kinds[0]},
@@ -104,23 +103,27 @@ def _cell(group: Group, base: Group | None, hard: Mapping[tuple[str, Keep, str |
     )
 
 
-def _hard(groups: Groups) -> dict[tuple[str, Keep, str | None], frozenset[str]]:
+def _asked(result: Result) -> Asked | None:
+    return None if result.keep is None else (result.keep, result.budget)
+
+
+def _hard(groups: Groups) -> dict[tuple[str, Asked, str | None], frozenset[str]]:
     """The questions that `downsample` gets wrong, by task, budget and position policy."""
     return {
-        (task, group.results[0].keep, group.results[0].positions): wrong_on(group)
+        (task, asked, group.results[0].positions): wrong_on(group)
         for of_row in groups.values()
         for task, group in of_row.items()
-        if group.results[0].method == "downsample" and group.results[0].keep is not None
+        if group.results[0].method == "downsample" and (asked := _asked(group.results[0])) is not None
     }
 
 
 def _corrected(cells: dict[Name, dict[str, Cell]]) -> dict[Name, dict[str, Cell]]:
     """With Holm's correction. A family of tests: all methods of this model at one budget on one task."""
-    families: dict[tuple[Keep | None, str], list[tuple[Name, float]]] = {}
+    families: dict[tuple[Asked | None, str], list[tuple[Name, float]]] = {}
     for name, of_row in cells.items():
         for task, cell in of_row.items():
             if cell.test is not None:
-                families.setdefault((cell.result.keep, task), []).append((name, cell.test.p))
+                families.setdefault((_asked(cell.result), task), []).append((name, cell.test.p))
     adjusted = {
         (name, task): p
         for (_, task), tests in families.items()
@@ -158,6 +161,7 @@ def _row(cells: dict[str, Cell], groups: dict[str, Group], averaged: Sequence[st
     return Row(
         method=first.method if first.positions is None else f"{first.method}, {first.positions} positions",
         keep=first.keep,
+        budget=first.budget,
         recipe=first.recipe,
         cells=cells,
         tokens_before=fmean(record.visual_before for record in samples),
@@ -188,17 +192,17 @@ def _rankings(
     rows: Mapping[Name, Row], groups: Groups, averaged: Sequence[str], vanilla: dict[str, Group]
 ) -> tuple[Ranking, ...]:
     """Of the methods at each budget that all averaged tasks were run with; recipes with their own have no rank."""
-    by_keep: dict[Keep, list[Name]] = {}
+    by_budget: dict[Asked, list[Name]] = {}
     for name, row in rows.items():
-        if row.keep is not None and not row.is_vanilla and row.rel_mean is not None:
-            by_keep.setdefault(row.keep, []).append(name)
+        if row.asked is not None and not row.is_vanilla and row.rel_mean is not None:
+            by_budget.setdefault(row.asked, []).append(name)
     found = []
-    for keep, names in by_keep.items():
+    for asked, names in by_budget.items():
         if len(names) < 2:
             continue
         units = [[groups[name][task].units for task in averaged] for name in names]
         for measure in (REL, ABS):
             places = standings(units, [vanilla[task].units for task in averaged], measure)
             pairs = zip((rows[name] for name in names), places, strict=True)
-            found.append(Ranking(keep, measure, tuple(sorted(pairs, key=lambda pair: pair[1].rank))))
+            found.append(Ranking(asked, measure, tuple(sorted(pairs, key=lambda pair: pair[1].rank))))
     return tuple(found)

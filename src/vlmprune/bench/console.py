@@ -15,6 +15,7 @@ from rich.table import Table as Sheet
 from vlmprune.bench.runner import Progress
 from vlmprune.bench.store import VANILLA
 from vlmprune.bench.table import NOT_MEASURED, Row, Table
+from vlmprune.core.budget import OWN, written_budget
 
 UNBOUND = 240  # columns of a log or a pipe, which has no width to fit
 
@@ -121,7 +122,7 @@ def _line(table: Table, row: Row, previous: str | None, wide: bool) -> list[str]
             cells.append(f"{cell.value.value:.0f}" + ("*" if cell.significant else "") + span)
     return [
         "" if row.method == previous else row.method,
-        "" if row.keep is None or row.is_vanilla else str(row.keep),
+        "" if row.keep is None or row.is_vanilla else written_budget(row.keep, row.budget or OWN),
         f"{row.tokens_kept:.1f}",
         f"{row.tokens_entering:.1f}",
         *cells,

@@ -26,7 +26,8 @@ from vlmprune.bench.protocols import Pixels, get_protocol
 from vlmprune.bench.questions import Questions
 from vlmprune.bench.shapes import shape_of
 from vlmprune.bench.store import VANILLA, Run, Store
-from vlmprune.core.budget import Keep, Keeps, check_keep
+from vlmprune.core.aim import OutOfReach
+from vlmprune.core.budget import OWN, Keep, Keeps, check_keep, check_kind
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.files import IN_FILE
 from vlmprune.core.method import POSITIONS, PixelMethod
@@ -54,6 +55,7 @@ class Plan:
         methods: names with options and layers ("fastv@2"), files ("scope.py:Scope"), or recipes that carry their own
             budgets.
         keeps: budgets of the methods that carry none.
+        budget: what these budgets count, one of `core.budget.BUDGETS`.
         tasks: names, or files of questions.
         data: folder with local copies of data sets; None for the hub.
         protocol: whose words the questions are put in; None for the one that suits the tokenizer.
@@ -72,6 +74,7 @@ class Plan:
     models: tuple[str, ...] = field(default_factory=embedded_names)
     methods: tuple[str, ...] = METHODS
     keeps: tuple[Keep, ...] = KEEPS
+    budget: str = OWN
     tasks: tuple[str, ...] = field(default_factory=lambda: tuple(generated_tasks()))
     data: str | None = None
     protocol: str | None = None
@@ -96,6 +99,7 @@ class Plan:
                 )
         for keep in self.keeps:
             check_keep(keep)
+        check_kind(self.budget)
         counts = {"limit": self.limit, "batch size": self.batch_size, "length of a reply": self.max_new_tokens}
         for what, number in counts.items():
             if number is not None and number < 1:
@@ -123,10 +127,10 @@ class Plan:
         """
         asked = []
         for text in self.methods:
-            own = variants_of(text, self.keeps)
+            own = variants_of(text, self.keeps, self.budget)
             asked += [*own, *(plain for variant in own if (plain := variant.unfused) is not None)]
         named = {variant.method for variant in asked}
-        missing = [v for name in BASELINES if name not in named for v in variants_of(name, self.keeps)]
+        missing = [v for name in BASELINES if name not in named for v in variants_of(name, self.keeps, self.budget)]
         every = dict.fromkeys([Variant(VANILLA, 1.0, VANILLA), *missing, *asked])
         return [one for variant in every for one in variant.seeded(self.seeds)]
 
@@ -141,6 +145,7 @@ class Variant:
         text: the recipe as results name it (`bench.marks`), or "vanilla".
         recipe: with the code that a method's file holds now, whatever becomes of it while this runs.
         seed: of its session where a method draws, else None.
+        budget: what `keep` counts; a chain says it itself.
     """
 
     method: str
@@ -148,6 +153,7 @@ class Variant:
     text: str
     recipe: Recipe | None = field(default=None, compare=False)
     seed: int | None = None
+    budget: str = OWN
 
     def seeded(self, seeds: Sequence[int]) -> list[Variant]:
         """The same with each seed where a method draws, else itself."""
@@ -175,10 +181,10 @@ class Variant:
         return self.resizes or (self.recipe is not None and any(merges_inside(s.method) for s in self.recipe.stages))
 
 
-def variants_of(text: str, keeps: Sequence[Keep]) -> list[Variant]:
-    """A method at every budget, or a recipe that carries its own."""
+def variants_of(text: str, keeps: Sequence[Keep], budget: str = OWN) -> list[Variant]:
+    """A method at every budget, or a recipe that carries its own and says what that counts."""
     if lacks_budget(text):
-        return [_variant(recipe(text, keep=keep)) for keep in keeps]
+        return [_variant(recipe(text, keep=keep, budget=budget)) for keep in keeps]
     return [_variant(recipe(text))]
 
 
@@ -189,7 +195,8 @@ def _variant(parsed: Recipe) -> Variant:
     text = recorded(parsed)
     if len(parsed.stages) > 1:
         return Variant(text, None, text, parsed)
-    return Variant(format_method(parsed.stages[0].method, name=marked), keeps[0], text, parsed)
+    method = format_method(parsed.stages[0].method, name=marked)
+    return Variant(method, keeps[0], text, parsed, budget=parsed.stages[0].budget)
 
 
 def split_methods(text: str) -> tuple[str, ...]:
@@ -282,13 +289,33 @@ class ModelBench:
         self.text_tower = loaded.text_tower
         self.variants = plan.variants()
         # a recipe or text tower that does not fit the model has to fail now, not in an hour
-        sessions = {variant.text: self.session(variant) for variant in self.variants}
-        self.texts = {text: None if session is None else session.text for text, session in sessions.items()}
+        self.texts = self._texts()
         place = Place(canvas_for(loaded.model.config), None if plan.data is None else Path(plan.data).expanduser())
         self.tasks = [get_task(name) for name in plan.tasks]
         self.askers = {task.name: self._asker(task) for task in self.tasks}
         self.questions = {task.name: Questions(task, place, plan.limit_of(task)) for task in self.tasks}
         self.jobs = {task.name: self._jobs(task, loaded, str(place.canvas)) for task in self.tasks}
+
+    def _texts(self) -> dict[str, str | None]:
+        """What each recipe's methods compare the images with.
+
+        Raises:
+            UserError: a recipe cannot act on this model. Budgets out of reach are all named at once.
+        """
+        texts: dict[str, str | None] = {}
+        refused: dict[str, OutOfReach] = {}
+        for variant in self.variants:
+            try:
+                session = self.session(variant)
+            except OutOfReach as error:
+                refused[variant.text] = error
+                continue
+            texts[variant.text] = None if session is None else session.text
+        if refused:
+            first, *others = refused
+            more = f" The same holds for {', '.join(others)}." if others else ""
+            raise UserError(f"{refused[first]}{more}")
+        return texts
 
     @property
     def runs(self) -> list[Run]:
@@ -328,7 +355,7 @@ class ModelBench:
             positions = None if variant.text == VANILLA else self.plan.positions
             own: dict[str, Any] = {"code": code_of(variant.recipe)} if variant.recipe else {}
             own |= {"method": variant.method, "recipe": variant.text, "keep": variant.keep, "positions": positions}
-            own["seed"] = variant.seed
+            own |= {"seed": variant.seed, "budget": "" if variant.budget == OWN else variant.budget}
             run = Run(**own, **common)
             jobs.append(Job(run, variant, self.store.resume(run, questions.ids)))
         return jobs

@@ -35,7 +35,7 @@ from vlmprune.core.outputs import FOLDER_MARK, check_folder, is_our_folder, make
 
 SCHEMA = 1
 VANILLA = "vanilla"
-_LATER = ("code", "pixels")  # fields that runs did not always have: empty, they are not in the key
+_LATER = ("code", "pixels", "budget")  # fields that runs did not always have: empty, they are not in the key
 _SYNC_EVERY = 8  # appends between two fsyncs; a killed process loses nothing either way, only a power cut could
 
 
@@ -61,6 +61,7 @@ class Run:
         versions: of the libraries that compute.
         code: SHA-256 of the file of each method that comes from one, by mark.
         pixels: least and most pixels of a picture, "" where the processor has its own.
+        budget: what `keep` counts, "mean" or "final" (`core.budget.BUDGETS`), "" for the method's own meaning.
     """
 
     model: str
@@ -83,6 +84,7 @@ class Run:
     versions: Mapping[str, str]
     code: Mapping[str, str] = field(default_factory=dict)
     pixels: str = ""
+    budget: str = ""
 
     @property
     def key(self) -> str:
@@ -94,7 +96,7 @@ class Run:
     def setting(self) -> str:
         """Hash of everything but the method, its budget and its seed: runs of one setting may be compared."""
         later = (name for name in _LATER if not getattr(self, name))
-        own = ("method", "recipe", "keep", "positions", "code", "seed", *later)
+        own = ("method", "recipe", "keep", "budget", "positions", "code", "seed", *later)
         return _digest({f.name: getattr(self, f.name) for f in fields(Run) if f.name not in own})
 
 
@@ -293,6 +295,7 @@ def load_results(folder: str | Path, every: bool = False) -> list[Result]:
             _index(models, result.model),
             _index(tasks.get(result.model, []), result.task),
             _index(methods, result.method),
+            result.budget,
             -float(result.keep or 0),
             result.recipe,
             result.key,

@@ -14,12 +14,15 @@ from vlmprune.bench.significance import LEVEL, Test
 from vlmprune.bench.stats import Estimate
 from vlmprune.bench.store import Result
 from vlmprune.bench.verdicts import judges_of
-from vlmprune.core.budget import Keep
+from vlmprune.core.budget import BUDGET_WORDS, Keep
 
 TOO_GOOD = 105.0  # percent of vanilla, above which the tables say so
 NOT_MEASURED = "not measured"
 VAGUE = 2.0  # percent of replies without an answer, above which the tables say so
 ENOUGH_HARD = 10  # questions that downsampling gets wrong, below which nothing is said of them
+
+
+Asked = tuple[Keep, str]  # a budget, and what it counts as `store.Run.budget` says it
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Cell:
     unparsed: float
     loyalty: float | None
     accuracy: float
-    hard: Mapping[Keep, Hard]
+    hard: Mapping[Asked, Hard]
     details: dict[str, float]
     categories: dict[str, float]
     results: tuple[Result, ...]
@@ -125,7 +128,7 @@ class Row:
     """A method at a budget, over all tasks of a table.
 
     Attributes:
-        method, keep, recipe: as in `store.Run`.
+        method, keep, budget, recipe: as in `store.Run`.
         cells: by task; a task that was not run is missing.
         tokens_before, tokens_kept, tokens_entering: visual tokens per sample, mean over all samples: of the full image,
             after the last cut, entering a decoder layer.
@@ -147,6 +150,12 @@ class Row:
     rel_mean: float | None
     abs_spread: Spread | None = None
     rel_spread: Spread | None = None
+    budget: str = ""
+
+    @property
+    def asked(self) -> Asked | None:
+        """Its budget and what that counts; None for a recipe that carries several."""
+        return None if self.keep is None else (self.keep, self.budget)
 
     @property
     def is_vanilla(self) -> bool:
@@ -164,12 +173,12 @@ class Ranking:
     """The methods of one budget, by how often each has the best mean (`bench.ranks`).
 
     Attributes:
-        keep: the budget, None for recipes that carry their own.
+        asked: the budget.
         measure: "rel_mean" or "abs_mean".
         places: rows with their standings, the best mean rank first.
     """
 
-    keep: Keep | None
+    asked: Asked
     measure: str
     places: tuple[tuple[Row, Standing], ...]
 
@@ -235,13 +244,18 @@ class Table:
             f"Mean over the seeds {', '.join(map(str, seeds))}: {', '.join(names)}." for seeds, names in methods.items()
         ]
 
+    def budgets(self) -> list[str]:
+        """What the budgets count where it is not each method's own meaning, in sentences."""
+        kinds = dict.fromkeys(row.budget for row in self.rows if row.budget)
+        return [f"A budget {kind}= counts visual tokens, {BUDGET_WORDS[kind]}, for every method." for kind in kinds]
+
     def gaps(self) -> list[str]:
         """How many questions of each task could not be asked, and why, in sentences."""
         return problem_notes(cell.result for row in self.rows for cell in row.cells.values())
 
     def notes(self) -> list[str]:
         """Sentences to print under the table."""
-        said = [*self.texts(), *self.files(), *self.seeds(), *self.judges(), *self.gaps()]
+        said = [*self.budgets(), *self.texts(), *self.files(), *self.seeds(), *self.judges(), *self.gaps()]
         if self.left_out:
             reasons = "; ".join(f"{task} ({why})" for task, why in self.left_out.items())
             said.append(f"Left out of the averages: {reasons}.")

@@ -107,12 +107,11 @@ class Aim:
         return mean_entering(acts, counts, total) if self.kind == MEAN else float(counts[-1] if counts else total)
 
     def _missed(self, make: Make, total: int, nearest: float) -> OutOfReach:
-        name = _name(make)
         least = min(found for k in range(1, 61) if (found := self._counted(make, 0.5**k, total)) is not None)
         return OutOfReach(
-            f"{name} cannot meet a budget of {written_budget(self.keep, self.kind)}, {self.tokens(total):.4g} of "
-            f"{total} visual tokens {BUDGET_WORDS[self.kind]}: on this model it reaches {least / total:.4g} to 1, and "
-            f"the nearest is {nearest / total:.4g}. Give another budget, or leave the method out."
+            f"{_name(make)} cannot meet a budget of {written_budget(self.keep, self.kind)}, {self.tokens(total):.4g} "
+            f"of {total} visual tokens ({BUDGET_WORDS[self.kind]}): on this model it reaches {least / total:.4g} to 1, "
+            f"and the nearest is {nearest / total:.4g}. Give another budget, or leave the method out."
         )
 
     def _untold(self, act: Act) -> OutOfReach:
@@ -149,5 +148,6 @@ def _all_acts(act: Act, keep: Keep) -> list[Act]:
 
 
 def _name(make: Make) -> str:
-    acts = make(0.5)
-    return acts[0].method.name if acts else "The method"
+    """The method, with the layer of its first cut, before which every layer sees every token."""
+    first = next(act for keep in (0.5, 0.01) for act in make(keep))
+    return f"{first.method.name}, which first cuts before decoder layer {first.layer} of {first.info.decoder_layers},"

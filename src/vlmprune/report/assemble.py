@@ -131,5 +131,5 @@ def _image(path: Path, image: Image.Image) -> None:
 
 def smallest_budget(table: Table) -> Sequence[str]:
     """The recipes of the table's smallest budget."""
-    named = [block for block in blocks(table) if block.keep is not None]
+    named = [block for block in blocks(table) if block.asked is not None]
     return [row.recipe for row in (named or blocks(table))[-1].rows if not row.is_vanilla]

@@ -9,7 +9,7 @@ from vlmprune.bench.table import Cell, Row, Table
 from vlmprune.published import VANILLA, Fact, facts, is_model
 from vlmprune.report.comma_separated import figure, lines_of
 from vlmprune.report.markdown import markdown_table
-from vlmprune.report.tables import keep_words, number, signed_number
+from vlmprune.report.tables import budget_words, number, signed_number
 
 _ROUNDED = 0.15  # percent: 33.3 % is printed for a third, and authors' own settings differ in the last digit
 NOTHING = (
@@ -80,7 +80,7 @@ def _of_row(table: Table, row: Row) -> Iterator[Beside]:
 
 def same_budget(fact: Fact, row: Row) -> bool:
     """Whether a row has the budget of a printed value: "192 tokens", "33.3%"; a chain carries its own."""
-    if fact.method == VANILLA or row.keep is None:
+    if fact.method == VANILLA or row.keep is None or row.budget:
         return True
     count, _, unit = fact.printed.budget.partition(" ")
     if unit == "tokens":
@@ -108,7 +108,7 @@ def _line(pair: Beside, notes: Sequence[str]) -> list[str]:
     printed = pair.fact.printed
     return [
         pair.row.method,
-        "" if pair.row.is_vanilla else keep_words(pair.row.keep),
+        "" if pair.row.is_vanilla else budget_words(pair.row.asked),
         f"{printed.source}, table {printed.table}",
         printed.metric,
         str(pair.cell.n),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 
 from vlmprune.bench.table import Cell, Hard, Row, Spread, Table
-from vlmprune.core.budget import Keep
+from vlmprune.core.budget import OWN, Keep
 from vlmprune.report.flips import Flip, Flips
 from vlmprune.report.tables import MISSING, SIGNIFICANT, flags, number
 
@@ -18,13 +18,14 @@ Column = Callable[[Table, Row, str, Cell], object]
 def _hard(row: Row, cell: Cell) -> Hard:
     """On what `downsample` gets wrong at the row's own budget; nothing for vanilla, which has no budget of its own."""
     nothing = Hard(None, 0)
-    return nothing if row.is_vanilla or row.keep is None else cell.hard.get(row.keep, nothing)
+    return nothing if row.is_vanilla or row.asked is None else cell.hard.get(row.asked, nothing)
 
 
 _COLUMNS: dict[str, Column] = {
     "model": lambda table, row, task, cell: table.model,
     "method": lambda table, row, task, cell: row.method,
     "keep": lambda table, row, task, cell: _keep(row.keep),
+    "budget": lambda table, row, task, cell: row.budget or OWN,
     "recipe": lambda table, row, task, cell: row.recipe,
     "seeds": lambda table, row, task, cell: " ".join(map(str, row.seeds)),
     "task": lambda table, row, task, cell: task,
@@ -100,9 +101,12 @@ def categories(tables: Sequence[Table]) -> str:
 def ranks(tables: Sequence[Table]) -> str:
     """One line per model, budget, measure and method: how often it is the best, and its mean rank with its interval."""
     return lines_of(
-        ("model", "keep", "measure", "method", "recipe", "best", "rank", "rank_low", "rank_high"),
+        ("model", "keep", "budget", "measure", "method", "recipe", "best", "rank", "rank_low", "rank_high"),
         (
-            (table.model, _keep(one.keep), one.measure, row.method, row.recipe, *map(figure, vars(place).values()))
+            (
+                *(table.model, one.asked[0], one.asked[1] or OWN, one.measure, row.method, row.recipe),
+                *map(figure, vars(place).values()),
+            )
             for table in tables
             for one in table.rankings
             for row, place in one.places

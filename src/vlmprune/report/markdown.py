@@ -12,10 +12,10 @@ from vlmprune.report.tables import (
     SIGNIFICANT,
     Block,
     blocks,
+    budget_words,
     flops_share,
     hard_words,
     interval,
-    keep_words,
     mean_words,
     notes,
     number,
@@ -56,7 +56,7 @@ def markdown(tables: Sequence[Table]) -> str:
                 parts += [HARD_WORDS, _hard(table, block)]
         if found := rankings(table):
             parts += [f"### {table.model}: which method is best", RANK_WORDS]
-            parts += [part for one in found for part in (f"keep {keep_words(one.keep)}:", _ranks(one))]
+            parts += [part for one in found for part in (f"keep {budget_words(one.asked)}:", _ranks(one))]
     if said := notes(tables):
         parts += ["## Notes", "\n".join(f"- {_escape(note)}" for note in said)]
     return "\n\n".join(parts) + "\n"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vlmprune.bench.table import Ranking, Table
 from vlmprune.report.plots import FAINT, INK, LINE, Style
-from vlmprune.report.tables import keep_words, rankings
+from vlmprune.report.tables import budget_words, rankings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ def _draw(plot: Axes, ranking: Ranking, most: int, style: dict[str, Style]) -> N
     plot.set_xlim(0.7, len(names) + 0.3)
     plot.set_xticks(range(1, len(names) + 1, -(-len(names) // 8)))
     plot.set_xlabel(f"rank by {ranking.measure}", color=FAINT)
-    plot.set_title(f"keep {keep_words(ranking.keep)}", loc="left", fontsize=10, color=INK)
+    plot.set_title(f"keep {budget_words(ranking.asked)}", loc="left", fontsize=10, color=INK)
     plot.grid(axis="x", color=LINE, linewidth=0.6)
     plot.set_axisbelow(True)
     plot.tick_params(axis="x", colors=FAINT, labelsize=8, length=0)

@@ -16,6 +16,7 @@ from vlmprune.bench.table import (
     NOT_MEASURED,
     TOO_GOOD,
     VAGUE,
+    Asked,
     Cell,
     Hard,
     Ranking,
@@ -23,7 +24,7 @@ from vlmprune.bench.table import (
     Spread,
     Table,
 )  # fmt: skip
-from vlmprune.core.budget import Keep
+from vlmprune.core.budget import BUDGET_WORDS
 
 MISSING = "–"
 SIGNIFICANT = "*"
@@ -49,12 +50,12 @@ RANK_WORDS = (
 class Block:
     """The rows of a model that had the same budget. The model's vanilla row comes first, where there is one."""
 
-    keep: Keep | None
+    asked: Asked | None
     rows: tuple[Row, ...]
 
     @property
     def title(self) -> str:
-        return keep_words(self.keep)
+        return budget_words(self.asked)
 
     @property
     def pruned(self) -> tuple[Row, ...]:
@@ -68,33 +69,38 @@ class Block:
     @property
     def has_hard(self) -> bool:
         """Whether `downsample` was run at this budget."""
-        return self.keep is not None and any(self.keep in cell.hard for row in self.rows for cell in row.cells.values())
+        hard = (cell.hard for row in self.rows for cell in row.cells.values())
+        return self.asked is not None and any(self.asked in found for found in hard)
 
 
-def keep_words(keep: Keep | None) -> str:
-    """A budget for people: "33.3 %", "64 tokens", or, for recipes that name their own, "as each recipe says"."""
-    if keep is None:
+def budget_words(asked: Asked | None) -> str:
+    """A budget for people: "33.3 %", "64 tokens, left at the end"; recipes with their own: "as each recipe says"."""
+    if asked is None:
         return OWN_BUDGETS
-    return f"{keep} tokens" if isinstance(keep, int) else f"{100 * keep:.1f} %"
+    keep, kind = asked
+    words = f"{keep} tokens" if isinstance(keep, int) else f"{100 * keep:.1f} %"
+    return f"{words}, {BUDGET_WORDS[kind]}" if kind else words
 
 
 def blocks(table: Table) -> list[Block]:
     """The table's rows by budget, from the largest share down, numbers of tokens after shares, recipes' own last."""
     vanilla = [row for row in table.rows if row.is_vanilla]
     pruned = [row for row in table.rows if not row.is_vanilla]
-    keeps = sorted({row.keep for row in pruned}, key=_keep_order)
-    if not keeps:
-        return [Block(1.0, tuple(vanilla))] if vanilla else []
-    return [Block(keep, (*vanilla, *(row for row in pruned if row.keep == keep))) for keep in keeps]
+    budgets = sorted({row.asked for row in pruned}, key=_order)
+    if not budgets:
+        return [Block((1.0, ""), tuple(vanilla))] if vanilla else []
+    return [Block(asked, (*vanilla, *(row for row in pruned if row.asked == asked))) for asked in budgets]
 
 
-def _keep_order(keep: Keep | None) -> tuple[int, float]:
-    return (2, 0.0) if keep is None else (int(isinstance(keep, int)), -float(keep))
+def _order(asked: Asked | None) -> tuple[bool, str, bool, float]:
+    if asked is None:
+        return (True, "", True, 0.0)
+    return (False, asked[1], isinstance(asked[0], int), -float(asked[0]))
 
 
 def rankings(table: Table, measure: str = REL) -> list[Ranking]:
     """The table's rankings by one measure, in the order of its blocks."""
-    return sorted((one for one in table.rankings if one.measure == measure), key=lambda one: _keep_order(one.keep))
+    return sorted((one for one in table.rankings if one.measure == measure), key=lambda one: _order(one.asked))
 
 
 def flags(cell: Cell) -> str:
@@ -155,7 +161,7 @@ def mean_words(value: float | None, spread: Spread | None, unit: str = "") -> st
 def hard_words(block: Block, row: Row, task: str) -> str:
     """ "81.0 / 62.5, n = 16": all questions, and those that downsampling gets wrong."""
     cell = row.cells.get(task)
-    hard = None if cell is None or block.keep is None else cell.hard.get(block.keep)
+    hard = None if cell is None or block.asked is None else cell.hard.get(block.asked)
     return MISSING if cell is None or hard is None else f"{number(cell.accuracy)} / {_hard(hard)}"
 
 
@@ -165,7 +171,7 @@ def _hard(hard: Hard) -> str:
 
 def row_name(block: Block, row: Row) -> str:
     """The method; the whole recipe where rows of a block differ in their budgets."""
-    return row.recipe if block.keep is None else row.method
+    return row.recipe if block.asked is None else row.method
 
 
 def flops_share(block: Block, row: Row, count: str = "total") -> str:

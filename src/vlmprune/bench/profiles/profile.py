@@ -8,7 +8,7 @@ from typing import Any
 
 from vlmprune.bench.protocols import Pixels
 from vlmprune.bench.runner import Plan
-from vlmprune.core.budget import Keep
+from vlmprune.core.budget import OWN, Keep
 
 ABS, REL = "abs", "rel"  # the columns of our tables: the mean of the figures, the mean of their ratios to vanilla
 
@@ -23,6 +23,8 @@ class Profile:
         models: hub ids.
         methods: without budgets, or recipes that carry their own.
         keeps: budgets.
+        budget: what these count. "own" also where the paper counts the mean over the layers with an option of the
+            method, as `fastv(average=True)` and `pyramiddrop(average=True)` do.
         tasks: in the paper's order.
         protocol: of all tasks but those that `protocols` names.
         pixels: limits of a picture's size where the paper gives some.
@@ -45,6 +47,7 @@ class Profile:
     text_tower: str | None = None
     mean: str = ""
     scale: str = ""
+    budget: str = OWN
     batch_size: int = 1
     notes: tuple[str, ...] = ()
 
@@ -63,6 +66,7 @@ class Profile:
             "models": self.models,
             "methods": self.methods,
             "keeps": self.keeps,
+            "budget": self.budget,
             "tasks": self.tasks,
             "protocol": self.protocol,
             "protocols": {} if "protocol" in given else self.protocols,
