@@ -92,14 +92,14 @@ Loyalty: the same answer as vanilla's, percent of the questions:
 def test_csv_to_the_letter(tmp_path: Path) -> None:
     lines = comma_separated.summary(small(tmp_path)).splitlines()
     assert lines[0].startswith(
-        "model,method,keep,recipe,seeds,task,dimension,protocol,metric,chance,in_averages,n,units"
+        "model,method,keep,budget,recipe,seeds,task,dimension,protocol,metric,chance,in_averages,n,units"
     )
     common = "synth-ocr,OCR,plain,accuracy,5.000,1,4,4"
     means = {"llava,vanilla": "100.000,,100.000,,", "llava,random": "75.000,,75.000,,"}
     assert lines[1:] == [
-        f"llava,vanilla,1.0,vanilla,,{common},100.000,45.405,100.000,,,,100.000,,,,,,,,,100.000,,,0.000,"
+        f"llava,vanilla,1.0,own,vanilla,,{common},100.000,45.405,100.000,,,,100.000,,,,,,,,,100.000,,,0.000,"
         f"196.000,196.000,196.000,,,,{means['llava,vanilla']}",
-        f"llava,random,0.25,random:0.25,0,{common},75.000,28.914,96.591,,,,75.000,-25.000,-80.948,54.186,McNemar,1,1,0,"
+        f"llava,random,0.25,own,random:0.25,0,{common},75.000,28.914,96.591,,,,75.000,-25.000,-80.948,54.186,McNemar,1,1,0,"
         f"75.000,75.000,,,0.000,196.000,49.000,49.000,,,,{means['llava,random']}",
     ]
 
@@ -170,7 +170,7 @@ def test_budgets_are_ordered_and_recipes_come_last(tmp_path: Path) -> None:
     (table,) = small(tmp_path, keeps=[0.1, 64, 0.5, 8])
     assert [block.title for block in shown.blocks(table)] == ["50.0 %", "10.0 %", "64 tokens", "8 tokens"]
     assert all(block.rows[0].is_vanilla for block in shown.blocks(table))
-    assert shown.keep_words(None) == shown.OWN_BUDGETS
+    assert shown.budget_words(None) == shown.OWN_BUDGETS
 
 
 # ---------------------------------------------------------------- flipped answers, plots
@@ -284,7 +284,7 @@ def test_ranks_are_in_every_form(tmp_path: Path) -> None:
     reply = by_number(lambda method, seed: range(10) if method == "random" else ())
     tables = small(tmp_path, reply, methods=["random", "divprune"], n=20)
     assert "| divprune | 100.0 % | 1.0 [1.0, 1.0] |" in markdown(tables)
-    assert "llava,0.25,rel_mean,divprune,divprune:0.25,100.000,1.000,1.000,1.000" in comma_separated.ranks(tables)
+    assert "llava,0.25,own,rel_mean,divprune,divprune:0.25,100.000,1.000,1.000,1.000" in comma_separated.ranks(tables)
     page = build(tmp_path)[-1].read_text()
     assert "Which method is best" in page and "divprune, best in 100 %" in page
     assert (tmp_path / "report" / "plots" / "llava-ranks.png").exists()
