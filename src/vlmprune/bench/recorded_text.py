@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from vlmprune.bench.recorded import Scores
 from vlmprune.bench.stats import Estimate
+from vlmprune.bench.table import NOT_MEASURED
 
-NOT_MEASURED = "not measured"
 _FEW = 3  # problems that are named
 
 

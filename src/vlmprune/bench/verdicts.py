@@ -88,6 +88,11 @@ def read_verdicts(records: Path) -> dict[str, Said]:
     return found
 
 
+def judges_of(records: Path) -> list[str]:
+    """Who has judged a file of records; nobody where there are no verdicts."""
+    return list(dict.fromkeys(said.judge for said in read_verdicts(records).values()))
+
+
 def write_verdicts(records: Path, said: Iterable[tuple[str, Said]]) -> None:
     """Write all verdicts of a run: the file is there whole or not at all."""
     path = verdicts_path(records)

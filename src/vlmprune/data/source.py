@@ -21,11 +21,14 @@ class Files:
         names: the files, as patterns below the folder; one layout has all of them or none.
         columns: of their rows.
         pictures: the folder that paths in a row are relative to, below that of the file.
+        telling: whether the names tell this data set from others. `data/test-*.parquet` is in many, and is read only
+            from a folder of the task's name.
     """
 
     names: tuple[str, ...]
     columns: Columns
     pictures: str = ""
+    telling: bool = True
 
     def find(self, folder: Path) -> list[Path]:
         """The files in a folder, by name; none unless every pattern has one."""
@@ -59,12 +62,12 @@ class Hub:
 
 
 def find_files(layouts: tuple[Files, ...], task: str, data: Path) -> tuple[Files, list[Path]] | None:
-    """The first layout of which `data`, or the folder of the task's name in it, has the files."""
+    """The first layout whose files are in the folder of the task's name in `data`, or in `data` itself."""
     if not data.is_dir():
         raise UserError(Option("data", str(data)), " is not a folder: give one that holds local copies of data sets.")
-    for folder in (data / task, data):
+    for folder, of_the_task in ((data / task, True), (data, data.resolve().name.lower() == task.lower())):
         for layout in layouts:
-            if paths := layout.find(folder):
+            if (of_the_task or layout.telling) and (paths := layout.find(folder)):
                 return layout, paths
     return None
 

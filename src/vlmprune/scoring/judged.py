@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from vlmprune.scoring.latex import value_of
 from vlmprune.scoring.mathvision import mathvision
 from vlmprune.scoring.mathvista import mathvista
 from vlmprune.scoring.verdict import LETTERS, UNPARSED, Expected, Verdict
@@ -105,14 +106,13 @@ def _by_rule(answer: str, expected: Expected) -> Verdict:
 
 
 def _bare(reply: str, expected: Expected) -> Verdict | None:
-    """The verdict on a reply that is nothing but an answer."""
+    """The verdict on a reply that is nothing but an option, a value or a list."""
     if not reply.strip():
         return UNPARSED
-    found = mathvista(reply, expected)
-    text_asked = not expected.options and expected.facts.get("answer_type", "text") == "text"
-    if found.extracted is None or (text_asked and not found.score):
-        return None
-    return found
+    if expected.options or expected.facts.get("answer_type"):
+        found = mathvista(reply, expected)
+        return None if found.extracted is None else found
+    return None if value_of(reply.strip()) is None else mathvision(reply, expected)
 
 
 # ---------------------------------------------------------------- questions about videos

@@ -54,9 +54,10 @@ class Metric:
 
 
 def unparsed_share(records: Sequence[Scored]) -> float:
-    """Share of replies, in percent, in which no answer of the asked kind was found, of those that have a score."""
-    known = [record for record in records if not math.isnan(record.score)]
-    return 100.0 * sum(record.extracted is None for record in known) / max(1, len(known))
+    """Share of replies, in percent, in which no answer of the asked kind was found; NaN while a judge is awaited."""
+    if any(math.isnan(record.score) for record in records):
+        return math.nan
+    return 100.0 * sum(record.extracted is None for record in records) / max(1, len(records))
 
 
 def accuracy_by_category(records: Sequence[Scored]) -> dict[str, float]:

@@ -76,13 +76,19 @@ class DataTask(Task):
         return f"{self.where} ({self.size})" if self.size else self.where
 
     def _missing(self, data: Path) -> list[str | Option]:
-        names = " or ".join(" and ".join(map(repr, layout.names)) for layout in self.files) or "copy that can be read"
-        looked = f"{str(data)!r} has no {names}, and no folder {self.folder or self.name!r} with it"
+        telling, others = ([one for one in self.files if one.telling is tells] for tells in (True, False))
+        here = f"has no {_names(telling)}, and " if telling else "has "
+        there = " or ".join(["it"] * bool(telling) + [_names(others)] * bool(others))
+        looked = f"{str(data)!r} {here}no folder {self.folder or self.name!r} with {there}"
         return [f"The data of {self.name} is missing: {looked}. ", *self._get(upper=True), Option("data"), "."]
 
     def _get(self, upper: bool = False) -> list[str]:
         verb = "Get" if upper else "get"
         return [f"{verb} it from {self.source or 'its authors'} and name the folder that it lies in by "]
+
+
+def _names(layouts: list[Files]) -> str:
+    return " or ".join(" and ".join(map(repr, layout.names)) for layout in layouts)
 
 
 def _unused(name: str, seen: set[str]) -> str:

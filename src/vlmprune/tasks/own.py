@@ -92,7 +92,7 @@ def _fault(sample: Sample) -> str:
     if sample.kind not in KINDS:
         return f"its metric {sample.kind!r} is none of {', '.join(KINDS)}"
     for answer in sample.answers:
-        if not score_reply(sample.kind, answer, sample.answers, sample.options).score > 0:
+        if score_reply(sample.kind, answer, sample.answers, sample.options).score == 0:
             return f"its answer {answer!r} would not count as right by its metric {sample.kind!r}"
     return ""
 
