@@ -14,9 +14,9 @@ from judge_server import judge_server
 
 from vlmprune import cli
 from vlmprune.bench.batch import NO_TOKENS, record_of
+from vlmprune.bench.compare import build_tables
 from vlmprune.bench.judging import CACHE, judge_for, judge_results
 from vlmprune.bench.store import VANILLA, Store, load_records, load_results
-from vlmprune.bench.table import build_tables
 from vlmprune.bench.verdicts import UNREADABLE, verdicts_path
 from vlmprune.core.errors import UserError
 from vlmprune.data.sample import Sample

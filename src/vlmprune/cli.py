@@ -1,7 +1,9 @@
-"""The command line. Commands are thin; a user's mistake is one sentence."""
+"""The command line. Commands are thin; a user's mistake is answered by one sentence."""
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -21,7 +23,7 @@ _MODEL = "An embedded model's name, a local folder, or a hub id."
 _TEXT_TOWER = "The CLIP model (folder or hub id) whose vision tower the model has, for methods that read the question."
 _JUDGE = "URL of a server with OpenAI's chat completions that scores judged tasks; its key is read from OPENAI_API_KEY."
 _JUDGE_MODEL = "The judge's name on that server."
-_FORCE = "Overwrite, or write among, files that vlmprune has not written."
+_FORCE = "Overwrite files that vlmprune did not write, and write into folders that hold such files."
 
 app = typer.Typer(
     name="vlmprune",
@@ -40,25 +42,29 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
 
 @app.command()
 def run(
-    image: Annotated[Path, typer.Argument(help="A picture.")],
-    question: Annotated[str, typer.Option("--question", "-q", help="What to ask about it.")],
+    image: Annotated[Path, typer.Argument(help="The file of a picture.")],
+    question: Annotated[str, typer.Option("--question", "-q", help="What to ask about the picture.")],
     model: Annotated[str, typer.Option(help=_MODEL)] = "llava",
     method: Annotated[
-        str | None, typer.Option(help="A method, FILE.py:Class, recipe or preset; else unpruned.")
+        str | None, typer.Option(help="A method, FILE.py:Class, recipe or preset. Without it nothing is pruned.")
     ] = None,
     keep: Annotated[str | None, typer.Option(help="Share (0.222) or number (64) of visual tokens to keep.")] = None,
-    overlay: Annotated[Path | None, typer.Option(help="Where to draw kept and dropped patches.")] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="File for a picture of the kept and dropped patches (.png, .jpg, .webp).")
+    ] = None,
     text_tower: Annotated[str | None, typer.Option(help=_TEXT_TOWER)] = None,
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
 ) -> None:
-    """Ask a model about a picture, pruned or not."""
+    """Ask a model a question about a picture, with or without pruning."""
     from vlmprune.ask import run_image
     from vlmprune.core.budget import parse_keep
 
@@ -71,53 +77,118 @@ def run(
 
 @app.command()
 def bench(
-    model: Annotated[list[str] | None, typer.Option(help="May be repeated; the embedded models without it.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help=f"{_MODEL} May be repeated. Default: both embedded models.")
+    ] = None,
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated; FILE.py:Class, recipes and presets too; all for every one; eight without it."
+            help="Methods, FILE.py:Class, recipes, presets, separated by commas; all for every method. Default: eight."
         ),
     ] = None,
-    keep: Annotated[str | None, typer.Option(help="Comma-separated budgets; 0.333,0.222,0.111 without it.")] = None,
+    keep: Annotated[str | None, typer.Option(help="Budgets, separated by commas. Default: 0.333,0.222,0.111.")] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="Comma-separated names or files of yours; the generated ones without it.")
+        str | None,
+        typer.Option(help="Tasks, by name or as files of yours, separated by commas. Default: the generated ones."),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder with local copies of data sets; else the hub.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="Whose words: short, lmms, vlmevalkit or llava.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with local copies of data sets. Default: they come from the hub.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="Whose wording the prompts use: short, lmms, vlmevalkit or llava.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Questions per task. Default: 192; all in a profile.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Ask all questions, and 600 of a generated task.")] = False,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the results. The same command continues an interrupted run there.")
+    ] = Path("results"),
+    seeds: Annotated[
+        str, typer.Option(help="Seeds of methods that draw, by commas: one row for all, their mean and spread.")
+    ] = "0",
+    batch_size: Annotated[
+        str | None, typer.Option(help="Questions per batch. Default: 32. With --speed several, by commas. Default: 1.")
+    ] = None,
+    positions: Annotated[
+        str | None, typer.Option(help="Position ids: original or compact. Default: each method's own policy.")
+    ] = None,
     profile: Annotated[
         str | None,
-        typer.Option(help="A paper's table (hiprune, hiprune:table3), whose settings the other options override."),
+        typer.Option(help="A paper's table (hiprune, hiprune:table3). Other options override its settings."),
     ] = None,
     pixels: Annotated[
-        str | None, typer.Option(help="Least and most pixels of a picture (200704,1003520); the protocol's without it.")
+        str | None, typer.Option(help="Least and most pixels of a picture: 200704,1003520. Default: the protocol's.")
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Length of a reply; the protocol's without it.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Questions per task; 192 without it, all in a profile.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="All questions; 600 of a generated task.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of results; the same command continues there.")] = Path("results"),
-    seed: Annotated[int, typer.Option(help="For methods that draw random numbers.")] = 0,
-    batch_size: Annotated[int | None, typer.Option(help="Questions per batch; 32 without it.")] = None,
-    positions: Annotated[str | None, typer.Option(help="original or compact; each method's own without it.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Length of a reply, in tokens. Default: the protocol's.")
+    ] = None,
     text_tower: Annotated[str | None, typer.Option(help=_TEXT_TOWER)] = None,
     judge: Annotated[str | None, typer.Option(help=_JUDGE)] = None,
     judge_model: Annotated[str | None, typer.Option(help=_JUDGE_MODEL)] = None,
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
+    speed: Annotated[bool, typer.Option("--speed", help="Measure time, memory and operations, not accuracy.")] = False,
+    random: Annotated[
+        str | None,
+        typer.Option(
+            help="With --speed: an architecture with random weights instead of a model, also smaller "
+            "(qwen3-vl-8b:layers=2,encoder_layers=2,shrink=16); a wrong name lists all."
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="With --speed: a paper's timing table to repeat; a wrong name lists all.")
+    ] = None,
+    visual_tokens: Annotated[
+        str | None,
+        typer.Option(help="With --random: numbers of visual tokens, by commas. Default: about 576."),
+    ] = None,
+    new_tokens: Annotated[
+        str | None, typer.Option(help="With --speed: lengths of the answer, separated by commas. Default: 16.")
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(help="With --speed: turns that count. Default: 10.")] = None,
+    device: Annotated[str | None, typer.Option(help="With --speed: cpu, cuda, ... Default: a GPU, if any.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="With --random: float32, bfloat16 or float16. Default: bfloat16 on a GPU.")
+    ] = None,
 ) -> None:
-    """Compare methods on the generated benchmark, then write the report."""
+    """Compare methods on tasks, or with --speed their time and memory, and write the report."""
     check_packages("bench")
+    timed = {
+        "random": random,
+        "preset": preset,
+        "visual_tokens": visual_tokens,
+        "new_tokens": new_tokens,
+        "repeats": repeats,
+        "device": device,
+        "dtype": dtype,
+    }
+    if speed:
+        untimed: dict[str, Any] = {"tasks": tasks, "limit": limit, "full": full or None, "text_tower": text_tower}
+        untimed |= {"data": data, "protocol": protocol}
+        _refuse(untimed, "is not for timings: leave it out, or leave out", Option("speed", True))
+        shared = {"model": model, "methods": methods, "keep": keep, "batch_size": batch_size, "positions": positions}
+        return _speed(
+            {
+                **shared,
+                **timed,
+                "seed": _single(_seeds(seeds), "Timings take one seed: give ", Option("seeds", 0), "."),
+            },
+            out,
+            force,
+        )
+    _refuse(timed, "is for timings alone: give with it", Option("speed", True))
     from vlmprune.bench.judging import CACHE, judge_for
     from vlmprune.bench.profiles import get_profile
     from vlmprune.bench.runner import Plan, split_methods
 
     if full and limit is not None:
         raise UserError("--full and --limit contradict each other: give one of them.")
+    several = ("Several batch sizes are for timings alone: give one, or ", Option("speed", True), ".")
     asked: dict[str, Any] = {
         "models": tuple(dict.fromkeys(model)) if model else None,
         "methods": None if methods is None else split_methods(methods),
         "keeps": None if keep is None else _keeps(keep),
         "tasks": None if tasks is None else _words(tasks),
         "limit": limit,
-        "batch_size": batch_size,
+        "batch_size": None if batch_size is None else _single(_numbers("batch_size", batch_size), *several),
         "data": None if data is None else str(data),
         "protocol": protocol,
         "pixels": None if pixels is None else _pixels(pixels),
@@ -125,7 +196,7 @@ def bench(
         "positions": positions,
         "text_tower": text_tower,
     }
-    given = {name: value for name, value in asked.items() if value is not None} | {"seed": seed}
+    given = {name: value for name, value in asked.items() if value is not None} | {"seeds": _seeds(seeds)}
     if full:
         given["limit"] = None
     table = None if profile is None else get_profile(profile)
@@ -135,13 +206,73 @@ def bench(
         typer.echo(sentence)
 
 
+def _refuse(options: dict[str, Any], why: str, other: Option) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(Option(name), f" {why} ", other, ".")
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    for word in _words(text):
+        if not word.isdecimal():
+            raise UserError(Option(name, text), f" must be whole numbers separated by commas, and {word!r} is not one.")
+    return tuple(int(word) for word in _words(text))
+
+
+def _single(numbers: tuple[int, ...], *refusal: str | Option) -> int:
+    if len(numbers) > 1:
+        raise UserError(*refusal)
+    return numbers[0]
+
+
+def _speed(given: dict[str, Any], out: Path, force: bool) -> None:
+    """`bench --speed`: `given` are its options by name, None where the user gave none."""
+    from rich.console import Console
+
+    from vlmprune.bench.runner import split_methods
+    from vlmprune.bench.speed import run_speed
+    from vlmprune.bench.speed_console import print_sheets, progress_lines
+    from vlmprune.bench.speed_plan import planned
+    from vlmprune.bench.speed_report import sheets
+    from vlmprune.report import build, check_report
+
+    lists = {
+        name: given[name] and _numbers(name, given[name]) for name in ("visual_tokens", "batch_size", "new_tokens")
+    }
+    plan = planned(
+        given["preset"],
+        {
+            "models": tuple(dict.fromkeys(given["model"])) if given["model"] else None,
+            "architecture": given["random"],
+            "methods": None if given["methods"] is None else split_methods(given["methods"]),
+            "keeps": None if given["keep"] is None else _keeps(given["keep"]),
+            "visual": lists["visual_tokens"],
+            "batches": lists["batch_size"],
+            "new_tokens": lists["new_tokens"],
+            **{name: given[name] for name in ("repeats", "device", "dtype", "positions", "seed")},
+        },
+    )
+    check_report(out, force=force)
+    _quiet()
+    console = Console()
+    try:
+        results = run_speed(plan, out, progress_lines(console), preset=given["preset"], force=force)
+    except KeyboardInterrupt:
+        typer.echo(f"Interrupted: the complete turns are in {out}; the same command continues.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    print_sheets(console, sheets(results))
+    for path in build(out, force=force):
+        if path.name == "speed.md":
+            console.print(f"Report: {path}", soft_wrap=True, highlight=False)
+
+
 def _bench(plan: Any, out: Path, force: bool, judge: Any) -> None:
     from rich.console import Console
 
     from vlmprune.ask import write_examples
+    from vlmprune.bench.compare import build_tables
     from vlmprune.bench.console import print_tables, progress_bars
     from vlmprune.bench.runner import run_bench
-    from vlmprune.bench.table import build_tables
     from vlmprune.report import build, check_report
 
     check_report(out, force=force)
@@ -151,7 +282,7 @@ def _bench(plan: Any, out: Path, force: bool, judge: Any) -> None:
         with progress_bars(console) as progress:
             run_bench(plan, out, progress, then=partial(write_examples, out), force=force)
     except KeyboardInterrupt:
-        typer.echo(f"Interrupted: the finished batches are in {out}; the same command continues.", err=True)
+        typer.echo(f"Interrupted: finished batches are in {out}, and the same command continues from there.", err=True)
         raise typer.Exit(INTERRUPTED) from None
     failed = None if judge is None else _judge(judge, out)
     print_tables(console, build_tables(out))
@@ -178,14 +309,21 @@ def _judge(judge: Any, out: Path) -> UserError | None:
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="A result folder of vlmprune bench.")],
+    folder: Annotated[Path, typer.Argument(help="A result folder that vlmprune bench has written.")],
+    published: Annotated[
+        bool, typer.Option("--published", help="Also put the papers' printed figures beside those measured.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
 ) -> None:
-    """Write tables, plots and the HTML page of a result folder again; no model is needed."""
+    """Write the tables, plots and HTML page of a result folder again. This needs no model."""
     check_packages("report")
     from vlmprune.report import build
 
-    for path in build(folder, force=force):
+    written = build(folder, force=force, published=published)
+    for path in written:
+        if path.name == "published.md":
+            typer.echo(path.read_text(encoding="utf-8").partition("\n\n")[2])
+    for path in written:
         typer.echo(str(path))
 
 
@@ -232,8 +370,8 @@ def _json(content: Any) -> str:
 
 
 @app.command("list")
-def list_(what: Annotated[str, typer.Argument(help="methods, presets, models, tasks, profiles or checks")]) -> None:
-    """List methods, presets, embedded models and families (by their model type), tasks, profiles, checks of methods."""
+def list_(what: Annotated[str, typer.Argument(help="methods, presets, models, tasks, profiles or checks.")]) -> None:
+    """List methods, presets, models (embedded ones, and families by model type), tasks, profiles, or checks."""
     listings = {
         "methods": _list_methods,
         "presets": _list_presets,
@@ -243,7 +381,7 @@ def list_(what: Annotated[str, typer.Argument(help="methods, presets, models, ta
         "checks": _list_checks,
     }
     if what not in listings:
-        raise UserError(f"{what!r} cannot be listed: choose {', '.join(listings)}.")
+        raise UserError(f"{what!r} cannot be listed: choose one of {', '.join(listings)}.")
     rows = listings[what]()
     names, kinds = (max(len(row[column]) for row in rows) for column in (0, 1))
     for name, kind, summary in rows:
@@ -254,14 +392,14 @@ def list_(what: Annotated[str, typer.Argument(help="methods, presets, models, ta
 def doctor(
     model: Annotated[str, typer.Argument(help=_MODEL)],
     picture: Annotated[
-        Path | None, typer.Option(help="Where to draw the token layout of a sample picture (.png, .jpg, .webp).")
+        Path | None, typer.Option(help="File for a drawing of a sample picture's token layout (.png, .jpg, .webp).")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
 ) -> None:
-    """Say where a model's visual tokens are and what works, and prove that pruning is exact on it.
+    """Show where a model's visual tokens are and which methods work, and prove that pruning is exact on it.
 
-    The proofs generate with a cache: one prompt, a batch with padding, a second turn. The exit code is 1 where a proof
-    or a method fails.
+    The proofs generate with a cache: for one prompt, for a batch with padding, and for a second turn. The exit code is
+    1 if a proof or a method fails.
     """
     check_packages("doctor")
     from vlmprune.doctor import diagnose
@@ -275,46 +413,124 @@ def doctor(
 
 @app.command()
 def check(
-    method: Annotated[str, typer.Argument(help="A method, FILE.py:Class, or a method with options; without a budget.")],
-    only: Annotated[
-        list[str] | None, typer.Option(help="A check, as `vlmprune list checks` names it; repeatable.")
+    subject: Annotated[
+        str | None,
+        typer.Argument(
+            help="A method, FILE.py:Class, or a method with options, without a budget; or a model, whose adapter is "
+            "checked on it: a local folder, a hub id or an embedded model's name."
+        ),
     ] = None,
-    family: Annotated[list[str] | None, typer.Option(help="A tiny model; may be repeated; all without it.")] = None,
-    model: Annotated[str | None, typer.Option(help=f"Instead of tiny models. {_MODEL}")] = None,
-    goldens: Annotated[Path | None, typer.Option(help="A folder of recorded inputs and outputs.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Every outcome, as JSON.")] = False,
+    family: Annotated[
+        str | None,
+        typer.Option(help="Instead of a method, an adapter: FILE.py:Adapter, FILE.py, or the name of a family."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Run this check only, by its name in `vlmprune list checks`. May be repeated."),
+    ] = None,
+    on: Annotated[list[str] | None, typer.Option(help="Only this tiny model. May be repeated. Default: all.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"For a method: the model to check on, instead of the tiny ones. {_MODEL}")
+    ] = None,
+    goldens: Annotated[Path | None, typer.Option(help="For a method, a folder of recorded inputs and outputs.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print every outcome as JSON.")] = False,
 ) -> None:
-    """Check all that a method owes its caller, on a tiny model of every family. The exit code is 1 where a check fails.
+    """Check all that a method, or an adapter, owes its caller, on tiny models.
 
-    It takes a minute or two, and needs neither network nor files. `--only fidelity` looks at recorded cases alone.
+    The exit code is 1 if a check fails. A method is checked on a tiny model of every family, an adapter on those that
+    are declared for it. It takes a minute or two, and needs neither network nor files. `--only fidelity` checks
+    recorded cases only.
     """
     check_packages("check")
-    from vlmprune.testing import check as kit
-    from vlmprune.testing.goldens import FIDELITY, check_goldens
+    from vlmprune.testing.check import FAILED, as_json, as_text
 
     _quiet()
-    asked = kit.method_of(method)
-    if only and FIDELITY in only and goldens is None:
-        raise UserError("The check 'fidelity' needs recorded cases: give ", Option("goldens"), ".")
-    others = [name for name in only or () if name != FIDELITY]
-    outcomes: list[kit.Outcome] = []
-    if others or not only:
-        outcomes += kit.run_checks(asked, _grounds(family, model), others or None)
-    if goldens is not None and (not only or FIDELITY in only):
-        outcomes += check_goldens(asked, goldens)
-    typer.echo(kit.as_json(outcomes) if as_json else kit.as_text(asked, outcomes))
-    if any(outcome.status == kit.FAILED for outcome in outcomes):
+    given: dict[str, Any] = {"on": on, "model": model, "goldens": goldens}
+    if (subject is None) == (family is None):
+        raise UserError("Give a method or a model to check, or an adapter as ", Option("family"), ": one of them.")
+    if family is not None:
+        name, outcomes = _check_family(family, only, **given)
+    elif _is_model(str(subject)):
+        name, outcomes = _check_model(str(subject), only, **given)
+    else:
+        name, outcomes = _check_method(str(subject), only, **given)
+    typer.echo(as_json(outcomes) if json else as_text(name, outcomes))
+    if any(outcome.status == FAILED for outcome in outcomes):
         raise typer.Exit(UNSOUND)
 
 
-def _grounds(families: list[str] | None, model: str | None) -> Any:
+Found = tuple[str, list[Any]]  # what was checked, and the outcomes
+
+
+def _is_model(text: str) -> bool:
+    """Whether a model is meant, and not a method: a folder, a hub id, or an embedded model of this name."""
+    from vlmprune.assets import embedded_names
+
+    hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", text) is not None and not text.endswith(".py")
+    return text not in vlmprune.METHODS and (text in embedded_names() or Path(text).expanduser().is_dir() or hub)
+
+
+def _check_method(
+    text: str, only: list[str] | None, on: list[str] | None, model: str | None, goldens: Path | None
+) -> Found:
+    from vlmprune.testing.check import method_of, run_checks
+    from vlmprune.testing.goldens import FIDELITY, check_goldens
+
+    asked = method_of(text)
+    if only and FIDELITY in only and goldens is None:
+        raise UserError("The check 'fidelity' needs recorded cases: give ", Option("goldens"), ".")
+    others = [name for name in only or () if name != FIDELITY]
+    outcomes: list[Any] = []
+    if others or not only:
+        outcomes += run_checks(asked, _grounds(on, model), others or None)
+    if goldens is not None and (not only or FIDELITY in only):
+        outcomes += check_goldens(asked, goldens)
+    return asked.name, outcomes
+
+
+def _check_family(
+    text: str, only: list[str] | None, on: list[str] | None, model: str | None, goldens: Path | None
+) -> Found:
+    from vlmprune.testing import run_adapter_checks
+
+    if model is not None:
+        raise UserError(
+            Option("family"), " is checked on its tiny models: to check the adapter of a model on this model, "
+            f"give the model alone: vlmprune check {shlex.quote(model)}."
+        )  # fmt: skip
+    _no_goldens(goldens)
+    return text, list(run_adapter_checks(text, on, only))
+
+
+def _check_model(
+    text: str, only: list[str] | None, on: list[str] | None, model: str | None, goldens: Path | None
+) -> Found:
+    if on or model is not None:
+        name = Option("model" if on is None else "on")
+        raise UserError(f"{text!r} is a model, whose adapter is checked on it alone: leave out ", name, ".")
+    _no_goldens(goldens)
+    check_packages("doctor")
+    from vlmprune.doctor.ground import ground_of
+    from vlmprune.testing import run_model_checks
+    from vlmprune.testing.check import ADAPTER_CHECKS, chosen_checks
+
+    chosen_checks(only, ADAPTER_CHECKS)  # before the model is loaded
+    return text, list(run_model_checks(ground_of(text, option=""), only))
+
+
+def _no_goldens(goldens: Path | None) -> None:
+    if goldens is not None:
+        raise UserError("Recorded cases are of methods: leave out ", Option("goldens"), ".")
+
+
+def _grounds(names: list[str] | None, model: str | None) -> Any:
     """Tiny models, or one of the user's."""
     from vlmprune.testing import ground, grounds
 
     if model is None:
-        return [ground(name) for name in dict.fromkeys(families)] if families else grounds()
-    if families:
-        raise UserError(Option("family"), " and ", Option("model"), " contradict each other: give one of them.")
+        return [ground(name) for name in dict.fromkeys(names)] if names else grounds()
+    if names:
+        raise UserError(Option("on"), " and ", Option("model"), " contradict each other: give one of them.")
     check_packages("doctor")
     from vlmprune.doctor.ground import ground_of
 
@@ -322,9 +538,10 @@ def _grounds(families: list[str] | None, model: str | None) -> Any:
 
 
 def _list_checks() -> list[tuple[str, str, str]]:
-    from vlmprune.testing import CHECKS
+    from vlmprune.testing import ADAPTER_CHECKS, CHECKS
 
-    return [(one.name, one.of, one.words) for one in CHECKS.values()]
+    methods = [(one.name, "method", one.words) for one in CHECKS.values()]
+    return [*methods, *((one.name, "adapter", one.words) for one in ADAPTER_CHECKS.values())]
 
 
 def _list_methods() -> list[tuple[str, str, str]]:
@@ -374,6 +591,13 @@ def _words(text: str) -> tuple[str, ...]:
     return words
 
 
+def _seeds(text: str) -> tuple[int, ...]:
+    words = _words(text)
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise UserError(Option("seeds", text), " are not whole numbers from 0, separated by commas.")
+    return tuple(dict.fromkeys(map(int, words)))
+
+
 def _pixels(text: str) -> Any:
     from vlmprune.bench.protocols import Pixels
 
@@ -400,7 +624,7 @@ def _quiet() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; exit codes: 0, 1 where doctor or check finds a fault, 2 for a mistake, 130 on Ctrl-C."""
+    """Run the command line. Exit codes: 0, 1 if doctor or check finds a fault, 2 for a mistake, 130 on Ctrl-C."""
     try:
         code = app(arguments, standalone_mode=False)
         return code if isinstance(code, int) else OK

@@ -119,11 +119,7 @@ def takes_pixels(processor: Any) -> bool:
 
 def video_arguments(clips: Sequence[Frames]) -> dict[str, Any]:
     """What a processor takes of videos whose frames are chosen."""
-    from transformers.video_utils import VideoMetadata
-
-    about = [
-        VideoMetadata(total_num_frames=clip.total, fps=clip.fps, frames_indices=list(clip.indices)) for clip in clips
-    ]
+    about = [{"total_num_frames": clip.total, "fps": clip.fps, "frames_indices": list(clip.indices)} for clip in clips]
     return {"videos": [clip.pixels for clip in clips], "video_metadata": about, "do_sample_frames": False}
 
 

@@ -14,6 +14,7 @@ from vlmprune.bench.judging import judge_records
 from vlmprune.bench.protocol import PLAIN, Protocol
 from vlmprune.bench.stats import Estimate, estimate
 from vlmprune.bench.store import Record
+from vlmprune.bench.units import units_of
 from vlmprune.bench.verdicts import verdict_on
 from vlmprune.core.errors import Option, UserError
 from vlmprune.data.rows import FILE, LINE, Row, read_rows
@@ -213,15 +214,15 @@ def _scores(task: Task, records: Sequence[Record]) -> Scores:
     if not scored:
         why = next((f": {record.problem} ({record.id})" for record in records), "")
         raise UserError(f"No answer to {task.name} can be scored{why}.")
-    counts = task.metric.counts(scored)
+    units = units_of(task.metric, [scored])
     return Scores(
         task=task,
-        value=estimate(task.metric, counts),
+        value=estimate(units),
         n=len(scored),
-        units=len(counts),
+        units=units.n,
         points=sum(record.score for record in scored),
         unparsed=unparsed_share(scored),
-        details=task.metric.details(counts.sum(0)),
+        details=task.metric.details(units.counts[0].sum(0)),
         categories=accuracy_by_category(scored),
         problems={record.id: record.problem for record in records if record.problem},
         records=tuple(records),

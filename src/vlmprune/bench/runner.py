@@ -61,7 +61,7 @@ class Plan:
         pixels: limits of a picture's size instead of the protocol's.
         max_new_tokens: length of a reply instead of the protocol's.
         limit: questions per task that can be asked; None for all, and for FULL of tasks without end.
-        seed: of the sessions.
+        seeds: of the sessions of methods that draw, each of which runs once with every one. Others run once.
         batch_size: questions per batch.
         positions: position policy, None for each method's own.
         device: None for the GPU when there is one.
@@ -79,7 +79,7 @@ class Plan:
     pixels: Pixels | None = None
     max_new_tokens: int | None = None
     limit: int | None = LIMIT
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
     batch_size: int = BATCH_SIZE
     positions: str | None = None
     device: str | None = None
@@ -103,6 +103,8 @@ class Plan:
         if self.positions is not None and self.positions not in POSITIONS:
             choice = f" is not a policy: choose {' or '.join(POSITIONS)}."
             raise UserError(Option("positions", self.positions), choice)
+        if not self.seeds or min(self.seeds) < 0:
+            raise UserError(Option("seeds"), " needs whole numbers from 0.")
         for protocol in (self.protocol, *self.protocols.values()):
             if protocol is not None:
                 get_protocol(protocol)
@@ -115,14 +117,18 @@ class Plan:
         return FULL if self.limit is None and task.endless else self.limit
 
     def variants(self) -> list[Variant]:
-        """Vanilla, then the methods at every budget, the baselines first unless they have been given a place."""
+        """Vanilla, then the methods at every budget, the baselines first unless they have been given a place.
+
+        A method that draws is there once for each seed.
+        """
         asked = []
         for text in self.methods:
             own = variants_of(text, self.keeps)
             asked += [*own, *(plain for variant in own if (plain := variant.unfused) is not None)]
         named = {variant.method for variant in asked}
         missing = [v for name in BASELINES if name not in named for v in variants_of(name, self.keeps)]
-        return list(dict.fromkeys([Variant(VANILLA, 1.0, VANILLA), *missing, *asked]))
+        every = dict.fromkeys([Variant(VANILLA, 1.0, VANILLA), *missing, *asked])
+        return [one for variant in every for one in variant.seeded(self.seeds)]
 
 
 @dataclass(frozen=True)
@@ -134,12 +140,20 @@ class Variant:
         keep: the budget; None for a chain, which carries several.
         text: the recipe as results name it (`bench.marks`), or "vanilla".
         recipe: with the code that a method's file holds now, whatever becomes of it while this runs.
+        seed: of its session where a method draws, else None.
     """
 
     method: str
     keep: Keep | None
     text: str
     recipe: Recipe | None = field(default=None, compare=False)
+    seed: int | None = None
+
+    def seeded(self, seeds: Sequence[int]) -> list[Variant]:
+        """The same with each seed where a method draws, else itself."""
+        stages = self.recipe.stages if self.recipe is not None else ()
+        draws = any(stage.method.draws for stage in stages)
+        return [replace(self, seed=seed) for seed in dict.fromkeys(seeds)] if draws else [self]
 
     @property
     def resizes(self) -> bool:
@@ -282,7 +296,8 @@ class ModelBench:
 
     @property
     def recipes(self) -> list[Recipe]:
-        return [variant.recipe for variant in self.variants if variant.recipe is not None]
+        found = {variant.text: variant.recipe for variant in self.variants if variant.recipe is not None}
+        return list(found.values())
 
     def _asker(self, task: Task) -> Asker:
         name = self.plan.protocols.get(task.name, self.plan.protocol)
@@ -305,7 +320,6 @@ class ModelBench:
             "canvas": canvas if task.endless else "",
             "generation": asker.generation(),
             "pixels": "" if asker.pixels is None else str(asker.pixels),
-            "seed": self.plan.seed,
             "batch_size": self.plan.batch_size,
             "versions": library_versions(),
         }
@@ -314,6 +328,7 @@ class ModelBench:
             positions = None if variant.text == VANILLA else self.plan.positions
             own: dict[str, Any] = {"code": code_of(variant.recipe)} if variant.recipe else {}
             own |= {"method": variant.method, "recipe": variant.text, "keep": variant.keep, "positions": positions}
+            own["seed"] = variant.seed
             run = Run(**own, **common)
             jobs.append(Job(run, variant, self.store.resume(run, questions.ids)))
         return jobs
@@ -366,6 +381,6 @@ class ModelBench:
             self.model,
             variant.recipe,
             positions=self.plan.positions,
-            seed=self.plan.seed,
+            seed=variant.seed or 0,
             text_tower=self.text_tower,
         )

@@ -2,16 +2,16 @@
 
 Layout of a result folder:
 
-    .vlmprune                             that vlmprune may write here; locked by the process that does
+    .vlmprune                             marks a folder that vlmprune may write to; locked by the process that writes
     comparison.json                       which runs the tables compare (see `Store.compare`)
-    runs/MODEL/TASK/METHOD-KEY.jsonl      one line a sample, appended as replies come
-    runs/MODEL/TASK/METHOD-KEY.json       written once, when every sample is there
+    runs/MODEL/TASK/METHOD-KEY.jsonl      one line per sample, appended as replies come
+    runs/MODEL/TASK/METHOD-KEY.json       written once, when every sample is done
     runs/MODEL/TASK/METHOD-KEY.verdicts.jsonl   what a judge said of the replies (`bench.verdicts`)
-    judge.jsonl                           its answers, by what it was asked (`scoring.judge`)
+    judge.jsonl                           the judge's answers, by what it was asked (`scoring.judge`)
 
 The key is a hash of everything that decides a run, so a run is never computed twice and never mistaken for another.
-A process killed in mid-write leaves a last line without an end; it is dropped on reading. Readers score the raw
-replies anew, so tables follow the present scorers, without a model.
+A process that is killed while it writes leaves an unfinished last line, which is dropped on reading. Readers compute
+scores from the raw replies, so tables follow the current scorers, without a model.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Run:
         protocol: how the question is worded (`bench.protocol`).
         canvas: how generated scenes are drawn for the model; "" for data sets.
         generation: arguments of `generate`.
-        seed: of the session, for methods that draw.
+        seed: of the session, for a method that draws; None for one that does not, whose result no seed changes.
         batch_size: samples a batch; batches start at fixed samples.
         versions: of the libraries that compute.
         code: SHA-256 of the file of each method that comes from one, by mark.
@@ -78,7 +78,7 @@ class Run:
     protocol: str
     canvas: str
     generation: Mapping[str, Any]
-    seed: int
+    seed: int | None
     batch_size: int
     versions: Mapping[str, str]
     code: Mapping[str, str] = field(default_factory=dict)
@@ -92,8 +92,9 @@ class Run:
 
     @property
     def setting(self) -> str:
-        """Hash of everything but the method and its budget: runs of one setting may be compared."""
-        own = ("method", "recipe", "keep", "positions", "code", *(name for name in _LATER if not getattr(self, name)))
+        """Hash of everything but the method, its budget and its seed: runs of one setting may be compared."""
+        later = (name for name in _LATER if not getattr(self, name))
+        own = ("method", "recipe", "keep", "positions", "code", "seed", *later)
         return _digest({f.name: getattr(self, f.name) for f in fields(Run) if f.name not in own})
 
 
@@ -271,7 +272,7 @@ def load_results(folder: str | Path, every: bool = False) -> list[Result]:
     if not folder.is_dir():
         if folder.exists():
             raise UserError(f"{str(folder)!r} is a file, and not a result folder.")
-        raise UserError(f"There is no result folder {str(folder)!r}: {bench_into(folder)} makes one.")
+        raise UserError(f"There is no result folder {str(folder)!r}: run {bench_into(folder)} to make it.")
     if any(folder.iterdir()) and not is_our_folder(folder) and not (folder / _COMPARISON).exists():
         raise UserError(f"{str(folder)!r} is not a result folder: give one that `vlmprune bench --out` has filled.")
     results = [result for path in sorted(folder.glob("runs/*/*/*.json")) if (result := _read_result(path))]
@@ -283,7 +284,7 @@ def load_results(folder: str | Path, every: bool = False) -> list[Result]:
     named = comparison["files"]
     results = [replace(r, files={mark: named[mark] for mark in r.code if mark in named}) for r in results]
     if not results:
-        raise UserError(f"There is no finished run in {str(folder)!r}: {bench_into(folder)} makes some.")
+        raise UserError(f"There is no finished run in {str(folder)!r}: run {bench_into(folder)} first.")
     models, methods = list(comparison["settings"]), [VANILLA, *comparison["methods"]]
     tasks = {model: list(of) for model, of in comparison["settings"].items()}
 
@@ -301,7 +302,7 @@ def load_results(folder: str | Path, every: bool = False) -> list[Result]:
 
 
 def load_records(result: Result) -> list[Record]:
-    """The samples of a finished run, scored anew from the raw replies.
+    """The samples of a finished run, with scores computed again from the raw replies.
 
     Raises:
         UserError: samples are missing or broken.
@@ -311,7 +312,7 @@ def load_records(result: Result) -> list[Record]:
         records = [_record(line, said) for line in _complete_lines(result.records_path)]
     except (ValueError, KeyError, TypeError):
         raise UserError(
-            f"{str(result.records_path)!r} has a line that is no sample: delete it and its .json, and run again."
+            f"{str(result.records_path)!r} has a line that is not a sample: delete it and its .json, and run again."
         ) from None
     if len(records) < result.n:
         raise UserError(f"{str(result.records_path)!r} has lost samples: delete the .json beside it and run again.")
@@ -387,7 +388,7 @@ def _read_comparison(folder: Path) -> dict[str, Any]:
             "files": dict(content.get("files", {})),
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{str(path)!r} cannot be read: delete it, and {bench_into(folder)} writes it anew.") from None
+        raise UserError(f"{str(path)!r} cannot be read: delete it, and run {bench_into(folder)} again.") from None
 
 
 def _holds_results(folder: Path) -> bool:

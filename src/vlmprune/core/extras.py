@@ -1,4 +1,4 @@
-"""Which packages beyond the core each command needs: asked when it starts, not when it has done its work."""
+"""The packages that each command needs beyond the core, checked when it starts and not after it has done its work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from vlmprune.core.errors import UserError
 
-EXTRA = "bench"  # in pyproject.toml, which has them all
+EXTRA = "bench"  # the extra in pyproject.toml that has all of these packages
 DRAWING = ("matplotlib", "jinja2")
 PACKAGES: dict[str, tuple[str, ...]] = {
     "run": ("jinja2",),  # chat templates
@@ -24,8 +24,8 @@ DATA = {"datasets": EXTRA, "pyarrow": EXTRA, "fsspec": EXTRA, "av": "video"}
 
 
 def check_packages(command: str) -> None:
-    """Raise UserError unless everything that a command will need can be imported."""
-    if missing := [name for name in PACKAGES[command] if not _there(name)]:
+    """Raise UserError unless every package that a command will need can be imported."""
+    if missing := [name for name in PACKAGES[command] if not is_there(name)]:
         raise UserError(f"vlmprune {command} {needs(missing)}")
 
 
@@ -50,8 +50,8 @@ def needs(missing: list[str] | tuple[str, ...], extra: str = EXTRA) -> str:
     return f"needs {' and '.join(missing)}: pip install 'vlmprune[{extra}]', or '.[{extra}]' in a clone."
 
 
-def _there(name: str) -> bool:
-    """Imported, not just looked for: a package that is there may be broken."""
+def is_there(name: str) -> bool:
+    """Whether a package can be imported. Looking for it is not enough: an installed package may be broken."""
     try:
         import_module(name)
     except ImportError:

@@ -7,18 +7,18 @@ those of transformers' video processor as its two image processors differ from e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.feature_extraction_utils import BatchFeature
+from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.processing_utils import VideosKwargs
-from transformers.video_processing_utils import VideoProcessorMixin
+from transformers.utils import cached_file
 from transformers.video_utils import VideoMetadata
 
 from vlmprune.core.errors import UserError
@@ -45,16 +45,15 @@ class FrameProcessor:
         pictures: the PIL image processor, with the settings of the video processor.
     """
 
-    valid_kwargs: ClassVar[Any] = VideosKwargs
-
     def __init__(self, pictures: Any) -> None:
         self.pictures = pictures
 
     def __call__(
-        self, videos: Sequence[np.ndarray], video_metadata: Sequence[VideoMetadata] | None = None, **_: Any
+        self, videos: Sequence[np.ndarray], video_metadata: Sequence[Mapping[str, Any]] = (), **_: Any
     ) -> BatchFeature:
-        """`pixel_values_videos` of all videos, as the family's model takes them, and `video_metadata`."""
-        return BatchFeature({**self.join([self._frames(video) for video in videos]), "video_metadata": video_metadata})
+        """`pixel_values_videos` of all videos, as the family's model takes them, and `video_metadata` as objects."""
+        about = [VideoMetadata(**one) for one in video_metadata]
+        return BatchFeature({**self.join([self._frames(video) for video in videos]), "video_metadata": about})
 
     def _frames(self, video: np.ndarray) -> Any:
         return self.pictures(list(video), return_tensors="pt", input_data_format="channels_last")
@@ -93,12 +92,27 @@ def frame_processor(model_type: str, path: str | Path) -> FrameProcessor | None:
     """What prepares the videos of a checkpoint, or None where frames are not prepared as pictures are."""
     if model_type not in _ASSUMED:
         return None
-    found, _ = VideoProcessorMixin.get_video_processor_dict(path)
+    found = _settings(path)
     switches = {name: value for name, value in found.items() if name.startswith("do_") and name != "do_sample_frames"}
     settings = {**_CLIP, **_ASSUMED[model_type], **{name: found[name] for name in _KNOWN if name in found}, **switches}
     if model_type.startswith("qwen"):
         return PatchFrameProcessor(Qwen2VLImageProcessorPil(**settings))
     return FrameProcessor(PilPictures(**{"do_resize": True, "do_rescale": True, "do_normalize": True, **settings}))
+
+
+def _settings(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's settings of its video processor, or else of its image processor, where transformers looks."""
+    whole = _read(path, "processor_config.json")
+    if "video_processor" in whole:
+        return whole["video_processor"]
+    return _read(path, "video_preprocessor_config.json") or _read(path, "preprocessor_config.json")
+
+
+def _read(path: str | Path, name: str) -> dict[str, Any]:
+    """A file of a checkpoint; nothing where it has none."""
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    found = cached_file(str(path), name, **quiet)
+    return json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
 
 
 class PilPictures(PilBackend):

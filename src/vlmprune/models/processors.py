@@ -1,10 +1,10 @@
-"""Loading a model's processor, also where torchvision is not installed.
+"""Loading a model's processor, even if torchvision is not installed.
 
 `AutoProcessor` builds every part that a processor class names. The processors of many families (Qwen-VL, InternVL,
-SmolVLM, LLaVA-OneVision, ...) name a video processor, which transformers 5.23 can build with torchvision only; without
-it their checkpoints get no processor, although images need none of it. `load_processor` then puts the processor
-together from the parts that images need: tokenizer, PIL image processor, chat template; and for families whose videos
-are prepared frame by frame, what does that without torchvision (`models.frames`).
+SmolVLM, LLaVA-OneVision, ...) name a video processor, which transformers 5.23 can build only with torchvision. Without
+it their checkpoints get no processor, although images do not need torchvision. `load_processor` then builds the
+processor from the parts that images need: tokenizer, PIL image processor, chat template; and, for families whose videos
+are prepared frame by frame, from what does that without torchvision (`models.frames`).
 """
 
 from __future__ import annotations

@@ -15,12 +15,16 @@ from vlmprune.data.rows import PROBLEM, READERS, Row, read_rows
 from vlmprune.data.sample import Sample
 from vlmprune.data.source import Hub, data_files
 from vlmprune.data.video import Clip
+from vlmprune.scoring.judged import JUDGED
 from vlmprune.scoring.metrics import ACCURACY
 from vlmprune.scoring.replies import SCORERS, score_reply
 from vlmprune.tasks.data_task import DataTask
 from vlmprune.tasks.task import Place
 
 FREE, CHOICE, YES_NO = "words", "option", "yesno"  # kinds of answers where a row names none
+# What a row may name as its metric: a judge has instructions for the questions of its data set alone, and a "choice"
+# has its options in the question.
+KINDS = tuple(kind for kind in SCORERS if kind not in JUDGED and kind != "choice")
 _HUB = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]*))?(?::([\w.-]+))?", re.ASCII)
 
 
@@ -61,7 +65,7 @@ class OwnTask(DataTask):
         if sample.problem:
             return replace(sample, kind=self.kind)
         sample = replace(sample, kind=sample.kind or _kind(sample))
-        return replace(sample, problem=_fault(sample), kind=sample.kind if sample.kind in SCORERS else self.kind)
+        return replace(sample, problem=_fault(sample), kind=sample.kind if sample.kind in KINDS else self.kind)
 
 
 def _clip(row: Row) -> Clip:
@@ -85,10 +89,10 @@ def _kind(sample: Sample) -> str:
 
 def _fault(sample: Sample) -> str:
     """Why replies cannot be scored, in words: an answer must be right when the model says it."""
-    if sample.kind not in SCORERS:
-        return f"its metric {sample.kind!r} is none of {', '.join(SCORERS)}"
+    if sample.kind not in KINDS:
+        return f"its metric {sample.kind!r} is none of {', '.join(KINDS)}"
     for answer in sample.answers:
-        if not score_reply(sample.kind, answer, sample.answers, sample.options).score > 0:
+        if score_reply(sample.kind, answer, sample.answers, sample.options).score == 0:
             return f"its answer {answer!r} would not count as right by its metric {sample.kind!r}"
     return ""
 
