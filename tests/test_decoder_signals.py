@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -31,7 +30,9 @@ from vlmprune.core.signals import (
     VisualQueryAttention,
 )
 from vlmprune.models import adapter_for
+from vlmprune.models.base import Adapter
 from vlmprune.testing import FAMILIES, image_numbers, prompt
+from vlmprune.testing.decoder import watched
 from vlmprune.testing.weights import IMAGE, SLIDING, TEXT, TOWER, builder
 
 EXACT = 1e-5
@@ -63,38 +64,8 @@ def one_thread() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def watched(family: str, layer: int) -> Iterator[dict[str, Tensor]]:
-    """What passes through a decoder layer of the eager model: its input, attention maps, what its MLP
-    and the next layer read."""
-    adapter, seen = adapter_for(built(family, "eager")), {}
-    module: Any = adapter.decoder_layers[layer]
-    following = adapter.decoder_layers[layer + 1 : layer + 2]
-
-    def note_input(name: str) -> Any:
-        def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen[name] = args[0] if args else kwargs["hidden_states"]
-
-        return note
-
-    def note_text(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen["embeds"] = kwargs["inputs_embeds"]
-
-    handles = [
-        module.register_forward_pre_hook(note_input("input"), with_kwargs=True),
-        # what the next layer gets: deepstack adds to the output in between
-        *(after.register_forward_pre_hook(note_input("next"), with_kwargs=True) for after in following),
-        module.mlp.register_forward_pre_hook(lambda _, args: seen.__setitem__("mlp", args[0])),
-        adapter.text_model.register_forward_pre_hook(note_text, with_kwargs=True),
-    ]
-    if adapter.layer_kind(layer) != "linear_attention":
-        attention = adapter.decoder_attention(layer)
-        handles.append(attention.register_forward_hook(lambda _, args, out: seen.__setitem__("maps", out[1])))
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+def eager_of(family: str) -> Adapter:
+    return adapter_for(built(family, "eager"))
 
 
 def shown(family: str, layer: int, needs: dict[str, Need]) -> list[dict[str, Any]]:
@@ -126,7 +97,7 @@ def close(got: Tensor, wanted: Tensor, tolerance: float = EXACT) -> None:
 @pytest.mark.parametrize("family", SIX)
 def test_signals_equal_eager_attentions_and_hooks(family: str) -> None:
     layer = 2
-    with watched(family, layer - 1) as eager:
+    with watched(eager_of(family), layer - 1) as eager:
         built(family, "eager")(**inputs_of(family, RAGGED))
     text_model = adapter_for(built(family, "eager")).text_model
     norms = {"final": text_model.norm, "following": text_model.layers[layer].input_layernorm}
@@ -158,7 +129,7 @@ def test_looking_ahead_shows_what_the_next_layer_does(family: str, layer: int) -
         with pytest.raises(vlmprune.UserError, match="linear attention"):
             shown(family, layer, needs)
         return
-    with watched(family, layer) as eager:
+    with watched(eager_of(family), layer) as eager:
         built(family, "eager")(**inputs_of(family, RAGGED))
     for seen, (row, image, _) in zip(shown(family, layer, needs), columns(family), strict=True):
         close(seen["ahead"], eager["maps"][row].mean(0)[-1, image])
@@ -174,7 +145,7 @@ def test_signals_behind_a_pruned_cache(family: str, layer: int) -> None:
     with vlmprune.prune(model, Recipe((Stage(spy, 0.5),))):
         cache = cache_of(model(**first, use_cache=True))
         both = torch.cat([first["attention_mask"], more["attention_mask"]], dim=1)
-        with watched(family, layer) as ahead, watched(family, layer - 1) as before:
+        with watched(eager_of(family), layer) as ahead, watched(eager_of(family), layer - 1) as before:
             model(**{**more, "attention_mask": both}, **behind(cache))
     assert cache.layers[layer].keys.shape[2] < cache.layers[layer - 1].keys.shape[2] or family == "gemma3"
     for seen, (row, image, text) in zip(spy.seen[2:], columns(family, [[1], [5]]), strict=True):

@@ -20,6 +20,7 @@ from typing import Any
 import harness as matrix
 import pytest
 import torch
+from harness_pages import family_files
 from typer.main import get_command
 
 import vlmprune
@@ -160,7 +161,7 @@ def test_results_are_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(docs, "IMAGES", tmp_path / "images")
     docs.take_results(tmp_path / "results")
     summary = docs.results_summary()
-    assert "torch 2.13.0" in summary and "commit abc" in summary and "8 questions a task" in summary
+    assert "torch 2.13.0" in summary and "commit abc" in summary and "8 questions per task" in summary
     for model in ("llava", "qwen2_5_vl"):
         assert f"**{model}**\n\n| method |" in summary
         assert (tmp_path / "images" / f"{model}-accuracy.svg").exists()
@@ -351,12 +352,11 @@ def test_the_worked_example_of_a_family_passes_the_matrix(tmp_path: Path) -> Non
         skipped = shutil.ignore_patterns("__pycache__", "goldens")
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=skipped)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    block = re.compile(r"`(\w+)\.py` in\s`([\w/]+)/`.*?^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-    files = block.findall(text(FAMILY_PAGE))
-    [(name, adapters, _), (same, families, _)] = files
-    assert name == same and name not in SUPPORTED and name not in FAMILIES
-    assert (adapters, families) == ("src/vlmprune/models", "src/vlmprune/testing/families")
-    for _, folder, code in files:
+    files = family_files()
+    assert [*files] == ["src/vlmprune/models", "src/vlmprune/testing/families"]
+    [name] = {name for name, _ in files.values()}
+    assert name not in SUPPORTED and name not in FAMILIES
+    for folder, (_, code) in files.items():
         (tmp_path / folder / f"{name}.py").write_text(code, encoding="utf-8")
 
     modules = ["test_tiny", "test_mapping", "test_equivalence"]

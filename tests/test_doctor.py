@@ -24,11 +24,11 @@ from vlmprune.core.view import Grid, ImageView, Whole
 from vlmprune.doctor import diagnose, examine, sample_picture
 from vlmprune.doctor.anatomy import attention_backends, ranges
 from vlmprune.doctor.layout import DROPPED, KEPT, NOTHING, Layout, describe_layout
-from vlmprune.doctor.methods import layer_after_attention
 from vlmprune.doctor.picture import COLORS, draw_layout
 from vlmprune.doctor.proof import proof_recipes
 from vlmprune.models import adapter_for
 from vlmprune.testing import FAMILIES, prompt
+from vlmprune.testing.adapter_subject import layer_after_attention
 from vlmprune.testing.families.qwen3_5 import PLAIN_TOWER, RECURRENT_TEXT
 from vlmprune.testing.generic import USUAL
 from vlmprune.testing.qwen import IDS
@@ -243,7 +243,11 @@ def test_slots_that_share_a_cell() -> None:
     shown = layout([0, 1, 1, 2], [2, 3], Grid(2, 2, 1))
     assert shown.images[0].doubled == 1 and shown.images[0].count == 4
     lines = describe_layout(shown, "random:0.5")
-    assert lines[2:4] == ["  . #", "  #"] and "1 more slots fall on cells drawn already" in lines[4]
+    assert (
+        lines[2:4] == ["  . #", "  #"]
+        and "slots that show a cell already drawn" in lines[4]
+        and lines[4].endswith(": 1")
+    )
 
 
 def test_wide_grids_are_drawn_without_spaces() -> None:

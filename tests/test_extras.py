@@ -16,7 +16,7 @@ import vlmprune
 from vlmprune import cli
 from vlmprune.bench import load, runner
 from vlmprune.core.errors import UserError
-from vlmprune.core.extras import EXTRA, PACKAGES, SHELL
+from vlmprune.core.extras import DATA, EXTRA, PACKAGES, SHELL
 from vlmprune.report import build
 
 ROOT = Path(__file__).parent.parent
@@ -59,7 +59,7 @@ def test_nothing_is_imported_that_no_command_asks_for() -> None:
         "huggingface_hub",
         "packaging",
     }  # the last two with transformers
-    asked = {name for names in PACKAGES.values() for name in names} | set(SHELL)
+    asked = {name for names in PACKAGES.values() for name in names} | set(SHELL) | set(DATA)
     for path in Path(vlmprune.__file__).parent.rglob("*.py"):
         assert third_party(path) <= core | asked | OPTIONAL, path
 

@@ -8,17 +8,15 @@ hand (vlmprune.testing knows which patches stand behind a slot).
 from __future__ import annotations
 
 import copy
-import itertools
 import random
-import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from harness import SEEDS, batch, built, features, in_text_model
-from torch import Tensor, nn
+from harness import SEEDS, batch, built
+from torch import Tensor
 
 import vlmprune
 from vlmprune.core.method import Method, Scorer
@@ -32,10 +30,11 @@ from vlmprune.core.signals import (
     ReceivedAttention,
     TowerFeatures,
 )
-from vlmprune.core.view import Grid, ImageView, ModelInfo
+from vlmprune.core.view import ImageView, ModelInfo
 from vlmprune.testing import FAMILIES, Family
 from vlmprune.testing.anyres import ONEVISION
 from vlmprune.testing.images import text
+from vlmprune.testing.tower import Expected, features, in_text_model, tower_layers
 from vlmprune.testing.weights import IMAGE
 
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -58,22 +57,6 @@ def kept_by(model: Any, method: Method | str, keep: float | int, inputs: dict[st
 # ------------------------------------------------------------------ cells
 
 
-def cells_by_hand(family: str, seed: int) -> tuple[Grid, list[set[int]]]:
-    """The slot grid of an image, and for each slot the cells it may be said to show; several where they weigh alike."""
-    slots, kind = FAMILIES[family].patches(seed), FAMILIES[family].kind
-    frames, rows, cols = (1 + max(place[axis] for slot in slots for place in slot) for axis in range(3))
-    pooled = kind.pooled(seed)
-    if pooled:  # the grid is that of the slots
-        number = itertools.count()
-        return Grid(*pooled, frames), [{next(number)} if slot else {-1} for slot in slots]
-    grid = Grid(rows // kind.side, cols // kind.side, frames)
-
-    def cell(place: tuple[int, int, int]) -> int:
-        return (place[0] * grid.rows + place[1] // kind.side) * grid.cols + place[2] // kind.side
-
-    return grid, [{cell(place) for place in slot} or {-1} for slot in slots]
-
-
 @torch.no_grad()
 @families
 def test_the_report_says_which_cell_each_slot_shows(family: str) -> None:
@@ -81,7 +64,7 @@ def test_the_report_says_which_cell_each_slot_shows(family: str) -> None:
         built(family)(**batch(FAMILIES[family], SEEDS))
     for sample, grids, cells in zip(SEEDS, session.last.grids, session.last.cells, strict=True):
         for seed, grid, shown in zip(sample, grids, cells, strict=True):
-            expected, allowed = cells_by_hand(family, seed)
+            expected, allowed = FAMILIES[family].slot_grid(seed)
             assert grid == expected and len(shown) == len(allowed)
             assert all(cell in those for cell, those in zip(shown.tolist(), allowed, strict=True))
 
@@ -253,137 +236,11 @@ class Spy(Method):
         return torch.arange(view.keep)
 
 
-@dataclass
-class Layer:
-    """What one encoder layer did, by eager attention of the tower itself, a tensor a call.
-
-    Attributes:
-        maps: [pictures, H, N, N] attention after the softmax.
-        keys: [pictures, H, N, d] after rotary embedding.
-        states: [pictures, N, C] output of the layer.
-    """
-
-    maps: list[Tensor]
-    keys: list[Tensor]
-    states: list[Tensor]
-
-
-def tower_layers(family: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Layer], Tensor]:
-    """Its encoder layers and the features [slots, D], of one image or video alone.
-
-    A layer is what holds an attention module outside the language model, unless its tower did not run.
-    """
-    model, arguments = built(family, "eager"), FAMILIES[family].image(seed)[0]
-    modules = {
-        name.rpartition(".")[0]: module
-        for name, module in model.named_modules()
-        if name.rpartition(".")[2] in ("attn", "attention", "self_attn") and not in_text_model(name)
-    }
-    attentions, layers = list(modules.values()), [Layer([], [], []) for _ in modules]
-
-    def noting(layer: Layer) -> Any:
-        return lambda module, args, output: layer.states.append(output[0] if isinstance(output, tuple) else output)
-
-    handles = [
-        model.get_submodule(name).register_forward_hook(noting(layer))
-        for name, layer in zip(modules, layers, strict=True)
-    ]
-    with monkeypatch.context() as patch:
-        for modeling in {sys.modules[type(attention).__module__] for attention in attentions}:
-            original = getattr(modeling, "eager_attention_forward", None)
-            if original is None:  # torch's own, in a head that nothing reads
-                continue
-
-            def recording(
-                module: nn.Module, query: Tensor, key: Tensor, *args: Any, forward: Any = original, **kwargs: Any
-            ) -> Any:
-                output, weights = forward(module, query, key, *args, **kwargs)
-                layers[attentions.index(module)].maps.append(weights)
-                layers[attentions.index(module)].keys.append(key)
-                return output, weights
-
-            patch.setattr(modeling, "eager_attention_forward", recording)
-        made = features(model, arguments)
-    for handle in handles:
-        handle.remove()
-    return [layer for layer in layers if layer.maps], made
-
-
-def tower_order(family: str, seed: int) -> list[tuple[int, int, int]]:
-    """The patches of an image as they stand in the tower, CLS tokens left out."""
-    arguments = FAMILIES[family].image(seed)[0]
-    grid = next((arguments[key] for key in ("image_grid_thw", "video_grid_thw") if key in arguments), None)
-    if grid is None:
-        pixels = arguments["pixel_values" if "pixel_values" in arguments else "pixel_values_videos"]
-        tiles, side = pixels.numel() // pixels.shape[-3:].numel(), pixels.shape[-1] // 4
-        return [(tile, row, col) for tile in range(tiles) for row in range(side) for col in range(side)]
-    frames, rows, cols = grid[0].tolist()
-    window = FAMILIES[family].window or rows + cols  # in slots, on each side
-    return [
-        (frame, 2 * row + i, 2 * col + j)
-        for frame in range(frames)
-        for top in range(0, rows // 2, window)
-        for left in range(0, cols // 2, window)
-        for row in range(top, min(top + window, rows // 2))
-        for col in range(left, min(left + window, cols // 2))
-        for i in range(2)
-        for j in range(2)
-    ]
-
-
-def slot_values(family: str, seed: int, values: dict[tuple[int, int, int], Tensor]) -> Tensor:
-    """Values of patches [C] to those of the slots that have patches [slots, C]."""
-    rows = []
-    for patches, shares in zip(FAMILIES[family].patches(seed), FAMILIES[family].shares(seed), strict=True):
-        if patches:
-            parts = [share * values[place] for place, share in zip(patches, shares, strict=True)]
-            rows.append(torch.stack(parts).sum(0))
-    return torch.stack(rows)
-
-
-class Expected:
-    """Statistics of one image at one encoder layer, as rows of the slots that have patches."""
-
-    def __init__(self, family: str, seed: int, layer: Layer) -> None:
-        self.family, self.seed, self.layer = family, seed, layer
-        self.cls = FAMILIES[family].cls
-
-    def mapped(self, tokens: list[Tensor]) -> Tensor:
-        """Of values of the tower's tokens [pictures, N, C], a tensor a call."""
-        rows = torch.cat([values[:, int(self.cls) :].flatten(0, 1) for values in tokens])
-        order = tower_order(self.family, self.seed)
-        return slot_values(self.family, self.seed, dict(zip(order, rows, strict=True)))
-
-    @property
-    def received(self) -> Tensor:
-        padding = FAMILIES[self.family].image(self.seed)[0].get("pixel_attention_mask")
-        scores = []
-        for maps in self.layer.maps:
-            queries = torch.ones(maps.shape[0], maps.shape[2], dtype=torch.bool)
-            if padding is not None:
-                queries = padding[0, :, ::4, ::4].flatten(1).bool()
-            scores.append(torch.stack([one[:, real].mean((0, 1)) for one, real in zip(maps, queries, strict=True)]))
-        return self.mapped([score[..., None] for score in scores])[:, 0]
-
-    @property
-    def attended(self) -> Tensor:
-        if not self.cls:
-            return self.received
-        return self.mapped([maps.mean(1)[:, 0, :, None] for maps in self.layer.maps])[:, 0]
-
-    @property
-    def keys(self) -> Tensor:
-        return self.mapped([keys.mean(1) for keys in self.layer.keys])
-
-    @property
-    def cls_keys(self) -> Tensor:
-        return torch.cat([keys.mean(1)[:, 0] for keys in self.layer.keys])
-
-
 @torch.no_grad()
 @families
-def test_statistics_equal_those_of_eager_attention(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    used, rows = FAMILIES[family].used, FAMILIES[family].tower_rows
+def test_statistics_equal_those_of_eager_attention(family: str) -> None:
+    subject, eager = FAMILIES[family], built(family, "eager")
+    used, rows = subject.used, subject.tower_rows
     layers: list[tuple[EncoderLayer, int]] = [("used", used), (1, 1), (2, 2)]  # Qwen2.5-VL's third sees windows only
     for named, number in layers:
         layer: Any = named
@@ -392,16 +249,16 @@ def test_statistics_equal_those_of_eager_attention(family: str, monkeypatch: pyt
         )
         kept_by(built(family), spy, 2, batch(FAMILIES[family], SEEDS))
         for seed, view in zip([seed for sample in SEEDS for seed in sample], spy.seen, strict=True):
-            alone, made = tower_layers(family, seed, monkeypatch)
-            expected = Expected(family, seed, alone[number])
+            alone, made = tower_layers(eager, subject.image(seed)[0])
+            expected = Expected(subject, seed, alone[number])
             assert close(view["received"], expected.received)
             assert close(view["cls"], expected.attended)
-            assert close(view["keys"].rows, expected.keys)
-            states = Expected(family, seed, alone[used])
+            assert close(view["keys"].rows, expected.heads("keys"))
+            states = Expected(subject, seed, alone[used])
             patched = torch.tensor([bool(slot) for slot in FAMILIES[family].patches(seed)])
             assert close(view["rows"].rows, states.mapped(states.layer.states) if rows else made[patched])
-            assert (view["keys"].cls is None) == (view["rows"].cls is None) == (not (rows and expected.cls))
-            if rows and expected.cls:
+            assert (view["keys"].cls is None) == (view["rows"].cls is None) == (not (rows and subject.cls))
+            if rows and subject.cls:
                 assert close(view["keys"].cls, expected.cls_keys)
                 assert close(view["rows"].cls, torch.cat([part[:, 0] for part in states.layer.states]))
             # a mapping that mistakes one slot for another would show

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import RAGGED, built, families, features, generate, in_text_model
+from harness import RAGGED, built, families, generate
 from torch import Tensor
 
 from vlmprune.core.errors import UserError
@@ -18,6 +18,7 @@ from vlmprune.runtime.oracle import is_recurrent
 from vlmprune.testing import FAMILIES, alone, image_numbers, prompt
 from vlmprune.testing.families import declared
 from vlmprune.testing.images import paint
+from vlmprune.testing.tower import features, in_text_model
 
 
 @families

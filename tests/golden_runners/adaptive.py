@@ -62,7 +62,7 @@ def _filters(case: Case) -> None:
     case.expect_setting(
         "pruning_layers", [layer - 1 for layer in method.schedule(replace(LLAVA, decoder_layers=depth))]
     )
-    memory: dict[str, Any] = {"keys": {None: keys}}
+    memory: dict[str, Any] = {"keys": keys}
     slots = torch.arange(n)
     columns: dict[int, Tensor] = {}
     entering: list[int] = []
@@ -98,7 +98,7 @@ def _passing(method: MustDrop, image: ImageView) -> list[int]:
 
     Without any key token it cannot be seen where it lets none pass: the authors then keep none, the library the best.
     """
-    ends = [replace(image, memory={"keys": {None: slot}}) for slot in (image.slots[:1], image.slots[-1:])]
+    ends = [replace(image, memory={"keys": slot}) for slot in (image.slots[:1], image.slots[-1:])]
     first, last = (set(method.select(view).tolist()) for view in ends)
     return sorted(first & last)
 

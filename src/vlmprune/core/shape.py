@@ -1,4 +1,4 @@
-"""Widths and depths of a model: what operations are counted by."""
+"""Widths and depths of a model, from which operations are counted."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Shape:
         encoder_gated: whether its MLP has three matrices.
         encoder_heads: its attention heads.
         has_cls: whether it has a CLS token.
-        window: encoder tokens a window, 0 without windows.
+        window: encoder tokens per window, 0 without windows.
         full_layers: encoder layers with attention over the whole image.
         patch_inputs: numbers in a patch.
-        merge: patches a slot.
-        projector: multiplications of the projector (and of deepstack's) a slot.
+        merge: patches per slot.
+        projector: multiplications of the projector (and of deepstack's) per slot.
         layers, width, mlp, q_width, kv_width, vocabulary: of the decoder.
         tile: slots of a picture that the tower sees by itself, 0 where it sees all of an image at once.
         canvases: rows and columns of tiles that a picture may be cut into behind a view of the whole picture; none
@@ -75,13 +75,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Load:
-    """One sample on its way through a model, for counting what it costs to read a signal of it.
+    """The sizes of one sample in a model, by which the cost of reading a signal is counted.
 
     Attributes:
-        shape: of the model.
-        slots: visual tokens that the encoder made.
-        present: of them, those that reach the method.
-        text: tokens of the prompt's text.
+        shape: the model's.
+        slots: number of visual tokens that the encoder made.
+        present: how many of them reach the method.
+        text: number of text tokens in the prompt.
     """
 
     shape: Shape
@@ -91,14 +91,14 @@ class Load:
 
     @property
     def encoder_tokens(self) -> int:
-        """N of the encoder: patches, and CLS."""
+        """Tokens in the encoder: patches and CLS."""
         return self.slots * self.shape.merge + self.shape.has_cls
 
     @property
     def row(self) -> float:
-        """Operations of one query's logits in a decoder layer, over all tokens of the prompt."""
+        """Operations for the logits of one query in a decoder layer, over all tokens of the prompt."""
         return 2.0 * self.shape.q_width * (self.text + self.present)
 
     def pairs(self, width: int) -> float:
-        """Operations of comparing all present tokens with each other, as rows of this width."""
+        """Operations for comparing all present tokens with each other, as rows of this width."""
         return 2.0 * width * self.present**2

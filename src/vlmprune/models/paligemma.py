@@ -1,4 +1,4 @@
-"""PaliGemma: SigLIP tower, linear projector, image first; the whole prompt sees itself in both directions."""
+"""PaliGemma: SigLIP tower, linear projector, image first; two-way attention within the whole prompt."""
 
 from __future__ import annotations
 
@@ -25,5 +25,6 @@ class PaliGemmaAdapter(PatchAdapter):
         return torch.where(types == 0, 0, -1) if types is not None and first else None
 
     def project(self, rows: Tensor) -> Tensor:
-        # the model's dtype, as a quantised projector has no float weight to tell it
-        return self.inner.multi_modal_projector(rows.to(self.inner.dtype))
+        # Between the last layer and the projector stands the tower's last norm.
+        # The model's dtype, as a quantised projector has no float weight to tell it.
+        return self.inner.multi_modal_projector(self.inner.vision_tower.post_layernorm(rows.to(self.inner.dtype)))

@@ -1,11 +1,11 @@
-"""What a check is, how one is registered, and how all of them are run on a method."""
+"""What a check is, how one is registered, and how those of methods are run."""
 
 from __future__ import annotations
 
 import json
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ class Noted(Exception):
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that every method owes its caller.
+    """One thing that every method, or every adapter, owes its caller.
 
     Attributes:
         name: for `--only`.
@@ -39,22 +39,27 @@ class Check:
         function: raises `Failed`, `Skipped` or `Noted`.
         of: what it takes: "text", the method alone; "family", one `Subject`, so that it is asked for each family; or
             "families", a list of all `Subject`s.
+        after: the checks on which it rests: where one of them fails, it is left out, as it would only repeat that.
     """
 
     name: str
     words: str
     function: Callable[[Any], None]
     of: str
+    after: tuple[str, ...] = ()
 
 
-CHECKS: dict[str, Check] = {}
+CHECKS: dict[str, Check] = {}  # of methods
+ADAPTER_CHECKS: dict[str, Check] = {}
+
+Registered = Callable[[Callable[[Any], None]], Callable[[Any], None]]
 
 
-def check(words: str, of: str = "family") -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+def check(words: str, of: str = "family", after: Sequence[str] = (), into: dict[str, Check] = CHECKS) -> Registered:
     """Register a function as the check of its name."""
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
-        CHECKS[function.__name__] = Check(function.__name__, words, function, of)
+        into[function.__name__] = Check(function.__name__, words, function, of, tuple(after))
         return function
 
     return register
@@ -66,7 +71,7 @@ class Outcome:
 
     Attributes:
         check: its name.
-        family: the tiny model; None for a check without a model.
+        family: the model's name; None for a check that is not about one model.
         status: "passed", "failed", "skipped" (it does not apply) or "noted".
         text: what was expected and what happened, or why it was skipped.
         alone: the command that runs this alone.
@@ -84,18 +89,18 @@ class Outcome:
         return f"{self.check}{place}: {self.text}{again}"
 
 
-def ask(one: Check, method: Method, subjects: Sequence[Subject]) -> Outcome:
+def ask(one: Check, given: Any, command: str, ground: Ground | None = None) -> Outcome:
     """Run one check.
 
     Args:
-        subjects: the method on models: one where the check is of a family, none where it reads its text.
+        given: what it takes, as its `of` says.
+        command: that runs all checks of the method or the adapter.
+        ground: the model, where it is asked about one.
     """
-    alone, family = f"vlmprune check {quoted(method)} --only {one.name}", None
-    if one.of == "family":
-        ground = subjects[0].ground
+    alone, family = f"{command} --only {one.name}", None
+    if ground is not None:
         family = ground.name
-        alone += f" --{ground.option} {shlex.quote(family)}"
-    given = {"text": method, "family": next(iter(subjects), None), "families": subjects}[one.of]
+        alone += f" --{ground.option} {shlex.quote(family)}" if ground.option else ""
     status, text = PASSED, one.words
     try:
         one.function(given)
@@ -105,7 +110,7 @@ def ask(one: Check, method: Method, subjects: Sequence[Subject]) -> Outcome:
         status, text = SKIPPED, str(error)
     except Noted as error:
         status, text = NOTED, str(error)
-    except Exception as error:  # a third party's method may raise anything
+    except Exception as error:  # a third party's code may raise anything
         status, text = FAILED, f"expected that {one.words}, but {in_words(error)} was raised"
     return Outcome(one.name, family, status, text, alone)
 
@@ -133,12 +138,12 @@ def method_of(text: str) -> Method:
     return stages[0].method
 
 
-def chosen_checks(only: Sequence[str] | None) -> list[Check]:
+def chosen_checks(only: Sequence[str] | None, checks: Mapping[str, Check] = CHECKS) -> list[Check]:
     """The checks of these names, all without; UserError for an unknown one."""
     for name in only or ():
-        if name not in CHECKS:
-            raise UserError(f"There is no check {name!r}: choose from {', '.join(CHECKS)}.")
-    return [CHECKS[name] for name in only or CHECKS]
+        if name not in checks:
+            raise UserError(f"There is no check {name!r} of this kind: choose from {', '.join(checks)}.")
+    return [checks[name] for name in only or checks]
 
 
 def run_checks(method: Method | str, grounds: Iterable[Ground], only: Sequence[str] | None = None) -> Iterator[Outcome]:
@@ -150,19 +155,19 @@ def run_checks(method: Method | str, grounds: Iterable[Ground], only: Sequence[s
         only: names of checks; all without it.
     """
     asked = method_of(method) if isinstance(method, str) else method
-    checks = chosen_checks(only)
+    checks, command = chosen_checks(only), f"vlmprune check {quoted(asked)}"
     for one in checks:
         if one.of == "text":
-            yield ask(one, asked, [])
+            yield ask(one, asked, command)
     subjects = []
     for ground in grounds if any(one.of != "text" for one in checks) else ():
         subjects.append(Subject(asked, ground))
         for one in checks:
             if one.of == "family":
-                yield ask(one, asked, subjects[-1:])
+                yield ask(one, subjects[-1], command, ground)
     for one in checks:
         if one.of == "families":
-            yield ask(one, asked, subjects)
+            yield ask(one, subjects, command)
 
 
 def as_json(outcomes: Sequence[Outcome]) -> str:
@@ -170,8 +175,12 @@ def as_json(outcomes: Sequence[Outcome]) -> str:
     return json.dumps([asdict(outcome) for outcome in outcomes], indent=1)
 
 
-def as_text(method: Method, outcomes: Sequence[Outcome]) -> str:
-    """What failed and what people should know, one line each; then why checks were left out, and the count."""
+def as_text(subject: str, outcomes: Sequence[Outcome]) -> str:
+    """What failed and what people should know, one line each; then why checks were left out, and the count.
+
+    Args:
+        subject: the name of the method or the adapter.
+    """
     lines = [f"FAIL {outcome}" for outcome in outcomes if outcome.status == FAILED]
     lines += [f"note {outcome}" for outcome in outcomes if outcome.status == NOTED]
     left_out: dict[tuple[str, str], list[str]] = {}
@@ -179,7 +188,9 @@ def as_text(method: Method, outcomes: Sequence[Outcome]) -> str:
         if outcome.status == SKIPPED:
             left_out.setdefault((outcome.check, outcome.text), []).append(outcome.family or "")
     for (name, reason), families in left_out.items():
-        lines.append(f"left out {name} on {len(families)} {'family' if len(families) == 1 else 'families'}: {reason}")
+        models = [family for family in families if family]
+        where = f" on {len(models)} {'model' if len(models) == 1 else 'models'}" if models else ""
+        lines.append(f"left out {name}{where}: {reason}")
     counts = Counter(outcome.status for outcome in outcomes)
-    lines.append(f"{method.name}: {counts[PASSED]} passed, {counts[FAILED]} failed, {counts[SKIPPED]} left out")
+    lines.append(f"{subject}: {counts[PASSED]} passed, {counts[FAILED]} failed, {counts[SKIPPED]} left out")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlmprune.core.errors import UserError
+from vlmprune.core.view import Grid
 from vlmprune.testing import images
 from vlmprune.testing.images import Arguments, Kind, Place, Shares, Slots, paint
 from vlmprune.testing.weights import IMAGE, PAD, VIDEO
@@ -96,6 +98,22 @@ class Family:
             for slot in self.patches(seed)
         ]
 
+    def slot_grid(self, seed: int) -> tuple[Grid, list[set[int]]]:
+        """The slot grid, and for each slot the cells it may be said to show (-1: none)."""
+        # several where patches of different cells weigh alike in it
+        slots, pooled = self.patches(seed), self.kind.pooled(seed)
+        frames, rows, cols = (1 + max(place[axis] for slot in slots for place in slot) for axis in range(3))
+        if pooled:  # the grid is that of the slots
+            number = itertools.count()
+            return Grid(*pooled, frames), [{next(number)} if slot else {-1} for slot in slots]
+        side = self.kind.side
+        grid = Grid(rows // side, cols // side, frames)
+
+        def cell(place: Place) -> int:
+            return (place[0] * grid.rows + place[1] // side) * grid.cols + place[2] // side
+
+        return grid, [{cell(place) for place in slot} or {-1} for slot in slots]
+
     def runs(self, seed: int) -> int:
         """How many stretches the slots of an image or video stand in, with text (markers, timestamps) between them."""
         slots = [token in (IMAGE, VIDEO) for token in self.image(seed)[1]]
@@ -107,9 +125,21 @@ class Family:
         return any(len({slot[0][0] for slot in self.patches(seed) if slot}) > 1 for seed in SEEDS)
 
     @property
+    def one_shape(self) -> bool:
+        """Whether all its images or videos have one shape."""
+        shapes = [[value.shape for value in self.image(seed)[0].values()] for seed in (*SEEDS, images.ODD)]
+        return all(shape == shapes[0] for shape in shapes) and len({self.slots(seed) for seed in SEEDS}) == 1
+
+    @property
+    def modalities(self) -> set[str]:
+        """What it has: "image", "video" or both."""
+        names = {name for seed in SEEDS for name in self.image(seed)[0] if name.startswith("pixel_values")}
+        return {"video" if name == "pixel_values_videos" else "image" for name in names}
+
+    @property
     def mixed(self) -> bool:
         """Whether it has images and videos, for one batch of both."""
-        return len({name for seed in SEEDS for name in self.image(seed)[0] if name.startswith("pixel_values")}) > 1
+        return len(self.modalities) > 1
 
     @property
     def text_between(self) -> bool:

@@ -31,6 +31,7 @@ from torch import Tensor
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
 from vlmprune.core.plan import acts_of
+from vlmprune.core.roles import Observes
 from vlmprune.core.view import Aligned, Grid, ImageView, Merged, ModelInfo, Tokens, TowerRows
 from vlmprune.testing.check import FAILED, PASSED, Failed, Outcome, in_words, quoted
 
@@ -68,7 +69,11 @@ def compare(method: Method, path: Path) -> None:
         arrays = {name: torch.from_numpy(archive[name]) for name in archive.files}
     if not any(name in arrays for name in _EXPECTED):
         raise Failed("expected an array 'kept', or 'merged.features' and 'merged.anchors', but the npz file has none")
-    chosen = (method := replace(method, **told.get("options", {}))).select(_view(method, told, arrays))
+    method = replace(method, **told.get("options", {}))
+    image = _view(method, told, arrays)
+    if isinstance(method, Observes):
+        method.observe(image)
+    chosen = method.select(image)
     if isinstance(chosen, Merged):
         _close("merged.features", chosen.features, arrays)
         _equal("merged.anchors", chosen.anchors, arrays)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vlmprune.testing.weights import IMAGE, PATCH
 
+ODD = 99  # the seed of a picture of odd shape, where a family takes pictures of any shape: a single row of slots
 FRAMES = 3  # of the videos of families that take pictures of one size
 Arguments = dict[str, Tensor]
 Place = tuple[int, int, int]  # tile (or frame), in the tower's order; row and column in its patch grid

@@ -22,7 +22,8 @@ from vlmprune.models import adapter_for
 from vlmprune.runtime.expected import Unexpected
 from vlmprune.runtime.session import prune
 from vlmprune.testing.families import FAMILIES
-from vlmprune.testing.family import alone, image_numbers, prompt
+from vlmprune.testing.family import Family, alone, image_numbers, prompt
+from vlmprune.testing.images import ODD
 
 KEEP = 0.3
 STEPS = 3  # tokens generated
@@ -40,7 +41,10 @@ class Ground:
         rows: each sample by itself, without padding.
         numbers: [B, S] number of the image in its sample that a column shows, -1 for text.
         slots: by sample, the slots of each of its images.
-        option: by which `vlmprune check` takes it, "family" or "model".
+        option: by which `vlmprune check` takes it, "on" or "model"; "" where the command names it already.
+        odd: the same model with a picture of odd shape alone, or with several such, one by one.
+        family: what is declared of the tiny model; None for a user's model.
+        unjudged: why logits of this model cannot be compared (half precision, flash attention), "" where they can.
     """
 
     name: str
@@ -49,7 +53,10 @@ class Ground:
     rows: list[dict[str, Tensor]]
     numbers: Tensor
     slots: list[list[int]]
-    option: str = "family"
+    option: str = "on"
+    odd: tuple[Ground, ...] = ()
+    family: Family | None = None
+    unjudged: str = ""
 
 
 @cache
@@ -57,11 +64,21 @@ def ground(name: str) -> Ground:
     """The tiny model of a family; UserError where there is none of that name."""
     if name not in FAMILIES:
         raise UserError(f"There is no tiny model {name!r}: choose from {', '.join(FAMILIES)}.")
-    family = FAMILIES[name]
-    samples: list[list[int | None]] = [[*row] for row in SAMPLES]
+    return tiny_ground(name, FAMILIES[name])
+
+
+def tiny_ground(name: str, family: Family) -> Ground:
+    """A tiny model as a family declares it."""
+    model = family.build("sdpa")
+    odd = () if family.one_shape else (_asked(f"{name}, a picture of odd shape", family, model, [[ODD]]),)
+    return replace(_asked(name, family, model, SAMPLES), odd=odd)
+
+
+def _asked(name: str, family: Family, model: Any, seeds: list[list[int]]) -> Ground:
+    samples: list[list[int | None]] = [[*row] for row in seeds]
     rows = [alone(family, samples, row) for row in range(len(samples))]
-    numbers, slots = image_numbers(family, samples), [[family.slots(seed) for seed in row] for row in SAMPLES]
-    return Ground(name, family.build("sdpa"), prompt(family, samples), rows, numbers, slots)
+    numbers, slots = image_numbers(family, samples), [[family.slots(seed) for seed in row] for row in seeds]
+    return Ground(name, model, prompt(family, samples), rows, numbers, slots, family=family)
 
 
 def grounds(names: Sequence[str] | None = None) -> Iterator[Ground]:
@@ -111,7 +128,7 @@ class Subject:
     Attributes:
         method: as given; a `layer` beyond a tiny decoder is its layer 2 here.
         seen: the images as `select` was shown them, in order, each as it was before the call.
-        read: by the name of each need that was declared, whether the method read it at any act.
+        read: by the number of an act and the name of each need declared there, whether it was read.
         failure: what was raised while it ran, None where nothing was.
     """
 
@@ -123,7 +140,7 @@ class Subject:
             method = replace(method, **shallow)
         self.method = method
         self.seen: list[ImageView] = []
-        self.read: dict[str, bool] = {}
+        self.read: dict[tuple[int, str], bool] = {}
         self.failure: Exception | None = None
 
     def recipe(self, keep: float | int = KEEP) -> Recipe:
@@ -156,7 +173,8 @@ class Subject:
             return None
 
     @torch.no_grad()
-    def generate(self, inputs: Mapping[str, Tensor], session: Any) -> Run:
+    def generate(self, inputs: Mapping[str, Tensor], session: Any = None) -> Run:
+        """Greedy generation with a cache: of the pruned model within a `session`, else of the unpruned one."""
         positions: list[Tensor | None] = []
 
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -171,8 +189,9 @@ class Subject:
             )  # fmt: skip
         finally:
             handle.remove()
+        report = RunReport() if session is None else session.last
         tokens = out.sequences[:, inputs["input_ids"].shape[1] :]
-        return Run(tokens, torch.stack(out.logits, dim=1), session.last, positions[0])
+        return Run(tokens, torch.stack(out.logits, dim=1), report, positions[0])
 
     @torch.no_grad()
     def forward(self, inputs: Mapping[str, Tensor], keep: float | int = KEEP, model: Any = None) -> Run:
@@ -195,7 +214,8 @@ class Subject:
                     return function(replace(view, signals=reading), *more)
                 finally:
                     for name in view.act.needs:
-                        self.read[name] = self.read.get(name, False) or name in reading.read
+                        key = view.act.number, name
+                        self.read[key] = self.read.get(key, False) or name in reading.read
 
             return call
 
@@ -229,12 +249,6 @@ def tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     return [tensor for part in value for tensor in tensors(part)] if isinstance(value, tuple) else []
-
-
-def only(view: ImageView, tokens: Tensor, keep: int) -> ImageView:
-    """The image with these tokens alone."""
-    needs = view.act.needs
-    return view.part(tokens, keep, {name: needs[name].take(value, tokens) for name, value in view.signals.items()})
 
 
 def same(a: Selection, b: Selection) -> bool:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import fields, replace
-from typing import Any
+from contextlib import suppress
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from vlmprune.core.method import Scorer
-from vlmprune.core.view import Grid, ImageView, Merged, Selection
+from vlmprune.core.view import Grid, ImageView, Merged, ModelInfo, Selection
 from vlmprune.runtime.select import check_merged, check_selection
-from vlmprune.testing.check import Failed, Skipped, check, in_words
-from vlmprune.testing.subject import Subject, cloned, mapped, only, same, tensors
+from vlmprune.testing.check import Failed, Noted, Skipped, check, in_words
+from vlmprune.testing.families import FAMILIES
+from vlmprune.testing.subject import Reading, Subject, cloned, mapped, same, tensors
 
 _SHOWN = 3  # images shown again: one of each act, up to so many
+_MANY = 16  # tokens of an image from which on a method must be seen to read what it declares
 
 
 def shown(subject: Subject) -> list[ImageView]:
@@ -80,36 +82,18 @@ def determinism(subject: Subject) -> None:
             raise Failed("expected the same tokens of the same image twice, but they differ (see `view.generator()`)")
 
 
-class Watched(ImageView):
-    """A view that notes whether the method looks at where tokens are, or draws numbers."""
-
-    def __getattribute__(self, name: str) -> Any:
-        if name in ("slots", "cells", "grid", "frames", "generator"):
-            object.__getattribute__(self, "__dict__")["looked"] = True
-        return object.__getattribute__(self, name)
-
-    @property
-    def n(self) -> int:
-        return len(object.__getattribute__(self, "slots"))
-
-
-def watched(view: ImageView) -> Watched:
-    found = Watched(**{field.name: getattr(view, field.name) for field in fields(view)})
-    found.__dict__["looked"] = False
-    return found
-
-
 @check("of tokens that are all alike, those with the lower indices are kept")
 def ties(subject: Subject) -> None:
     for view in shown(subject):
-        alike = watched(constant_view(view, 1.0))
-        chosen = alike.act.method.select(alike)
-        counts = not alike.act.method.exact
-        if isinstance(chosen, Merged) or counts or alike.__dict__["looked"] or order_matters(view):
+        alike, method = constant_view(view, 1.0), view.act.method
+        chosen = selected(alike, "an image of which all tokens are alike")
+        others = [replace(alike, seed=alike.seed + 1), elsewhere(alike)]
+        free = any(not same(chosen, selected(other, "the same elsewhere")) for other in others)
+        if isinstance(chosen, Merged) or not method.exact or free or order_matters(view):
             raise Skipped("what it keeps is also a matter of position, chance, merging or the image's own count")
         kept = chosen.sort().values.tolist()
-        # Top-k keeps the first ones; a method that thins out what is alike at least begins with the first.
-        due = view.keep if isinstance(alike.act.method, Scorer) else 1
+        # A score keeps the first ones; a method that thins out what is alike at least begins with the first.
+        due = view.keep if isinstance(method, Scorer) or ranks(view) else 1
         if kept[:due] != [*range(due)]:
             raise Failed(
                 f"expected token{'s' * (due > 1)} 0{f' to {due - 1}' * (due > 1)} among the {view.keep} kept of "
@@ -117,10 +101,41 @@ def ties(subject: Subject) -> None:
             )
 
 
+def elsewhere(view: ImageView) -> ImageView:
+    """The same tokens at each other's places."""
+    order = torch.randperm(view.n, generator=torch.Generator().manual_seed(0))
+    return replace(view, slots=view.slots[order], cells=view.cells[order])
+
+
+def ranks(view: ImageView) -> bool:
+    """Whether the method orders tokens by a score of each, whichever others are there.
+
+    Then one more in the budget adds one token, and the same one comes in where a kept token is gone.
+    """
+    if view.keep + 1 >= view.n:
+        return False
+    kept, more = (_chosen(replace(view, keep=keep)) for keep in (view.keep, view.keep + 1))
+    if not kept < more:
+        return False
+    for gone in [*sorted(kept)[:3], min({*range(view.n)} - more)]:
+        left = torch.tensor([token for token in range(view.n) if token != gone])
+        if _chosen(view.only(left, view.keep), left) != (more - {gone} if gone in kept else kept):
+            return False
+    return True
+
+
+def _chosen(view: ImageView, names: Tensor | None = None) -> set[int]:
+    """Indices of the tokens that are kept, by other names where these are given; nothing where tokens are merged."""
+    chosen = selected(view, "an image")
+    if not isinstance(chosen, Tensor):
+        return set()
+    return {*(chosen if names is None else names[chosen]).tolist()}
+
+
 def order_matters(view: ImageView) -> bool:
     """Whether the method keeps other tokens of an image where the same ones stand in another order."""
     order = torch.randperm(view.n, generator=torch.Generator().manual_seed(0))
-    moved, here = selected(only(view, order, view.keep), "an image in another order"), selected(view, "an image")
+    moved, here = selected(view.only(order, view.keep), "an image in another order"), selected(view, "an image")
     return not (isinstance(moved, Tensor) and isinstance(here, Tensor) and same(order[moved], here))
 
 
@@ -159,7 +174,7 @@ def non_finite(subject: Subject) -> None:
 @check("of an image of two tokens one can be kept")
 def few_tokens(subject: Subject) -> None:
     for view in shown(subject):
-        selected(only(view, torch.arange(2), 1), "an image with two tokens left")
+        selected(view.only(torch.arange(2), 1), "an image with two tokens left")
 
 
 @check("one frame alone gets its budget")
@@ -172,7 +187,7 @@ def one_frame(subject: Subject) -> None:
         tokens = (view.frames == view.frames[0]).nonzero().squeeze(1)
         if len(tokens) < 2:
             continue
-        part = only(view, tokens, max(1, len(tokens) // 2))
+        part = view.only(tokens, max(1, len(tokens) // 2))
         cells = torch.where(part.cells >= 0, part.cells % (view.grid.rows * view.grid.cols), -1)
         alone = replace(part, grid=Grid(view.grid.rows, view.grid.cols), cells=cells)
         selected(alone, f"one frame of {view.grid.rows} x {view.grid.cols} cells")
@@ -183,7 +198,7 @@ def odd_shape(subject: Subject) -> None:
     for view in shown(subject):
         for tokens, what in _odd(view):
             if len(tokens) > 1:
-                selected(only(view, tokens, max(1, len(tokens) // 2)), what)
+                selected(view.only(tokens, max(1, len(tokens) // 2)), what)
 
 
 def _odd(view: ImageView) -> Iterator[tuple[Tensor, str]]:
@@ -226,13 +241,40 @@ def no_state(subject: Subject) -> None:
             )
 
 
-@check("every signal that is declared is read, on some family at some act", of="families")
+@check("every act reads every signal that it declares, on each family", of="families")
 def needs_read(subjects: list[Subject]) -> None:
-    read: dict[str, bool] = {}
+    read: dict[tuple[ModelInfo, int, str], bool] = {}
     for subject in subjects:
         _ = subject.run
-        for name, here in subject.read.items():
-            read[name] = read.get(name, False) or here
-    for name, once in read.items():
-        if not once:
-            raise Failed(f"expected that the declared signal {name!r} is read, but it never is, and costs time")
+        for (number, name), here in subject.read.items():
+            key = subject.adapter.info, number, name
+            read[key] = read.get(key, False) or here or reads(subject, number, name)
+    for (info, number, name), once in read.items():
+        if once:
+            continue
+        words = f"that act {number} reads its signal {name!r} on {info.family}, but it does not, and it costs time"
+        where = "ask for it where it is read alone: `needs(info)`, or `At(layer, needs=)` in `acts`"
+        if all_shown(info, subjects):
+            raise Failed(f"expected {words} ({where})")
+        raise Noted(f"expected {words}; other images of this family may need it ({where})")
+
+
+def reads(subject: Subject, number: int, name: str) -> bool:
+    """Whether an act reads a signal of an image that it saw, under other budgets; or saw too few tokens to tell."""
+    views = [view for view in subject.seen if view.act.number == number]
+    for view in views:
+        for keep in budgets(view):
+            reading = Reading(view.signals)
+            with suppress(Exception):  # which other checks tell
+                view.act.method.select(replace(cloned(view), keep=keep, signals=reading))
+            if name in reading.read:
+                return True
+    return bool(views) and max(view.n for view in views) < _MANY
+
+
+def all_shown(info: ModelInfo, subjects: list[Subject]) -> bool:
+    """Whether the checks have seen all that a family's images may be: its tiny models."""
+    shown = [subject.ground for subject in subjects if subject.adapter.info.family == info.family]
+    kinds = {one.family.name for one in shown if one.family is not None}
+    due = {name for name, family in FAMILIES.items() if family.name in kinds}
+    return bool(due) and due <= {one.name for one in shown}
