@@ -4,8 +4,8 @@
     python benchmarks/gpu_matrix.py --models llava,qwen3_vl --checks identity,compiled
     python benchmarks/gpu_matrix.py --models llava-1.5-7b --layers 32
 
-Models have random weights: the tiny ones of the test-suite, and the geometries of benchmarks/speed.py with a few
-decoder layers. Checks:
+Models have random weights: the tiny ones of the test-suite, and two architectures of `vlmprune bench --random` with a
+few decoder layers. Checks:
 
     identity   keep=1.0 gives the unpruned model's logits, bit for bit
     cached     pruned generation equals pruned forwards without a cache
@@ -45,6 +45,8 @@ from transformers.utils.logging import set_verbosity_error
 
 import vlmprune
 from vlmprune.bench.load import machine
+from vlmprune.bench.random_inputs import random_inputs, usual_visual
+from vlmprune.bench.random_models import Architecture, random_model
 from vlmprune.bench.store import write_json
 from vlmprune.core.errors import UserError
 from vlmprune.core.outputs import check_file
@@ -53,11 +55,7 @@ from vlmprune.runtime.oracle import cutting_oracle, is_recurrent, masking_oracle
 from vlmprune.testing import FAMILIES, image_numbers, prompt
 from vlmprune.testing import alone as tiny_alone
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import speed  # noqa: E402
-
+RANDOM = ("llava-1.5-7b", "qwen2.5-vl-7b")
 SDPA, FLASH = "sdpa", "flash_attention_2"
 SAMPLES: list[list[int | None]] = [[0, 1], [2]]  # two images interleaved with text beside one: padded, unequal counts
 PINNED = "random:0.7 > random@2:0.5"  # the same tokens whatever rounding does to scores
@@ -122,7 +120,8 @@ def tiny_subject(name: str, steps: int) -> Subject:
 
 
 def large_subject(name: str, layers: int, steps: int, device: str) -> Subject:
-    model, inputs = speed.random_model(speed.geometry(name), layers, batch=2, device=device)
+    model = random_model(Architecture(name, layers=layers), device)
+    inputs = random_inputs(model, usual_visual(model), batch=2)
     torch.manual_seed(0)
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for weight in model.parameters():
@@ -333,7 +332,7 @@ def versions(device: str) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", help=f"names, comma-separated: of vlmprune.testing, or {', '.join(speed.RANDOM)}")
+    parser.add_argument("--models", help=f"names, comma-separated: of vlmprune.testing, or {', '.join(RANDOM)}")
     parser.add_argument("--checks", default=",".join(CHECKS), help="comma-separated (default: all)")
     parser.add_argument("--layers", type=int, default=4, help="decoder layers of the larger geometries (default: 4)")
     parser.add_argument("--new-tokens", type=int, help="tokens to generate (default: 12, on a CPU 4)")
@@ -342,9 +341,9 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     args.device = "cuda" if torch.cuda.is_available() else "cpu"
     args.new_tokens = args.new_tokens or (12 if args.device == "cuda" else 4)
-    names = args.models.split(",") if args.models else [*FAMILIES, *(speed.RANDOM if args.device == "cuda" else ())]
+    names = args.models.split(",") if args.models else [*FAMILIES, *(RANDOM if args.device == "cuda" else ())]
     checks = args.checks.split(",")
-    for kind, given, known in (("model", names, [*FAMILIES, *speed.RANDOM]), ("check", checks, list(CHECKS))):
+    for kind, given, known in (("model", names, [*FAMILIES, *RANDOM]), ("check", checks, list(CHECKS))):
         for name in given:
             if name not in known:
                 parser.error(f"there is no {kind} {name!r}: choose from {', '.join(known)}")

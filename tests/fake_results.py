@@ -35,6 +35,7 @@ def fill(
     models: Sequence[str] = ("llava", "qwen2_5_vl"),
     methods: Sequence[str] = METHODS,
     keeps: Sequence[float | int] = (0.333, 0.222, 0.111),
+    seeds: Sequence[int] = (0,),
     tasks: Sequence[str] = tuple(generated_tasks()),
     n: int = 40,
     reply: Callable[[Run, Sample], str] | None = None,
@@ -48,8 +49,8 @@ def fill(
         for model in models:
             for task in (generated_tasks()[name] for name in tasks):
                 samples = list(Questions(task, Place(), n))
-                for method, keep in [(VANILLA, 1.0), *((m, k) for m in methods for k in keeps)]:
-                    run = make_run(model, task, samples, method, keep)
+                rows = [(VANILLA, 1.0), *((m, k) for m in methods for k in keeps)]
+                for run in (run for row in rows for run in make_runs(model, task, samples, *row, seeds)):
                     records = [make_record(run, sample) for sample in samples]
                     if reply is not None:
                         said = [reply(run, sample) for sample in samples]
@@ -59,6 +60,14 @@ def fill(
                     store.finish(run, **about, shape=None, made={"device": "cpu", "python": "3.11", "commit": "abc"})
                     runs.append(run)
         store.compare(runs)
+
+
+def make_runs(
+    model: str, task: Task, samples: Sequence[Sample], method: str, keep: float | int, seeds: Sequence[int]
+) -> list[Run]:
+    """A run for each seed where the method draws."""
+    run = make_run(model, task, samples, method, keep)
+    return [replace(run, seed=seed) for seed in seeds] if method.startswith("random") else [run]
 
 
 def make_run(model: str, task: Task, samples: Sequence[Sample], method: str, keep: float | int) -> Run:
@@ -78,7 +87,7 @@ def make_run(model: str, task: Task, samples: Sequence[Sample], method: str, kee
         protocol="plain",
         canvas=str(FIXED),
         generation={"do_sample": False, "max_new_tokens": task.max_new_tokens},
-        seed=0,
+        seed=None,
         batch_size=1,
         versions={"torch": "2.13.0", "transformers": "5.23.0", "vlmprune": "0.1.0"},
     )
@@ -102,7 +111,7 @@ def make_record(run: Run, sample: Sample) -> Record:
 
 
 def _reply(run: Run, sample: Sample) -> str:
-    draw = np.random.default_rng(zlib.crc32(f"{run.model} {run.recipe} {sample.id}".encode()))
+    draw = np.random.default_rng(zlib.crc32(f"{run.model} {run.recipe} {run.seed or ''} {sample.id}".encode()))
     share = run.keep if isinstance(run.keep, float) else run.keep / 196
     skill = 0.97 if run.method == VANILLA else _SKILL[run.method.split("@")[0]] * share**0.08
     right = draw.random() < skill - (0.4 * (1 - share) if sample.category == "ocr" else 0)

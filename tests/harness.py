@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 import vlmprune
+from vlmprune.core.recipe import Recipe
 from vlmprune.core.report import RunReport
 from vlmprune.models import adapter_for
-from vlmprune.runtime.oracle import cutting_oracle, is_recurrent, masking_oracle
+from vlmprune.runtime.oracle import is_recurrent
+from vlmprune.runtime.oracle import oracle as oracle_of
 from vlmprune.testing import FAMILIES, Family, image_numbers, prompt
 from vlmprune.testing import alone as tiny_alone
 
@@ -79,14 +81,8 @@ def oracle(
     """What the pruned logits must be: the masking oracle, or the cutting oracle row by row on recurrent models."""
     model = built(family)
     numbers = image_numbers(FAMILIES[family], samples) if numbers is None else numbers
-    if not is_recurrent(model):
-        return masking_oracle(model, inputs, tokens, report, policies, numbers)
-    rows = []
-    for row in range(len(samples)):
-        single, start = alone(family, samples, row), int((inputs["attention_mask"][row] == 0).sum())
-        own = RunReport(stages=[(layer, [kept[row]]) for layer, kept in report.stages], trimmed=report.trimmed)
-        rows.append(cutting_oracle(model, single, tokens[row : row + 1], own, policies, numbers[row : row + 1, start:]))
-    return torch.cat(rows)
+    rows = [alone(family, samples, row) for row in range(len(samples))] if is_recurrent(model) else []
+    return oracle_of(model, inputs, rows, tokens, report, policies, numbers)
 
 
 def generate(model: Any, inputs: dict[str, Any], **options: Any) -> tuple[Tensor, Tensor]:
@@ -96,14 +92,9 @@ def generate(model: Any, inputs: dict[str, Any], **options: Any) -> tuple[Tensor
     return out.sequences[:, inputs["input_ids"].shape[1] :], torch.stack(out.logits, dim=1)
 
 
-def policies(spec: str, family: str, forced: str | None = None) -> dict[int, str]:
+def policies(spec: str | Recipe, family: str, forced: str | None = None) -> dict[int, str]:
     """Position policy by layer, as the methods (or the user) ask for it."""
-    info = adapter_for(built(family)).info
-    chosen: dict[int, str] = {}
-    for act in vlmprune.recipe(spec).on(info).acts:
-        layer, policy = act.layer or 0, forced or act.positions
-        chosen[layer] = "compact" if "compact" in (policy, chosen.get(layer)) else policy
-    return chosen
+    return vlmprune.recipe(spec).on(adapter_for(built(family)).info).policies(forced)
 
 
 def largest(a: Tensor, b: Tensor) -> float:

@@ -6,10 +6,14 @@ from functools import cache
 from typing import Any
 
 import torch
+from harness_views import LLAVA, WIDTH, image, values
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, PreTrainedTokenizerFast
 
+from vlmprune.core.method import Method
+from vlmprune.core.view import Aligned, ImageView
 from vlmprune.runtime.text_tower import TextTower
 from vlmprune.testing.weights import TOWER, VOCABULARY
 
@@ -65,3 +69,18 @@ def clip_model(image_size: int = 24, end: int | None = None, **vision: int) -> A
 @cache
 def tower(image_size: int = 24, end: int | None = None) -> TextTower:
     return TextTower(clip_model(image_size, end), clip_tokenizer(), prompt_tokenizer())
+
+
+def shown_with_text(asked: Method, clip: bool = True, **case: Any) -> ImageView:
+    """A view of `test_methods.image`, with the instruction as well."""
+    view = image(asked, **case)
+    numbers = values(case.get("kind", "noise"), view.n + 9, WIDTH, seed=7 + case.get("seed", 0))
+    numbers = numbers.to(case.get("dtype", torch.float32))
+    texts = case.get("texts", 6)
+    view.signals = {**view.signals, "aligned": Aligned(numbers[9:], numbers[:texts], clip)}
+    return view
+
+
+def of_text(keep: int, visual: Tensor, text: Tensor, clip: bool = True, **signals: Any) -> ImageView:
+    view = {"aligned": Aligned(visual, text, clip), **signals}
+    return ImageView(keep, torch.arange(len(visual)), None, LLAVA, view)

@@ -6,11 +6,17 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlmprune.core.method import Method
-from vlmprune.core.signals import DecoderKeys, DecoderStates, EncoderKeys, Features, TowerFeatures
-from vlmprune.core.view import Grid, ImageView, ModelInfo, Tokens, TowerRows
+from vlmprune.core.signals import (
+    DecoderKeys,
+    DecoderStates,
+    EncoderKeys,
+    Features,
+    TowerFeatures,
+)
+from vlmprune.core.view import Aligned, Grid, ImageView, Merged, ModelInfo, Tokens, TowerRows
 
 LLAVA = ModelInfo("llava", encoder_layers=24, decoder_layers=32, has_cls=True)
 QWEN = ModelInfo("qwen2_5_vl", encoder_layers=32, decoder_layers=28, has_cls=False)
@@ -92,3 +98,89 @@ NEXT = ModelInfo("llava_next", encoder_layers=24, decoder_layers=32, has_cls=Tru
 INTERN = ModelInfo("internvl", encoder_layers=24, decoder_layers=28, has_cls=True)
 SMOL = ModelInfo("smolvlm", encoder_layers=12, decoder_layers=24, has_cls=False)
 INFOS = [LLAVA, QWEN, NEXT, INTERN, SMOL]
+
+
+def canvas(
+    side: int,
+    down: int,
+    across: int,
+    rows: range,
+    cols: range,
+    keep: int,
+    early: Tensor | None = None,
+    late: Tensor | None = None,
+) -> ImageView:
+    """An image of LLaVA-NeXT, unpadded to these rows and columns of patches of its canvas; signals are by cell."""
+    cells = list(range(side * side))
+    slots = list(cells)
+    for line, row in enumerate(rows):
+        for place, col in enumerate(cols):
+            tile = 1 + row // side * across + col // side
+            cells.append((tile * side + row % side) * side + col % side)
+            slots.append(side * side + line * (len(cols) + 1) + place)
+    grid = Grid(side, side, 1 + down * across)
+    by_token = {
+        name: (values("noise", grid.size, seed=seed) if signal is None else signal)[cells]
+        for seed, (name, signal) in enumerate((("early", early), ("late", late)))
+    }
+    return ImageView(keep, torch.tensor(slots), grid, NEXT, by_token, cells=torch.tensor(cells))
+
+
+def shown(asked: Method, **case: Any) -> ImageView:
+    """A view of `test_methods.image`, with the instruction where the method reads it."""
+    view = image(asked, **case)
+    if "aligned" in view.signals:
+        numbers = values(case.get("kind", "noise"), view.n + 9, WIDTH, seed=7)
+        numbers = numbers.to(case.get("dtype", torch.float32))
+        aligned = Aligned(numbers[9:], numbers[: case.get("texts", 6)], clip=False)
+        view.signals = {**view.signals, "aligned": aligned}
+    return view
+
+
+def of_tensors(keep: int, grid: Grid | None, info: ModelInfo = LLAVA, **signals: Any) -> ImageView:
+    n = len(next(iter(signals.values())))
+    return ImageView(keep, torch.arange(n), grid, info, signals)
+
+
+def anyres(asked: Method, keep: int, rows: int, cols: int, kind: str = "noise") -> ImageView:
+    """LLaVA-NeXT's layout: a base tile of 4 x 4, then tiles of 4 x 4 row by row with a newline at each row's end."""
+    canvas_row, canvas_col = torch.meshgrid(torch.arange(4 * rows), torch.arange(4 * cols), indexing="ij")
+    tile = 1 + canvas_row // 4 * cols + canvas_col // 4
+    cells = (tile * 4 + canvas_row % 4) * 4 + canvas_col % 4
+    cells = torch.cat([torch.arange(16), nn.functional.pad(cells, (0, 1), value=-1).flatten()])
+    grid = Grid(4, 4, 1 + rows * cols)
+    view = shown(asked, n=len(cells), keep=keep, kind=kind, info=NEXT, grid=grid)
+    view.cells = cells
+    return view
+
+
+def picked(asked: Method, view: ImageView) -> Tensor:
+    chosen = asked.select(view)
+    assert isinstance(chosen, Tensor)
+    return chosen
+
+
+def merged_by(asked: Method, view: ImageView) -> Merged:
+    merged = asked.select(view)
+    assert isinstance(merged, Merged)
+    return merged
+
+
+def check_picks(chosen: Tensor, keep: int, n: int) -> None:
+    assert chosen.dtype == torch.long
+    assert len(chosen) == keep
+    assert chosen.tolist() == sorted(set(chosen.tolist()))
+    assert int(chosen[0]) >= 0 and int(chosen[-1]) < n
+
+
+def check_merged(merged: Merged, view: ImageView) -> None:
+    anchors = merged.anchors.tolist()
+    assert merged.features.shape == (view.keep, WIDTH)
+    assert len(anchors) == len(set(anchors)) == view.keep
+    assert merged.features.isfinite().all()
+    own = [anchor for anchor in anchors if anchor >= 0]
+    assert max(own, default=0) < view.n
+    if view.info.has_cls:
+        assert anchors[0] == -1 and len(own) == view.keep - 1
+    else:
+        assert anchors == sorted(own)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,16 +23,16 @@ from transformers import LlamaConfig
 import vlmprune
 from vlmprune.ask import write_examples
 from vlmprune.bench import runner
+from vlmprune.bench.compare import build_tables
 from vlmprune.bench.flops import encoder_flops, papers_flops, prefill_flops, visual_per_layer
 from vlmprune.bench.load import load_model, weights_digest
 from vlmprune.bench.protocol import PLAIN, Asker, protocol_for
 from vlmprune.bench.runner import METHODS, Plan, run_bench, split_methods
 from vlmprune.bench.shapes import shape_of
 from vlmprune.bench.store import Run, Store, load_records, load_results
-from vlmprune.bench.table import build_tables
 from vlmprune.core.errors import UserError
 from vlmprune.report.latex import latex
-from vlmprune.report.tables import markdown
+from vlmprune.report.markdown import markdown
 from vlmprune.tasks import generated_tasks
 from vlmprune.tasks.canvas import canvas_for
 from vlmprune.tasks.task import Place
@@ -173,8 +174,38 @@ def test_the_model_is_left_as_it_was_and_answers_vary(folder: str, finished: Pat
     assert len(outputs) > 20, "the random model says too little for these tests to mean much"
 
 
+def test_seeds_repeat_what_draws_and_are_one_row(folder: str, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    run_bench(small_plan(folder, seeds=(0, 2), tasks=("synth-choice",)), tmp_path)
+    results = [result for result in load_results(tmp_path) if result.task == "synth-choice"]
+    drawn = {result.recipe for result in results if result.seed is not None}
+    assert drawn == {"random:0.5", "random:5"}
+    assert sorted(r.seed for r in results if r.recipe == "random:5") == [0, 2]
+    assert len(results) == len({r.recipe for r in results}) + 2, "what does not draw ran once, and was there already"
+    (table,) = build_tables(tmp_path)
+    row = next(row for row in table.rows if row.recipe == "random:5")
+    cell = row.cells["synth-choice"]
+    assert row.seeds == (0, 2) and cell.spread is not None
+    assert cell.value.value == pytest.approx(sum(cell.spread.values) / 2)
+    assert row.cells["synth-mme"].spread is None
+
+
+def test_who_draws_says_so() -> None:
+    texts = ("random", "random@2", "fuse(random:0.1)@2", "divprune:0.5 > random@2:0.5", "divprune", "downsample")
+    plan = Plan(models=("llava",), methods=texts, keeps=(0.1,), seeds=(3, 4, 3))
+    seeds: dict[str, list[int | None]] = {}
+    for variant in plan.variants():
+        seeds.setdefault(variant.text, []).append(variant.seed)
+    alone = {text for text, found in seeds.items() if found == [None]}
+    assert {"vanilla", "divprune:0.1", "downsample:0.1"} == alone
+    assert all(found == [3, 4] for text, found in seeds.items() if text not in alone)
+    for wrong in ((), (-1,)):
+        with pytest.raises(UserError, match="seeds needs whole numbers"):
+            replace(plan, seeds=wrong).check()
+
+
 def test_another_seed_changes_random_alone(folder: str, finished: Path, tmp_path: Path) -> None:
-    run_bench(small_plan(folder, seed=1, tasks=("synth-choice",)), tmp_path)
+    run_bench(small_plan(folder, seeds=(1,), tasks=("synth-choice",)), tmp_path)
     old = {r.recipe: load_records(r) for r in load_results(finished) if r.task == "synth-choice"}
     new = {r.recipe: load_records(r) for r in load_results(tmp_path)}
     assert {recipe for recipe in new if new[recipe] != old[recipe]} <= {"random:0.5", "random:5"}

@@ -1,6 +1,6 @@
 """Scorers and metrics against cases worked out by hand."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -85,6 +85,7 @@ class Reply:
     answers: tuple[str, ...]
     group: str = ""
     category: str = "c"
+    facts: dict[str, str] = field(default_factory=dict)
 
     @property
     def score(self) -> float:

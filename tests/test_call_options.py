@@ -16,6 +16,8 @@ import vlmprune
 from vlmprune.core.errors import UserError
 from vlmprune.models import adapter_for
 from vlmprune.models.llava import LlavaAdapter
+from vlmprune.runtime import vision
+from vlmprune.runtime.encoder_reading import encoder_needs
 from vlmprune.runtime.oracle import masking_oracle
 from vlmprune.testing import FAMILIES, Family, image_numbers, prompt
 from vlmprune.testing.generic import USUAL
@@ -190,6 +192,22 @@ def test_two_calls_in_turn() -> None:
             model(**inputs, **options)
             layers += [set(session.last.layers.values())]
     assert layers == [{4}, {3}, {2}, {3}]
+
+
+@torch.no_grad()
+def test_needs_are_resolved_again_only_for_a_call_that_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, model, resolved = inputs_for("llava", {}), built("llava"), []
+
+    def noting(*given: Any) -> Any:
+        resolved.append(given)
+        return encoder_needs(*given)
+
+    monkeypatch.setattr(vision, "encoder_needs", noting)
+    with vlmprune.prune(model, "visionzip:0.3"):
+        before = len(resolved)
+        for options, times in (({}, 0), ({}, 0), (LAYERS[0], 1), ({}, 1)):
+            model(**inputs, **options)
+            assert len(resolved) == before + times
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("bench --positions best", "is not a policy"),
         ("bench --frobnicate", "--frobnicate"),
         ("report /nowhere/results", "There is no result folder"),
-        ("list colours", "choose methods, presets, models, tasks"),
+        ("list colours", "choose one of methods, presets, models, tasks"),
         ("frobnicate", "frobnicate"),
         ("run", "image"),
     ],

@@ -161,7 +161,7 @@ def test_results_are_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(docs, "IMAGES", tmp_path / "images")
     docs.take_results(tmp_path / "results")
     summary = docs.results_summary()
-    assert "torch 2.13.0" in summary and "commit abc" in summary and "8 questions a task" in summary
+    assert "torch 2.13.0" in summary and "commit abc" in summary and "8 questions per task" in summary
     for model in ("llava", "qwen2_5_vl"):
         assert f"**{model}**\n\n| method |" in summary
         assert (tmp_path / "images" / f"{model}-accuracy.svg").exists()

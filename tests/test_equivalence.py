@@ -32,11 +32,14 @@ from harness import (
 from versions import behind, cache_of
 
 import vlmprune
+from vlmprune.core.method import PixelMethod
+from vlmprune.core.recipe import format_method
+from vlmprune.core.roles import changes_encoding
 from vlmprune.models import adapter_for
 from vlmprune.runtime.oracle import is_recurrent
 from vlmprune.testing import FAMILIES, image_numbers
 
-DROPPING = {
+SPECS = {
     "random": "random:0.3",
     "random@2": "random@2:0.3",
     "divprune": "divprune:0.3",
@@ -46,13 +49,13 @@ DROPPING = {
     "dart": "dart:0.4",
     "before and inside": "divprune:0.5 > fastv@2:0.5",
     "three stages": "hiprune:0.7 > random@1:0.6 > fastv@2:3",
-}
-MAKING = {
     "visionzip": "visionzip:0.4",
     "downsample": "downsample:0.5",
     "visionzip then fastv": "visionzip:0.6 > fastv@2:0.5",
 }
-SPECS = {**DROPPING, **MAKING}
+METHODS = {name: [stage.method for stage in vlmprune.recipe(spec).stages] for name, spec in SPECS.items()}
+MAKING = [name for name, all_of in METHODS.items() if any(one.merges or changes_encoding(one) for one in all_of)]
+DROPPING = {name: spec for name, spec in SPECS.items() if name not in MAKING}
 
 
 dropping = cases(DROPPING)
@@ -64,9 +67,7 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-WHOLE = {
-    name: name for name in ("random", "random@2", "downsample", "divprune", "hiprune", "visionzip", "fastv", "dart")
-}
+WHOLE = {name: format_method(all_of[0], 1.0) for name, all_of in METHODS.items() if len(all_of) == 1}
 
 
 @cases(WHOLE)
@@ -74,7 +75,7 @@ def test_keeping_everything_is_bit_identical(family: str, name: str) -> None:
     model, inputs = built(family), inputs_of(family, RAGGED)
     ids, logits = generate(model, inputs)
     forward = model(**inputs).logits
-    with vlmprune.prune(model, f"{name}:1.0") as session:
+    with vlmprune.prune(model, WHOLE[name]) as session:
         pruned_ids, pruned_logits = generate(model, inputs)
         pruned_forward = model(**inputs).logits
     assert torch.equal(ids, pruned_ids) and torch.equal(logits, pruned_logits)
@@ -295,21 +296,22 @@ def test_budget_is_exact_and_text_stays(family: str, name: str) -> None:
     model, inputs = built(family), inputs_of(family, RAGGED)
     text = (image_numbers(FAMILIES[family], RAGGED) < 0) & (inputs["attention_mask"] == 1)
     for keep in (1, 3, 0.2, 0.99):
-        spec = f"{vlmprune.recipe(SPECS[name]).stages[0].method.name}:{keep}"
+        method = METHODS[name][0]
+        spec, resized = f"{method.name}:{keep}", isinstance(method, PixelMethod)
         with vlmprune.prune(model, spec) as session:
             model(**inputs)
         for row, (kept, columns) in enumerate(zip(session.last.kept, session.last.columns)):
             slots = [FAMILIES[family].slots(seed) for seed in RAGGED[row]]
             for image, n, grid in zip(kept, slots, session.last.grids[row], strict=True):
                 wanted = min(keep, n) if isinstance(keep, int) else max(1, round(keep * n))
-                if name == "downsample":
+                if resized:
                     assert 1 <= len(image) <= max(wanted, grid.frames)  # the largest grid within the budget
-                elif "visionzip" in name and adapter_for(model).tower_rows and adapter_for(model).has_cls:
-                    assert len(image) <= wanted  # its CLS tokens have no slot
+                elif method.merges and adapter_for(model).tower_rows and adapter_for(model).has_cls:
+                    assert len(image) <= wanted  # a CLS token may be among those made, and has no slot
                 else:
                     assert len(image) == wanted
                 assert torch.equal(image, torch.unique(image))  # sorted, distinct
-            if name != "downsample":
+            if not resized:
                 budget = [min(keep, n) if isinstance(keep, int) else max(1, round(keep * n)) for n in slots]
                 assert session.last.tokens[row] == (sum(slots), sum(budget))
             assert set(text[row].nonzero().squeeze(1).tolist()) <= set(columns.tolist())
@@ -326,7 +328,7 @@ def test_two_runs_are_one(family: str, name: str) -> None:
 @methods
 def test_encoded_once_equals_encoded_each_time(family: str, name: str) -> None:
     model, inputs = built(family), inputs_of(family, RAGGED)
-    if "downsample" in name:
+    if any(changes_encoding(method) for method in METHODS[name]):
         encoded = vlmprune.encode_images(model, inputs, ["divprune"])
         with pytest.raises(vlmprune.UserError, match="inside the encoder"), vlmprune.prune(model, SPECS[name]):
             generate(model, encoded.inputs())

@@ -546,3 +546,12 @@ def test_features_that_are_not_where_they_belong() -> None:
     assert [len(f) for f in adapter.features("image", {"pixel_values": torch.zeros(1)}, torch.zeros(6, 8))] == [6]
     pieces = [torch.zeros(4, 8), torch.zeros(0, 8), torch.zeros(2, 3, 8)]  # a sample without images among them
     assert [len(f) for f in adapter.features("image", {}, pieces)] == [4, 6]
+
+
+def test_slots_are_as_many_as_the_call_at_hand_has_features() -> None:
+    """Whatever was encoded before; and a picture that is not encoded yet has an unknown number of them."""
+    adapter, call = adapter_for(built("mistral3")), {"pixel_values": torch.zeros(2, 3, 4, 4)}
+    adapter.features("image", call, [torch.zeros(6, 8)])
+    assert [len(place.cells) for place in adapter.slots("image", call, [3, 5])] == [3, 5]
+    with pytest.raises(UserError, match="cannot resize"):
+        adapter.slots("image", call)

@@ -99,7 +99,7 @@ def test_a_missing_budget_beside_options_and_of_an_object() -> None:
 
 def test_vtw_says_what_its_budget_is() -> None:
     assert "the share of layers that see the image" in str(mistake("vtw"))
-    assert "as 0.5 is" in str(mistake("vtw:64"))
+    assert "give 0.5" in str(mistake("vtw:64"))
     checked("vtw:0.5")
 
 
@@ -225,7 +225,7 @@ def photo(tmp_path: Path) -> str:
     ("arguments", "advised"),
     [
         (["--method", "fastv@2"], "give --keep 0.222, or write it in the recipe as fastv@2:0.222"),
-        (["--method", "divprune:0.5", "--keep", "0.4"], "and as --keep 0.4."),
+        (["--method", "divprune:0.5", "--keep", "0.4"], "and as --keep 0.4: give one."),
         (["--method", "divprune > fastv@2", "--keep", "0.4"], "instead of --keep 0.4."),
         (["--keep", "0.4"], "--keep 0.4 prunes nothing without a method: add one, such as --method hiprune."),
         (["--overlay", "o.png"], "add --method hiprune and --keep 0.222."),

@@ -12,10 +12,10 @@ import pytest
 
 import vlmprune
 from vlmprune.ask.examples import write_examples
+from vlmprune.bench.compare import build_tables
 from vlmprune.bench.marks import code_of, files_of, marked, recorded, runnable
 from vlmprune.bench.runner import Plan, run_bench, split_methods
 from vlmprune.bench.store import load_results
-from vlmprune.bench.table import build_tables
 from vlmprune.cli import USAGE, main
 from vlmprune.core.errors import UserError
 from vlmprune.core.recipe import recipe

@@ -1,8 +1,9 @@
 """Methods inside the LLM through the whole matrix of generation, on LLaVA, Qwen2.5-VL, Qwen3-VL and InternVL.
 
 The reference is the masking oracle where a method only drops, and where it merges one uncached forward; that forward is
-itself held to a step-by-step reference for SparseVLM, which merges (`by_hand`; AutoPrune's is in
-test_methods_adaptive.py). MustDrop, whose decoding sees less than its prompt, has its tests there too.
+itself held to a step-by-step reference for SparseVLM, which merges (`ByHand`; AutoPrune's is in
+methods/test_autoprune.py). MustDrop, whose decoding sees less than its prompt, has its own in
+methods/test_mustdrop.py.
 """
 
 from __future__ import annotations
@@ -23,29 +24,24 @@ from harness import (
     inputs_of,
     largest,
     oracle,
+    policies,
     text_part,
 )
-from harness_staged import ALL, DROPPING, MERGING, clusters_by_loops, policies_of
+from harness_staged import ALL, DROPPING, TRIMMING, VARIANTS, clusters_by_loops, cuts
 from torch import Tensor
 from versions import behind, cache_of
 
 import vlmprune
 from vlmprune.core.plan import acts_of
 from vlmprune.core.recipe import Recipe, Stage
-from vlmprune.methods.decoder.dart import Dart
-from vlmprune.methods.decoder.fastv import FastV
 from vlmprune.methods.decoder.sparsevlm import SparseVLM
-from vlmprune.methods.vision.random import Random
 from vlmprune.models import adapter_for
 
 families = pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "internvl"])
-STAGED = ["pyramiddrop", "adaptinfer", "adaptinfer down to nothing", "sparsevlm+", "vtw", *MERGING]
-METHODS = {
-    **{name: ALL[name] for name in STAGED},
-    "random": Stage(Random(layer=2), 0.3),
-    "dart": Stage(Dart(), 0.4),
-    "fastv in order of score": Stage(FastV(compat="uniprune"), 0.333),
-}
+ELSEWHERE = ["qwen3_vl", "internvl"]  # on the others test_methods_modes.py runs each method by itself
+WHOLE = [name for name in ALL if name not in TRIMMING]
+REPEATED = [name for name in DROPPING if name not in TRIMMING and cuts(name) > 1]
+RUN = [(family, name) for name in WHOLE for family in (["llava", "qwen2_5_vl"] * (name in VARIANTS) + ELSEWHERE)]
 
 
 @pytest.fixture(autouse=True)
@@ -55,24 +51,23 @@ def one_thread() -> None:
 
 def expected(family: str, name: str, inputs: dict[str, Tensor], tokens: Tensor, report: Any) -> Tensor:
     """[B, T, V] the logits from which `tokens` must have been chosen."""
-    recipe, steps = Recipe((METHODS[name],)), tokens.shape[1]
-    if (name in STAGED and name not in MERGING) or name in ("random", "dart"):
-        return oracle(family, RAGGED, inputs, tokens, report, policies_of(recipe, family))
+    recipe, steps = Recipe((ALL[name],)), tokens.shape[1]
+    if name in DROPPING:
+        return oracle(family, RAGGED, inputs, tokens, report, policies(recipe, family))
     longer = counted(family, extend(family, inputs, tokens[:, :-1]))
     with vlmprune.prune(built(family), recipe):
         return built(family)(**longer, use_cache=False, logits_to_keep=steps).logits[:, -steps:]
 
 
 @torch.no_grad()
-@families
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("family", "name"), RUN)
 def test_every_way_of_generating(family: str, name: str) -> None:
     """Greedy, with a static cache, beams and a second turn of a ragged batch, and prompt-lookup decoding."""
     model, inputs = built(family), inputs_of(family, RAGGED)
     question, prompt = torch.tensor([[21, 22, 23, 24], [31, 32, 33, 34]]), inputs["input_ids"].shape[1]
     one = extend(family, inputs_of(family, [[0, 1]]), torch.tensor([[11, 12, 13, 14, 15, 11, 12]]))
     options: dict[str, Any] = {"max_new_tokens": STEPS, "do_sample": False, "return_dict_in_generate": True}
-    with vlmprune.prune(model, Recipe((METHODS[name],))) as session:
+    with vlmprune.prune(model, Recipe((ALL[name],))) as session:
         first = model.generate(**inputs, **options, output_logits=True)
         answer, report = first.sequences[:, prompt:], session.last
         turn = text_part(extend(family, inputs, torch.cat([answer, question], dim=1)))
@@ -94,9 +89,9 @@ def test_every_way_of_generating(family: str, name: str) -> None:
 
 @families
 @pytest.mark.parametrize("positions", ["original", "compact"])
-@pytest.mark.parametrize("name", DROPPING)
+@pytest.mark.parametrize("name", REPEATED)
 def test_both_position_policies(family: str, name: str, positions: str) -> None:
-    inputs, recipe = inputs_of(family, RAGGED), Recipe((DROPPING[name],))
+    inputs, recipe = inputs_of(family, RAGGED), Recipe((ALL[name],))
     with vlmprune.prune(built(family), recipe, positions=positions) as session:
         tokens, logits = generate(built(family), inputs)
     layers = [layer for layer, _ in session.last.stages]
@@ -116,8 +111,8 @@ def test_both_position_policies(family: str, name: str, positions: str) -> None:
 )
 def test_positions_are_the_authors_on_llava_and_kept_where_they_tell_places(policy: str, recipes: list[str]) -> None:
     for text in recipes:
-        assert set(policies_of(vlmprune.recipe(text), "llava").values()) == {policy}
-        assert set(policies_of(vlmprune.recipe(text), "qwen2_5_vl").values()) == {"original"}
+        assert set(policies(vlmprune.recipe(text), "llava").values()) == {policy}
+        assert set(policies(vlmprune.recipe(text), "qwen2_5_vl").values()) == {"original"}
 
 
 # ---------------------------------------------------------------------- recycling, step by step

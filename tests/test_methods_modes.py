@@ -23,7 +23,7 @@ from vlmprune.testing import FAMILIES
 
 DEFAULT = ("llava", "qwen2_5_vl", "gemma3")  # the last one has sliding windows
 KEEP = 0.3
-UNTRIMMED = [name for name in METHODS if not vlmprune.METHODS[name]().trims_cache]  # more in test_methods_adaptive.py
+UNTRIMMED = [name for name in METHODS if not vlmprune.METHODS[name]().trims_cache]  # more in methods/test_mustdrop.py
 # Padding inside tiles makes equal tokens: which of them are the next best to those kept, rounding decides.
 TIED = [(name, key) for name in METHODS if vlmprune.METHODS[name].wraps for key in FAMILIES if FAMILIES[key].padded]
 COUNTED = [name for name in METHODS if vlmprune.METHODS[name]().exact]  # the others count by values, which half rounds

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pytest
 
 from vlmprune.author import AtLeast, DecoderMethod, Method, NotNegative, Positive, Share, ShareBelowOne, UserError
+from vlmprune.cli import main
 from vlmprune.core.files import method_in_file
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from fractions import Fraction
 
 
 @dataclass
@@ -83,7 +86,7 @@ def test_a_class_in_a_function_keeps_what_its_base_says() -> None:
 
 
 @pytest.mark.parametrize("first", ["", "from __future__ import annotations\n"])
-def test_a_class_in_a_file_of_ones_own(first: str, tmp_path: Any) -> None:
+def test_a_class_in_a_file_of_ones_own(first: str, tmp_path: Path) -> None:
     file = tmp_path / "own.py"
     file.write_text(
         f"{first}from dataclasses import dataclass\nfrom typing import Annotated\n"
@@ -93,3 +96,50 @@ def test_a_class_in_a_file_of_ones_own(first: str, tmp_path: Any) -> None:
     )
     with pytest.raises(UserError, match=r"^own: part=2 must be a number from 0 to 1\.$"):
         method_in_file(str(file))(part=2)  # type: ignore[call-arg]
+
+
+def test_what_only_a_type_checker_knows_is_an_error_that_says_what_to_write() -> None:
+    @dataclass
+    class Unread(Method):
+        name: ClassVar[str] = "unread"
+        stage: ClassVar[str] = "vision"
+        part: Fraction | None = None
+
+    for _ in range(2):  # not only the first time
+        with pytest.raises(UserError, match=r"Unread annotates .*'part' with .*outside of 'if TYPE_CHECKING:'"):
+            Unread()
+
+
+def test_what_only_the_function_around_a_class_knows_is_one_too() -> None:
+    Half = Literal[0.5]
+
+    @dataclass
+    class Local(Method):
+        name: ClassVar[str] = "local"
+        stage: ClassVar[str] = "vision"
+        part: Half = 0.5  # type: ignore[valid-type]
+
+    with pytest.raises(UserError, match=r"Local annotates its option 'part' with 'Half'.*or define them there"):
+        Local()
+
+
+def test_an_annotation_that_is_no_option_may_name_anything() -> None:
+    @dataclass
+    class Noted(Method):
+        name: ClassVar[str] = "noted"
+        stage: ClassVar[str] = "vision"
+        table: ClassVar[Fraction | None] = None
+
+    assert Noted().table is None
+
+
+def test_the_command_says_it_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom typing import TYPE_CHECKING\n"
+        "from vlmprune.author import Method\n\nif TYPE_CHECKING:\n    from fractions import Fraction\n\n\n"
+        "@dataclass\nclass Own(Method):\n    name = 'own'\n    stage = 'vision'\n    part: Fraction = 1\n"
+    )
+    assert main(["check", f"{file}:Own"]) == 2
+    said = "".join(capsys.readouterr())
+    assert "Own annotates its option 'part' with 'Fraction'" in said and "Traceback" not in said

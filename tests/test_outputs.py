@@ -193,7 +193,6 @@ def test_a_fitted_recipe_overwrites_only_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "arguments"),
     [
-        ("benchmarks/speed.py", ["--out", "{file}"]),
         ("benchmarks/gpu_matrix.py", ["--out", "{file}"]),
         ("training/evaluate.py", ["--model", "llava", "--out", "{file}"]),
         ("training/train.py", ["--model", "llava", "--out", "{folder}"]),

@@ -95,5 +95,5 @@ def test_the_normalisation_is_that_of_the_processor_beside_the_weights(name: str
 
 
 def test_a_family_whose_patches_are_unknown_is_refused_in_words() -> None:
-    with pytest.raises(UserError, match="which pixels of llava"):
+    with pytest.raises(UserError, match="visual token of llava"):
         GenericAdapter(built("llava"), built("llava").model).pixel_rows("image", {}, normalized=False)

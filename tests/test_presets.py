@@ -65,7 +65,7 @@ def test_a_preset_stands_where_a_stage_does() -> None:
 def test_a_preset_has_its_budget() -> None:
     with pytest.raises(UserError, match=r"given twice, in the recipe \(64\) and as keep=0.5"):
         recipe("visionzip-64", keep=0.5)
-    with pytest.raises(UserError, match="carries its own budgets"):
+    with pytest.raises(UserError, match="has its own budgets"):
         recipe("divprune+fastv-0.333", keep=0.5)
     with pytest.raises(UserError, match="takes no budget"):
         recipe("prumerge-adaptive", keep=0.5)
@@ -128,7 +128,7 @@ def test_each_runs_or_says_that_the_model_is_not_that_deep(name: str, scene: tup
         with vlmprune.prune(model, name) as session, torch.no_grad():
             model(**inputs)
     except UserError as error:
-        says = "2 of 5 layers before it see every token" if name in EARLY else "this model has layers 0 to 4"
+        says = "first 2 of 5 layers see every token" if name in EARLY else "this model has layers 0 to 4"
         assert name in DEEP | EARLY and says in str(error)
     else:
         assert name not in DEEP | EARLY
@@ -252,7 +252,7 @@ def test_fastvs_averages_are_the_published_counts(layer: int, kept: tuple[int, .
     for keep, count in zip((192, 128, 64), kept, strict=True):
         assert counts(f"fastv(average=True)@{layer}:{keep}", LLAVA) == {layer: count}
         assert counts(f"fastv(average=True)@{layer}:{keep / 576}", LLAVA) == {layer: count}
-    with pytest.raises(UserError, match="the 2 of 28 layers before it see every token"):
+    with pytest.raises(UserError, match="the first 2 of 28 layers see every token"):
         counts("fastv(average=True)@2:0.05", QWEN)
-    with pytest.raises(UserError, match="goes with compat='paper' alone"):
+    with pytest.raises(UserError, match="with compat='paper' only"):
         recipe("fastv(average=True, compat=uniprune):0.5")

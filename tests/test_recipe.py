@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,8 @@ from hypothesis import strategies as st
 
 import vlmprune
 from vlmprune.core.errors import UserError
+from vlmprune.core.needs import Need
+from vlmprune.core.plan import acts_of
 from vlmprune.core.recipe import Recipe, Stage, recipe
 from vlmprune.core.view import ModelInfo
 from vlmprune.methods.decoder.dart import Dart
@@ -117,7 +121,7 @@ def test_a_written_budget_out_of_range_is_refused(text: str) -> None:
         (" > ", {"keep": 0.5}, ["names no method"]),
         ("DivPrune:0.5", {}, ["did you mean 'divprune'"]),
         ("hiprune:0.5:0.5", {}, ["is not a stage"]),
-        ("hiprune:0.5 > fastv@2:0.5", {"layer": 3}, ["inside it"]),
+        ("hiprune:0.5 > fastv@2:0.5", {"layer": 3}, ["in the chain"]),
         (3, {"keep": 0.5}, ["3", "is not a method"]),
         (HiPrune(), {"keep": 0.5, "alpha": 0.2}, ["hiprune", "object"]),
         (recipe("hiprune:0.5"), {"keep": 0.5}, ["recipe", "again"]),
@@ -159,3 +163,40 @@ def test_stages_that_cannot_act_in_their_order_are_refused(text: str) -> None:
 )
 def test_stages_in_acting_order_are_accepted(text: str) -> None:
     vlmprune.recipe(text).check(LLAVA)
+
+
+@dataclass
+class Numbering(Random):
+    """Acts at several layers, tells how tokens are numbered, and counts what it is asked."""
+
+    name = "numbering"
+    policy: str = "original"
+    asked: ClassVar[list[str]] = []
+
+    def acts(self, info: ModelInfo, keep: object) -> tuple[int | None, ...]:
+        return (None,) if self.layer is None else (self.layer, self.layer + 1, self.layer + 2)
+
+    def needs(self, info: ModelInfo) -> dict[str, Need]:
+        self.asked.append("needs")
+        return {}
+
+    def positions(self, info: ModelInfo) -> str:
+        self.asked.append("positions")
+        return self.policy
+
+
+def test_a_plan_tells_how_tokens_are_numbered_behind_each_place() -> None:
+    old, new = Numbering(), Numbering(policy="compact")
+    for before in ([old, new], [new, old]):  # at one place all are numbered anew where one method does so
+        stages = [*(Stage(method, 0.5) for method in before), Stage(Numbering(layer=4), 0.5)]
+        plan = Recipe(tuple(stages)).on(LLAVA)
+        assert plan.policies() == {0: "compact", 4: "original", 5: "original", 6: "original"}
+        assert set(plan.policies("original").values()) == {"original"}
+        assert set(plan.policies("compact").values()) == {"compact"}
+    assert Recipe((Stage(old, 0.5),)).on(LLAVA).policies() == {0: "original"}
+
+
+def test_a_method_is_asked_once_however_often_it_acts() -> None:
+    Numbering.asked.clear()
+    assert len(acts_of(Numbering(layer=4), 0.5, LLAVA)) == 3
+    assert sorted(Numbering.asked) == ["needs", "positions"]

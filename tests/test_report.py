@@ -20,16 +20,18 @@ from tiny_folder import save_llava
 
 from vlmprune.ask import write_examples
 from vlmprune.ask.scenes import load_examples
+from vlmprune.bench.compare import build_tables
 from vlmprune.bench.load import load_model
 from vlmprune.bench.store import Run
-from vlmprune.bench.table import Table, build_tables
+from vlmprune.bench.table import Table
 from vlmprune.core.errors import UserError
 from vlmprune.core.outputs import FOLDER_MARK
 from vlmprune.data.sample import Sample
-from vlmprune.report import build
+from vlmprune.report import build, comma_separated
 from vlmprune.report import tables as shown
 from vlmprune.report.flips import flips
 from vlmprune.report.latex import escape, latex
+from vlmprune.report.markdown import markdown
 from vlmprune.report.plots import accuracy_figure, pruned_methods, styles, svg
 
 SMALL: dict[str, Any] = {"models": ["llava"], "methods": ["random"], "keeps": [0.25], "n": 4}
@@ -59,55 +61,64 @@ def test_markdown_to_the_letter(tmp_path: Path) -> None:
 
 synth-ocr: accuracy, n = 4, chance 5.0.
 
-| method | 25.0 %: abs (rel) | kept / entering |
+| method | 25.0 %: abs_mean (rel_mean) | kept / entering |
 | --- | ---: | ---: |
 | vanilla | 100.0 (100.0 %) | 196.0 / 196.0 |
 | random | 75.0 (75.0 %) | 49.0 / 49.0 |
 
 ### llava, keep 25.0 %
 
-| method | kept | entering | FLOPs | 4nd²+2n²d+2ndm | +3ndm | synth-ocr | abs | rel |
+| method | kept | entering | FLOPs | 4nd²+2n²d+2ndm | +3ndm | synth-ocr | abs_mean | rel_mean |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
-| vanilla | 196.0 | 196.0 | – | – | – | 100.0 (100.0 %) [100.0, 100.0] | 100.0 | 100.0 % |
-| random | 49.0 | 49.0 | – | – | – | 75.0 (75.0 %) [25.0, 100.0] | 75.0 | 75.0 % |
+| vanilla | 196.0 | 196.0 | – | – | – | 100.0 (100.0 %) [45.4, 100.0] | 100.0 | 100.0 % |
+| random | 49.0 | 49.0 | – | – | – | 75.0 (75.0 %) [28.9, 96.6] | 75.0 | 75.0 % |
 
-Difference to vanilla on the same questions, in points, with its 95 % interval:
+Difference to vanilla on the same questions, in points, with its 95 % interval and its p-value after Holm's correction \
+over the methods:
 
 | method | synth-ocr |
 | --- | ---: |
-| random | −25.0 [−75.0, 0.0] |
+| random | −25.0 [−80.9, +54.2], p 1.000 |
+
+Loyalty: the same answer as vanilla's, percent of the questions:
+
+| method | synth-ocr |
+| --- | ---: |
+| random | 75.0 |
 """
-    assert shown.markdown(small(tmp_path)).endswith(expected)
+    assert markdown(small(tmp_path)).endswith(expected)
 
 
 def test_csv_to_the_letter(tmp_path: Path) -> None:
-    lines = shown.comma_separated(small(tmp_path)).splitlines()
+    lines = comma_separated.summary(small(tmp_path)).splitlines()
     assert lines[0].startswith(
-        "model,method,keep,recipe,task,dimension,metric,chance,in_averages,n,units,value,low,high"
+        "model,method,keep,recipe,seeds,task,dimension,protocol,metric,chance,in_averages,n,units"
     )
-    common = "synth-ocr,OCR,accuracy,5.000,1,4,4"
+    common = "synth-ocr,OCR,plain,accuracy,5.000,1,4,4"
+    means = {"llava,vanilla": "100.000,,100.000,,", "llava,random": "75.000,,75.000,,"}
     assert lines[1:] == [
-        f"llava,vanilla,1.0,vanilla,{common},100.000,100.000,100.000,100.000,,,,0.000,196.000,196.000,196.000,,,,",
-        f"llava,random,0.25,random:0.25,{common},75.000,25.000,100.000,75.000,-25.000,-75.000,0.000,0.000,"
-        "196.000,49.000,49.000,,,,",
+        f"llava,vanilla,1.0,vanilla,,{common},100.000,45.405,100.000,,,,100.000,,,,,,,,,100.000,,,0.000,"
+        f"196.000,196.000,196.000,,,,{means['llava,vanilla']}",
+        f"llava,random,0.25,random:0.25,0,{common},75.000,28.914,96.591,,,,75.000,-25.000,-80.948,54.186,McNemar,1,1,0,"
+        f"75.000,75.000,,,0.000,196.000,49.000,49.000,,,,{means['llava,random']}",
     ]
 
 
 def test_csv_has_a_line_for_every_run(tmp_path: Path) -> None:
     tables = small(tmp_path, models=["a", "b"], methods=["random", "fastv@2"], keeps=[0.5, 8], tasks=["synth-pope"])
-    rows = list(csv.DictReader(io.StringIO(shown.comma_separated(tables))))
+    rows = list(csv.DictReader(io.StringIO(comma_separated.summary(tables))))
     assert len(rows) == 2 * (1 + 2 * 2)
     assert {row["keep"] for row in rows} == {"1.0", "0.5", "8"}
-    kinds = list(csv.DictReader(io.StringIO(shown.categories(tables))))
+    kinds = list(csv.DictReader(io.StringIO(comma_separated.categories(tables))))
     assert {row["category"] for row in kinds} == {"exist"} and len(kinds) == len(rows)
 
 
 def test_latex_to_the_letter(tmp_path: Path) -> None:
     body = latex(small(tmp_path, models=["my_model & co"]))
     assert r"\caption{my\_model \& co, keep 25.0 \%. Primary metric in percent," in body
-    assert r"random & 49.0 & 49.0 & \textbf{75.0} {\tiny (75.0 \%)} & 75.0 & 75.0 \% \\" in body
-    assert r" &  &  & {\tiny [25.0, 100.0]} &  &  \\" in body
-    assert "random & $-$25.0 \\\\\n & {\\tiny [$-$75.0, 0.0]} \\\\" in body
+    assert r"random & 49.0 & 49.0 & 75.0 {\tiny (75.0 \%)} & 75.0 & 75.0 \% \\" in body
+    assert r" &  &  & {\tiny [28.9, 96.6]} &  &  \\" in body
+    assert "random & $-$25.0 \\\\\n & {\\tiny [$-$80.9, +54.2], p 1.000} \\\\" in body
     assert body.count(r"\begin{") == body.count(r"\end{")
 
 
@@ -136,12 +147,12 @@ def test_a_ratio_above_the_limit_is_flagged(tmp_path: Path) -> None:
     def reply(run: Run, sample: Sample) -> str:
         return "9" if run.method == "vanilla" and sample.id.endswith(("0", "1")) else sample.answers[0]
 
-    text = shown.markdown(small(tmp_path, reply))
+    text = markdown(small(tmp_path, reply))
     assert "| 100.0† (200.0 %)" in text and "- † above 105 % of vanilla" in text and "‡" not in text
 
 
 def test_unparsed_replies_are_flagged(tmp_path: Path) -> None:
-    text = shown.markdown(small(tmp_path, tasks=["synth-pope"]))
+    text = markdown(small(tmp_path, tasks=["synth-pope"]))
     assert "‡ (" in text and "- ‡ more than 2 % of the replies" in text
 
 
@@ -150,7 +161,7 @@ def test_a_task_near_chance_is_left_out_and_named(tmp_path: Path) -> None:
         return "yes" if run.task == "synth-pope" else sample.answers[0]
 
     tables = small(tmp_path, reply, tasks=["synth-ocr", "synth-pope"], n=20)
-    text = shown.markdown(tables)
+    text = markdown(tables)
     assert "- llava: synth-pope is left out of the averages (unpruned" in text
     assert "| random | 100.0 (100.0 %) |" in text
 
@@ -173,7 +184,10 @@ def test_flips_are_counted_against_vanilla(tmp_path: Path) -> None:
 
     (table,) = small(tmp_path, reply, n=8, tasks=["synth-ocr", "synth-choice"])
     (found,) = flips(table)
-    assert found.n == 16 and found.repaired == 2
+    assert found.n == 16 and [flip.id for flip in found.repaired] == ["synth-ocr/00005", "synth-choice/00005"]
+    assert sum(kind.broken for kind in found.kinds) == 4 and sum(kind.n for kind in found.kinds) == 16
+    lines = list(csv.DictReader(io.StringIO(comma_separated.flipped([(table, [found])]))))
+    assert [line["flip"] for line in lines].count("broken") == 4 and lines[0]["question"] and len(lines) == 6
     assert [flip.id for flip in found.broken] == [
         "synth-ocr/00000",
         "synth-choice/00000",
@@ -204,6 +218,76 @@ def test_a_method_stands_near_its_tokens_however_many_there_are(count: int, tmp_
     lines = {line.get_label(): line.get_xdata()[0] for line in plot.get_lines() if line.get_label() in names}
     assert len(lines) == count and all(abs(x - 49) < 0.05 * 49 for x in lines.values())
     assert bool(plot.collections) == (count == 8), "so many intervals would hide one another"
+
+
+# ---------------------------------------------------------------- seeds, hard questions, ranks, tests
+
+
+def by_number(wrong: Any) -> Any:
+    """Wrong on the samples of these numbers, by method and seed."""
+
+    def reply(run: Run, sample: Sample) -> str:
+        return "9" if int(sample.id[-5:]) in wrong(run.method, run.seed) else sample.answers[0]
+
+    return reply
+
+
+def test_several_seeds_are_one_row_with_its_spread(tmp_path: Path) -> None:
+    missed = {0: {1}, 1: {1, 2}, 2: {1, 2, 3}}
+    reply = by_number(lambda method, seed: missed.get(seed, set()))
+    tables = small(tmp_path, reply, methods=["random", "divprune"], seeds=(0, 1, 2), n=10)
+    (table,) = tables
+    _, random, divprune = table.rows
+    assert random.seeds == (0, 1, 2) and divprune.seeds == () and divprune.rel_spread is None
+    assert random.rel_mean == pytest.approx(80) and random.cells["synth-ocr"].loyalty == pytest.approx(80)
+    text = markdown(tables)
+    assert "; sd 10.0, 70.0 to 90.0 over 3 seeds" in text and "Mean over the seeds 0, 1, 2: random." in text
+    (line,) = [row for row in csv.DictReader(io.StringIO(comma_separated.summary(tables))) if row["seeds"] == "0 1 2"]
+    assert (line["value"], line["sd"], line["rel_mean_sd"], line["test"]) == (
+        "80.000",
+        "10.000",
+        "10.000",
+        "permutation",
+    )
+    assert "over 3 seeds" in latex(tables) and "over 3 seeds" in build(tmp_path)[-1].read_text()
+    assert {flip.seed for flip in flips(table)[0].broken} == {0, 1, 2}
+
+
+def test_accuracy_on_what_downsampling_gets_wrong(tmp_path: Path) -> None:
+    missed = {"downsample": range(12), "divprune": range(9), "random": {15}}
+    reply = by_number(lambda method, seed: missed.get(method, ()))
+    tables = small(tmp_path, reply, methods=["downsample", "divprune", "random"], n=20)
+    assert "| divprune | 55.0 / 25.0, n = 12 |" in markdown(tables)
+    assert "| vanilla | 100.0 / 100.0, n = 12 |" in markdown(tables)
+    rows = {row["method"]: row for row in csv.DictReader(io.StringIO(comma_separated.summary(tables)))}
+    assert (rows["random"]["accuracy"], rows["random"]["hard_accuracy"]) == ("95.000", "100.000")
+    few = small(tmp_path / "few", by_number(lambda method, seed: range(9)), methods=["downsample"], n=20)
+    assert "| downsample | 55.0 / –, n = 9 |" in markdown(few)
+    assert "downsample" not in markdown(small(tmp_path / "none", n=20)).split("## llava")[1]
+
+
+def test_holm_goes_over_the_methods_of_one_budget_and_task(tmp_path: Path) -> None:
+    reply = by_number(lambda method, seed: range(6) if method == "random" else range(8) if method == "fastv@2" else ())
+    tables = small(tmp_path, reply, methods=["random", "fastv@2", "divprune"], keeps=[0.5, 0.25], n=24)
+    rows = [row for row in csv.DictReader(io.StringIO(comma_separated.summary(tables))) if row["p"]]
+    assert {(row["method"], row["p"], row["p_holm"]) for row in rows} == {
+        ("random", "0.0312", "0.0625"),
+        ("fastv@2", "0.00781", "0.0234"),
+        ("divprune", "1", "1"),
+    }
+    text = markdown(tables)
+    assert r"−33.3\* [" in text and "−25.0 [" in text and r"- \* significantly different" in text
+    assert r"\textbf" not in latex(tables), "the best is not for a table to say"
+
+
+def test_ranks_are_in_every_form(tmp_path: Path) -> None:
+    reply = by_number(lambda method, seed: range(10) if method == "random" else ())
+    tables = small(tmp_path, reply, methods=["random", "divprune"], n=20)
+    assert "| divprune | 100.0 % | 1.0 [1.0, 1.0] |" in markdown(tables)
+    assert "llava,0.25,rel_mean,divprune,divprune:0.25,100.000,1.000,1.000,1.000" in comma_separated.ranks(tables)
+    page = build(tmp_path)[-1].read_text()
+    assert "Which method is best" in page and "divprune, best in 100 %" in page
+    assert (tmp_path / "report" / "plots" / "llava-ranks.png").exists()
 
 
 # ---------------------------------------------------------------- the folder
@@ -258,12 +342,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_everything_is_written(built: Path) -> None:
     assert list(files_of(built)) == [
         "categories.csv",
+        "flips.csv",
         "index.html",
         "overlays/llava-1.png",
         "plots/llava-entering.png",
         "plots/llava-entering.svg",
         "plots/llava-kept.png",
         "plots/llava-kept.svg",
+        "ranks.csv",
         "summary.csv",
         "summary.md",
         "summary.tex",
@@ -323,6 +409,7 @@ def test_the_page_shows_what_was_kept_and_escapes_replies(built: Path) -> None:
     assert "what &lt;b&gt;color&lt;/b&gt; is it ?" in page
     assert "2 of 8 tokens, before the LLM" in page
     assert "4 broken, 0 repaired of 8" in page and "nothing of the kind" in page
+    assert "<td>synth-choice</td><td>mcq</td><td>4</td><td>2</td><td>0</td>" in page
 
 
 def test_a_report_without_examples_or_vanilla(tmp_path: Path) -> None:

@@ -181,14 +181,14 @@ def test_what_is_not_of_the_run_is_told() -> None:
         (lambda: RunReport().columns_of(0), "No prompt with images"),
         (lambda: report.columns_of(9), "no decoder layer 9"),
         (lambda: report.spread(out.logits[:, -1:]), "no logits_to_keep"),
-        (lambda: report.spread(out.hidden_states[1]), "51 tokens were given where decoder layer 3 ran on 25"),
+        (lambda: report.spread(out.hidden_states[1]), "51 tokens were given, but decoder layer 3 ran on 25"),
         (lambda: report.spread(out.logits[:1]), "1 rows were given"),
-        (lambda: report.spread(()), "under eager attention alone"),
+        (lambda: report.spread(()), "only eager attention"),
         (lambda: report.spread(out.hidden_states[:3]), "neither the hidden_states nor the attentions"),
-        (lambda: report.spread(out.logits[0]), "neither hidden states"),
-        (lambda: report.spread(out.hidden_states, layer=1), "goes with a single tensor"),
+        (lambda: report.spread(out.logits[0]), "of 2 axes cannot be spread"),
+        (lambda: report.spread(out.hidden_states, layer=1), "with a single tensor"),
         (lambda: report.spread(out.attentions[2], layer=0), "25 keys were given"),
-        (lambda: windows.spread(sliding.attentions[1]), "remembers a window alone"),
+        (lambda: windows.spread(sliding.attentions[1]), "has a sliding window"),
     ):
         with pytest.raises(vlmprune.UserError, match=sentence):
             call()
@@ -203,5 +203,5 @@ def test_a_second_turn_counts_its_own_columns() -> None:
         out = model(**{**more, "attention_mask": mask}, **behind(cache_of(first)), **EVERYTHING)
         states = session.last.spread(out.hidden_states)
         assert states[-1].shape[1] == more["input_ids"].shape[1]
-        with pytest.raises(vlmprune.UserError, match="behind a cache"):
+        with pytest.raises(vlmprune.UserError, match="after an older cache"):
             session.last.spread(out.attentions)

@@ -43,7 +43,8 @@ from vlmprune.testing.weights import strengthen
 SPECIALS = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
 TEMPLATE = (
     "{% for message in messages %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }}{% endif %}"
+    "{% if part['type'] == 'image' %}<image> {% elif part['type'] == 'video' %}<video> {% else %}{{ part['text'] }}"
+    "{% endif %}"
     "{% endfor %}{% endfor %}"
 )
 
@@ -179,7 +180,7 @@ PROCESSORS: dict[str, Callable[[], ProcessorMixin]] = {
     "paligemma": _paligemma,
     "idefics3": _idefics3,
 }
-QWEN_TEMPLATE = TEMPLATE.replace("<image> ", "<img><image></img>")
+QWEN_TEMPLATE = TEMPLATE.replace("<image> ", "<img><image></img>").replace("<video> ", "<img><video></img>")
 # Processors that name a video processor cannot be built without torchvision: their files, as checkpoints have them.
 FILES: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "qwen": (

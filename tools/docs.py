@@ -12,7 +12,6 @@ A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`; N
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 import sys
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmprune.bench.store import load_results
-from vlmprune.tasks import built_in_tasks
+from vlmprune.tasks.own import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT / "tools") not in sys.path:
@@ -34,6 +33,7 @@ IMAGES = ROOT / "docs" / "images"
 RESULTS = ROOT / "docs" / "results.md"
 ALL_RESULTS = ROOT / "docs" / "results-all.md"
 ALL_FIGURES = ROOT / "benchmarks" / "results" / "all-methods.csv"
+PAPERS = ("hiprune", "uniprunebench", "autoprune", "hilo")
 EXAMPLE = ROOT / "examples" / "residual" / "vlmprune_residual.py"
 BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -46,14 +46,14 @@ RUNS = {
 RUN_KEEP = "0.222"
 
 ABOUT_ALL = """\
-Means over the tasks, as on the [page of the default run](results.md), which has them one by one with their
-intervals for eight methods; `benchmarks/results/all-methods.csv` has them of all, with operations by the three
-formulas. *kept* is what is left after the last cut, *entering* what enters a layer of the language model on
-average. A budget means [what a method's authors mean by it](quickstart.md#the-budget), for some an average over
-layers, which five layers cannot always meet. So compare what costs the same,
-by *entering*, and not a column. The models are tiny and their world is generated: this says nothing about
-photographs. Methods that compare the picture with the question do so by the language model's embeddings, as these
-models have no text tower."""
+These are means over the tasks. The [page of the default run](results.md) has each task with its interval for eight
+methods; `benchmarks/results/all-methods.csv` has each task for all methods, with operations by the three formulas.
+*kept* is the number of tokens left after the last cut, *entering* the number that enters a layer of the language
+model on average. A budget means [what a method's authors mean by it](quickstart.md#the-budget); for some methods it
+is an average over layers, which a model of five layers cannot always meet. So compare methods with about the same
+*entering*, not all methods of a column. The models are tiny and their world is generated: this says nothing about
+photographs. Methods that compare the picture with the question use the language model's embeddings, as these models
+have no text tower."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -93,7 +93,7 @@ def refresh(write: bool) -> list[Path]:
     return changed
 
 
-# ---------------------------------------------------------------- the command line and the tasks
+# ---------------------------------------------------------------- the command line
 
 
 def command_line() -> str:
@@ -119,14 +119,6 @@ def command_section(name: str, command: Any) -> str:
     usage = " ".join([*words, "[OPTIONS]"] if len(rows) > len(words) - 2 else words)
     about = f"## vlmprune {name}\n\n{plain(command.help)}\n\n```text\n{usage}\n```"
     return f"{about}\n\n{table(('argument', 'default', 'meaning'), rows)}"
-
-
-def tasks() -> str:
-    rows = (
-        [f"`{task.name}`", task.dimension, plain(task.summary), task.metric.name, f"{task.chance:.1f}"]
-        for task in built_in_tasks().values()
-    )
-    return table(("task", "ability", "questions", "metric", "chance, %"), rows)
 
 
 # ---------------------------------------------------------------- methods and families
@@ -192,7 +184,7 @@ def overviews(summary: str) -> list[str]:
 
 
 def origin(folder: Path, command: str = "vlmprune bench") -> str:
-    """With what, on what and from which commit a result folder was computed."""
+    """The conditions of a result folder, in one line: command, versions, commit, questions, seed and device."""
     results = load_results(folder)
 
     def said(values: Iterable[object]) -> str:
@@ -201,10 +193,11 @@ def origin(folder: Path, command: str = "vlmprune bench") -> str:
     versions = said(f"{name} {version}" for result in results for name, version in result.versions.items())
     sizes = said(result.n for result in results)
     made = [result.made for result in results]
+    seeds = said(result.seed for result in results if result.seed is not None)
     commits = (str(m["commit"]) for m in made)  # with "+" after it where files differed
     return (
-        f"`{command}` with {versions}, commit {said(c[:12] + c[40:] for c in commits)}; {sizes} questions a "
-        f"task, seed {said(result.seed for result in results)}; on {said(m['device'] for m in made)}, "
+        f"`{command}` with {versions}, commit {said(c[:12] + c[40:] for c in commits)}; {sizes} questions per "
+        f"task, seed {seeds}; on {said(m['device'] for m in made)}, "
         f"Python {said(m['python'] for m in made)}."
     )
 
@@ -215,7 +208,7 @@ def results_summary() -> str:
         return "Not measured for this version yet; `python3 tools/run.py vlmprune bench` makes the table."
     text = RESULTS.read_text(encoding="utf-8")
     parts = [text.strip().split("\n\n")[1], *overviews(text)]
-    said = "[docs/results.md](docs/results.md) has every task with its interval, and the differences to vanilla"
+    said = "[docs/results.md](docs/results.md) has each task with its interval and its difference to vanilla"
     also = "; [docs/results-all.md](docs/results-all.md) has every method." if ALL_RESULTS.exists() else "."
     parts.append(said + also)
     return "\n\n".join(parts)
@@ -255,50 +248,23 @@ def run_commands() -> str:
 
 
 def speed() -> str:
-    """Tables of the timings in benchmarks/results."""
+    """Tables of the timings in benchmarks/results: of the longest answers, without columns that hold nothing."""
+    from vlmprune.bench.speed_pays import break_even
+    from vlmprune.bench.speed_store import load_points
+    from vlmprune.bench.speed_table import times
+
+    points = load_points(ROOT / "benchmarks" / "results")
     parts = []
-    for path in sorted((ROOT / "benchmarks" / "results").glob("speed-*.json")):
-        for name, report in json.loads(path.read_text(encoding="utf-8")).items():
-            made, timings = report["machine"], report["timings"]
-            rows = []
-            for timing in timings:
-                ratios = sorted(base / own for base, own in zip(timings[0]["totals"], timing["totals"], strict=True))
-                middle = ratios[len(ratios) // 2]
-                rows.append(
-                    [
-                        f"`{timing['name']}`",
-                        "all" if timing["tokens"] is None else f"{timing['tokens'][1]:.0f}",
-                        *(
-                            f"{1e3 * timing[part][0]:.0f}"
-                            for part in ("vision", "method", "prefill", "decode", "total")
-                        ),
-                        f"{timing['prefill'][0] / timings[0]['prefill'][0]:.2f}",
-                        f"{middle:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
-                        f"{timing['kv_bytes'] / 2**20:.1f}",
-                    ]
-                )
-            head = [
-                "recipe",
-                "tokens",
-                "vision",
-                "method",
-                "prefill",
-                "decode",
-                "total",
-                "prefill ratio",
-                "speed-up",
-                "KV MB",
-            ]
-            said = (
-                f"`{path.name}`: {name}, {made['device']}, commit {(made['commit'] or 'unknown')[:12]}; milliseconds."
-            )
-            parts.append(f"{said}\n\n{table(head, rows)}")
+    for sheet in [*(times(point, max(point.lengths)) for point in points), *(break_even(points) if points else ())]:
+        filled = [k for k in range(len(sheet.head)) if any(line[k] != "–" for line in sheet.lines)]
+        rows = [[f"`{line[k]}`" if not k else line[k] for k in filled] for line in sheet.lines]
+        parts.append("\n\n".join([f"**{sheet.title}**", table([sheet.head[k] for k in filled], rows), *sheet.notes]))
     return "\n\n".join(parts)
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "kept-picture": picture("llava-kept.png", "What eight methods keep of one scene, and what the model then answers"),
-    "accuracy-picture": picture("llava-accuracy.svg", "Accuracy against visual tokens kept, a plot for each ability"),
+    "accuracy-picture": picture("llava-accuracy.svg", "Accuracy against visual tokens kept, one plot for each ability"),
     "methods-short": made_by("docs_methods", "short"),
     "methods-overview": made_by("docs_methods", "overview"),
     "methods-defaults": made_by("docs_methods", "defaults"),
@@ -311,7 +277,12 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "signals-decoder": made_by("docs_methods", "decoder_signals"),
     "presets": made_by("docs_methods", "presets"),
     "command-line": command_line,
-    "tasks": tasks,
+    "answer-kinds": lambda: ", ".join(f"`{kind}`" for kind in KINDS) + ".",
+    "tasks": made_by("docs_sets", "generated"),
+    "sets": made_by("docs_sets", "sets"),
+    "layouts": made_by("docs_sets", "layouts"),
+    "protocols": made_by("docs_sets", "protocols"),
+    **{f"profiles-{paper}": made_by("docs_sets", "tables_of", paper) for paper in PAPERS},
     "families-short": made_by("docs_models", "families_short"),
     "families": made_by("docs_models", "families"),
     "anatomy": made_by("docs_models", "anatomy"),

@@ -1,7 +1,7 @@
-"""All that a method's file needs: the bases, the needs, what a method sees and gives back, and the error for users.
+"""All that the file of a method needs: base classes, needs, what a method sees and returns, and the error for users.
 
-This is the stable surface of vlmprune for authors of methods; docs/adding-a-method.md says what may change when. A
-method imports from here, `torch`, and nothing else of vlmprune.
+This is the stable interface of vlmprune for authors of methods; docs/adding-a-method.md says what may change when. A
+method imports from here and from `torch`, and from no other module of vlmprune.
 """
 
 from vlmprune.core.act import Act, At

@@ -1,4 +1,4 @@
-"""The command line: run, bench, report, list, doctor, check. Commands are thin; a user's mistake is one sentence."""
+"""The command line. Commands are thin; a user's mistake is answered by one sentence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ except ImportError:
 OK, UNSOUND, USAGE, INTERRUPTED = 0, 1, 2, 130
 _MODEL = "An embedded model's name, a local folder, or a hub id."
 _TEXT_TOWER = "The CLIP model (folder or hub id) whose vision tower the model has, for methods that read the question."
-_FORCE = "Overwrite, or write among, files that vlmprune has not written."
+_JUDGE = "URL of a server with OpenAI's chat completions that scores judged tasks; its key is read from OPENAI_API_KEY."
+_JUDGE_MODEL = "The judge's name on that server."
+_FORCE = "Overwrite files that vlmprune did not write, and write into folders that hold such files."
 
 app = typer.Typer(
     name="vlmprune",
@@ -40,25 +42,29 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
 
 @app.command()
 def run(
-    image: Annotated[Path, typer.Argument(help="A picture.")],
-    question: Annotated[str, typer.Option("--question", "-q", help="What to ask about it.")],
+    image: Annotated[Path, typer.Argument(help="The file of a picture.")],
+    question: Annotated[str, typer.Option("--question", "-q", help="What to ask about the picture.")],
     model: Annotated[str, typer.Option(help=_MODEL)] = "llava",
     method: Annotated[
-        str | None, typer.Option(help="A method, FILE.py:Class, recipe or preset; else unpruned.")
+        str | None, typer.Option(help="A method, FILE.py:Class, recipe or preset. Without it nothing is pruned.")
     ] = None,
     keep: Annotated[str | None, typer.Option(help="Share (0.222) or number (64) of visual tokens to keep.")] = None,
-    overlay: Annotated[Path | None, typer.Option(help="Where to draw kept and dropped patches.")] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="File for a picture of the kept and dropped patches (.png, .jpg, .webp).")
+    ] = None,
     text_tower: Annotated[str | None, typer.Option(help=_TEXT_TOWER)] = None,
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
 ) -> None:
-    """Ask a model about a picture, pruned or not."""
+    """Ask a model a question about a picture, with or without pruning."""
     from vlmprune.ask import run_image
     from vlmprune.core.budget import parse_keep
 
@@ -71,55 +77,196 @@ def run(
 
 @app.command()
 def bench(
-    model: Annotated[list[str] | None, typer.Option(help="May be repeated; the embedded models without it.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help=f"{_MODEL} May be repeated. Default: both embedded models.")
+    ] = None,
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated; FILE.py:Class, recipes and presets too; all for every one; eight without it."
+            help="Methods, FILE.py:Class, recipes, presets, separated by commas; all for every method. Default: eight."
         ),
     ] = None,
-    keep: Annotated[str | None, typer.Option(help="Comma-separated budgets; 0.333,0.222,0.111 without it.")] = None,
+    keep: Annotated[str | None, typer.Option(help="Budgets, separated by commas. Default: 0.333,0.222,0.111.")] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="Comma-separated names or files of yours; the generated ones without it.")
+        str | None,
+        typer.Option(help="Tasks, by name or as files of yours, separated by commas. Default: the generated ones."),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder with local copies of data sets; else the hub.")] = None,
-    protocol: Annotated[str | None, typer.Option(help="Whose words: short, lmms, vlmevalkit or llava.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Questions per task; 192 without it.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="600 questions per task.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of results; the same command continues there.")] = Path("results"),
-    seed: Annotated[int, typer.Option(help="For methods that draw random numbers.")] = 0,
-    batch_size: Annotated[int | None, typer.Option(help="Questions per batch; 32 without it.")] = None,
-    positions: Annotated[str | None, typer.Option(help="original or compact; each method's own without it.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with local copies of data sets. Default: they come from the hub.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="Whose wording the prompts use: short, lmms, vlmevalkit or llava.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Questions per task. Default: 192; all in a profile.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Ask all questions, and 600 of a generated task.")] = False,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the results. The same command continues an interrupted run there.")
+    ] = Path("results"),
+    seeds: Annotated[
+        str, typer.Option(help="Seeds of methods that draw, by commas: one row for all, their mean and spread.")
+    ] = "0",
+    batch_size: Annotated[
+        str | None, typer.Option(help="Questions per batch. Default: 32. With --speed several, by commas. Default: 1.")
+    ] = None,
+    positions: Annotated[
+        str | None, typer.Option(help="Position ids: original or compact. Default: each method's own policy.")
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="A paper's table (hiprune, hiprune:table3). Other options override its settings."),
+    ] = None,
+    pixels: Annotated[
+        str | None, typer.Option(help="Least and most pixels of a picture: 200704,1003520. Default: the protocol's.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Length of a reply, in tokens. Default: the protocol's.")
+    ] = None,
     text_tower: Annotated[str | None, typer.Option(help=_TEXT_TOWER)] = None,
+    judge: Annotated[str | None, typer.Option(help=_JUDGE)] = None,
+    judge_model: Annotated[str | None, typer.Option(help=_JUDGE_MODEL)] = None,
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
+    speed: Annotated[bool, typer.Option("--speed", help="Measure time, memory and operations, not accuracy.")] = False,
+    random: Annotated[
+        str | None,
+        typer.Option(
+            help="With --speed: an architecture with random weights instead of a model, also smaller "
+            "(qwen3-vl-8b:layers=2,encoder_layers=2,shrink=16); a wrong name lists all."
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="With --speed: a paper's timing table to repeat; a wrong name lists all.")
+    ] = None,
+    visual_tokens: Annotated[
+        str | None,
+        typer.Option(help="With --random: numbers of visual tokens, by commas. Default: about 576."),
+    ] = None,
+    new_tokens: Annotated[
+        str | None, typer.Option(help="With --speed: lengths of the answer, separated by commas. Default: 16.")
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(help="With --speed: turns that count. Default: 10.")] = None,
+    device: Annotated[str | None, typer.Option(help="With --speed: cpu, cuda, ... Default: a GPU, if any.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="With --random: float32, bfloat16 or float16. Default: bfloat16 on a GPU.")
+    ] = None,
 ) -> None:
-    """Compare methods on the generated benchmark, then write the report."""
+    """Compare methods on tasks, or with --speed their time and memory, and write the report."""
     check_packages("bench")
-    from vlmprune.bench.runner import FULL, Plan, split_methods
+    timed = {
+        "random": random,
+        "preset": preset,
+        "visual_tokens": visual_tokens,
+        "new_tokens": new_tokens,
+        "repeats": repeats,
+        "device": device,
+        "dtype": dtype,
+    }
+    if speed:
+        untimed: dict[str, Any] = {"tasks": tasks, "limit": limit, "full": full or None, "text_tower": text_tower}
+        untimed |= {"data": data, "protocol": protocol, "profile": profile, "pixels": pixels, "judge": judge}
+        untimed["max_new_tokens"] = max_new_tokens
+        _refuse(untimed, "is not for timings: leave it out, or leave out", Option("speed", True))
+        shared = {"model": model, "methods": methods, "keep": keep, "batch_size": batch_size, "positions": positions}
+        seed = _single(_seeds(seeds), "Timings take one seed: give ", Option("seeds", 0), ".")
+        return _speed({**shared, **timed, "seed": seed}, out, force)
+    _refuse(timed, "is for timings alone: give with it", Option("speed", True))
+    from vlmprune.bench.judging import CACHE, judge_for
+    from vlmprune.bench.profiles import get_profile
+    from vlmprune.bench.runner import Plan, split_methods
 
     if full and limit is not None:
         raise UserError("--full and --limit contradict each other: give one of them.")
+    several = ("Several batch sizes are for timings alone: give one, or ", Option("speed", True), ".")
     asked: dict[str, Any] = {
         "models": tuple(dict.fromkeys(model)) if model else None,
         "methods": None if methods is None else split_methods(methods),
         "keeps": None if keep is None else _keeps(keep),
         "tasks": None if tasks is None else _words(tasks),
-        "limit": FULL if full else limit,
-        "batch_size": batch_size,
+        "limit": limit,
+        "batch_size": None if batch_size is None else _single(_numbers("batch_size", batch_size), *several),
         "data": None if data is None else str(data),
         "protocol": protocol,
+        "pixels": None if pixels is None else _pixels(pixels),
+        "max_new_tokens": max_new_tokens,
+        "positions": positions,
+        "text_tower": text_tower,
     }
-    given = {name: value for name, value in asked.items() if value is not None}
-    _bench(Plan(seed=seed, positions=positions, text_tower=text_tower, **given), out, force)
+    given = {name: value for name, value in asked.items() if value is not None} | {"seeds": _seeds(seeds)}
+    if full:
+        given["limit"] = None
+    table = None if profile is None else get_profile(profile)
+    plan = Plan(**given) if table is None else table.plan(given)
+    _bench(plan, out, force, judge_for(judge, judge_model, out / CACHE))
+    for sentence in table.said() if table is not None else ():
+        typer.echo(sentence)
 
 
-def _bench(plan: Any, out: Path, force: bool) -> None:
+def _refuse(options: dict[str, Any], why: str, other: Option) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(Option(name), f" {why} ", other, ".")
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    for word in _words(text):
+        if not word.isdecimal():
+            raise UserError(Option(name, text), f" must be whole numbers separated by commas, and {word!r} is not one.")
+    return tuple(int(word) for word in _words(text))
+
+
+def _single(numbers: tuple[int, ...], *refusal: str | Option) -> int:
+    if len(numbers) > 1:
+        raise UserError(*refusal)
+    return numbers[0]
+
+
+def _speed(given: dict[str, Any], out: Path, force: bool) -> None:
+    """`bench --speed`: `given` are its options by name, None where the user gave none."""
+    from rich.console import Console
+
+    from vlmprune.bench.runner import split_methods
+    from vlmprune.bench.speed import run_speed
+    from vlmprune.bench.speed_console import print_sheets, progress_lines
+    from vlmprune.bench.speed_plan import planned
+    from vlmprune.bench.speed_report import sheets
+    from vlmprune.report import build, check_report
+
+    lists = {
+        name: given[name] and _numbers(name, given[name]) for name in ("visual_tokens", "batch_size", "new_tokens")
+    }
+    plan = planned(
+        given["preset"],
+        {
+            "models": tuple(dict.fromkeys(given["model"])) if given["model"] else None,
+            "architecture": given["random"],
+            "methods": None if given["methods"] is None else split_methods(given["methods"]),
+            "keeps": None if given["keep"] is None else _keeps(given["keep"]),
+            "visual": lists["visual_tokens"],
+            "batches": lists["batch_size"],
+            "new_tokens": lists["new_tokens"],
+            **{name: given[name] for name in ("repeats", "device", "dtype", "positions", "seed")},
+        },
+    )
+    check_report(out, force=force)
+    _quiet()
+    console = Console()
+    try:
+        results = run_speed(plan, out, progress_lines(console), preset=given["preset"], force=force)
+    except KeyboardInterrupt:
+        typer.echo(f"Interrupted: the complete turns are in {out}; the same command continues.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    print_sheets(console, sheets(results))
+    for path in build(out, force=force):
+        if path.name == "speed.md":
+            console.print(f"Report: {path}", soft_wrap=True, highlight=False)
+
+
+def _bench(plan: Any, out: Path, force: bool, judge: Any) -> None:
     from rich.console import Console
 
     from vlmprune.ask import write_examples
+    from vlmprune.bench.compare import build_tables
     from vlmprune.bench.console import print_tables, progress_bars
     from vlmprune.bench.runner import run_bench
-    from vlmprune.bench.table import build_tables
     from vlmprune.report import build, check_report
 
     check_report(out, force=force)
@@ -129,39 +276,106 @@ def _bench(plan: Any, out: Path, force: bool) -> None:
         with progress_bars(console) as progress:
             run_bench(plan, out, progress, then=partial(write_examples, out), force=force)
     except KeyboardInterrupt:
-        typer.echo(f"Interrupted: the finished batches are in {out}; the same command continues.", err=True)
+        typer.echo(f"Interrupted: finished batches are in {out}, and the same command continues from there.", err=True)
         raise typer.Exit(INTERRUPTED) from None
+    failed = None if judge is None else _judge(judge, out)
     print_tables(console, build_tables(out))
     for path in build(out, force=force):
         if path.suffix == ".html":
             console.print(f"Report: {path}", soft_wrap=True, highlight=False)
+    if failed is not None:
+        raise failed
+
+
+def _judge(judge: Any, out: Path) -> UserError | None:
+    """Judge what needs it. An error is for after the tables: they say what is not measured."""
+    from vlmprune.bench.judging import judge_results
+    from vlmprune.bench.store import load_results
+
+    try:
+        judge_results(load_results(out), judge)
+    except UserError as error:
+        return error
+    finally:
+        typer.echo(f"Judge {judge.model}: {judge.cost}.", err=True)
+    return None
 
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="A result folder of vlmprune bench.")],
+    folder: Annotated[Path, typer.Argument(help="A result folder that vlmprune bench has written.")],
+    published: Annotated[
+        bool, typer.Option("--published", help="Also put the papers' printed figures beside those measured.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
 ) -> None:
-    """Write tables, plots and the HTML page of a result folder again; no model is needed."""
+    """Write the tables, plots and HTML page of a result folder again. This needs no model."""
     check_packages("report")
     from vlmprune.report import build
 
-    for path in build(folder, force=force):
+    written = build(folder, force=force, published=published)
+    for path in written:
+        if path.name == "published.md":
+            typer.echo(path.read_text(encoding="utf-8").partition("\n\n")[2])
+    for path in written:
         typer.echo(str(path))
 
 
+@app.command()
+def score(
+    task: Annotated[str, typer.Argument(help="A task that `vlmprune list tasks` names, or a file of yours.")],
+    answers: Annotated[Path, typer.Argument(help="JSON lines, JSON, CSV, TSV or parquet with columns id and output.")],
+    data: Annotated[Path | None, typer.Option(help="Folder with local copies of data sets; else the hub.")] = None,
+    protocol: Annotated[
+        str, typer.Option(help="By whose rules replies are read: plain, lmms, vlmevalkit...")
+    ] = "plain",
+    partial: Annotated[bool, typer.Option("--partial", help="Score what is answered, though not all is.")] = False,
+    judge: Annotated[str | None, typer.Option(help=_JUDGE)] = None,
+    judge_model: Annotated[str | None, typer.Option(help=_JUDGE_MODEL)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The figures, as JSON.")] = False,
+) -> None:
+    """Score answers that any tool has recorded, by the rules of a run. Neither a model nor the pictures are needed.
+
+    Without a column id the answers are taken in the order of the data. A column response, prediction, pred, reply or
+    text stands for output, and question_id, sample_id or index for id. A judge's answers are kept beside the file.
+    """
+    check_packages("score")
+    from vlmprune.bench import recorded
+    from vlmprune.bench.judging import judge_for
+    from vlmprune.bench.protocols import get_protocol
+    from vlmprune.bench.recorded_text import as_text
+    from vlmprune.tasks import get_task
+    from vlmprune.tasks.task import Place
+
+    asked = get_task(task)
+    judging = judge_for(judge, judge_model, answers.with_suffix(".judge.jsonl"))
+    place = Place(data=None if data is None else data.expanduser())
+    read = recorded.read_answers(answers.expanduser())
+    scores = recorded.score_answers(asked, read, place, protocol=get_protocol(protocol), partial=partial, judge=judging)
+    if judging is not None:
+        typer.echo(f"Judge {judging.model}: {judging.cost}.", err=True)
+    typer.echo(_json(recorded.as_json(scores)) if as_json else as_text(scores, f"{asked.name}: {answers}"))
+
+
+def _json(content: Any) -> str:
+    import json
+
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
 @app.command("list")
-def list_(what: Annotated[str, typer.Argument(help="methods, presets, models, tasks or checks")]) -> None:
-    """List methods, presets, embedded models, families (by model type), tasks, checks of methods and adapters."""
+def list_(what: Annotated[str, typer.Argument(help="methods, presets, models, tasks, profiles or checks.")]) -> None:
+    """List methods, presets, models (embedded ones, and families by model type), tasks, profiles, or checks."""
     listings = {
         "methods": _list_methods,
         "presets": _list_presets,
         "models": _list_models,
         "tasks": _list_tasks,
+        "profiles": _list_profiles,
         "checks": _list_checks,
     }
     if what not in listings:
-        raise UserError(f"{what!r} cannot be listed: choose {', '.join(listings)}.")
+        raise UserError(f"{what!r} cannot be listed: choose one of {', '.join(listings)}.")
     rows = listings[what]()
     names, kinds = (max(len(row[column]) for row in rows) for column in (0, 1))
     for name, kind, summary in rows:
@@ -172,14 +386,14 @@ def list_(what: Annotated[str, typer.Argument(help="methods, presets, models, ta
 def doctor(
     model: Annotated[str, typer.Argument(help=_MODEL)],
     picture: Annotated[
-        Path | None, typer.Option(help="Where to draw the token layout of a sample picture (.png, .jpg, .webp).")
+        Path | None, typer.Option(help="File for a drawing of a sample picture's token layout (.png, .jpg, .webp).")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
 ) -> None:
-    """Say where a model's visual tokens are and what works, and prove that pruning is exact on it.
+    """Show where a model's visual tokens are and which methods work, and prove that pruning is exact on it.
 
-    The proofs generate with a cache: one prompt, a batch with padding, a second turn. The exit code is 1 where a proof
-    or a method fails.
+    The proofs generate with a cache: for one prompt, for a batch with padding, and for a second turn. The exit code is
+    1 if a proof or a method fails.
     """
     check_packages("doctor")
     from vlmprune.doctor import diagnose
@@ -205,17 +419,21 @@ def check(
         typer.Option(help="Instead of a method, an adapter: FILE.py:Adapter, FILE.py, or the name of a family."),
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option(help="A check, as `vlmprune list checks` names it; repeatable.")
+        list[str] | None,
+        typer.Option(help="Run this check only, by its name in `vlmprune list checks`. May be repeated."),
     ] = None,
-    on: Annotated[list[str] | None, typer.Option(help="A tiny model; may be repeated; all without it.")] = None,
-    model: Annotated[str | None, typer.Option(help=f"For a method, instead of tiny models. {_MODEL}")] = None,
+    on: Annotated[list[str] | None, typer.Option(help="Only this tiny model. May be repeated. Default: all.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"For a method: the model to check on, instead of the tiny ones. {_MODEL}")
+    ] = None,
     goldens: Annotated[Path | None, typer.Option(help="For a method, a folder of recorded inputs and outputs.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Every outcome, as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print every outcome as JSON.")] = False,
 ) -> None:
-    """Check all that a method, or an adapter, owes its caller, on tiny models. The exit code is 1 where a check fails.
+    """Check all that a method, or an adapter, owes its caller, on tiny models.
 
-    A method is checked on a tiny model of every family, an adapter on those that are declared for it. It takes a minute
-    or two, and needs neither network nor files. `--only fidelity` looks at recorded cases alone.
+    The exit code is 1 if a check fails. A method is checked on a tiny model of every family, an adapter on those that
+    are declared for it. It takes a minute or two, and needs neither network nor files. `--only fidelity` checks
+    recorded cases only.
     """
     check_packages("check")
     from vlmprune.testing.check import FAILED, as_json, as_text
@@ -354,11 +572,35 @@ def _list_tasks() -> list[tuple[str, str, str]]:
     return [(task.name, task.dimension, f"{task.summary} ({task.metric.name})") for task in built_in_tasks().values()]
 
 
+def _list_profiles() -> list[tuple[str, str, str]]:
+    from vlmprune.bench.profiles import profiles
+
+    return [(name, profile.protocol, profile.source) for name, profile in profiles().items()]
+
+
 def _words(text: str) -> tuple[str, ...]:
     words = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
     if not words:
         raise UserError(f"{text!r} names nothing: write names separated by commas.")
     return words
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    words = _words(text)
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise UserError(Option("seeds", text), " are not whole numbers from 0, separated by commas.")
+    return tuple(dict.fromkeys(map(int, words)))
+
+
+def _pixels(text: str) -> Any:
+    from vlmprune.bench.protocols import Pixels
+
+    numbers = [word for word in _words(text) if word.isdecimal()]
+    if len(numbers) != 2 or text.count(",") != 1:
+        raise UserError(
+            Option("pixels", text), " is not a range: give the least and the most pixels, as in 200704,1003520."
+        )
+    return Pixels(*map(int, numbers))
 
 
 def _keeps(text: str) -> tuple[Any, ...]:
@@ -376,7 +618,7 @@ def _quiet() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; exit codes: 0, 1 where doctor or check finds a fault, 2 for a mistake, 130 on Ctrl-C."""
+    """Run the command line. Exit codes: 0, 1 if doctor or check finds a fault, 2 for a mistake, 130 on Ctrl-C."""
     try:
         code = app(arguments, standalone_mode=False)
         return code if isinstance(code, int) else OK

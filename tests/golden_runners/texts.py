@@ -10,6 +10,7 @@ from golden_runners.case import LLAVA, Case, Failed, Runner, check_exact, view
 from golden_runners.vision import HALF_PRECISION_SHARE
 from vlmprune.core.selectors import ascending
 from vlmprune.core.view import Aligned, Grid, ImageView, ModelInfo, TowerRows
+from vlmprune.methods.outliers import outliers_above
 from vlmprune.methods.vision.cdpruner import CDPruner
 from vlmprune.methods.vision.trim import Trim
 from vlmprune.runtime.text_tower import TextTower
@@ -30,7 +31,7 @@ def trim(case: Case) -> None:
 
     scores = torch.stack([Trim().similarity(image) for image in views(1)]).softmax(1)
     if share == -1:  # outliers are counted over the batch
-        share = Trim.outliers(scores.flatten()) / scores.numel()
+        share = outliers_above(scores.flatten()) / scores.numel()
     merged = [Trim().select(image) for image in views(int(n * share) + 1)]
     case.expect("softmax_scores", scores)
     case.expect_setting("batch", images)

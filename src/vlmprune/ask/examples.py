@@ -36,7 +36,7 @@ _TRIES = 400  # questions looked through for a scene worth showing
 
 
 def example_samples(canvas: Canvas) -> list[Sample]:
-    """The questions: reading a plate, counting, a colour, each about a scene full enough to be worth a look."""
+    """The questions: reading a plate, counting, a colour; each about a scene with several objects."""
     return [_first_rich(task, category, canvas) for task, category in _ASKED]
 
 
@@ -65,7 +65,7 @@ def _background(category: str) -> str:
 
 
 def write_examples(folder: str | Path, loaded: Loaded, recipes: Iterable[Recipe | str]) -> list[Path]:
-    """Ask the model about the example scenes, unpruned and under each recipe, and keep what it kept.
+    """Ask the model about the example scenes, unpruned and under each recipe, and store what was kept and answered.
 
     `vlmprune bench` calls this once for each model. Recipes that the folder already has are not run again, so a call
     that has nothing to do costs nothing. Examples of other weights are replaced.
@@ -79,7 +79,7 @@ def write_examples(folder: str | Path, loaded: Loaded, recipes: Iterable[Recipe 
         The files of this model's examples.
 
     Raises:
-        UserError: a recipe that cannot act on the model, or a folder that is not one of results.
+        UserError: a recipe cannot act on the model, or the folder is not a result folder.
     """
     target = Path(folder) / "examples"
     path = target / f"{slug(loaded.name)}.json"

@@ -1,7 +1,7 @@
 """Kept and dropped patches drawn over the picture, where the model saw them.
 
-Kept patches keep their colours and get a thin contour, dropped ones are greyed, and what a processor's centre crop cut
-off is darkened. Everything here is a pure function of its arguments: no model, no file, the same pixels on every run.
+Kept patches keep their colours and get a thin contour, dropped ones are grey, and what a processor's centre crop cut
+off is dark. Everything here is a pure function of its arguments: no model, no file, the same pixels on every run.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ def _resized(settings: Any, width: int, height: int) -> tuple[int, int]:
 def draw(
     image: Image.Image, grid: Grid, kept: Tensor, *, window: Window | None = None, cells: bool = False
 ) -> Image.Image:
-    """The picture with its dropped patches greyed; the pixels of kept patches are unchanged.
+    """The picture with its dropped patches in grey; the pixels of kept patches are unchanged.
 
     Args:
         image: the picture, drawn on at its own resolution (see `fit`).
         grid: rows and columns of the slots, one frame.
-        kept: slot numbers kept, row by row from the top left. Negative ones (tokens without a slot) are passed over.
-        window: what the model saw, in pixels of `image`; all of it when None.
+        kept: the kept slot numbers, row by row from the top left. Negative ones (tokens without a slot) are ignored.
+        window: the part that the model saw, in pixels of `image`; None means all of it.
         cells: also draw a line between neighbouring kept patches.
 
     Raises:
@@ -128,7 +128,7 @@ def coarsen(kept: Tensor, lattice: Tensor, grid: Grid) -> tuple[Grid, Tensor] | 
         grid: the slot grid of the full image.
 
     Returns:
-        The smaller grid and the cells kept of it, or None where `lattice` is not made of whole rows and columns.
+        The smaller grid and its kept cells, or None if `lattice` does not consist of whole rows and columns.
     """
     rows, cols = torch.unique(lattice // grid.cols), torch.unique(lattice % grid.cols)
     if len(rows) * len(cols) != len(lattice):
@@ -170,9 +170,9 @@ def draw_run(
     resized: bool = False,
     sample: int = 0,
 ) -> Image.Image:
-    """A sheet of what a run kept: one panel per image and stage, and per way in which the slots cover the image.
+    """A sheet of what a run kept: a panel for each image, stage, and way in which the slots cover the image.
 
-    Up to four stages stand side by side, so that each image has its row; more go on in the next.
+    Up to four stages are side by side, so that each image has a row of its own; further stages start a new row.
 
     Args:
         report: `session.last`.
@@ -180,7 +180,7 @@ def draw_run(
         title: the method and budget in words.
         lines: further lines; the token counts are added to them.
         processor: the model's processor, to map its centre crop back onto the picture.
-        resized: whether the method resized the image; its coarser patches are drawn then.
+        resized: whether the method resized the image; then its larger patches are drawn.
         sample: which sample of the batch.
 
     Raises:

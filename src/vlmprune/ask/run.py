@@ -104,7 +104,7 @@ def _recipe(method: str | None, keep: Keep | None, overlay: object) -> Recipe | 
         raise UserError(Option("keep", keep), " prunes nothing without a method: add one, such as ", example, ".")
     if overlay is not None:
         added = Option("method", "hiprune"), " and ", Option("keep", 0.222)
-        raise UserError("Without a method there is nothing to draw, for every token is kept: add ", *added, ".")
+        raise UserError("Without a method every token is kept and there is nothing to draw: add ", *added, ".")
     return None
 
 

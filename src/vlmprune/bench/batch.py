@@ -19,7 +19,7 @@ from vlmprune.scoring.replies import score_reply
 if TYPE_CHECKING:
     from vlmprune.bench.runner import ModelBench, Variant
 
-_NO_TOKENS: Mapping[str, Any] = {
+NO_TOKENS: Mapping[str, Any] = {
     "input_tokens": 0,
     "visual_before": 0,
     "visual_encoded": 0,
@@ -51,8 +51,10 @@ class Batch:
         return found
 
     def _misfit(self, sample: Sample) -> str:
+        if why := self.asker.refuses(sample):
+            return why
         try:
-            _ = sample.images
+            _ = sample.images, sample.frames
         except UserError as error:
             return str(error).rstrip(".")
         longest = getattr(self.bench.model.config.get_text_config(), "max_position_embeddings", None)
@@ -81,7 +83,7 @@ class Batch:
         records = {record.id: record for record in self._replies(variant)} if self.asked else {}
         for sample in self.samples:
             if sample.id in self.problems:
-                records[sample.id] = self._record(sample, "", **_NO_TOKENS, problem=self.problems[sample.id])
+                records[sample.id] = self._record(sample, "", **NO_TOKENS, problem=self.problems[sample.id])
         return [records[sample.id] for sample in self.samples]
 
     @torch.no_grad()
@@ -114,7 +116,7 @@ class Batch:
 
 def record_of(sample: Sample, reply: str, kind: str, **counts: Any) -> Record:
     """The record of a reply, scored; `counts` are the record's token counts."""
-    verdict = score_reply(kind, reply, sample.answers, sample.options)
+    verdict = score_reply(kind, reply, sample.answers, sample.options, sample.facts)
     return Record(
         id=sample.id,
         question=sample.question,
@@ -126,6 +128,7 @@ def record_of(sample: Sample, reply: str, kind: str, **counts: Any) -> Record:
         output=reply,
         extracted=verdict.extracted,
         score=verdict.score,
+        facts=sample.facts,
         **counts,
     )
 
@@ -138,8 +141,11 @@ def _visual(model: Any, prompt: torch.Tensor) -> list[int]:
 
 
 def _counts(session: Any, sample: int, visual: int, resizes: bool) -> dict[str, Any]:
-    """Token counts of a sample of the last batch; `session` is None for vanilla."""
-    if session is None:
+    """Token counts of a sample of the last batch; `session` is None for vanilla.
+
+    A report of a batch without a picture has no samples, so one without visual tokens is not looked up in it.
+    """
+    if session is None or not visual:
         return {"visual_encoded": visual, "visual_kept": visual, "visual_entering": float(visual)}
     last = session.last
     stages = [(int(layer), counts[sample]) for layer, counts in last.counts]

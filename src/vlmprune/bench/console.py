@@ -14,7 +14,7 @@ from rich.table import Table as Sheet
 
 from vlmprune.bench.runner import Progress
 from vlmprune.bench.store import VANILLA
-from vlmprune.bench.table import Row, Table
+from vlmprune.bench.table import NOT_MEASURED, Row, Table
 
 UNBOUND = 240  # columns of a log or a pipe, which has no width to fit
 
@@ -62,7 +62,7 @@ def _fixed(label: str, width: int = 44) -> str:
 
 
 def print_tables(console: Console, tables: list[Table]) -> None:
-    """One table per model: values, half-widths of their intervals where there is room, and the two averages."""
+    """One table per model: values, their intervals where there is room, and the two averages."""
     unbound = Console(file=console.file, width=UNBOUND)
     if not console.is_terminal:
         console = unbound
@@ -73,8 +73,10 @@ def print_tables(console: Console, tables: list[Table]) -> None:
         for note in table.notes():
             console.print(note, style="dim", highlight=False)
     console.print(
-        f"Primary metric in percent{', ± half of its 95 % bootstrap interval' if wide else ''}. "
-        "abs: mean of the values; rel: mean of the ratios to the same model's vanilla run.",
+        f"Primary metric in percent{', its 95 % interval in brackets' if wide else ''}; * marks a difference to "
+        "vanilla that is significant at 5 % after Holm's correction over the methods of the same budget. "
+        f"{'abs_mean' if wide else 'abs (abs_mean)'}: mean of the values; {'rel_mean' if wide else 'rel (rel_mean)'}: "
+        "mean of the ratios to the same model's vanilla run.",
         style="dim",
         highlight=False,
     )
@@ -92,8 +94,8 @@ def _sheet(table: Table, wide: bool) -> Sheet:
         "kept",
         "entering" if wide else "enter",
         *(task.removeprefix("synth-") for task in table.tasks),
-        "abs",
-        "rel",
+        "abs_mean" if wide else "abs",
+        "rel_mean" if wide else "rel",
     ):
         sheet.add_column(name, justify="right", no_wrap=True)
     previous = None
@@ -110,11 +112,13 @@ def _line(table: Table, row: Row, previous: str | None, wide: bool) -> list[str]
     cells = []
     for task in table.tasks:
         cell = row.cells.get(task)
-        if cell is None or math.isnan(cell.value.value):
+        if cell is not None and cell.unmeasured:
+            cells.append(NOT_MEASURED)
+        elif cell is None or math.isnan(cell.value.value):
             cells.append("-")
         else:
-            half = (cell.value.high - cell.value.low) / 2
-            cells.append(f"{cell.value.value:.0f}" + (f" ±{half:.0f}" if wide else ""))
+            span = f" [{cell.value.low:.0f}, {cell.value.high:.0f}]" if wide else ""
+            cells.append(f"{cell.value.value:.0f}" + ("*" if cell.significant else "") + span)
     return [
         "" if row.method == previous else row.method,
         "" if row.keep is None or row.is_vanilla else str(row.keep),

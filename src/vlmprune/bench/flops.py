@@ -1,12 +1,17 @@
 """Floating-point operations of a run up to its first new token, by one formula for every method.
 
-A multiplication and the addition that follows count as two. With N encoder tokens (CLS included), P of them patches,
-S = P / merge slots made by the encoder, and at decoder layer l a sequence of n_l tokens (text and the visual tokens
-that enter it):
+A multiplication and the addition that follows count as two. With N encoder tokens (CLS included) of a picture, tile or
+frame whose tokens attend to one another (`bench.passes`), P of them patches, S rows that the projector takes, and at
+decoder layer l a sequence of n_l tokens (text and the visual tokens that enter it):
 
     encoder     2 P patch_inputs d + layers (2 N (4 d^2 + g d m) + 4 d A),  A = N^2, or N w in a layer with windows of w
+                (windows that the picture's edge cuts are counted whole)
     projector   2 S projector
-    prefill     sum over l of 2 n_l (2 D q + 2 D kv + 3 D M) + 4 q n_l (n_l + 1) / 2, and 2 D vocabulary once
+    prefill     sum over l of a_l + 2 n_l 3 D M, and 2 D vocabulary once
+                a_l = 2 n_l (2 D q + 2 D kv) + 4 q n_l (n_l + 1) / 2 with attention (and 2 n_l D q where it is gated);
+                3 D M is a router D E and 3 D (k M_e + M_s) in a mixture of experts: k of E chosen, M_s shared
+    recurrent   a_l = 2 n_l weights + H n (C (5 k + 3 v) + 6 k v): the gated delta rule in chunks of C = 64 tokens, with
+                H heads of keys k and values v wide, and n the next multiple of C above n_l
     selection   what the methods declare they need: attention scores 2 d N^2 (or one row of them), a comparison of all
                 tokens with each other 2 n^2 width (an upper bound for methods that compare only some of them); and in
                 each layer whose attention is fused 2 q R (n_l + 2 F): of R queries the log-sum-exp over all keys, and
@@ -16,8 +21,8 @@ d, m: width and MLP width of the encoder, g = 3 for a gated MLP and 2 otherwise;
 q, kv: heads times head width of queries and of keys. Norms, activations, embeddings and the softmax are left out.
 
 Papers count sum over l of 4 n_l D^2 + 2 n_l^2 D + 2 n_l D M (FastV and others) or + 3 n_l D M (SparseVLM, FitPrune,
-AutoPrune: a gated MLP): no encoder, no grouped-query attention, one operation a multiplication. These figures stand
-beside ours as `papers` and `papers_gated`.
+AutoPrune: a gated MLP): no encoder, no grouped-query attention, no recurrence, one operation a multiplication. In a
+mixture of experts M is the width that a token passes. These figures stand beside ours as `papers` and `papers_gated`.
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+from vlmprune.bench.passes import Encoded, from_slots
 from vlmprune.core.act import Act
 from vlmprune.core.fusion import layers_before
 from vlmprune.core.recipe import recipe
@@ -33,16 +39,18 @@ from vlmprune.core.roles import Fusing
 from vlmprune.core.shape import Load, Shape
 
 _VANILLA = "vanilla"
+CHUNK = 64  # tokens, in transformers and in the kernels that it takes
 
 
 class Flops(NamedTuple):
     """Operations of a sample up to its first new token. The papers' are other counts of the prefill, not parts.
 
-    `selection` is None where a method reads a signal whose cost is not stated (`Need.flops`).
+    `selection` is None where a method reads a signal whose cost is not stated (`Need.flops`), `encoder` and `projector`
+    where token counts do not tell what the tower saw.
     """
 
-    encoder: float
-    projector: float
+    encoder: float | None
+    projector: float | None
     prefill: float
     selection: float | None
     papers: float
@@ -50,8 +58,10 @@ class Flops(NamedTuple):
 
     @property
     def total(self) -> float | None:
-        """Of all parts; None where a method reads a signal that nobody has counted."""
-        return None if self.selection is None else self.encoder + self.projector + self.prefill + self.selection
+        """Of all parts; None where one of them is not known."""
+        if self.encoder is None or self.projector is None or self.selection is None:
+            return None
+        return self.encoder + self.projector + self.prefill + self.selection
 
 
 class Counted(Protocol):
@@ -90,16 +100,32 @@ def run_flops(shape: Shape, recipe_text: str, records: Iterable[Counted]) -> Flo
     return Flops(*(mean(sample[k] for sample, _ in samples) for k in range(len(Flops._fields))))  # type: ignore[arg-type]
 
 
-def _sample(shape: Shape, recipe_text: str, text: int, encoded: int, stages: Sequence[tuple[int, int]]) -> Flops:
-    visual = visual_per_layer(shape.layers, encoded, stages)
+def _sample(shape: Shape, recipe_text: str, text: int, slots: int, stages: Sequence[tuple[int, int]]) -> Flops:
+    return sample_flops(shape, recipe_text, text, slots, stages, from_slots(shape, slots))
+
+
+def sample_flops(
+    shape: Shape, recipe_text: str, text: int, slots: int, stages: Sequence[tuple[int, int]], encoded: Encoded | None
+) -> Flops:
+    """Operations of one sample.
+
+    Args:
+        shape: the model.
+        recipe_text: the recipe, or "vanilla".
+        text: tokens of the prompt that are not visual.
+        slots: visual tokens that the encoder made.
+        stages: (decoder layer, visual tokens after it) of each cut.
+        encoded: what the tower and the projector worked on; None where nobody knows.
+    """
+    visual = visual_per_layer(shape.layers, slots, stages)
     lengths = [text + tokens for tokens in visual]
     return Flops(
-        encoder=encoder_flops(shape, encoded),
-        projector=2.0 * encoded * shape.projector,
+        encoder=None if encoded is None else encoder_flops(shape, encoded.passes),
+        projector=None if encoded is None else 2.0 * encoded.projected * shape.projector,
         prefill=prefill_flops(shape, lengths),
-        selection=_selection_flops(shape, recipe_text, text, encoded, visual),
-        papers=papers_flops(shape.width, shape.mlp, lengths),
-        papers_gated=papers_flops(shape.width, shape.mlp, lengths, matrices=3),
+        selection=_selection_flops(shape, recipe_text, text, slots, visual),
+        papers=papers_prefill(shape, lengths, matrices=2),
+        papers_gated=papers_prefill(shape, lengths, matrices=3),
     )
 
 
@@ -113,13 +139,13 @@ def visual_per_layer(layers: int, encoded: int, stages: Sequence[tuple[int, int]
     return counts
 
 
-def encoder_flops(shape: Shape, slots: int) -> float:
-    """Operations of the vision tower for an image of `slots` slots, tile by tile where it is cut into tiles."""
-    if shape.tile and slots > shape.tile:
-        whole, rest = divmod(slots, shape.tile)
-        return whole * encoder_flops(shape, shape.tile) + encoder_flops(shape, rest)
-    patches = slots * shape.merge
-    n, d = patches + shape.has_cls * (slots > 0), shape.encoder_width
+def encoder_flops(shape: Shape, passes: Iterable[int]) -> float:
+    """Operations of the vision tower on pictures, tiles or frames of so many patches each."""
+    return sum(count * _pass_flops(shape, patches) for patches, count in Counter(passes).items())
+
+
+def _pass_flops(shape: Shape, patches: int) -> float:
+    n, d = patches + shape.has_cls * (patches > 0), shape.encoder_width
     linear = 2.0 * n * (4 * d * d + (3 if shape.encoder_gated else 2) * d * shape.encoder_mlp)
     windowed = shape.encoder_layers - shape.full_layers
     pairs = shape.full_layers * n * n + windowed * n * min(n, shape.window or n)
@@ -128,10 +154,36 @@ def encoder_flops(shape: Shape, slots: int) -> float:
 
 def prefill_flops(shape: Shape, lengths: Sequence[int]) -> float:
     """Operations of the decoder for a prompt with `lengths` tokens entering its layers, and one row of logits."""
-    d = shape.width
-    weights = 2 * d * shape.q_width + 2 * d * shape.kv_width + 3 * d * shape.mlp
-    layers = sum(2.0 * n * weights + 2.0 * shape.q_width * n * (n + 1) for n in lengths)
-    return layers + 2.0 * d * shape.vocabulary
+    layers = sum(_mixer_flops(shape, k, n) + 2.0 * n * _mlp_weights(shape, k) for k, n in enumerate(lengths))
+    return layers + 2.0 * shape.width * shape.vocabulary
+
+
+def _mixer_flops(shape: Shape, layer: int, n: int) -> float:
+    """Of the part of a layer in which tokens meet: attention, or a recurrence."""
+    if layer in shape.recurrent:
+        return 2.0 * n * shape.recurrent_weights + recurrence_flops(shape, n)
+    weights = (2 + shape.gated_query) * shape.width * shape.q_width + 2 * shape.width * shape.kv_width
+    return 2.0 * n * weights + 2.0 * shape.q_width * n * (n + 1)
+
+
+def recurrence_flops(shape: Shape, n: int) -> float:
+    """Of the gated delta rule on n tokens, chunk by chunk.
+
+    A chunk multiplies keys by keys, queries by keys, and the latter by values (2 C^2 (2 k + v)), reads and writes the
+    state (6 C k v), and solves two triangular systems for keys and values (C^2 (k + v)).
+    """
+    heads, key, value = shape.recurrent_heads
+    return float(heads * -(-n // CHUNK) * CHUNK * (CHUNK * (5 * key + 3 * value) + 6 * key * value))
+
+
+def _mlp_weights(shape: Shape, layer: int) -> int:
+    return shape.sparse_mlp if layer in shape.sparse else 3 * shape.width * shape.mlp
+
+
+def papers_prefill(shape: Shape, lengths: Sequence[int], matrices: int) -> float:
+    """The papers' count of a model's prefill."""
+    widths = [shape.active if layer in shape.sparse else shape.mlp for layer in range(shape.layers)]
+    return sum(papers_flops(shape.width, mlp, [n], matrices) for mlp, n in zip(widths, lengths, strict=True))
 
 
 def papers_flops(width: int, mlp: int, lengths: Sequence[int], matrices: int = 2) -> float:

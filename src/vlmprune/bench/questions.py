@@ -88,4 +88,7 @@ class Questions:
 
     def _why(self) -> str:
         first = next(iter(self), None)
-        return f": {first.problem} ({first.id})" if first is not None else ": the data has no rows"
+        if first is None:
+            return ": the data has no rows"
+        source = f"; the data is to be had from {self.task.source}" if self.task.source else ""
+        return f": {first.problem} ({first.id}){source}"

@@ -8,7 +8,7 @@ runs once per batch and is shared by all methods and budgets (`bench.timing` sha
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -20,7 +20,9 @@ from vlmprune.assets import embedded_names
 from vlmprune.bench.batch import Batch
 from vlmprune.bench.load import Loaded, find_model, library_versions, load_model, machine
 from vlmprune.bench.marks import code_of, files_of, marked, recorded
-from vlmprune.bench.protocol import Asker, get_protocol, protocol_for
+from vlmprune.bench.problems import check_some_asked
+from vlmprune.bench.protocol import Asker, protocol_for
+from vlmprune.bench.protocols import Pixels, get_protocol
 from vlmprune.bench.questions import Questions
 from vlmprune.bench.shapes import shape_of
 from vlmprune.bench.store import VANILLA, Run, Store
@@ -55,8 +57,11 @@ class Plan:
         tasks: names, or files of questions.
         data: folder with local copies of data sets; None for the hub.
         protocol: whose words the questions are put in; None for the one that suits the tokenizer.
-        limit: questions per task that can be asked.
-        seed: of the sessions.
+        protocols: of tasks that are asked in others' words.
+        pixels: limits of a picture's size instead of the protocol's.
+        max_new_tokens: length of a reply instead of the protocol's.
+        limit: questions per task that can be asked; None for all, and for FULL of tasks without end.
+        seeds: of the sessions of methods that draw, each of which runs once with every one. Others run once.
         batch_size: questions per batch.
         positions: position policy, None for each method's own.
         device: None for the GPU when there is one.
@@ -70,8 +75,11 @@ class Plan:
     tasks: tuple[str, ...] = field(default_factory=lambda: tuple(generated_tasks()))
     data: str | None = None
     protocol: str | None = None
-    limit: int = LIMIT
-    seed: int = 0
+    protocols: Mapping[str, str] = field(default_factory=dict)
+    pixels: Pixels | None = None
+    max_new_tokens: int | None = None
+    limit: int | None = LIMIT
+    seeds: tuple[int, ...] = (0,)
     batch_size: int = BATCH_SIZE
     positions: str | None = None
     device: str | None = None
@@ -79,31 +87,48 @@ class Plan:
 
     def check(self) -> None:
         """Raise UserError where something in it cannot be run, before anything is loaded."""
-        for task in self.tasks:
-            get_task(task)
+        named: dict[str, str] = {}
+        for text in self.tasks:
+            name = get_task(text).name
+            if named.setdefault(name, text) != text:
+                raise UserError(
+                    f"{named[name]!r} and {text!r} are both called {name!r}: rename one, or run them apart."
+                )
         for keep in self.keeps:
             check_keep(keep)
-        for what, number in (("limit", self.limit), ("batch size", self.batch_size)):
-            if number < 1:
+        counts = {"limit": self.limit, "batch size": self.batch_size, "length of a reply": self.max_new_tokens}
+        for what, number in counts.items():
+            if number is not None and number < 1:
                 raise UserError(f"The {what} must be at least 1, not {number}.")
         if self.positions is not None and self.positions not in POSITIONS:
             choice = f" is not a policy: choose {' or '.join(POSITIONS)}."
             raise UserError(Option("positions", self.positions), choice)
-        if self.protocol is not None:
-            get_protocol(self.protocol)
+        if not self.seeds or min(self.seeds) < 0:
+            raise UserError(Option("seeds"), " needs whole numbers from 0.")
+        for protocol in (self.protocol, *self.protocols.values()):
+            if protocol is not None:
+                get_protocol(protocol)
         self.variants()
         for model in self.models:
             find_model(model)
 
+    def limit_of(self, task: Task) -> int | None:
+        """How many questions of a task are asked at most."""
+        return FULL if self.limit is None and task.endless else self.limit
+
     def variants(self) -> list[Variant]:
-        """Vanilla, then the methods at every budget, the baselines first unless they have been given a place."""
+        """Vanilla, then the methods at every budget, the baselines first unless they have been given a place.
+
+        A method that draws is there once for each seed.
+        """
         asked = []
         for text in self.methods:
             own = variants_of(text, self.keeps)
             asked += [*own, *(plain for variant in own if (plain := variant.unfused) is not None)]
         named = {variant.method for variant in asked}
         missing = [v for name in BASELINES if name not in named for v in variants_of(name, self.keeps)]
-        return list(dict.fromkeys([Variant(VANILLA, 1.0, VANILLA), *missing, *asked]))
+        every = dict.fromkeys([Variant(VANILLA, 1.0, VANILLA), *missing, *asked])
+        return [one for variant in every for one in variant.seeded(self.seeds)]
 
 
 @dataclass(frozen=True)
@@ -115,12 +140,20 @@ class Variant:
         keep: the budget; None for a chain, which carries several.
         text: the recipe as results name it (`bench.marks`), or "vanilla".
         recipe: with the code that a method's file holds now, whatever becomes of it while this runs.
+        seed: of its session where a method draws, else None.
     """
 
     method: str
     keep: Keep | None
     text: str
     recipe: Recipe | None = field(default=None, compare=False)
+    seed: int | None = None
+
+    def seeded(self, seeds: Sequence[int]) -> list[Variant]:
+        """The same with each seed where a method draws, else itself."""
+        stages = self.recipe.stages if self.recipe is not None else ()
+        draws = any(stage.method.draws for stage in stages)
+        return [replace(self, seed=seed) for seed in dict.fromkeys(seeds)] if draws else [self]
 
     @property
     def resizes(self) -> bool:
@@ -253,10 +286,8 @@ class ModelBench:
         self.texts = {text: None if session is None else session.text for text, session in sessions.items()}
         place = Place(canvas_for(loaded.model.config), None if plan.data is None else Path(plan.data).expanduser())
         self.tasks = [get_task(name) for name in plan.tasks]
-        self.questions = {task.name: Questions(task, place, plan.limit) for task in self.tasks}
-        protocol = protocol_for(loaded.processor) if plan.protocol is None else get_protocol(plan.protocol)
-        model_type = loaded.model.config.model_type
-        self.askers = {task.name: Asker(protocol, task, loaded.processor, model_type) for task in self.tasks}
+        self.askers = {task.name: self._asker(task) for task in self.tasks}
+        self.questions = {task.name: Questions(task, place, plan.limit_of(task)) for task in self.tasks}
         self.jobs = {task.name: self._jobs(task, loaded, str(place.canvas)) for task in self.tasks}
 
     @property
@@ -265,7 +296,14 @@ class ModelBench:
 
     @property
     def recipes(self) -> list[Recipe]:
-        return [variant.recipe for variant in self.variants if variant.recipe is not None]
+        found = {variant.text: variant.recipe for variant in self.variants if variant.recipe is not None}
+        return list(found.values())
+
+    def _asker(self, task: Task) -> Asker:
+        name = self.plan.protocols.get(task.name, self.plan.protocol)
+        protocol = protocol_for(self.processor) if name is None else get_protocol(name)
+        model_type = self.model.config.model_type
+        return Asker(protocol, task, self.processor, model_type, self.plan.pixels, self.plan.max_new_tokens)
 
     def _jobs(self, task: Task, loaded: Loaded, canvas: str) -> list[Job]:
         questions, asker = self.questions[task.name], self.askers[task.name]
@@ -281,7 +319,7 @@ class ModelBench:
             "protocol": str(asker.protocol),
             "canvas": canvas if task.endless else "",
             "generation": asker.generation(),
-            "seed": self.plan.seed,
+            "pixels": "" if asker.pixels is None else str(asker.pixels),
             "batch_size": self.plan.batch_size,
             "versions": library_versions(),
         }
@@ -290,6 +328,7 @@ class ModelBench:
             positions = None if variant.text == VANILLA else self.plan.positions
             own: dict[str, Any] = {"code": code_of(variant.recipe)} if variant.recipe else {}
             own |= {"method": variant.method, "recipe": variant.text, "keep": variant.keep, "positions": positions}
+            own["seed"] = variant.seed
             run = Run(**own, **common)
             jobs.append(Job(run, variant, self.store.resume(run, questions.ids)))
         return jobs
@@ -330,6 +369,7 @@ class ModelBench:
 
     def _finish(self, task: Task) -> None:
         about = {"dimension": task.dimension, "metric": task.metric.name, "chance": task.chance, **self.about}
+        check_some_asked(self.store.folder, self.jobs[task.name][0].run)
         for job in self.jobs[task.name]:
             self.store.finish(job.run, text=self.texts[job.variant.text], **about)
 
@@ -341,6 +381,6 @@ class ModelBench:
             self.model,
             variant.recipe,
             positions=self.plan.positions,
-            seed=self.plan.seed,
+            seed=variant.seed or 0,
             text_tower=self.text_tower,
         )

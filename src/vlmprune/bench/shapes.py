@@ -9,26 +9,57 @@ from vlmprune.core.shape import Shape
 
 
 def shape_of(config: Any) -> Shape | None:
-    """The shape of a model from its transformers configuration, or None.
-
-    None for families whose towers or decoders are not of the kind that is counted: mixtures of experts, recurrent
-    layers, and tiles that lose their padding behind the tower, so that the slots do not tell how many there were.
-    """
+    """The shape of a model from its transformers configuration; None for a model type that no adapter is for."""
     tower = TOWERS.get(config.model_type)
     if tower is None:
         return None
     text = config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    recurrent = _recurrent(text)
     return Shape(
         family=config.model_type,
         **tower(config, config.vision_config, text.hidden_size),
         layers=text.num_hidden_layers,
         width=text.hidden_size,
-        mlp=text.intermediate_size,
+        mlp=getattr(text, "intermediate_size", 0),
         q_width=head * text.num_attention_heads,
         kv_width=head * text.num_key_value_heads,
         vocabulary=text.vocab_size,
+        **_experts(text),
+        **recurrent,
+        gated_query=bool(recurrent),  # Qwen3.5's other layers
     )
+
+
+def _experts(text: Any) -> dict[str, Any]:
+    """Of a mixture of experts, as Qwen's configurations describe one."""
+    experts = getattr(text, "num_experts", 0)
+    if not experts:
+        return {}
+    step, dense = getattr(text, "decoder_sparse_step", 1), getattr(text, "mlp_only_layers", ())
+    shared = getattr(text, "shared_expert_intermediate_size", 0)
+    active = text.num_experts_per_tok * text.moe_intermediate_size + shared
+    width = text.hidden_size
+    return {
+        "sparse": [n for n in range(text.num_hidden_layers) if n not in dense and (n + 1) % step == 0],
+        "sparse_mlp": width * (experts + bool(shared)) + 3 * width * active,
+        "active": active,
+    }
+
+
+def _recurrent(text: Any) -> dict[str, Any]:
+    """Of layers with linear attention, as Qwen3.5's configuration describes them."""
+    layers = [n for n, kind in enumerate(getattr(text, "layer_types", None) or ()) if kind == "linear_attention"]
+    if not layers:
+        return {}
+    heads, key, value = text.linear_num_value_heads, text.linear_key_head_dim, text.linear_value_head_dim
+    mixed = 2 * text.linear_num_key_heads * key + heads * value
+    projections = text.hidden_size * (mixed + 2 * heads * value + 2 * heads)
+    return {
+        "recurrent": layers,
+        "recurrent_weights": projections + mixed * text.linear_conv_kernel_dim,
+        "recurrent_heads": (heads, key, value),
+    }
 
 
 Tower = dict[str, Any]
@@ -64,6 +95,21 @@ def _patches(vision: Any) -> int:
 def _llava(config: Any, vision: Any, width: int) -> Tower:
     cls = vision.model_type == "clip_vision_model"
     return _vit(vision, merge=1, projector=vision.hidden_size * width + width**2, tile=0, cls=cls)
+
+
+def _anyres(config: Any, vision: Any, width: int) -> Tower:
+    """LLaVA-NeXT and LLaVA-OneVision: the whole picture, then tiles of a canvas around it."""
+    aspect, side = getattr(config, "vision_aspect_ratio", ""), _side(vision.image_size)
+    return {
+        **_llava(config, vision, width),
+        "tile": _patches(vision),
+        "canvases": sorted((height // side, width // side) for height, width in config.image_grid_pinpoints),
+        "most": int(aspect.removeprefix("anyres_max_") or 0),
+    }
+
+
+def _video_llava(config: Any, vision: Any, width: int) -> Tower:
+    return {**_llava(config, vision, width), "tile": _patches(vision), "cls_slots": True}
 
 
 def _paligemma(config: Any, vision: Any, width: int) -> Tower:
@@ -116,7 +162,7 @@ def _qwen2_5_vl(config: Any, vision: Any, width: int) -> Tower:
 
 
 def _qwen3_vl(config: Any, vision: Any, width: int) -> Tower:
-    deepstack = len(vision.deepstack_visual_indexes)
+    deepstack = len(getattr(vision, "deepstack_visual_indexes", ()))  # Qwen3.5 has none
     return _qwen(vision, vision.hidden_size, vision.intermediate_size, gated=False, out=width, deepstack=deepstack)
 
 
@@ -130,4 +176,10 @@ TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
+    "qwen3_vl_moe": _qwen3_vl,
+    "qwen3_5": _qwen3_vl,
+    "qwen3_5_moe": _qwen3_vl,
+    "llava_next": _anyres,
+    "llava_onevision": _anyres,
+    "video_llava": _video_llava,
 }

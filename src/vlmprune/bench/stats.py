@@ -1,16 +1,31 @@
-"""Bootstrap intervals over the units of a metric (`scoring.metrics`). Seeded, so tables are the same on every run."""
+"""Intervals of a metric and of its difference to vanilla, which stay open where every answer is right.
+
+A share of units, as accuracy, has Agresti and Coull's interval (1998): Wilson's centre, a little wider than Wilson's at
+the ends, where Wilson's own covers too little on few questions (91.7 % of the time at 98 % and n = 24).
+
+Everything else has Gaffke's (2005), of which Clopper and Pearson's exact interval is the case of a share: the units get
+random weights, Dirichlet(1, ..., 1) as in Rubin's Bayesian bootstrap (1981), and so does one unit more, of which
+nothing is known. It is all wrong for the lower bound and all right for the upper one, so the interval of 24 right of 24
+reaches down as far as one unseen question allows. In simulations
+it covers the truth 93 to 100 % of the time, most near the ends.
+
+Draws are seeded, so tables are the same on every run.
+"""
 
 from __future__ import annotations
 
-from functools import lru_cache
+import math
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from vlmprune.scoring.metrics import Metric
+from vlmprune.bench.units import AT_ONCE, Units
 
 DRAWS = 2000
 LEVEL = 95.0
+_Z = 1.959964  # of the normal distribution at 97.5 %
+_TAIL = (100.0 - LEVEL) / 2
 
 
 class Estimate(NamedTuple):
@@ -21,42 +36,100 @@ class Estimate(NamedTuple):
     high: float
 
 
-@lru_cache(maxsize=8)
-def _weights(units: int, draws: int, seed: int) -> np.ndarray:
-    """How often each unit is drawn in each resample of as many units, float64 [draws, units]."""
+UNDEFINED = Estimate(float("nan"), float("nan"), float("nan"))
+
+
+def estimate(units: Units, draws: int = DRAWS, seed: int = 0) -> Estimate:
+    """The metric with its interval, percent: Agresti and Coull's of a share, else Gaffke's."""
+    value = units.value
+    if math.isnan(value):
+        return UNDEFINED
+    if units.is_share:
+        return _agresti_coull(int(units.right.sum()), units.n)
+    seeds = len(units.counts)
+    worst, best = (np.tile(row, (seeds, 1)) for row in (units.worst, units.best))
+    return _gaffke(value, units.counts, units.of, worst, best, draws, seed)
+
+
+def difference(units: Units, baseline: Units, draws: int = DRAWS, seed: int = 0) -> Estimate:
+    """The metric minus the baseline's on the same units, in points, with Gaffke's interval of both weighted together.
+
+    The unit of which nothing is known is right in one and wrong in the other.
+
+    Raises:
+        ValueError: the units are not the same.
+    """
+    if units.counts.shape[1:] != baseline.counts.shape[1:]:
+        raise ValueError(f"A paired difference needs the same units: {units.counts.shape}, {baseline.counts.shape}.")
+    value = units.value - baseline.value
+    if math.isnan(value):
+        return UNDEFINED
+    seeds, others = len(units.counts), len(baseline.counts)
+
+    def of(sums: np.ndarray) -> np.ndarray:
+        return units.of(sums[..., :seeds, :]) - baseline.of(sums[..., seeds:, :])
+
+    def row(own: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.tile(own, (seeds, 1)), np.tile(other, (others, 1))])
+
+    both = np.concatenate([units.counts, baseline.counts])
+    lowest, highest = row(units.worst, baseline.best), row(units.best, baseline.worst)
+    return _gaffke(value, both, of, lowest, highest, draws, seed)
+
+
+def _agresti_coull(right: int, n: int) -> Estimate:
+    """Of `right` units of `n`, percent."""
+    centre = (right + _Z**2 / 2) / (n + _Z**2)
+    half = _Z * math.sqrt(centre * (1 - centre) / (n + _Z**2))
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    return Estimate(100.0 * right / n, 100.0 * low, 100.0 * high)
+
+
+def _gaffke(
+    value: float,
+    counts: np.ndarray,
+    of: Callable[[np.ndarray], np.ndarray],
+    worst: np.ndarray,
+    best: np.ndarray,
+    draws: int,
+    seed: int,
+) -> Estimate:
+    """A figure's interval.
+
+    Args:
+        value: the figure.
+        counts: [seeds, units, columns].
+        of: sums [..., seeds, columns] to the figure [...].
+        worst, best: [seeds, columns] the unit of which nothing is known, at its extremes.
+    """
+    lows, highs = [], []
+    for sums, unseen in weighted_sums(counts, draws, seed):
+        lows.append(of(sums + unseen * worst))
+        highs.append(of(sums + unseen * best))
+    low = max(float(of(worst)), float(np.percentile(np.concatenate(lows), _TAIL)))  # rounding may go beyond the ends
+    high = min(float(of(best)), float(np.percentile(np.concatenate(highs), 100.0 - _TAIL)))
+    return Estimate(value, min(low, value), max(high, value))
+
+
+def weighted_sums(
+    counts: np.ndarray, draws: int, seed: int | tuple[int, ...]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Sums of counts under Dirichlet weights of the units and of one unit more; the weights have the mean 1.
+
+    Equal units share one Gamma weight, which is the same in distribution and much faster on large tasks.
+
+    Args:
+        counts: [seeds, units, columns].
+
+    Yields:
+        Sums [draws, seeds, columns] without the further unit, and its weight [draws, 1, 1], for some draws at a time.
+    """
+    seeds, n, columns = counts.shape
+    kinds, times = np.unique(counts.transpose(1, 0, 2).reshape(n, -1), axis=0, return_counts=True)
+    shape = np.append(times, 1).astype(float)
     rng = np.random.default_rng(seed)
-    return rng.multinomial(units, np.full(units, 1.0 / units), size=draws).astype(float)
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    if np.isnan(values).all():
-        return float("nan"), float("nan")
-    tail = (100.0 - LEVEL) / 2
-    low, high = np.nanpercentile(values, (tail, 100.0 - tail))
-    return float(low), float(high)
-
-
-def estimate(metric: Metric, counts: np.ndarray, draws: int = DRAWS, seed: int = 0) -> Estimate:
-    """The metric with its percentile bootstrap interval.
-
-    Args:
-        metric: what is computed from summed counts.
-        counts: [units, columns], as `metric.counts` gives them.
-    """
-    value = float(metric.value(counts.sum(0)))
-    low, high = _interval(metric.value(_weights(len(counts), draws, seed) @ counts))
-    return Estimate(value, low, high)
-
-
-def difference(metric: Metric, counts: np.ndarray, baseline: np.ndarray, draws: int = DRAWS, seed: int = 0) -> Estimate:
-    """The metric minus the baseline's on the same units, with an interval from resampling both together.
-
-    Args:
-        counts, baseline: [units, columns], row by row of the same units.
-    """
-    if counts.shape != baseline.shape:
-        raise ValueError(f"A paired difference needs the same units: {counts.shape} and {baseline.shape}.")
-    weights = _weights(len(counts), draws, seed)
-    value = float(metric.value(counts.sum(0)) - metric.value(baseline.sum(0)))
-    low, high = _interval(metric.value(weights @ counts) - metric.value(weights @ baseline))
-    return Estimate(value, low, high)
+    step = max(1, AT_ONCE // len(shape))
+    for start in range(0, draws, step):
+        weights = rng.standard_gamma(shape, size=(min(step, draws - start), len(shape)))
+        weights *= (n + 1) / weights.sum(1, keepdims=True)
+        yield (weights[:, :-1] @ kinds).reshape(-1, seeds, columns), weights[:, -1, None, None]

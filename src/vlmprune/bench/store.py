@@ -2,19 +2,22 @@
 
 Layout of a result folder:
 
-    .vlmprune                             that vlmprune may write here; locked by the process that does
+    .vlmprune                             marks a folder that vlmprune may write to; locked by the process that writes
     comparison.json                       which runs the tables compare (see `Store.compare`)
-    runs/MODEL/TASK/METHOD-KEY.jsonl      one line a sample, appended as replies come
-    runs/MODEL/TASK/METHOD-KEY.json       written once, when every sample is there
+    runs/MODEL/TASK/METHOD-KEY.jsonl      one line per sample, appended as replies come
+    runs/MODEL/TASK/METHOD-KEY.json       written once, when every sample is done
+    runs/MODEL/TASK/METHOD-KEY.verdicts.jsonl   what a judge said of the replies (`bench.verdicts`)
+    judge.jsonl                           the judge's answers, by what it was asked (`scoring.judge`)
 
 The key is a hash of everything that decides a run, so a run is never computed twice and never mistaken for another.
-A process killed in mid-write leaves a last line without an end; it is dropped on reading. Readers score the raw
-replies anew, so tables follow the present scorers, without a model.
+A process that is killed while it writes leaves an unfinished last line, which is dropped on reading. Readers compute
+scores from the raw replies, so tables follow the current scorers, without a model.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -25,13 +28,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from vlmprune.bench.verdicts import Said, read_verdicts, verdict_on
 from vlmprune.core.budget import Keep
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.outputs import FOLDER_MARK, check_folder, is_our_folder, make_folder
-from vlmprune.scoring.replies import score_reply
 
 SCHEMA = 1
 VANILLA = "vanilla"
+_LATER = ("code", "pixels")  # fields that runs did not always have: empty, they are not in the key
 _SYNC_EVERY = 8  # appends between two fsyncs; a killed process loses nothing either way, only a power cut could
 
 
@@ -52,10 +56,11 @@ class Run:
         protocol: how the question is worded (`bench.protocol`).
         canvas: how generated scenes are drawn for the model; "" for data sets.
         generation: arguments of `generate`.
-        seed: of the session, for methods that draw.
+        seed: of the session, for a method that draws; None for one that does not, whose result no seed changes.
         batch_size: samples a batch; batches start at fixed samples.
         versions: of the libraries that compute.
         code: SHA-256 of the file of each method that comes from one, by mark.
+        pixels: least and most pixels of a picture, "" where the processor has its own.
     """
 
     model: str
@@ -73,20 +78,23 @@ class Run:
     protocol: str
     canvas: str
     generation: Mapping[str, Any]
-    seed: int
+    seed: int | None
     batch_size: int
     versions: Mapping[str, str]
     code: Mapping[str, str] = field(default_factory=dict)
+    pixels: str = ""
 
     @property
     def key(self) -> str:
         """Hash of everything that decides the run."""
-        return _digest({f.name: getattr(self, f.name) for f in fields(Run) if f.name != "code" or self.code})
+        values = {f.name: getattr(self, f.name) for f in fields(Run)}
+        return _digest({name: value for name, value in values.items() if value or name not in _LATER})
 
     @property
     def setting(self) -> str:
-        """Hash of everything but the method and its budget: runs of one setting may be compared."""
-        own = ("method", "recipe", "keep", "positions", "code")
+        """Hash of everything but the method, its budget and its seed: runs of one setting may be compared."""
+        later = (name for name in _LATER if not getattr(self, name))
+        own = ("method", "recipe", "keep", "positions", "code", "seed", *later)
         return _digest({f.name: getattr(self, f.name) for f in fields(Run) if f.name not in own})
 
 
@@ -124,7 +132,7 @@ class Record:
     Attributes:
         id, question, kind, options, answers, group, category: of the sample.
         output: the raw reply.
-        extracted, score: the answer found in it, and 1.0 or 0.0.
+        extracted, score: the answer found in it, and its score from 0.0 to 1.0; NaN while a judge has to give it.
         input_tokens: length of the prompt, visual tokens included, before pruning.
         visual_before: visual tokens of the full image.
         visual_encoded: visual tokens that the encoder made (fewer when the image was resized).
@@ -132,6 +140,7 @@ class Record:
         visual_entering: visual tokens entering a decoder layer, mean over the layers.
         stages: (decoder layer, visual tokens after it) of each cut, layer 0 before the LLM.
         problem: why the sample could not be asked, in words; it is counted and never scored.
+        facts: of the sample.
     """
 
     id: str
@@ -151,6 +160,7 @@ class Record:
     visual_entering: float
     stages: tuple[tuple[int, int], ...] = ()
     problem: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 class Store:
@@ -262,7 +272,7 @@ def load_results(folder: str | Path, every: bool = False) -> list[Result]:
     if not folder.is_dir():
         if folder.exists():
             raise UserError(f"{str(folder)!r} is a file, and not a result folder.")
-        raise UserError(f"There is no result folder {str(folder)!r}: {bench_into(folder)} makes one.")
+        raise UserError(f"There is no result folder {str(folder)!r}: run {bench_into(folder)} to make it.")
     if any(folder.iterdir()) and not is_our_folder(folder) and not (folder / _COMPARISON).exists():
         raise UserError(f"{str(folder)!r} is not a result folder: give one that `vlmprune bench --out` has filled.")
     results = [result for path in sorted(folder.glob("runs/*/*/*.json")) if (result := _read_result(path))]
@@ -274,7 +284,7 @@ def load_results(folder: str | Path, every: bool = False) -> list[Result]:
     named = comparison["files"]
     results = [replace(r, files={mark: named[mark] for mark in r.code if mark in named}) for r in results]
     if not results:
-        raise UserError(f"There is no finished run in {str(folder)!r}: {bench_into(folder)} makes some.")
+        raise UserError(f"There is no finished run in {str(folder)!r}: run {bench_into(folder)} first.")
     models, methods = list(comparison["settings"]), [VANILLA, *comparison["methods"]]
     tasks = {model: list(of) for model, of in comparison["settings"].items()}
 
@@ -292,16 +302,17 @@ def load_results(folder: str | Path, every: bool = False) -> list[Result]:
 
 
 def load_records(result: Result) -> list[Record]:
-    """The samples of a finished run, scored anew from the raw replies.
+    """The samples of a finished run, with scores computed again from the raw replies.
 
     Raises:
         UserError: samples are missing or broken.
     """
     try:
-        records = [_record(line) for line in _complete_lines(result.records_path)]
+        said = read_verdicts(result.records_path)
+        records = [_record(line, said) for line in _complete_lines(result.records_path)]
     except (ValueError, KeyError, TypeError):
         raise UserError(
-            f"{str(result.records_path)!r} has a line that is no sample: delete it and its .json, and run again."
+            f"{str(result.records_path)!r} has a line that is not a sample: delete it and its .json, and run again."
         ) from None
     if len(records) < result.n:
         raise UserError(f"{str(result.records_path)!r} has lost samples: delete the .json beside it and run again.")
@@ -309,18 +320,20 @@ def load_records(result: Result) -> list[Record]:
 
 
 def _values_of(record: Record) -> dict[str, Any]:
-    """What a line holds; `problem` only where there is one."""
-    return {name: value for name, value in vars(record).items() if name != "problem" or value}
+    """What a line holds: `problem` and `facts` only where there are any, and null for a score that is not known."""
+    score = None if math.isnan(record.score) else record.score
+    values = {**vars(record), "score": score}
+    return {name: value for name, value in values.items() if value or name not in ("problem", "facts")}
 
 
-def _record(line: bytes) -> Record:
+def _record(line: bytes, said: Mapping[str, Said]) -> Record:
     values = json.loads(line)
     for name in ("options", "answers"):
         values[name] = tuple(values[name])
     values["stages"] = tuple((layer, tokens) for layer, tokens in values["stages"])
-    verdict = score_reply(values["kind"], values["output"], values["answers"], values["options"])
-    values["extracted"], values["score"] = verdict
-    return Record(**values)
+    record = Record(**values)
+    verdict, problem = verdict_on(record, said.get(record.id))
+    return replace(record, extracted=verdict.extracted, score=verdict.score, problem=record.problem or problem)
 
 
 def records_path(folder: Path, run: Run) -> Path:
@@ -375,7 +388,7 @@ def _read_comparison(folder: Path) -> dict[str, Any]:
             "files": dict(content.get("files", {})),
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{str(path)!r} cannot be read: delete it, and {bench_into(folder)} writes it anew.") from None
+        raise UserError(f"{str(path)!r} cannot be read: delete it, and run {bench_into(folder)} again.") from None
 
 
 def _holds_results(folder: Path) -> bool:

@@ -1,58 +1,108 @@
-"""From finished runs to tables: the figures that the console, the report and the plots show.
-
-Every figure is computed from records. A ratio or a difference is always to the vanilla run of the same setting; there
-is no way to give a baseline by hand.
-"""
+"""What tables show: the figures of the console, the report and the plots (`bench.compare` computes them)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from statistics import fmean
+from statistics import stdev
 
-import numpy as np
-
-from vlmprune.bench.flops import Flops, run_flops
-from vlmprune.bench.marks import runnable
-from vlmprune.bench.stats import Estimate, difference, estimate
-from vlmprune.bench.store import Record, Result, load_records, load_results
+from vlmprune.bench.flops import Flops
+from vlmprune.bench.problems import problem_notes
+from vlmprune.bench.ranks import Standing
+from vlmprune.bench.significance import LEVEL, Test
+from vlmprune.bench.stats import Estimate
+from vlmprune.bench.store import Result
+from vlmprune.bench.verdicts import judges_of
 from vlmprune.core.budget import Keep
-from vlmprune.core.shape import Shape
-from vlmprune.scoring.metrics import METRICS, accuracy_by_category, unparsed_share
 
-# Points. Closer to chance than this, the unpruned model cannot do a task, so that pruning cannot hurt it.
-NEAR_CHANCE = 10.0
 TOO_GOOD = 105.0  # percent of vanilla, above which the tables say so
+NOT_MEASURED = "not measured"
 VAGUE = 2.0  # percent of replies without an answer, above which the tables say so
+ENOUGH_HARD = 10  # questions that downsampling gets wrong, below which nothing is said of them
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over several seeds of a method that draws.
+
+    Attributes:
+        seeds: in order.
+        values: of each seed.
+    """
+
+    seeds: tuple[int, ...]
+    values: tuple[float, ...]
+
+    @property
+    def sd(self) -> float:
+        """Standard deviation over the seeds (n - 1)."""
+        return stdev(self.values)
+
+    @property
+    def low(self) -> float:
+        return min(self.values)
+
+    @property
+    def high(self) -> float:
+        return max(self.values)
+
+
+@dataclass(frozen=True)
+class Hard:
+    """Accuracy, percent, on the `n` questions that `downsample` gets wrong at a budget; None where they are too few."""
+
+    value: float | None
+    n: int
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run on one task; percent where nothing else is said.
+    """One method and budget on one task; percent where nothing else is said. Several seeds count by their mean.
 
     Attributes:
         value: the primary metric with its 95 % interval.
+        spread: of the metric over the seeds, where there are several.
         ratio: 100 * value / vanilla's value, or None without a vanilla run.
         diff: value minus vanilla's on the same samples, in points, with its interval; None for vanilla itself.
+        test: of the difference; None where there is none.
+        p_holm: its p-value after Holm's correction over the methods of the same model, budget and task.
         n: questions.
         units: what was drawn independently (pairs count once).
         unparsed: share of replies without an answer of the asked kind.
+        loyalty: share of replies with the same answer as vanilla's.
+        accuracy: mean score of the questions, whatever the metric is.
+        hard: accuracy on the questions that `downsample` gets wrong, by budget: all budgets for vanilla, else its own.
         details: further metrics of the task (POPE's precision, recall and yes-ratio; MME's acc and acc+).
         categories: plain accuracy of each question type.
-        result: the run.
+        results: the runs, one a seed.
     """
 
     value: Estimate
+    spread: Spread | None
     ratio: float | None
     diff: Estimate | None
+    test: Test | None
+    p_holm: float | None
     n: int
     units: int
     unparsed: float
+    loyalty: float | None
+    accuracy: float
+    hard: Mapping[Keep, Hard]
     details: dict[str, float]
     categories: dict[str, float]
-    result: Result
+    results: tuple[Result, ...]
+
+    @property
+    def result(self) -> Result:
+        """The first run."""
+        return self.results[0]
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether replies wait for a judge."""
+        return any(math.isnan(value) for value in self.categories.values())
 
     @property
     def too_good(self) -> bool:
@@ -63,6 +113,11 @@ class Cell:
     def vague(self) -> bool:
         """Whether enough replies lack an answer for the tables to say so."""
         return self.unparsed > VAGUE
+
+    @property
+    def significant(self) -> bool:
+        """Whether the difference to vanilla is significant at 5 % after Holm's correction."""
+        return self.p_holm is not None and self.p_holm < LEVEL
 
 
 @dataclass(frozen=True)
@@ -77,6 +132,7 @@ class Row:
         flops: mean per sample up to the first new token, or None where the model's shape is not known.
         abs_mean: mean of the primary metrics over the table's averaged tasks; None unless all of them were run.
         rel_mean: mean over the same tasks of the ratios to vanilla; None in the same cases.
+        abs_spread, rel_spread: of these over the seeds; None unless all these tasks were run with the same several.
     """
 
     method: str
@@ -89,10 +145,33 @@ class Row:
     flops: Flops | None
     abs_mean: float | None
     rel_mean: float | None
+    abs_spread: Spread | None = None
+    rel_spread: Spread | None = None
 
     @property
     def is_vanilla(self) -> bool:
         return next(iter(self.cells.values())).result.is_vanilla
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those of a method that draws; several of them are one row."""
+        runs = (result for cell in self.cells.values() for result in cell.results)
+        return tuple(dict.fromkeys(result.seed for result in runs if result.seed is not None))
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The methods of one budget, by how often each has the best mean (`bench.ranks`).
+
+    Attributes:
+        keep: the budget, None for recipes that carry their own.
+        measure: "rel_mean" or "abs_mean".
+        places: rows with their standings, the best mean rank first.
+    """
+
+    keep: Keep | None
+    measure: str
+    places: tuple[tuple[Row, Standing], ...]
 
 
 @dataclass(frozen=True)
@@ -104,6 +183,9 @@ class Table:
         averaged: the tasks that the means are over.
         left_out: the others, with the reason in words.
         rows: vanilla first.
+        dimensions: the ability of each task.
+        rankings: for each budget with at least two methods, by rel_mean and by abs_mean.
+        not_asked: by task, ids of the samples that no run counts because one of them could not ask them.
     """
 
     model: str
@@ -112,6 +194,12 @@ class Table:
     left_out: dict[str, str]
     rows: tuple[Row, ...]
     dimensions: dict[str, str] = field(default_factory=dict)
+    rankings: tuple[Ranking, ...] = ()
+    not_asked: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    @property
+    def vanilla(self) -> Row | None:
+        return next((row for row in self.rows if row.is_vanilla), None)
 
     def texts(self) -> list[str]:
         """What the text-guided methods compared the images with, in sentences."""
@@ -124,13 +212,36 @@ class Table:
 
     def files(self) -> list[str]:
         """Where the methods from files come from, in sentences without folders, which are the author's own."""
-        results = [cell.result for row in self.rows for cell in row.cells.values()]
+        results = [result for row in self.rows for cell in row.cells.values() for result in cell.results]
         named = {mark: file.rpartition("/")[2] for result in results for mark, file in result.files.items()}
         return [f"{mark} is {file}." for mark, file in named.items()]
 
+    def judges(self) -> list[str]:
+        """Who judged the replies of which tasks, in sentences."""
+        judged: dict[str, dict[str, None]] = {}
+        for row in self.rows:
+            for task, cell in row.cells.items():
+                for judge in () if cell.unmeasured else judges_of(cell.result.records_path):
+                    judged.setdefault(judge, {})[task] = None
+        return [f"Judged by {judge}: {', '.join(tasks)}." for judge, tasks in judged.items()]
+
+    def seeds(self) -> list[str]:
+        """Which methods stand there by the mean of several seeds, in sentences."""
+        methods: dict[tuple[int, ...], dict[str, None]] = {}
+        for row in self.rows:
+            if len(row.seeds) > 1:
+                methods.setdefault(row.seeds, {})[row.method] = None
+        return [
+            f"Mean over the seeds {', '.join(map(str, seeds))}: {', '.join(names)}." for seeds, names in methods.items()
+        ]
+
+    def gaps(self) -> list[str]:
+        """How many questions of each task could not be asked, and why, in sentences."""
+        return problem_notes(cell.result for row in self.rows for cell in row.cells.values())
+
     def notes(self) -> list[str]:
         """Sentences to print under the table."""
-        said = [*self.texts(), *self.files()]
+        said = [*self.texts(), *self.files(), *self.seeds(), *self.judges(), *self.gaps()]
         if self.left_out:
             reasons = "; ".join(f"{task} ({why})" for task, why in self.left_out.items())
             said.append(f"Left out of the averages: {reasons}.")
@@ -151,93 +262,3 @@ class Table:
         if better:
             said.append(f"More than {TOO_GOOD:g} % of the unpruned value, so look twice: {', '.join(better)}.")
         return said
-
-
-def build_tables(folder: str | Path) -> list[Table]:
-    """The tables of a result folder, one per model (see `store.load_results` for what is in them)."""
-    return tables_of(load_results(folder))
-
-
-def tables_of(results: Iterable[Result]) -> list[Table]:
-    """Tables from results in table order."""
-    by_model: dict[str, list[Result]] = {}
-    for result in results:
-        by_model.setdefault(result.model, []).append(result)
-    return [_table(model, of_model) for model, of_model in by_model.items()]
-
-
-def _table(model: str, results: Sequence[Result]) -> Table:
-    records = {result.key: [r for r in load_records(result) if not r.problem] for result in results}
-    vanilla = {result.task: result for result in results if result.is_vanilla}
-    tasks = tuple(dict.fromkeys(result.task for result in results))
-    cells: dict[tuple[str, str | None], dict[str, Cell]] = {}
-    for result in results:
-        base = vanilla.get(result.task)
-        cell = _cell(result, records[result.key], base, records[base.key] if base else [])
-        cells.setdefault((result.recipe, result.positions), {})[result.task] = cell
-    left_out = {task: why for task in tasks if (why := _why_left_out(task, vanilla, cells)) is not None}
-    averaged = tuple(task for task in tasks if task not in left_out)
-    rows = tuple(_row(of_row, records, averaged) for of_row in cells.values())
-    return Table(model, tasks, averaged, left_out, rows, {result.task: result.dimension for result in results})
-
-
-def _cell(result: Result, records: list[Record], base: Result | None, base_records: list[Record]) -> Cell:
-    metric = METRICS[result.metric]
-    counts = metric.counts(records)
-    ratio, diff = None, None
-    if base is not None:
-        reference = metric.counts(base_records)
-        whole = float(metric.value(reference.sum(0)))
-        ratio = 100.0 * float(metric.value(counts.sum(0))) / whole if whole > 0 else None
-        diff = None if result.is_vanilla else difference(metric, counts, reference)
-    return Cell(
-        value=estimate(metric, counts),
-        ratio=ratio,
-        diff=diff,
-        n=len(records),
-        units=len(counts),
-        unparsed=unparsed_share(records),
-        details=metric.details(counts.sum(0)),
-        categories=accuracy_by_category(records),
-        result=result,
-    )
-
-
-def _why_left_out(
-    task: str, vanilla: dict[str, Result], cells: dict[tuple[str, str | None], dict[str, Cell]]
-) -> str | None:
-    if task not in vanilla:
-        return "the unpruned model has not been run"
-    base = vanilla[task]
-    value, chance = cells[(base.recipe, base.positions)][task].value.value, base.chance
-    if math.isnan(value):  # F1 of questions whose right answer is never yes
-        return f"{base.metric} has no value on these questions"
-    if value - chance < NEAR_CHANCE:
-        return f"unpruned {value:.1f}, chance {chance:.1f}"
-    return None
-
-
-def _row(cells: dict[str, Cell], records: dict[str, list[Record]], averaged: Sequence[str]) -> Row:
-    first = next(iter(cells.values())).result
-    samples = [record for cell in cells.values() for record in records[cell.result.key]]
-    complete = bool(averaged) and all(task in cells for task in averaged)
-    ratios = [cells[task].ratio for task in averaged if task in cells]
-    known = [ratio for ratio in ratios if ratio is not None]
-    return Row(
-        method=first.method if first.positions is None else f"{first.method}, {first.positions} positions",
-        keep=first.keep,
-        recipe=first.recipe,
-        cells=cells,
-        tokens_before=fmean(record.visual_before for record in samples),
-        tokens_kept=fmean(record.visual_kept for record in samples),
-        tokens_entering=fmean(record.visual_entering for record in samples),
-        flops=_flops(first, samples),
-        abs_mean=float(np.mean([cells[task].value.value for task in averaged])) if complete else None,
-        rel_mean=float(np.mean(known)) if complete and len(known) == len(averaged) else None,
-    )
-
-
-def _flops(result: Result, samples: Sequence[Record]) -> Flops | None:
-    """Operations a sample; None where nothing is known of the model, or the file of a method has gone or changed."""
-    text = runnable(result.recipe, result.code, result.files)
-    return run_flops(Shape(**result.shape), text, samples) if result.shape and text is not None else None

@@ -19,8 +19,8 @@ class At(NamedTuple):
 
     Attributes:
         layer: the decoder layer before which it acts, None for before the LLM.
-        needs: what it reads there, where that is not what it `needs` at every act.
-        fuses: whether attention is edited before this act, by a method that does so.
+        needs: the signals that it reads there, if they are not those that its `needs` declares for every act.
+        fuses: for a `Fusing` method, whether attention is edited before this act.
     """
 
     layer: int | None
@@ -33,18 +33,18 @@ class Act:
     """One act of a method on one model.
 
     Attributes:
-        method: it never changes; what differs from act to act is here.
+        method: one object for all its acts; what differs from act to act is in the other attributes.
         info: the model.
         keep: the budget, 1.0 where the method takes none.
         layer: the decoder layer before which it takes place, None for before the LLM.
         number: which of the method's acts it is (0, 1, ...).
-        layers: of all its acts, in order.
-        needs: signals by name that it reads.
-        positions: "original" or "compact", unless the user says.
-        fusion: how attention is edited before it, None for not at all.
+        layers: the layers of all the method's acts, in order.
+        needs: the signals that it reads, by name.
+        positions: the method's policy, "original" or "compact"; the user's choice overrides it.
+        fusion: how attention is edited before it, or None if it is not edited.
         stage: which of the recipe's stages it belongs to.
-        keeps: budgets for each image, where the user gave such; the act must then be taken `at` one.
-        variants: the same act under each of these.
+        keeps: the budget of each image, if the user gave a list; then take the act `at` an image to ask its budget.
+        variants: the same act under each of these budgets.
     """
 
     method: Method
@@ -65,7 +65,7 @@ class Act:
 
     @property
     def decoder_layers(self) -> tuple[int, ...]:
-        """Of all its method's acts inside the LLM, in order."""
+        """The layers of all the method's acts inside the LLM, in order."""
         return tuple(layer for layer in self.layers if layer is not None)
 
     def at(self, sample: int, image: int) -> Act:

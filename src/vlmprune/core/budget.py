@@ -1,4 +1,4 @@
-"""From a user's `keep` to a number of tokens."""
+"""Budgets: from a user's `keep` to a number of tokens."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Budget = Keep | Sequence[Keep] | Sequence[Sequence[Keep]]  # what a user may giv
 
 @dataclass(frozen=True)
 class Keeps:
-    """A budget for each image (or video), in prompt order. A method never sees it: an act is resolved by image first.
+    """A budget for each image (or video), in prompt order. A method never sees it: `Act.at` picks an image's budget.
 
     Attributes:
         rows: the budgets of each sample's images.
-        shared: whether there is one row, which is every sample's.
+        shared: whether there is one row, which holds for every sample.
     """
 
     rows: tuple[tuple[Keep, ...], ...]
@@ -31,7 +31,7 @@ class Keeps:
 
     @property
     def different(self) -> list[Keep]:
-        """Its budgets, each once: `1` and `1.0` are two."""
+        """The distinct budgets; `1` (one token) and `1.0` (all tokens) are two of them."""
         return list({(type(keep), keep): keep for row in self.rows for keep in row}.values())
 
     def at(self, sample: int, image: int) -> Keep:
@@ -41,7 +41,8 @@ class Keeps:
         """Raise UserError unless the samples of a prompt have these numbers of images."""
         if not self.shared and len(self.rows) != len(counts):
             raise UserError(
-                f"keep={self} has a list for each of {len(self.rows)} samples, and the batch has {len(counts)}."
+                f"keep={self} has a list for each of {len(self.rows)} samples, but the batch has {len(counts)}: give "
+                "one list for each sample of the batch."
             )
         for sample, count in enumerate(counts):
             own = len(self.rows[0 if self.shared else sample])
@@ -53,16 +54,19 @@ class Keeps:
                 )
 
     def in_a_row(self, count: int) -> list[Keep]:
-        """The budgets of all images of a batch, one sample after another, where it is known only how many they are.
+        """The budgets of all images of a batch, one sample after another, if only the number of images is known.
 
         Raises:
-            UserError: they cannot be so many.
+            UserError: the budgets do not fit that number.
         """
         budgets = [keep for row in self.rows for keep in row]
         if self.shared and count % len(budgets) == 0:
             return budgets * (count // len(budgets))
         if self.shared or len(budgets) != count:
-            raise UserError(f"keep={self} has {len(budgets)} budgets, and {count} pictures are encoded together.")
+            raise UserError(
+                f"keep={self} has {len(budgets)} budget{'s' * (len(budgets) != 1)}, but {count} pictures are encoded "
+                "together: give one for each picture."
+            )
         return budgets
 
 
@@ -72,7 +76,7 @@ _NO_BUDGET = " is not a budget: give a share above 0 and at most 1 (0.222), or a
 def check_keep(keep: object) -> Keep:
     """Return `keep` as a float in (0, 1] or an int >= 1, or raise UserError.
 
-    A float is a share of an image's visual tokens, an int a number of tokens per image: `1` is one, `1.0` all of them.
+    A float is a share of an image's visual tokens, an int a number of tokens per image: `1` is one token, `1.0` is all.
     """
     budget = _budget(keep)
     if budget is None:
@@ -89,10 +93,10 @@ def _budget(keep: object) -> Keep | None:
 
 
 def check_budget(budget: object) -> Keep | Keeps:
-    """Return a user's `keep` as a budget for all images or, where it is a list, for each; or raise UserError.
+    """Return a user's `keep` as one budget for all images or, if it is a list, one for each; or raise UserError.
 
     Args:
-        budget: a budget; a list of budgets, of the images of every sample; or such a list for each sample.
+        budget: a budget; a list with a budget for each image, the same for every sample; or such a list per sample.
     """
     if not isinstance(budget, list | tuple):
         return budget if isinstance(budget, Keeps) else check_keep(budget)
@@ -100,7 +104,7 @@ def check_budget(budget: object) -> Keep | Keeps:
     rows = budget if all(nested) else [budget]
     if (any(nested) and not all(nested)) or not any(len(row) for row in rows):
         raise UserError(
-            f"keep={budget!r} is not a budget for each image: give one list for the images of every sample "
+            f"keep={budget!r} is not a budget for each image: give one list that holds for every sample "
             "([0.5, 0.1]), or a list for each sample ([[0.5, 0.1], [0.5]])."
         )
     return Keeps(tuple(tuple(check_keep(keep) for keep in row) for row in rows), not all(nested))

@@ -1,4 +1,4 @@
-"""What classes of vlmprune declare as literals, read from their files without importing them."""
+"""Class attributes written as literals, read from the files of a package without importing them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def declared(folder: Path, package: str, attribute: str) -> Iterator[tuple[Any, 
         package: its name, as in an import.
 
     Yields:
-        The value and its class as module:Class, by file and in the order of the file. A class that has the value from
-        its base is not among them.
+        The value and its class as module:Class, by file and in the order of the file. A class that inherits the value
+        is left out.
 
     Raises:
-        UserError: the value is computed, so that reading does not tell it.
+        UserError: the value is computed, so it cannot be read from the file.
     """
     for path in sorted(folder.rglob("*.py")):
         module = ".".join((package, *path.relative_to(folder).with_suffix("").parts))
@@ -44,14 +44,14 @@ def _literal(value: ast.expr, where: str) -> Any:
     try:
         return ast.literal_eval(value)
     except ValueError:
-        raise UserError(f"{where} is read without running the file, so it must be written out.") from None
+        raise UserError(f"{where} is read without running the file, so write it as a literal.") from None
 
 
 def by_name(claims: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Classes by the name that they claim.
 
     Raises:
-        UserError: two claim the same.
+        UserError: two classes claim the same name.
     """
     found: dict[str, str] = {}
     for name, target in claims:

@@ -10,11 +10,11 @@ _ALONE = object()
 
 @dataclass(frozen=True)
 class Option:
-    """An option that an error speaks of: `keep=0.222` for who calls Python, `--keep 0.222` for who types a command.
+    """An option named in an error: shown as `keep=0.222` to callers of Python, as `--keep 0.222` on the command line.
 
     Attributes:
-        name: as Python spells it, `text_tower`.
-        value: what was given or is advised; left out to name the option alone.
+        name: as Python spells it: `text_tower`.
+        value: the value that was given or is suggested; left out to name the option only.
     """
 
     name: str
@@ -34,7 +34,7 @@ class UserError(ValueError):
     """Wrong input from the user: one sentence that says what to do. The command line prints it without a traceback.
 
     Args:
-        parts: the sentence, in pieces where it names options: `UserError("Give ", Option("keep", 0.222), ".")`.
+        parts: the sentence, split where it names options: `UserError("Give ", Option("keep", 0.222), ".")`.
     """
 
     def __init__(self, *parts: str | Option) -> None:

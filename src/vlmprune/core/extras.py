@@ -1,12 +1,13 @@
-"""Which packages beyond the core each command needs: asked when it starts, not when it has done its work."""
+"""The packages that each command needs beyond the core, checked when it starts and not after it has done its work."""
 
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 from vlmprune.core.errors import UserError
 
-EXTRA = "bench"  # in pyproject.toml, which has them all
+EXTRA = "bench"  # the extra in pyproject.toml that has all of these packages
 DRAWING = ("matplotlib", "jinja2")
 PACKAGES: dict[str, tuple[str, ...]] = {
     "run": ("jinja2",),  # chat templates
@@ -14,24 +15,43 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "check": (),
     "bench": ("rich", *DRAWING),
     "report": DRAWING,
+    "score": (),
     "list": (),
 }
 SHELL = ("typer",)  # of all commands
+# What only some data needs, and the extra that has it: asked for when such data is opened, before a model runs.
+DATA = {"datasets": EXTRA, "pyarrow": EXTRA, "fsspec": EXTRA, "av": "video"}
 
 
 def check_packages(command: str) -> None:
-    """Raise UserError unless everything that a command will need can be imported."""
-    if missing := [name for name in PACKAGES[command] if not _there(name)]:
+    """Raise UserError unless every package that a command will need can be imported."""
+    if missing := [name for name in PACKAGES[command] if not is_there(name)]:
         raise UserError(f"vlmprune {command} {needs(missing)}")
 
 
-def needs(missing: list[str] | tuple[str, ...]) -> str:
+def load_package(name: str, what: str = "This data") -> Any:
+    """A module of a package in `DATA`.
+
+    Args:
+        what: needs it, as the error begins.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        raise UserError(f"{what} {needs([package], DATA[package])}") from None
+
+
+def needs(missing: list[str] | tuple[str, ...], extra: str = EXTRA) -> str:
     """The end of the sentence that says which packages are missing, and how to get them."""
-    return f"needs {' and '.join(missing)}: pip install 'vlmprune[{EXTRA}]', or '.[{EXTRA}]' in a clone."
+    return f"needs {' and '.join(missing)}: pip install 'vlmprune[{extra}]', or '.[{extra}]' in a clone."
 
 
-def _there(name: str) -> bool:
-    """Imported, not just looked for: a package that is there may be broken."""
+def is_there(name: str) -> bool:
+    """Whether a package can be imported. Looking for it is not enough: an installed package may be broken."""
     try:
         import_module(name)
     except ImportError:

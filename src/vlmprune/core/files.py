@@ -1,8 +1,8 @@
-"""Methods in files of one's own: `my/scope.py:Scope`, or `my/scope.py` where it holds one method.
+"""Methods in a user's own file: `my/scope.py:Scope`, or `my/scope.py` if it holds one method.
 
-A file is run once for what it holds: after an edit the next call runs it again, and what was made before keeps the old
-code. A recipe names a file by its whole path, so that the string means the same from every folder. Signs of the grammar
-stand in a path as %2C for a comma and so on.
+A file is run once for each content: after an edit the next call runs it again, and objects made before keep the old
+code. A recipe names a file by its whole path, so that the string means the same from every folder. In a path, signs of
+the recipe grammar are written as codes, such as %2C for a comma.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Source(NamedTuple):
 
     Attributes:
         path: absolute.
-        digest: SHA-256 of what the file held when it was run.
+        digest: SHA-256 of the file's content when it was run.
     """
 
     path: Path
@@ -38,12 +38,12 @@ _SOURCES: dict[str, Source] = {}  # by the module that a file was run as
 
 
 def source_of(method: Method) -> Source | None:
-    """The file that a method comes from; None where a package holds it."""
+    """The file that a method comes from, or None for a method of a package."""
     return _SOURCES.get(type(method).__module__)
 
 
 def spelled(method: Method) -> str:
-    """How a recipe names a method: by its name, or by file and class."""
+    """A method as recipes name it: by its name, or by file and class."""
     source = source_of(method)
     return method.name if source is None else f"{quoted(source.path)}:{type(method).__name__}"
 
@@ -95,7 +95,7 @@ def run_file(text: str, what: str) -> tuple[ModuleType, str, str]:
 
 
 def _run(path: Path, content: bytes, file: str) -> ModuleType:
-    """The module that the file makes, run unless it has been with this content."""
+    """The file as a module. It is run, unless it has been run with this content."""
     source = Source(path, sha256(content).hexdigest())
     name = f"vlmprune_file_{sha256(repr(source).encode()).hexdigest()[:20]}"
     if name in _SOURCES:
@@ -123,7 +123,7 @@ def _in_words(error: BaseException, path: Path) -> str:
 
 
 def _methods(module: ModuleType) -> list[str]:
-    """Names of the classes that can be meant."""
+    """Names of the module's own method classes."""
     own = {name: found for name, found in vars(module).items() if getattr(found, "__module__", "") == module.__name__}
     return [
         name
@@ -145,16 +145,19 @@ def _held(module: ModuleType) -> str:
 
 
 def method_class(found: object, what: str) -> type[Method]:
-    """What was found, when it can be used as a method.
+    """The object `found`, if it can be used as a method.
+
+    Args:
+        what: what an error calls it.
 
     Raises:
-        UserError: it cannot.
+        UserError: it cannot be used.
     """
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UserError(f"{what} is not a method: derive the class from vlmprune.author.Method.")
     for attribute in ("name", "stage"):
         if not isinstance(getattr(found, attribute, None), str):
-            raise UserError(f"{what} has no {attribute}: write {attribute}: ClassVar[str] = ... in the class.")
+            raise UserError(f"{what} has no {attribute}: write `{attribute}: ClassVar[str] = ...` in the class.")
     if not _NAME.fullmatch(found.name):
         raise UserError(f"{what} has the name {found.name!r}: use letters, digits and _ . + - only, a letter first.")
     return found

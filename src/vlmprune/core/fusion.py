@@ -1,4 +1,4 @@
-"""Prune-Aware Fusion: let the tokens that stay look at some of those that will be removed, just before they are."""
+"""Prune-Aware Fusion: just before a cut, make the tokens that stay attend more to some of those that will go."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fusion:
-    """An edit of the attention logits A [queries, keys] of a layer, as softmax sees them, by Hi-Lo Prune (CVPR 2026).
+    """An edit of a layer's attention logits A [queries, keys] before softmax, from Hi-Lo Prune (CVPR 2026).
 
-    A query that is not a candidate sees A + strength * A at those candidates that hold more than `threshold` of it and
-    are among its ceil(top_share * F) largest logits over the F candidates of the same image.
+    Candidates are tokens that will be removed. For a query that is not a candidate, A becomes A + strength * A at those
+    candidates that get more than `threshold` of the query's attention and are among its ceil(top_share * F) largest
+    logits over the F candidates of the same image.
 
     Attributes:
         strength: 0 changes nothing.
-        threshold: share of a query's attention.
-        top_share: of an image's candidates.
-        threshold_over: "row": the share is of all that the query sees; "candidates": of the candidates it sees.
-        positive_only: leave negative logits alone, which the formula lowers.
+        threshold: the share of a query's attention that a candidate must exceed.
+        top_share: the share of an image's candidates that may be raised.
+        threshold_over: "row": the share is of the attention to all keys that the query sees; "candidates": of that to
+            candidates only.
+        positive_only: leave negative logits alone, which the formula would lower.
     """
 
     strength: float

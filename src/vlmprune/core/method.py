@@ -29,23 +29,24 @@ class Method:
     A subclass sets `name`, `stage` ("pixels", "vision", "decoder") and a one-line `summary`, declares `needs`, and
     implements `select`. Annotations of its hyperparameters say what values these may have, and are checked:
     `Literal["paper", "official"]`, `Annotated[float, Share]`, `Annotated[int, AtLeast(1)]`, `bool`, each with `| None`.
+    Names in them are imported or defined at the top of the file, not under `if TYPE_CHECKING:`.
     It never touches a model, a cache, a mask or text. The runtime calls `select` once per image (or once per frame, see
     `per`), only when the budget is below the number of tokens present, and checks the result: `view.keep` distinct
     token indices, or `Merged`.
 
     Args:
         per: "image": all tokens of an image or video compete for its budget. "frame": the budget is spread evenly over
-            the frames of a video, or the tiles of an image cut into tiles, and the method acts on each by itself. By
-            default what the method's authors do for this family (`pool`).
+            the frames of a video, or the tiles of an image cut into tiles, and the method acts on each by itself. The
+            default is what the method's authors do for this family (`pool`).
     """
 
     name: ClassVar[str]
     stage: ClassVar[str]  # where it acts, for people; the runtime goes by `acts`
     summary: ClassVar[str] = ""
 
-    wraps: ClassVar[str | None] = None  # the option that holds another method, whose budget is this one's
-    budget_means: ClassVar[str] = ""  # where it is not what is left when the method has acted
-    least: ClassVar[int] = 1  # tokens that `select` may come down to, where it is not `exact`
+    wraps: ClassVar[str | None] = None  # the option that holds another method, which shares this one's budget
+    budget_means: ClassVar[str] = ""  # what the budget is, where it is not the number of tokens left in the end
+    least: ClassVar[int] = 1  # the fewest tokens that `select` may return, where it is not `exact`
 
     per: str | None = field(default=None, kw_only=True)
 
@@ -60,21 +61,22 @@ class Method:
     def positions(self, info: ModelInfo) -> str:
         """Position policy the authors use for this family: "original" or "compact".
 
-        By default what authors mostly do: "compact" on LLaVA before the LLM, "original" inside the LLM and on other
+        The default is what most authors do: "compact" on LLaVA before the LLM, "original" inside the LLM and on other
         families.
         """
-        before = self.stage != "decoder" and self.decoder_layer(info) is None  # several layers are told by `acts` alone
+        # A method that acts at several layers names them in `acts`, so `decoder_layer` alone does not tell.
+        before = self.stage != "decoder" and self.decoder_layer(info) is None
         return "compact" if info.llava and before else "original"
 
     def pool(self, info: ModelInfo) -> str:
-        """Who competes for the budget on this family where the user does not say: "image" or "frame"."""
+        """The default of `per` on this family: tokens of the whole "image" compete, or those of each "frame"."""
         return "image"
 
     def sees_every_slot(self, info: ModelInfo) -> bool:
         """Whether slots that show no patch (image_newline, a CLS slot) compete like any other token.
 
-        Where not, they are dropped before any other token. By default they compete unless the method reads the vision
-        encoder, which knows nothing of them.
+        If not, they are dropped before any other token. By default they compete, unless the method reads the vision
+        encoder, which has no signal for them.
         """
         return not any(need.of_patches for need in self.needs(info).values())
 
@@ -85,24 +87,24 @@ class Method:
     def acts(self, info: ModelInfo, keep: Keep) -> Sequence[int | At | None]:
         """The decoder layers before which it acts, in order, each once; by default its one `decoder_layer`.
 
-        An `At` instead of a number says what is special about an act; no act at all leaves the image alone.
+        Give an `At` instead of a number to say what is special about an act. With no act the image stays as it is.
 
         Args:
-            keep: the budget, for methods that it tells where to act.
+            keep: the budget, for methods whose layers depend on it.
         """
         return (self.decoder_layer(info),)
 
     @property
     def budgeted(self) -> bool:
-        """Whether it takes a budget; not where its options already say what is kept."""
+        """Whether it takes a budget. It does not if its options already decide what is kept."""
         return True
 
     def budget(self, act: Act, n: int, total: int) -> int:
-        """Tokens to keep of the `n` that reach an act; `n` for leaving the image alone.
+        """How many of the `n` tokens that reach an act it keeps; `n` keeps them all.
 
         Args:
-            act: which one, with the user's budget as `act.keep`.
-            total: the image's tokens that reached the first of the method's acts.
+            act: the act, with the user's budget as `act.keep`.
+            total: how many of the image's tokens reached the method's first act.
         """
         return resolve_keep(act.keep, n)
 
@@ -116,18 +118,24 @@ class Method:
         return False
 
     @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers (`view.generator()`), so that `vlmprune bench` repeats it over seeds."""
+        return False
+
+    @property
     def exact(self) -> bool:
         """Whether `select` returns exactly `view.keep` tokens.
 
-        Always, except under an option `compat="official"`, which repeats the authors' code including its miscounts.
+        By default it does, except with the option `compat="official"`, which repeats the authors' code and its
+        miscounts.
         """
         return getattr(self, "compat", None) != "official"
 
     @property
     def trims_cache(self) -> bool:
-        """Whether decoding sees less than the prefill did: inside the LLM only.
+        """Whether decoding sees fewer tokens than the prefill did. Only for methods inside the LLM.
 
-        After the prefill the caches of decoder layers K-1 (K: its first act) up to its last act keep only the tokens
+        After the prefill, the caches of decoder layers K-1 (K: its first act) up to its last act keep only the tokens
         that the last act kept.
         """
         return False
@@ -172,7 +180,7 @@ class PixelMethod(Method):
     stage: ClassVar[str] = "pixels"
 
     def positions(self, info: ModelInfo) -> str:
-        """A smaller image is numbered as a smaller image is."""
+        """Always "compact": a resized image is numbered like any image of that size."""
         return "compact"
 
     def resize(self, grid: Grid, keep: int) -> Grid:

@@ -1,13 +1,13 @@
-"""What a signal is: a need that a method declares, which knows how to read itself and what that costs.
+"""Needs: what a method declares in order to get a signal. A need knows how to read its signal and what that costs.
 
-A need stands in one of three rooms, and reads from what the runtime shows it there:
+There are three kinds. Each reads from an object that the runtime hands it:
 
     PromptNeed    the prompt, once images are encoded and before the LLM runs    `PromptReading`
-    EncoderNeed   the vision encoder, from what was noted while it ran           `EncoderReading`
+    EncoderNeed   the vision encoder, from what was recorded while it ran        `EncoderReading`
     DecoderNeed   decoder layer K-1, for a method that acts before layer K       `DecoderReading`
 
-These hold tensors only: a need never sees a model. The signals that come with vlmprune are in `core.signals`; a paper's
-own is a class beside its method.
+These objects hold tensors only: a need never sees a model. The signals that come with vlmprune are in `core.signals`.
+A signal that only one paper uses is a class in the file of its method.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Depth:
     """Encoder layer `number`, counted from 1 as papers do, of a tower of `of` layers.
 
     On another tower it is the layer at the same share of the depth: 9 of 24 is the second of five. On a tower with
-    window attention it is the nearest layer with full attention (means over a window only compare its own tokens).
+    window attention it is the nearest layer with full attention (a mean over a window compares only its own tokens).
     """
 
     number: int
@@ -51,7 +51,7 @@ class Attention(Protocol):
     Attributes:
         query, key, value: [B, H, R, d], [B, Hkv, S, d] and [B, Hkv, S, dv].
         scaling: factor on the logits.
-        mask: [B, 1 or H, R, S] which keys each query sees, or None where it sees all.
+        mask: [B, 1 or H, R, S] which keys each query sees, or None if it sees all of them.
     """
 
     query: Tensor
@@ -62,7 +62,7 @@ class Attention(Protocol):
 
 
 class Tower(Protocol):
-    """What a need may know of the vision tower before it reads it."""
+    """What a need may ask about the vision tower before anything is read from it."""
 
     @property
     def has_cls(self) -> bool: ...
@@ -72,27 +72,27 @@ class Tower(Protocol):
 
 
 class PromptReading(Protocol):
-    """One image in a prompt, its tokens those that are still there."""
+    """One image in a prompt, with those of its tokens that are still present."""
 
     @property
     def features(self) -> Tensor:
-        """[n, D] projected features, or what an earlier stage merged of them."""
+        """[n, D] projected features, or the tokens that an earlier stage merged them into."""
 
     def text(self, after_image: bool = False) -> Tensor:
-        """[T, D] float32 embeddings of the prompt's text tokens, or of those behind the image."""
+        """[T, D] float32 embeddings of the prompt's text tokens, or only of those after the image."""
 
     def encoder(self, need: EncoderNeed) -> Any:
-        """What another need read of the encoder; it must be among the `encoder` of the one that asks."""
+        """What another need read from the encoder. The need that asks must list it in its own `encoder`."""
 
     def aligned(self, rows: TowerRows, truncate: bool) -> Aligned:
         """Tower rows [n, C] and the instruction in one space: see `core.signals.Alignment`."""
 
 
 class EncoderReading(Protocol):
-    """One image (or video, or tile) in the vision encoder, as rows of slots.
+    """One image (or video, or tile) in the vision encoder, with one row per slot.
 
-    Of patches that make one slot there is the mean; a slot that no patch stands behind has NaN. `layer` counts from 0,
-    and `taps` must name what is read.
+    If several patches make one slot, its row is their mean; the row of a slot without a patch is NaN. `layer` counts
+    from 0. A need must name in its `taps` what it reads.
     """
 
     @property
@@ -100,7 +100,7 @@ class EncoderReading(Protocol):
         """[count, D] projected features."""
 
     def rows(self) -> TowerRows:
-        """What the projector reads, [count, C]; the projected features where there is no such row per slot."""
+        """[count, C] what the projector reads; the projected features if the projector reads no such row per slot."""
 
     def pixels(self, normalized: bool) -> Tensor:
         """[count, P] the encoder's input: see `core.signals.Pixels`."""
@@ -109,22 +109,22 @@ class EncoderReading(Protocol):
         """[count, width] the output of a layer. Tap: "states"."""
 
     def queries(self, layer: EncoderLayer, joined: bool = False) -> TowerRows:
-        """[count, head_dim] mean over heads, or with `joined` side by side. Tap: "attention"."""
+        """[count, head_dim] mean over heads, or with `joined` the heads side by side. Tap: "attention"."""
 
     def keys(self, layer: EncoderLayer, joined: bool = False) -> TowerRows:
         """[count, head_dim] mean over (key-value) heads, or side by side. Tap: "attention"."""
 
     def values(self, layer: EncoderLayer, joined: bool = False) -> TowerRows:
-        """[count, head_dim] likewise. Tap: "attention"."""
+        """[count, head_dim] mean over (key-value) heads, or side by side. Tap: "attention"."""
 
     def cls_attention(self, layer: EncoderLayer, joined: bool = False) -> Tensor:
-        """[count] the first token's row (CLS), mean over heads, or with all heads taken as one. Tap: "attention"."""
+        """[count] row of the first token (CLS), mean over heads, or all heads treated as one. Tap: "attention"."""
 
     def received_attention(self, layer: EncoderLayer, joined: bool = False) -> Tensor:
-        """[count] mean over heads and queries, CLS included; or all heads as one. Tap: "attention"."""
+        """[count] mean over heads and queries, CLS included; or all heads treated as one. Tap: "attention"."""
 
     def statistic(self, layer: EncoderLayer, of: Callable[[Attention], Tensor]) -> TowerRows:
-        """Any other: `of` a call gives values [B, tokens, ...] of its tokens. Tap: "attention"."""
+        """Any other statistic: `of` turns a call into [B, tokens, ...], a row for each token. Tap: "attention"."""
 
     def project(self, rows: Tensor) -> Tensor:
         """Tower rows [m, C] to LLM embeddings [m, D]."""
@@ -133,8 +133,8 @@ class EncoderReading(Protocol):
 class DecoderReading(Protocol):
     """One image at decoder layer K-1, for a method that acts before layer K.
 
-    `image` [n], `text` [T] (the tokens behind the image, up to the end of the prompt) and `last` [1] (its last token)
-    name tokens; all else is read at tokens so named. Rows come as float32.
+    `image` [n], `text` [T] (the tokens after the image, up to the end of the prompt) and `last` [1] (the prompt's last
+    token) are indices of tokens. Everything else is read for such indices, as float32.
     """
 
     image: Tensor
@@ -142,10 +142,10 @@ class DecoderReading(Protocol):
     last: Tensor
 
     def attention(self, queries: Tensor, heads: str = "mean", ahead: bool = False) -> Tensor:
-        """[R, S] post-softmax rows of R queries over all that they see; index the columns by tokens.
+        """[R, S] post-softmax rows of R queries over all tokens that they see; index the columns by token.
 
-        `heads`: "mean", "max", or "all" for [H, R, S]. Tap: "attention", or with `ahead` "ahead": layer K's, before it
-        has run.
+        `heads`: "mean", "max", or "all" for [H, R, S]. Tap: "attention". With `ahead` the rows are those of layer K,
+        computed before it runs; their tap is "ahead".
         """
 
     def keys(self, tokens: Tensor) -> Tensor:
@@ -155,13 +155,13 @@ class DecoderReading(Protocol):
         """[R, C] values, KV heads side by side. Tap: "attention"."""
 
     def rotary_gain(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """[R, S] what rotary embedding makes of logits of ones: see `core.signals.RotaryGain`. Tap: "attention"."""
+        """[R, S] logits of all-ones queries and keys: see `core.signals.RotaryGain`. Tap: "attention"."""
 
     def layer_input(self, tokens: Tensor) -> Tensor:
         """[R, D]. Tap: "input"."""
 
     def attention_output(self, tokens: Tensor) -> Tensor:
-        """[R, D] what the attention block gives out, before any norm on its output. Tap: "attention_output"."""
+        """[R, D] output of the attention block, before any norm on it. Tap: "attention_output"."""
 
     def mlp_input(self, tokens: Tensor) -> Tensor:
         """[R, D]. Tap: "mlp_input"."""
@@ -173,7 +173,7 @@ class DecoderReading(Protocol):
         """[R, D] as it would enter layer K, or through the "final" or the "next" layer's norm. Tap: "output"."""
 
     def entered(self) -> Tensor:
-        """[N, D] embeddings with which the image's tokens entered the LLM, whatever became of them since."""
+        """[N, D] embeddings with which the image's tokens entered the LLM, including those dropped since."""
 
 
 @dataclass(frozen=True)
@@ -181,9 +181,9 @@ class Need:
     """Base of all needs. Derive from `PromptNeed`, `EncoderNeed` or `DecoderNeed`.
 
     Attributes:
-        words: what it is, for the page of methods and for people.
-        cost_words: what the runtime spends on it.
-        of_patches: whether slots that no patch stands behind (image_newline, CLS) have no such signal.
+        words: the signal's name in plain words, as tables show it.
+        cost_words: what it costs to read, in words.
+        of_patches: whether slots without a patch (image_newline, CLS) lack this signal.
     """
 
     words: ClassVar[str] = ""
@@ -191,14 +191,14 @@ class Need:
     of_patches: ClassVar[bool] = False
 
     def take(self, value: Any, tokens: Tensor, frame: int | None = None) -> Any:
-        """The signal of only these tokens; all of them are of one frame (or tile) where `frame` is given."""
+        """The signal of these tokens only. If `frame` is given, they all belong to that frame (or tile)."""
         if isinstance(value, TowerRows):
             cls = value.cls
             return TowerRows(value.rows[tokens], cls if cls is None or frame is None else cls[frame : frame + 1])
         return value[tokens]
 
     def flops(self, load: Load) -> float | None:
-        """Operations that reading it costs; None where nobody has counted them, which tables show as a dash."""
+        """Operations that it takes to read; None if they have not been counted (tables then show a dash)."""
         return None
 
 
@@ -207,14 +207,14 @@ class PromptNeed(Need):
     """Read from the prompt, before the LLM runs; a method inside the LLM may declare it too.
 
     Attributes:
-        compares_text: whether it is made of the instruction through a text tower, where `prune` was given one.
+        compares_text: whether it reads the instruction through the text tower, if `prune` was given one.
     """
 
     compares_text: ClassVar[bool] = False
 
     @property
     def encoder(self) -> tuple[EncoderNeed, ...]:
-        """What it is made of that must be read from the encoder."""
+        """The needs of the encoder that it is computed from."""
         return ()
 
     def read(self, at: PromptReading) -> Any:
@@ -226,9 +226,9 @@ class EncoderNeed(Need):
     """Read from the vision encoder, one row per slot: [count, ...] or `TowerRows`.
 
     Attributes:
-        taps: what must be noted of `layers` while the tower runs: "attention", "states", or "rows" (what the projector
-            reads).
-        required: whether a model is refused whose encoder cannot be told apart by slots.
+        taps: what the runtime must record at `layers` while the tower runs: "attention", "states", or "rows" (what the
+            projector reads).
+        required: whether a model is refused if the tokens of its encoder cannot be mapped to slots.
     """
 
     of_patches: ClassVar[bool] = True
@@ -244,7 +244,7 @@ class EncoderNeed(Need):
         return tuple(getattr(self, field.name) for field in fields(self) if field.name == "layer")
 
     def resolved(self, tower: Tower) -> EncoderNeed:
-        """What it comes to on this tower, its layer as a number: what is equal then is read once."""
+        """This need on this tower, with its layer as a number, so that equal needs are read only once."""
         if not any(field.name == "layer" for field in fields(self)):
             return self
         named: Any = {"layer": tower.layer(self.layers[0])}
@@ -259,8 +259,8 @@ class DecoderNeed(Need):
     """Read from decoder layer K-1, for a method that acts before layer K.
 
     Attributes:
-        taps: what must be noted of the layer while it runs: "attention", "ahead" (layer K's attention, before it runs),
-            "input", "attention_output", "mlp_input", "mlp_output", "output".
+        taps: what the runtime must record of the layer while it runs: "attention", "ahead" (layer K's attention, before
+            that layer runs), "input", "attention_output", "mlp_input", "mlp_output", "output".
     """
 
     @property

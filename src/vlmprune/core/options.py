@@ -72,35 +72,49 @@ def _limits(cls: type[Any]) -> dict[str, tuple[list[Limit], bool]]:
 
     An option that a class declares again without a limit keeps that of its base, as `layer: int = 3` does.
     """
-    found = {}
+    options, found = {field.name for field in fields(cls)}, {}
     for base in reversed(cls.__mro__):
-        for option, annotation in _annotations(base).items():
+        for option, annotation in _annotations(base, options).items():
             parts = _alternatives(annotation)
             limits = [_limit(part) for part in parts if part is not NoneType]
             known = [limit for limit in limits if limit is not None]
             if known and known == limits:
                 found[option] = known, NoneType in parts
-    return {field.name: found[field.name] for field in fields(cls) if field.name in found}
+    return found
 
 
-def _annotations(cls: type) -> dict[str, Any]:
-    """What a class itself annotates, with annotations that are text evaluated.
+def _annotations(cls: type, options: set[str]) -> dict[str, Any]:
+    """What a class itself annotates of these options, with annotations that are text evaluated.
 
-    Names that only a type checker or a function around the class knows cannot be looked up: such an option goes
-    unchecked.
+    Raises:
+        UserError: an annotation names what only a type checker or a function around the class knows, so that nobody
+            could tell what the option may be.
     """
     found = {}
-    try:
-        written = get_annotations(cls)
-    except NameError:  # from Python 3.14 on this evaluates all of them
-        return {}
-    for option, annotation in written.items():
+    for option, annotation in _written(cls).items():
+        if option not in options:
+            continue
         try:
             text = isinstance(annotation, str)
             found[option] = eval(annotation, vars(sys.modules[cls.__module__])) if text else annotation
-        except NameError:
-            continue
+        except Exception as error:  # whatever the text does
+            raise UserError(
+                f"{cls.__name__} annotates its option {option!r} with {annotation!r}, which cannot be read at run time "
+                f"({error}), so its values would go unchecked: import the names in it at the top of the file, outside "
+                "of 'if TYPE_CHECKING:', or define them there."
+            ) from error
     return found
+
+
+def _written(cls: type) -> dict[str, Any]:
+    """The annotations of a class as they are written, text or not."""
+    try:
+        return get_annotations(cls)
+    except NameError as error:  # from Python 3.14 on they are evaluated when they are asked for
+        raise UserError(
+            f"{cls.__name__} annotates an option with a name that is not there at run time ({error}): import it at the "
+            "top of the file, outside of 'if TYPE_CHECKING:', or define it there."
+        ) from error
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

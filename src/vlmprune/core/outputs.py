@@ -1,8 +1,8 @@
-"""Nothing that the user has is lost to what vlmprune writes: the one place that says what may be written where.
+"""The rules for what vlmprune may write where, so that it never destroys a user's files.
 
-What vlmprune wrote itself may be overwritten. It is known by a mark: pictures name it as the software that made them
-(EXIF), folders hold a file `.vlmprune`. Everything else needs `force`, and what a command reads is never written over.
-Commands ask before they begin to work.
+vlmprune may overwrite what it wrote itself. It knows this by a mark: pictures name vlmprune as the software that made
+them (EXIF), and folders hold a file `.vlmprune`. Overwriting anything else needs `force`, and no command overwrites a
+file that it reads. Commands check this before they begin to work.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vlmprune.core.errors import Option, UserError
 FOLDER_MARK = ".vlmprune"
 _MARK = "vlmprune"
 _SOFTWARE = 0x0131  # the EXIF tag
-_CLUTTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # written by systems that show folders
+_CLUTTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # written by file managers
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -27,7 +27,7 @@ def check_picture(path: Path, what: str, *, reads: Iterable[Path] = (), force: b
     """The path, if a picture may be written there.
 
     Args:
-        what: the picture is called in an error: "overlay".
+        what: what an error calls the picture, such as "overlay".
         reads: the files that the command reads.
         force: overwrite a file that vlmprune has not written.
 
@@ -37,12 +37,12 @@ def check_picture(path: Path, what: str, *, reads: Iterable[Path] = (), force: b
     if path.suffix.lower() not in EXTENSIONS:
         raise UserError(f"The {what} {str(path)!r} must end in {', '.join(EXTENSIONS[:-1])} or {EXTENSIONS[-1]}.")
     if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise UserError(f"This Pillow cannot write {path.suffix.lower()}: let the {what} end in .png.")
+        raise UserError(f"The installed Pillow cannot write {path.suffix.lower()}: let the {what} end in .png.")
     return check_file(path, what, reads=reads, force=force or _is_our_picture(path))
 
 
 def check_file(path: Path, what: str, *, reads: Iterable[Path] = (), force: bool = False) -> Path:
-    """The path, if a file may be written there; one that is there is overwritten with `force` alone.
+    """The path, if a file may be written there. An existing file is overwritten only with `force`.
 
     Raises:
         UserError: it is a folder, its folder is missing or read-only, or a file would be lost.
@@ -67,10 +67,10 @@ def check_file(path: Path, what: str, *, reads: Iterable[Path] = (), force: bool
 
 
 def check_folder(path: Path, what: str, *, force: bool = False) -> Path:
-    """The path, if files may be written into that folder: it is new, empty, one of ours, or `force` is given.
+    """The path, if files may be written into that folder: it is new, empty or marked as ours, or `force` is given.
 
     Raises:
-        UserError: it is a file, or it holds files of others.
+        UserError: it is a file, or it holds files that vlmprune did not write.
     """
     if path.exists() and not path.is_dir():
         raise UserError(f"The {what} cannot be written to {str(path)!r}: it is a file.")
@@ -90,7 +90,7 @@ def is_our_folder(path: Path) -> bool:
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder, where there is none, and mark it as ours."""
+    """Make the folder if it does not exist, and mark it as ours."""
     path.mkdir(parents=True, exist_ok=True)
     (path / FOLDER_MARK).touch()
     return path
@@ -100,7 +100,7 @@ def save_picture(image: Image.Image, path: Path) -> None:
     """Write a picture with our mark; the format follows the ending.
 
     Raises:
-        OSError: it cannot be written. A picture that was there is then as it was, unless the disk is full.
+        OSError: it cannot be written. An earlier picture at this path is then unchanged, unless the disk is full.
     """
     exif = Image.Exif()
     exif[_SOFTWARE] = _MARK

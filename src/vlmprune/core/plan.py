@@ -30,6 +30,20 @@ class Plan:
         """The acts inside the LLM, by the decoder layer before which they take place."""
         return {act.layer: act for act in self.acts if act.layer is not None}
 
+    def policies(self, forced: str | None = None) -> dict[int, str]:
+        """How tokens are numbered behind the acts of each layer, 0 for those before the LLM: "original" or "compact".
+
+        Where one of several at one place numbers anew, all are.
+
+        Args:
+            forced: the user's choice, which goes before the methods' own.
+        """
+        found: dict[int, str] = {}
+        for act in self.acts:
+            layer, policy = act.layer or 0, forced or act.positions
+            found[layer] = "compact" if "compact" in (policy, found.get(layer)) else policy
+        return found
+
 
 def acts_of(method: Method, keep: Keep | Keeps, info: ModelInfo, stage: int = 0) -> tuple[Act, ...]:
     """The acts of one stage of a recipe."""
@@ -37,13 +51,12 @@ def acts_of(method: Method, keep: Keep | Keeps, info: ModelInfo, stage: int = 0)
         return _by_image(method, keep, info, stage)
     _check_roles(method)
     places = [place if isinstance(place, At) else At(place) for place in method.acts(info, keep)]
-    layers = tuple(place.layer for place in places)
+    layers, needs, positions = tuple(place.layer for place in places), method.needs(info), method.positions(info)
     fusion = method.fusion(info) if isinstance(method, Fusing) else None
     return tuple(
         Act(
-            method, info, keep, place.layer, number, layers,
-            method.needs(info) if place.needs is None else place.needs,
-            method.positions(info), fusion if place.fuses else None, stage,
+            method, info, keep, place.layer, number, layers, needs if place.needs is None else place.needs,
+            positions, fusion if place.fuses else None, stage,
         )
         for number, place in enumerate(places)
     )  # fmt: skip

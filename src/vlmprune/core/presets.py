@@ -2,11 +2,11 @@
 
 A whole number in a recipe is tokens per image, whatever the image is cut into. So `visionzip-192`, 192 of the 576
 tokens of LLaVA-1.5, is 192 tokens on any model, and `visionzip-640` is 640 of the 2880 of LLaVA-NeXT, where each of
-five tiles gets 128 of them. Where authors give a share, as they do for images of any size, so does the preset. Options
-that authors give in tokens of one image or tile are shares here (VisionZip's 30 contextual tokens of 192 are the 10 of
-64 that it has by default), so that what is right for an image is right for tiles. Methods that act at several layers of
-the LLM find them by the model's depth; layers and averages that stand in a recipe hold for the model that the source
-names.
+five tiles gets 128 of them. Where authors give a share, as they do for images of any size, the preset has a share too.
+Options that authors give in tokens of one image or tile are shares here, so that they fit images and tiles alike
+(VisionZip's 30 contextual tokens of 192 are the same share as 10 of 64, its default). Methods that act at several
+layers of the LLM derive these from the model's depth. Layers and averages written in a recipe hold for the model that
+the source names.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Preset(NamedTuple):
     """A published setting.
 
     Attributes:
-        recipe: what it stands for, as a recipe string without presets.
-        source: where it comes from, and for which model.
+        recipe: the recipe string that it stands for, without presets.
+        source: the publication that it comes from, and the model it was made for.
     """
 
     recipe: str
@@ -32,7 +32,7 @@ Named = list[tuple[str, Preset]]
 
 
 def points(recipe: str, keeps: tuple[Keep, ...], source: str, name: str = "") -> Named:
-    """A preset `name-keep` for each budget; without a name, the recipe is one."""
+    """A preset `name-keep` for each budget; without a name, the recipe serves as the name."""
     return [(f"{name or recipe}-{keep}", Preset(f"{recipe}:{keep}", source)) for keep in keeps]
 
 
@@ -52,14 +52,14 @@ BEFORE_THE_LLM = (
     points("divprune", LLAVA, f"{UNIPRUNE.format(1)}, LLaVA-1.5"),
     points("fastervlm", (288, 144, 58, 29), "FasterVLM's README, LLaVA-1.5: 50, 75, 90 and 95 % pruned"),
     points("fastervlm", (128, 64), f"{AUTOPRUNE.format(1)}, LLaVA-1.5"),
-    points("fastervlm", (1440, 720, 290, 145), "FasterVLM's README, LLaVA-NeXT: 288, 144, 58 and 29 a tile"),
+    points("fastervlm", (1440, 720, 290, 145), "FasterVLM's README, LLaVA-NeXT: 288, 144, 58 and 29 per tile"),
     points("fastervlm", (1536, 1024, 512, 208, 104), "FasterVLM's branch for Video-LLaVA: of 8 frames of 256 tokens"),
     points("vispruner", (192,), f"{UNIPRUNE.format(1)}, LLaVA-1.5; the share of important tokens is not published"),
     points("vispruner", (128,), "VisPruner's README, LLaVA-1.5"),
     points("vispruner(important=0.75)", (64,), "VisPruner's README, LLaVA-1.5", "vispruner"),
-    points("vispruner", (160,), "VisPruner's README, LLaVA-NeXT: 32 a tile"),
+    points("vispruner", (160,), "VisPruner's README, LLaVA-NeXT: 32 per tile"),
     points("visionzip", LLAVA, "VisionZip's README, LLaVA-1.5: 162 + 30, 108 + 20, 54 + 10"),
-    points("visionzip", NEXT, f"VisionZip and {HIPRUNE.format(3)}, LLaVA-NeXT: 108 + 20, 54 + 10, 27 + 5 a tile"),
+    points("visionzip", NEXT, f"VisionZip and {HIPRUNE.format(3)}, LLaVA-NeXT: 108 + 20, 54 + 10, 27 + 5 per tile"),
     points("hiprune", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5"),
     points("hiprune", NEXT, f"{HIPRUNE.format(3)}, LLaVA-NeXT"),
     points("hiprune", QWEN, "HiPrune's tables 4 and 9, Qwen2.5-VL"),
@@ -75,7 +75,7 @@ BEFORE_THE_LLM = (
     points("trim", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5"),
     points("trim", NEXT, f"{HIPRUNE.format(3)}, LLaVA-NeXT"),
     points("cdpruner", (128, 64, 32), "CDPruner's scripts, LLaVA-1.5"),
-    points("cdpruner", NEXT, "CDPruner's scripts, LLaVA-NeXT: 128, 64 and 32 a tile"),
+    points("cdpruner", NEXT, "CDPruner's scripts, LLaVA-NeXT: 128, 64 and 32 per tile"),
     points("gprune", (0.5,), "G-Prune's code, LLaVA-NeXT"),
     points("holov", (64,), "HoloV's code, LLaVA-1.5"),
     points("gridprune", (320,), "GridPrune's abstract, LLaVA-NeXT: 11.1 %"),
@@ -89,7 +89,7 @@ INSIDE_THE_LLM = (
     points("fastv@2", (0.5, 0.25, 0.125), "FastV, LLaVA-1.5: K = 2, R = 50, 75 and 87.5 %", "fastv"),
     points("fastv@2", LLAVA, f"{UNIPRUNE.format(1)}, LLaVA-1.5: what is left from layer 2 on", "fastv"),
     points("fastv@2", (640, 320), f"{HIPRUNE.format(3)}, LLaVA-NeXT", "fastv"),
-    points("fastv(average=True)@2", LLAVA, "so many of LLaVA-1.5's tokens per layer on average", "fastv-average"),
+    points("fastv(average=True)@2", LLAVA, "this many of LLaVA-1.5's tokens per layer on average", "fastv-average"),
     points("dart@2", LLAVA, "DART's scripts, LLaVA-1.5, which come out 4 tokens higher", "dart"),
     points("pyramiddrop", (0.5,), "PyramidDrop, LLaVA-1.5 and LLaVA-NeXT: 270 of 576 tokens per layer on average"),
     points("pyramiddrop(average=True)", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5", "pyramiddrop"),
@@ -164,6 +164,6 @@ PRESETS: dict[str, Preset] = {
 
 
 def written_out(text: str) -> str:
-    """A recipe string with the recipes of presets in place of their names."""
+    """A recipe string in which each preset's name is replaced by its recipe."""
     parts = text.split(">")
     return ">".join(PRESETS[part.strip()].recipe if part.strip() in PRESETS else part for part in parts)

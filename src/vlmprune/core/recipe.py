@@ -1,9 +1,9 @@
 """Recipes: stages in the order in which they act, written `divprune:0.333 > fastv@2:0.333`.
 
 Grammar of a stage: `name` or `FILE.py:Class` (`core.files`), then `(option=value, ...)`, `@layer` and `:keep`, each
-optional. A stage's share counts the tokens that reach it; a whole number is tokens per image; a list, as in
-`divprune:[0.5, 0.1]`, has one of these for each image. A method around another has that one, with the budget, first
-inside its parentheses: `fuse(divprune:0.1, tau=0.1)@2`.
+optional. A share is of the tokens that reach the stage, a whole number is tokens per image, and a list, as in
+`divprune:[0.5, 0.1]`, has a budget for each image. A method that holds another takes it, with the budget, as the first
+item in its parentheses: `fuse(divprune:0.1, tau=0.1)@2`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _STAGE = re.compile(
     r"(?:\((?P<options>.*)\))?\s*(?:@(?P<layer>[\d\s,]+))?\s*(?::(?P<keep>[^:]*))?$"
 )
 _OPTION = re.compile(r"^(?P<key>\w+)\s*=\s*(?P<value>.+)$")
-_EXAMPLE = 0.222  # the budget that errors advise
+_EXAMPLE = 0.222  # the budget that errors suggest
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A method and its budget, 1.0 where the method takes none."""
+    """A method and its budget, which is 1.0 if the method takes none."""
 
     method: Method
     keep: Keep | Keeps
@@ -50,7 +50,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Stages in acting order. `str(recipe)` and `recipe(text)` are inverse to each other."""
+    """Stages in the order in which they act. `recipe(str(r))` gives the recipe `r` again."""
 
     stages: tuple[Stage, ...]
 
@@ -58,20 +58,20 @@ class Recipe:
         return " > ".join(str(stage) for stage in self.stages)
 
     def on(self, info: ModelInfo) -> Plan:
-        """Its acts on a model: a method that acts at several layers makes several.
+        """Its acts on a model. A method that acts at several layers has several acts.
 
         Raises:
-            UserError: a method cannot act on this model, or not under its budget.
+            UserError: a method cannot act on this model, or not with its budget.
         """
         return plan([(stage.method, stage.keep) for stage in self.stages], info)
 
     def check(self, info: ModelInfo) -> None:
-        """Raise UserError where the stages cannot act in the order they are written in on this model."""
+        """Raise UserError if the stages cannot act on this model in the order in which they are written."""
         for stage in self.stages:
             if merges_inside(stage.method) and isinstance(stage.keep, Keeps) and len(stage.keep.different) > 1:
                 raise UserError(
-                    f"{format_method(stage.method)} merges inside the encoder, where all pictures come down to one "
-                    f"number of tokens: give all images the same budget instead of keep={stage.keep}."
+                    f"{format_method(stage.method)} merges inside the encoder, where all pictures must end with the "
+                    f"same number of tokens: give all images the same budget instead of keep={stage.keep}."
                 )
         if (clash := _clash(self.stages, info)) is not None:
             better = _in_order(self.stages, info)
@@ -90,7 +90,7 @@ def _places(stage: Stage, info: ModelInfo) -> list[int]:
 
 
 def _clash(stages: Sequence[Stage], info: ModelInfo) -> str | None:
-    """What keeps the stages from acting in this order; only before the LLM may several act at one place."""
+    """Why the stages cannot act in this order, if so. Several may act at one place only before the LLM."""
     acted = [(place, stage) for stage in stages for place in _places(stage, info)]
     for (last, before), (place, stage) in pairwise(acted):
         if place < last:
@@ -101,7 +101,7 @@ def _clash(stages: Sequence[Stage], info: ModelInfo) -> str | None:
 
 
 def _in_order(stages: Sequence[Stage], info: ModelInfo) -> str | None:
-    """The recipe with the same methods in their order, those at a layer that is taken moved behind it, if it works."""
+    """The same methods sorted by place, each at a layer that is taken moved to the next; None if that fails too."""
     ordered: list[Stage] = []
     last = BEFORE_ENCODER
     for stage in sorted(stages, key=lambda stage: min(_places(stage, info), default=BEFORE_LLM)):
@@ -132,15 +132,15 @@ def recipe(spec: str | Method | Recipe | Stage, keep: Budget | None = None, **op
 
     Args:
         spec: what to run. A string may be a chain with budgets of its own, or the name of a preset.
-        keep: the budget, for a single stage that has none in `spec`; a list has one for each image (see `prune`).
+        keep: the budget, for a single stage that has none in `spec`; a list has a budget for each image (see `prune`).
         options: hyperparameters of the method, for a single stage given by name.
 
     Raises:
-        UserError: unknown method or option, a budget out of range, given twice, or not at all.
+        UserError: the method or an option is unknown, or the budget is out of range, given twice, or missing.
     """
     if isinstance(spec, Recipe | Stage):
         if keep is not None or options:
-            raise UserError("The recipe carries its own budgets and options: do not give them again.")
+            raise UserError("The recipe has its own budgets and options: do not give them again.")
         return spec if isinstance(spec, Recipe) else Recipe((spec,))
     if isinstance(spec, Method):
         if options:
@@ -153,7 +153,8 @@ def recipe(spec: str | Method | Recipe | Stage, keep: Budget | None = None, **op
     parts = written_out(spec).split(">")
     if len(parts) > 1 and options:
         raise UserError(
-            "Options beside a chain are ambiguous: write them inside it, as in 'hiprune(alpha=0.2):0.5 > fastv@2:0.5'."
+            "Options beside a chain are ambiguous: write them in the chain, as in 'hiprune(alpha=0.2):0.5 > "
+            "fastv@2:0.5'."
         )
     parsed = [_parse_method(part, spec, options) for part in parts]
     if len(parts) > 1:
@@ -162,20 +163,20 @@ def recipe(spec: str | Method | Recipe | Stage, keep: Budget | None = None, **op
 
 
 def _check_budgets_of_chain(spec: str, keep: Budget | None) -> None:
-    """Raise UserError unless each stage has its budget with it, and none is given beside the chain."""
+    """Raise UserError unless each stage of the chain has its own budget, and none is given beside the chain."""
     parts = [part.strip() for part in spec.split(">")]
     lacks = any(map(lacks_budget, parts))
     advised = _EXAMPLE if keep is None else check_budget(keep)
     whole = " > ".join(f"{part}:{advised}" if lacks_budget(part) else part for part in parts)
     if keep is not None:
         instead = f"write {whole!r} instead of " if lacks else "leave out "
-        raise UserError("A chain carries its own budgets: ", instead, Option("keep", keep), ".")
+        raise UserError("A chain has its own budgets: ", instead, Option("keep", keep), ".")
     if lacks:
         raise UserError(f"Every stage of a chain needs a budget: write {whole!r}.")
 
 
 def lacks_budget(text: str) -> bool:
-    """Whether a recipe string is a single method that has yet to be given its budget."""
+    """Whether a recipe string is a single method that still needs a budget."""
     text = written_out(text)
     if ">" in text:
         return False
@@ -198,14 +199,14 @@ def _parse_method(part: str, whole: str, options: dict[str, Any]) -> tuple[Metho
     if wraps and items and not _OPTION.match(items[0]):
         settings[wraps], inside = _parse_method(items.pop(0), whole, {})
         if written is not None and inside is not None:
-            raise UserError(f"{name}: the budget is given twice, inside the parentheses and behind them.")
+            raise UserError(f"{name}: the budget is given twice, inside the parentheses and after them: give it once.")
         written = inside if written is None else written
     settings |= _parse_options(items, whole)
     if match["layer"] is not None:
         numbers = tuple(int(item) for item in match["layer"].split(",") if item.strip())
         settings |= {"layers": numbers} if len(numbers) != 1 else {"layer": numbers[0]}
     for option in sorted(settings.keys() & options):
-        raise UserError(f"{name}: {option} is given twice, in the recipe and beside it.")
+        raise UserError(f"{name}: {option} is given twice, in the recipe and beside it: give it once.")
     return make_method(name, settings | options), written
 
 
@@ -218,7 +219,7 @@ def _class_of(name: str) -> type[Method]:
 
 
 def make_method(name: str, options: dict[str, Any]) -> Method:
-    """The method `name` with these hyperparameters, or UserError naming the options it has."""
+    """The method `name` with these hyperparameters, or a UserError that names the options it has."""
     cls = _class_of(name)
     known = [f.name for f in fields(cls)]
     if "layer" in options and "layer" not in known and "layers" in known:
@@ -240,19 +241,21 @@ def make_method(name: str, options: dict[str, Any]) -> Method:
 def _the_keep(
     method: Method, written: Keep | Keeps | None, given: Budget | None, text: str | None = None
 ) -> Keep | Keeps:
-    """The budget, from the recipe or beside it.
+    """The budget, which was written in the recipe or given beside it.
 
     Args:
-        text: the recipe as the user wrote it; None where a method object was given.
+        text: the recipe as the user wrote it; None if a method object was given.
     """
     name = method.name
     if not method.budgeted:
         if written is not None or given is not None:
-            raise UserError(f"{format_method(method)} takes no budget, for its options say what is kept: leave it out.")
+            raise UserError(
+                f"{format_method(method)} takes no budget, because its options decide what is kept: leave it out."
+            )
         return 1.0
     if written is not None and given is not None:
         beside = Option("keep", given)
-        raise UserError(f"{name}: the budget is given twice, in the recipe ({written}) and as ", beside, ".")
+        raise UserError(f"{name}: the budget is given twice, in the recipe ({written}) and as ", beside, ": give one.")
     if written is None and given is None:
         in_recipe = "" if text is None else f", or write it in the recipe as {text}:{_EXAMPLE}"
         means = method.budget_means and f", {method.budget_means}"
@@ -262,7 +265,7 @@ def _the_keep(
 
 
 def _items(text: str, whole: str) -> list[str]:
-    """What stands between the commas that are not inside brackets."""
+    """The items between commas, without splitting at commas inside brackets."""
     items, depth = [""], 0
     for sign in text:
         depth += (sign in "([") - (sign in ")]")
@@ -273,7 +276,7 @@ def _items(text: str, whole: str) -> list[str]:
         else:
             items[-1] += sign
     if depth != 0:
-        raise UserError(f"The brackets in {whole!r} do not match.")
+        raise UserError(f"The brackets in {whole!r} do not match: close each one that is opened.")
     return [item.strip() for item in items if item.strip()]
 
 
@@ -294,7 +297,7 @@ def format_method(method: Method, keep: Keep | Keeps | None = None, name: Callab
     """`name(option=value)@layer:keep` with the options that differ from the defaults; the inverse of parsing.
 
     Args:
-        name: what stands for a method.
+        name: gives the text that stands for a method.
     """
     budget = "" if keep is None else f":{keep}"
     shown, place = [], ""

@@ -1,4 +1,4 @@
-"""Names to methods, loaded when asked for: vlmprune's own, and those of packages with entry points for them."""
+"""Methods by name, loaded when asked for: vlmprune's own, and those of packages that declare entry points."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Registry(Mapping[str, type[Method]]):
     """Method classes by name. A method is imported at the first look-up of its name, not before.
 
     Raises:
-        UserError: on looking up a name that no method has, that several claim, or whose package is broken. All other
-            names work none the less.
+        UserError: the name looked up belongs to no method or to several, or its package is broken. All other names
+            still work.
     """
 
     @cached_property
@@ -51,7 +51,7 @@ class Registry(Mapping[str, type[Method]]):
         points = self._points.get(name, [])
         if points and name in built_in():
             raise UserError(
-                f"The name {name!r} of {points[0].value} in {_package(points[0])} is that of a method of vlmprune: "
+                f"The name {name!r} of {points[0].value} in {_package(points[0])} belongs to a method of vlmprune: "
                 "uninstall that package, or rename the method and its entry point there."
             )
         if len(points) > 1:
@@ -79,7 +79,7 @@ class UnknownMethod(UserError, KeyError):
 
 
 def unknown(name: str, methods: Iterable[str], presets: Iterable[str] = ()) -> UnknownMethod:
-    """The error for a name that neither has, with the one that is closest."""
+    """The error for a name that is neither a method nor a preset, with the closest name that is."""
     close = difflib.get_close_matches(name.lower(), [*methods, *presets], n=1)
     hint = f"did you mean {close[0]!r}?" if close else "`vlmprune list methods` names all there are."
     return UnknownMethod(f"There is no method {name!r}: {hint}")

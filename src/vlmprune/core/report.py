@@ -21,29 +21,29 @@ class RunReport:
     """The last prefill under a session.
 
     Attributes:
-        kept: one entry a sample; per image or video, in prompt order, the slots kept at the end (sorted LongTensor,
-            counted from that image's first slot). Tokens that merge others count at the slot that lends the position.
+        kept: one entry per sample; for each image or video, in prompt order, the slots kept at the end (sorted
+            LongTensor, counted from that image's first slot). A merged token is at the slot that lends its position.
         stages: the same after each stage: `[(layer, kept), ...]`, layer 0 = before the LLM.
-        counts: visual tokens after each stage, per sample: `[(layer, counts), ...]`; unlike `stages` with merged tokens
-            that have no slot of their own (VisionZip's CLS token).
+        counts: visual tokens after each stage, per sample: `[(layer, counts), ...]`. Unlike `stages`, this counts
+            merged tokens that have no slot of their own too (VisionZip's CLS token).
         tokens: visual tokens before and after, per sample.
-        merged: how many of the tokens after were returned by a method that merges, per sample; among them may be some
-            that still stand for one patch alone.
+        merged: how many of the tokens after pruning come from a method that merges, per sample; some of them may stand
+            for a single patch.
         entering: visual tokens that enter each decoder layer, averaged over the layers, per sample.
         trimmed: decoder layers whose caches were cut after the prefill (`Method.trims_cache`), each with the layer
-            whose tokens it holds since.
-        layers: encoder layer (0-based) that was read for each signal, by `method.signal`.
+            whose tokens its cache has held since then.
+        layers: the encoder layer (0-based) that each signal was read from, under the name `method.signal`.
         text: what text-guided methods compared the image with: "CLIP text tower" or "instruction embeddings".
         columns: per sample, the prompt column of each token that is left after the last layer, as `columns_of(-1)`.
-        prompt: the same for every decoder layer, by which `columns_of` and `spread` go.
-        grids: the slot grid of each image of each sample (its `frames` are tiles or a video's frames), None where there
-            is none.
+        prompt: the same for every decoder layer; `columns_of` and `spread` use it.
+        grids: the slot grid of each image of each sample (its `frames` are tiles or a video's frames), or None for an
+            image without a grid.
         cells: the cell of that grid that each slot shows, -1 for a slot that shows none (image_newline, CLS).
-        wholes: how the slots of each image of each sample cover its picture, for drawing; nothing for a video.
-        fused: by decoder layer whose attention Prune-Aware Fusion edited, the share of attention rows (a query at a
-            head) among those that see a candidate in which it raised anything.
-        seconds: time spent scoring and selecting (attention statistics and the methods' own work); of images from
-            `encode_images`, whose statistics serve several methods, the selecting alone.
+        wholes: how the slots of each image of each sample cover its picture, for drawing; empty for a video.
+        fused: for each decoder layer whose attention Prune-Aware Fusion edited: of the attention rows (one query in one
+            head) that see a candidate, the share in which it raised a logit.
+        seconds: time spent scoring and selecting (attention statistics and the methods' own work). For images from
+            `encode_images`, whose statistics several methods share, it is the time of selecting alone.
     """
 
     kept: Kept = field(default_factory=list)
@@ -64,17 +64,17 @@ class RunReport:
     seconds: float = 0.0
 
     def columns_of(self, layer: int) -> Tensor:
-        """Which columns of the prompt the tokens stand at that a decoder layer ran on.
+        """The prompt columns of the tokens that a decoder layer ran on.
 
         Args:
             layer: 0-based; -1 is the last.
 
         Returns:
-            LongTensor [samples, P], in the layer's order; -1 for a filler on the left. A merged token stands at the
-            column of its anchor, one without a slot of its own (VisionZip's CLS token) at that of a token behind it.
+            LongTensor [samples, P], in the layer's order; -1 for padding on the left. A merged token has the column of
+            its anchor. One without a slot of its own (VisionZip's CLS token) has the column of a token after it.
 
         Raises:
-            UserError: no such layer, or no prefill with images yet.
+            UserError: there is no such layer, or no prefill with images has run yet.
         """
         return self._prompt().of(layer)
 
@@ -90,29 +90,30 @@ class RunReport:
         """Lay what this prefill returned back over the S columns of the prompt.
 
         Args:
-            values: `hidden_states` or `attentions` as the model returned them, a tuple over layers; or one tensor:
-                states or logits [B, P, D] to [B, S, D]; a map [B, H, P, P] to [B, H, S, S]; of a step of decoding the
-                rows [B, H, Q, P + t] to [B, H, Q, S + t], where the t keys of later tokens stay as they are. A map
-                under a static cache loses the room behind the prompt.
-            layer: of a single tensor, the decoder layer that ran on these tokens, by default the last (logits,
-                `last_hidden_state`). `hidden_states[i]` is what layer i-1 put out, of the tokens before a cut at i.
-            fill: what stands where a token was dropped, and at padding.
+            values: `hidden_states` or `attentions` as the model returned them, a tuple over layers; or one tensor.
+                States or logits go from [B, P, D] to [B, S, D], an attention map from [B, H, P, P] to [B, H, S, S],
+                and the rows of a decoding step from [B, H, Q, P + t] to [B, H, Q, S + t], where the t keys of later
+                tokens stay as they are. A map under a static cache loses the unused keys after the prompt.
+            layer: for a single tensor, the decoder layer that ran on these tokens; by default the last (logits,
+                `last_hidden_state`). `hidden_states[i]` is the output of layer i-1: its tokens are those before a cut
+                at i.
+            fill: the value where a token was dropped, and at padding.
 
         Returns:
-            New tensors of the same type and device. A merged token stands at the column of its anchor, one without a
-            slot of its own nowhere, and of two with one anchor the first.
+            New tensors of the same type and device. A merged token stands at the column of its anchor; if two have the
+            same anchor, the first one does. A merged token without a slot of its own stands nowhere.
 
         Raises:
-            UserError: the shapes are not of this prefill, the rows are of a sliding window or behind an older cache, or
-                no prefill with images was run yet.
+            UserError: the shapes are not those of this prefill, the rows are of a sliding window or come after an older
+                cache, or no prefill with images has run yet.
         """
         if isinstance(values, Tensor):
             return self._prompt().spread(values, -1 if layer is None else layer, fill)
         if layer is not None:
-            raise UserError("layer= goes with a single tensor: the entries of a tuple are told by their order.")
+            raise UserError("Give layer= with a single tensor only: the entries of a tuple are told by their order.")
         return self._prompt().spread_all(values, fill)
 
     def _prompt(self) -> PromptColumns:
         if self.prompt is None:
-            raise UserError("No prompt with images was run under this session yet.")
+            raise UserError("No prompt with images has run under this session yet: run the model on one first.")
         return self.prompt

@@ -1,4 +1,4 @@
-"""What only some methods do, each a base beside `Method`, which so stays what every author needs."""
+"""Roles that only some methods play, each with a base class of its own: `Method` holds only what every author needs."""
 
 from __future__ import annotations
 
@@ -17,30 +17,34 @@ if TYPE_CHECKING:
 
 
 class Fusing(Method, ABC):
-    """Draws attention, in the two decoder layers before it acts, to tokens that it is about to remove.
+    """A method that makes other tokens attend to those that it will remove, in the two decoder layers before its cut.
 
-    Where it does, `select` and `candidates` read no decoder layer, since both must be known before it runs.
+    Where it does so, `select` and `candidates` read no decoder layer: their results are needed before it runs.
     """
 
     @abstractmethod
     def fusion(self, info: ModelInfo) -> Fusion | None:
-        """How attention is edited before it acts; None for not at all."""
+        """How attention is edited before the method acts; None if it is not edited."""
 
     @abstractmethod
     def candidates(self, view: ImageView) -> Tensor:
-        """Indices of tokens that `select` of this view gives up, and that fusion makes the others look at first."""
+        """Indices of tokens that `select` drops from this view, and that fusion makes the other tokens attend to."""
 
     def candidate_count(self, act: Act, keep: int, n: int) -> int:
-        """How many of an image's `n` tokens `candidates` names at most; for counting operations."""
+        """The most of an image's `n` tokens that `candidates` can name; used to count operations."""
         return n - keep
 
     @abstractmethod
     def unfused(self) -> Method:
-        """The same method without fusion, itself where its options turn it off: benchmarks show both."""
+        """The same method without fusion (itself, if its options turn fusion off). Benchmarks show both."""
 
 
 class Merging(Protocol):
-    """One step of merging tokens: `merge` takes rows [t, C] and the sizes [t] of what they stand for to [t - r]."""
+    """One step of merging tokens.
+
+    `merge` turns the rows [t, C] of t tokens, and their sizes [t] (how many tokens each stands for), into those of
+    t - r tokens.
+    """
 
     @property
     def stay(self) -> Tensor:
@@ -52,30 +56,31 @@ class Merging(Protocol):
 
     @property
     def joined(self) -> Tensor:
-        """[r] place in `stay` of the token that each of them joins."""
+        """[r] index into `stay` of the token that each merged token joins."""
 
     def merge(self, rows: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class MergesInside(Method, ABC):
-    """Merges tokens between attention and MLP of the encoder's layers, where `inside_encoder`; first in a recipe.
+    """A method that can merge tokens between attention and MLP of the encoder's layers.
 
-    Then `select` is not called, and images must be encoded for it alone.
+    Where `inside_encoder` is true, it must come first in a recipe, `select` is not called, and images must be encoded
+    for it alone.
     """
 
     @property
     @abstractmethod
     def inside_encoder(self) -> bool:
-        """Whether its options ask for that."""
+        """Whether its options ask for merging inside the encoder."""
 
     @property
     def proportional(self) -> bool:
-        """Whether tokens then count in later attention as often as what they stand for (log size added to logits)."""
+        """Whether a merged token counts in later attention once for each token it stands for (logits + log size)."""
         return False
 
     @property
     def restores_order(self) -> bool:
-        """Whether what it merged is put back in order of position before the LLM reads it."""
+        """Whether merged tokens are put back in order of position before the LLM reads them."""
         return True
 
     @abstractmethod
@@ -83,33 +88,34 @@ class MergesInside(Method, ABC):
         """Which `count` tokens of an image are merged in an encoder layer.
 
         Args:
-            keys: [t, head_dim] of the layer's attention, mean over heads.
-            count: at most half of the tokens, CLS apart.
+            keys: [t, head_dim] attention keys of the layer, mean over heads.
+            count: tokens to merge, at most half of the tokens without CLS.
             cls: whether token 0 is a CLS token, which must stay where it is.
         """
 
 
 class OrdersParts(Method, ABC):
-    """Says in which order the LLM reads tokens that were merged frame by frame (or tile by tile)."""
+    """A method that says in which order the LLM reads tokens that were merged frame by frame (or tile by tile)."""
 
     @abstractmethod
     def reading_order(self, view: ImageView, parts: Mapping[int, Tensor]) -> Tensor | None:
         """The order of the new tokens.
 
         Args:
-            parts: by the number of the frame, anchors among the tokens of `view` of those made from it, as made.
+            parts: for each frame number, the anchors (indices into `view`) of the tokens made from that frame, in the
+                order in which they were made.
 
         Returns:
-            A permutation of all of them, one frame after another; None for that order itself.
+            A permutation of all new tokens, counted one frame after another; None to keep that order.
         """
 
 
 class Observes(Method, ABC):
-    """Looks at every image at each of its acts, also at those that cut nothing, before `select`."""
+    """A method that looks at every image at each of its acts, before `select` and even if the act cuts nothing."""
 
     @abstractmethod
     def observe(self, view: ImageView) -> None:
-        """Note in `view.memory` what later acts need. All tokens that are there are in the view."""
+        """Note in `view.memory` what later acts need. The view holds all tokens that are still present."""
 
 
 def merges_inside(method: object) -> bool:
@@ -118,5 +124,5 @@ def merges_inside(method: object) -> bool:
 
 
 def changes_encoding(method: object) -> bool:
-    """Whether a method changes what the encoder gets or does, so that images must be encoded for it alone."""
+    """Whether a method changes the encoder's input or work, so that images must be encoded for it alone."""
     return isinstance(method, PixelMethod) or merges_inside(method)

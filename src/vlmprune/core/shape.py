@@ -1,7 +1,8 @@
-"""Widths and depths of a model: what operations are counted by."""
+"""Widths and depths of a model, from which operations are counted."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlmprune.core.view import ModelInfo
@@ -17,13 +18,24 @@ class Shape:
         encoder_gated: whether its MLP has three matrices.
         encoder_heads: its attention heads.
         has_cls: whether it has a CLS token.
-        window: encoder tokens a window, 0 without windows.
+        window: encoder tokens per window, 0 without windows.
         full_layers: encoder layers with attention over the whole image.
         patch_inputs: numbers in a patch.
-        merge: patches a slot.
-        projector: multiplications of the projector (and of deepstack's) a slot.
+        merge: patches per slot.
+        projector: multiplications of the projector (and of deepstack's) per slot.
         layers, width, mlp, q_width, kv_width, vocabulary: of the decoder.
         tile: slots of a picture that the tower sees by itself, 0 where it sees all of an image at once.
+        canvases: rows and columns of tiles that a picture may be cut into behind a view of the whole picture; none
+            where the slots alone tell what the tower saw.
+        most: tiles of features beyond which these are shrunk, 0 for never.
+        cls_slots: whether a frame of a video keeps its CLS token as a slot.
+        gated_query: whether attention's output is gated, by as many numbers as there are queries.
+        sparse: decoder layers whose MLP is a mixture of experts.
+        sparse_mlp: multiplications of such a layer's router, chosen experts and shared expert a token.
+        active: width of the MLP that a token passes there: of the chosen experts and the shared one together.
+        recurrent: decoder layers with linear attention (the gated delta rule).
+        recurrent_weights: multiplications of such a layer's projections and convolution a token.
+        recurrent_heads: heads, and the width of their keys and of their values.
     """
 
     family: str
@@ -45,6 +57,16 @@ class Shape:
     kv_width: int
     vocabulary: int
     tile: int = 0
+    canvases: Sequence[Sequence[int]] = ()
+    most: int = 0
+    cls_slots: bool = False
+    gated_query: bool = False
+    sparse: Sequence[int] = ()
+    sparse_mlp: int = 0
+    active: int = 0
+    recurrent: Sequence[int] = ()
+    recurrent_weights: int = 0
+    recurrent_heads: Sequence[int] = (0, 0, 0)
 
     @property
     def info(self) -> ModelInfo:
@@ -53,13 +75,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Load:
-    """One sample on its way through a model, for counting what it costs to read a signal of it.
+    """The sizes of one sample in a model, by which the cost of reading a signal is counted.
 
     Attributes:
-        shape: of the model.
-        slots: visual tokens that the encoder made.
-        present: of them, those that reach the method.
-        text: tokens of the prompt's text.
+        shape: the model's.
+        slots: number of visual tokens that the encoder made.
+        present: how many of them reach the method.
+        text: number of text tokens in the prompt.
     """
 
     shape: Shape
@@ -69,14 +91,14 @@ class Load:
 
     @property
     def encoder_tokens(self) -> int:
-        """N of the encoder: patches, and CLS."""
+        """Tokens in the encoder: patches and CLS."""
         return self.slots * self.shape.merge + self.shape.has_cls
 
     @property
     def row(self) -> float:
-        """Operations of one query's logits in a decoder layer, over all tokens of the prompt."""
+        """Operations for the logits of one query in a decoder layer, over all tokens of the prompt."""
         return 2.0 * self.shape.q_width * (self.text + self.present)
 
     def pairs(self, width: int) -> float:
-        """Operations of comparing all present tokens with each other, as rows of this width."""
+        """Operations for comparing all present tokens with each other, as rows of this width."""
         return 2.0 * width * self.present**2

@@ -26,7 +26,7 @@ from vlmprune.core.needs import (
 from vlmprune.core.shape import Load
 from vlmprune.core.view import Aligned, Tokens, TowerRows
 
-_FREE = "nothing: it is there"
+_FREE = "nothing: the model computes it anyway"
 
 
 # ---------------------------------------------------------------- of the prompt
@@ -50,7 +50,7 @@ class Features(PromptNeed):
 class PromptText(PromptNeed):
     """Embeddings of the prompt's text tokens as the LLM reads them. Shape [T, D].
 
-    All of them, or with `after_image` those between the image and the end of the prompt: the instruction.
+    All text tokens, or with `after_image` only the instruction: those between the image and the end of the prompt.
     """
 
     words: ClassVar[str] = "embeddings of the text"
@@ -65,20 +65,20 @@ class PromptText(PromptNeed):
         return at.text(self.after_image)
 
     def flops(self, load: Load) -> float:
-        return 0.0  # what is compared is counted with the image's side of it
+        return 0.0  # the comparison is counted with the image's signal
 
 
 @dataclass(frozen=True)
 class Alignment(PromptNeed):
-    """What the image's tokens and the instruction have in common, as `Aligned(visual [n, C], text [M, C], clip)`.
+    """The image's tokens and the instruction in one space, as `Aligned(visual [n, C], text [M, C], clip)`.
 
-    With a text tower given to `prune` that belongs to the model's CLIP tower, rows of the tower and the instruction,
-    both projected into CLIP's common space (the instruction cut into pieces of 77 tokens, or with `truncate` its first
-    piece only). Otherwise the projected features and the LLM's embeddings of the instruction's tokens.
+    If `prune` was given the text tower of the model's CLIP, these are rows of the vision tower and the instruction,
+    both projected into CLIP's common space (the instruction in pieces of 77 tokens, or with `truncate` only the first
+    piece). Otherwise they are the projected features and the LLM's embeddings of the instruction's tokens.
     """
 
     words: ClassVar[str] = "tokens and instruction in one space"
-    cost_words: ClassVar[str] = "with CLIP's text tower that tower, and two projections; else nothing"
+    cost_words: ClassVar[str] = "with CLIP's text tower: that tower and two projections; without it nothing"
     of_patches: ClassVar[bool] = True
     compares_text: ClassVar[bool] = True
 
@@ -105,8 +105,8 @@ class Alignment(PromptNeed):
 class TowerFeatures(EncoderNeed):
     """The rows that the projector reads, one per slot, as `TowerRows(rows [n, C], cls [frames, C] or None)`.
 
-    Where several patches make one slot inside the projector (Qwen's merger, pixel shuffle) there are no such rows
-    before it, and these are the projected features, without a CLS row.
+    If the projector itself makes one slot of several patches (Qwen's merger, pixel shuffle), it reads no such rows;
+    then these are the projected features, without a CLS row.
     """
 
     words: ClassVar[str] = "rows before the projector"
@@ -126,7 +126,7 @@ class TowerFeatures(EncoderNeed):
 
 @dataclass(frozen=True)
 class _RowsIfAny(TowerFeatures):
-    """The same on a model whose encoder cannot be told apart by slots: the projected features there."""
+    """The same, but the projected features on a model whose encoder tokens cannot be mapped to slots."""
 
     required: ClassVar[bool] = False
 
@@ -135,7 +135,7 @@ class _RowsIfAny(TowerFeatures):
 class ReceivedAttention(EncoderNeed):
     """Attention a token receives at an encoder layer: mean over heads and over all queries, CLS included. Shape [n].
 
-    `joined`: all heads side by side taken as one.
+    `joined`: all heads, side by side, are treated as one.
     """
 
     words: ClassVar[str] = "attention received"
@@ -157,11 +157,12 @@ class ClsAttention(EncoderNeed):
     """Attention the CLS token pays to each token at an encoder layer, mean over heads. Shape [n].
 
     On a tower without a CLS token this is the received attention, as VisionZip's authors advise.
-    `joined`: all heads side by side taken as one, its logits over the root of the tower's full width (PruMerge).
+    `joined`: all heads, side by side, are treated as one, with logits divided by the square root of the tower's full
+    width (PruMerge).
     """
 
     words: ClassVar[str] = "attention of the CLS token"
-    cost_words: ClassVar[str] = "a row per head, O(H N d); without a CLS token as above"
+    cost_words: ClassVar[str] = "a row per head, O(H N d); without a CLS token as for received attention"
     taps: ClassVar[tuple[str, ...]] = ("attention",)
 
     layer: EncoderLayer = USED
@@ -184,7 +185,7 @@ class ClsAttention(EncoderNeed):
 class EncoderKeys(EncoderNeed):
     """Attention keys of an encoder layer, mean over heads (after rotary embedding where there is one).
 
-    `TowerRows(rows [n, head_dim], cls [frames, head_dim] or None)`; there are CLS rows where TowerFeatures has them.
+    `TowerRows(rows [n, head_dim], cls [frames, head_dim] or None)`, with CLS rows wherever TowerFeatures has them.
     `joined`: the heads side by side instead of their mean, [n, heads * head_dim].
     """
 
@@ -206,9 +207,9 @@ class EncoderKeys(EncoderNeed):
 class Pixels(EncoderNeed):
     """The encoder's input at all patches that a token covers, side by side. Shape [n, P].
 
-    In [0, 1], the processor's normalisation undone (that of the processor beside the model's weights, or else the one
-    the family is published with), or with `normalized` as the encoder gets it. Where the model resizes the patches'
-    features into slots (a shrunk canvas, pooled video), so are these.
+    Values are in [0, 1]: the normalisation is undone that the processor saved with the model's weights uses, or else
+    the one that the family is published with. With `normalized` they are as the encoder gets them. Where the model
+    resizes features of patches into slots (a shrunk canvas, pooled video), the pixels are resized the same way.
     """
 
     words: ClassVar[str] = "pixels"
@@ -229,10 +230,10 @@ class Pixels(EncoderNeed):
 
 @dataclass(frozen=True)
 class LastQueryAttention(DecoderNeed):
-    """What the last prompt token attends to at decoder layer K-1.
+    """Attention that the last prompt token pays to each visual token at decoder layer K-1. Shape [n].
 
-    Post-softmax over everything that token sees, mean over heads, visual columns only. Shape [n].
-    `ahead`: at layer K, by its own norm and projections, before it has run (PyramidDrop).
+    Post-softmax over everything that token sees, mean over heads.
+    `ahead`: at layer K instead, by that layer's norm and projections, before it has run (PyramidDrop).
     """
 
     words: ClassVar[str] = "attention of the last prompt token"
@@ -255,9 +256,10 @@ class LastQueryAttention(DecoderNeed):
 
 @dataclass(frozen=True)
 class TextQueryAttention(DecoderNeed):
-    """The same row for each text token between the image and the end of the prompt. Shape [T, n].
+    """Attention of each text token after the image to each visual token at decoder layer K-1. Shape [T, n].
 
-    `heads`: "mean" or "max" over them, or "all" for [H, T, n].
+    The T text tokens are those between the image and the end of the prompt.
+    `heads`: "mean" or "max" over heads, or "all" for [H, T, n].
     """
 
     words: ClassVar[str] = "attention of the text"
@@ -278,9 +280,9 @@ class TextQueryAttention(DecoderNeed):
 
 @dataclass(frozen=True)
 class VisualQueryAttention(DecoderNeed):
-    """Attention each token receives at decoder layer K-1 from the image's own tokens, mean over them. Shape [n].
+    """Attention each token receives at decoder layer K-1 from the image's own tokens, mean over these. Shape [n].
 
-    `heads`: "mean" or "max" over them, before the mean over queries.
+    `heads`: "mean" or "max" over heads, before the mean over queries.
     """
 
     words: ClassVar[str] = "attention of the image's own tokens"
@@ -301,7 +303,7 @@ class TextSelfAttention(DecoderNeed):
     """Attention between the text tokens of `TextQueryAttention`, head by head. Shape [H, T, T]."""
 
     words: ClassVar[str] = "attention within the text"
-    cost_words: ClassVar[str] = "nothing more where the text's attention is read"
+    cost_words: ClassVar[str] = "nothing more if the attention of the text is read too"
     taps: ClassVar[tuple[str, ...]] = ("attention",)
 
     def take(self, value: Tensor, tokens: Tensor, frame: int | None = None) -> Tensor:
@@ -337,12 +339,12 @@ class DecoderKeys(_TokensNeed):
 
 @dataclass(frozen=True)
 class DecoderStates(_TokensNeed):
-    """Output of decoder layer K-1 through the LLM's final norm: `Tokens(visual [n, D], text [T, D])`.
+    """Output of decoder layer K-1 after the LLM's final norm: `Tokens(visual [n, D], text [T, D])`.
 
-    `norm`: "final", or "next" for the one with which decoder layer K begins.
+    `norm`: "final", or "next" for the norm at the start of decoder layer K.
     """
 
-    words: ClassVar[str] = "hidden states behind the final norm"
+    words: ClassVar[str] = "hidden states after the final norm"
     cost_words: ClassVar[str] = "that norm, O((n + T) D)"
     taps: ClassVar[tuple[str, ...]] = ("output",)
 
@@ -357,7 +359,7 @@ class DecoderStates(_TokensNeed):
 
 @dataclass(frozen=True)
 class HiddenStates(_TokensNeed):
-    """Hidden states that would enter decoder layer K, as they are: `Tokens(visual [n, D], text [T, D])`."""
+    """Hidden states that would enter decoder layer K, without a norm: `Tokens(visual [n, D], text [T, D])`."""
 
     words: ClassVar[str] = "hidden states"
     cost_words: ClassVar[str] = _FREE
@@ -374,7 +376,7 @@ class HiddenStates(_TokensNeed):
 class LayerInput(DecoderNeed):
     """Hidden states that entered decoder layer K-1. Shape [n, D]."""
 
-    words: ClassVar[str] = "hidden states that entered the layer"
+    words: ClassVar[str] = "hidden states that enter the layer"
     cost_words: ClassVar[str] = _FREE
     taps: ClassVar[tuple[str, ...]] = ("input",)
 
@@ -387,9 +389,9 @@ class LayerInput(DecoderNeed):
 
 @dataclass(frozen=True)
 class MlpInput(DecoderNeed):
-    """What the MLP of decoder layer K-1 read: after attention, residual and norm. Shape [n, D]."""
+    """Input of the MLP of decoder layer K-1, after attention, residual and norm. Shape [n, D]."""
 
-    words: ClassVar[str] = "what the MLP read"
+    words: ClassVar[str] = "input of the MLP"
     cost_words: ClassVar[str] = _FREE
     taps: ClassVar[tuple[str, ...]] = ("mlp_input",)
 
@@ -402,9 +404,9 @@ class MlpInput(DecoderNeed):
 
 @dataclass(frozen=True)
 class EnteredEmbeddings(DecoderNeed):
-    """Embeddings with which the image's tokens entered the LLM, whatever became of them since. Shape [N, D]."""
+    """Embeddings with which the image's N tokens entered the LLM, including those dropped since. Shape [N, D]."""
 
-    words: ClassVar[str] = "embeddings with which the image entered"
+    words: ClassVar[str] = "the image's embeddings at the LLM's input"
     cost_words: ClassVar[str] = _FREE
 
     def take(self, value: Tensor, tokens: Tensor, frame: int | None = None) -> Tensor:
@@ -419,13 +421,14 @@ class EnteredEmbeddings(DecoderNeed):
 
 @dataclass(frozen=True)
 class RotaryGain(DecoderNeed):
-    """What decoder layer K-1's rotary embedding makes of logits whose query and key are all ones. Shape [T, n].
+    """Logits of queries and keys that are all ones, under decoder layer K-1's rotary embedding. Shape [T, n].
 
-    For each text token of `TextQueryAttention`: scaling * (R_p 1) . (R_q 1), positions p and q, R the rotation. Among
-    d rotated dimensions it is 2 scaling sum_i cos((p - q) theta_i), i = 1..d/2: it falls with the distance.
+    For each text token of `TextQueryAttention` and each visual token, at positions p and q: scaling * (R_p 1) . (R_q 1)
+    with R the rotation. With d rotated dimensions it is 2 scaling sum_i cos((p - q) theta_i), i = 1..d/2, and falls
+    with the distance.
     """
 
-    words: ClassVar[str] = "what rotary embedding does to logits of ones"
+    words: ClassVar[str] = "how rotary embedding weakens logits with distance"
     cost_words: ClassVar[str] = "O(T n d)"
     taps: ClassVar[tuple[str, ...]] = ("attention",)
 

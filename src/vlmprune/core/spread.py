@@ -1,4 +1,4 @@
-"""Laying what a pruned model returns back over the prompt as it was given."""
+"""Laying the output of a pruned model back over the columns of the whole prompt."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ SLIDING = "sliding_attention"
 
 @dataclass(frozen=True)
 class PromptColumns:
-    """Which columns of the prompt the tokens stand at that each decoder layer ran on, in the last prefill.
+    """For each decoder layer, the prompt columns of the tokens that it ran on in the last prefill.
 
     Attributes:
-        length: columns S of the prompt as it was given; behind a cache, of its new part.
+        length: columns S of the prompt as it was given; after a cache, of its new part.
         bands: [(layer, columns, own), ...]: from this decoder layer on, the columns [samples, P] of the tokens, -1 for
-            a filler on the left; and whether each is the token's own [samples, P], not so of a merged token without a
-            slot (VisionZip's CLS token), which stands in front of another one's.
-        samples: sample of each row of the batch; several rows where beams or answers share a prompt.
+            padding on the left; and whether each column is the token's own [samples, P]. A merged token without a slot
+            (VisionZip's CLS token) has none of its own and stands before the token whose column it is given.
+        samples: the sample of each row of the batch; several rows have the same one if beams or answers share a prompt.
         depth: number of decoder layers.
-        kinds: the kind of attention of each decoder layer that has some.
+        kinds: the kind of attention of each decoder layer that has attention.
         trimmed: see `RunReport.trimmed`.
-        cached: whether the prompt went on behind a cache.
+        cached: whether the prompt came after an older cache.
     """
 
     length: int
@@ -62,9 +62,12 @@ class PromptColumns:
         """The decoder layer that ran on the tokens of each entry of `hidden_states` or `attentions`."""
         tensors = [value for value in values if value is not None]
         if not tensors:
-            raise UserError("There is nothing to spread: attention maps are returned under eager attention alone.")
+            raise UserError(
+                "There is nothing to spread: load the model with attn_implementation='eager', as only eager attention "
+                "returns attention maps."
+            )
         if not all(isinstance(value, Tensor) for value in tensors):
-            raise UserError("generate returns a tuple for each step: give one of them, [0] for the prompt's.")
+            raise UserError("generate returns a tuple for each step: give one of them, [0] for that of the prompt.")
         if tensors[0].ndim == 4 and len(values) == len(self.kinds):
             return list(self.kinds)
         if tensors[0].ndim == 3 and len(values) in (self.depth, self.depth + 1):
@@ -79,16 +82,22 @@ class PromptColumns:
         columns = self._rows(layer, values)
         if values.shape[1] != columns.shape[1]:
             raise UserError(
-                f"{values.shape[1]} tokens were given where decoder layer {layer % self.depth} ran on "
+                f"{values.shape[1]} tokens were given, but decoder layer {layer % self.depth} ran on "
                 f"{columns.shape[1]}: give all that the last prefill returned (no logits_to_keep, no later step)."
             )
         return laid(values, columns, self.length, 1, fill)
 
     def _maps(self, values: Tensor, layer: int, fill: float) -> Tensor:
         if values.ndim != 4:
-            raise UserError(f"A tensor of {values.ndim} axes is neither hidden states [B, P, D] nor maps [B, H, Q, K].")
+            raise UserError(
+                f"A tensor of {values.ndim} axes cannot be spread: give hidden states or logits [B, P, D], or "
+                "attention maps [B, H, Q, K]."
+            )
         if self.cached:
-            raise UserError("Attention of a prompt that went on behind a cache cannot be spread: its keys are of both.")
+            raise UserError(
+                "Attention maps of a prompt after an older cache cannot be spread, for their keys are of both: spread "
+                "the hidden states, or run the prompt without the cache."
+            )
         number = layer % self.depth
         if (
             values.shape[2] == self.of(layer).shape[1]
@@ -97,7 +106,10 @@ class PromptColumns:
             keys = laid(self._keys(values, rows, number), rows, self.length, 3, fill)
             return laid(keys, rows, self.length, 2, fill)
         if self.kinds.get(number) == SLIDING:
-            raise UserError(f"Decoder layer {number} remembers a window alone, whose keys a step does not tell apart.")
+            raise UserError(
+                f"Decoder layer {number} has a sliding window, so the keys of a decoding step cannot be told apart: "
+                "spread the maps of the prefill instead."
+            )
         rows = self._rows(self.trimmed.get(number, number), values)
         prompt = laid(self._keys(values, rows, number), rows, self.length, 3, fill)
         return torch.cat([prompt, values[..., rows.shape[1] :]], dim=3)
@@ -106,8 +118,8 @@ class PromptColumns:
     def _keys(values: Tensor, columns: Tensor, layer: int) -> Tensor:
         if values.shape[3] < columns.shape[1]:
             raise UserError(
-                f"{values.shape[3]} keys were given where decoder layer {layer} ran on {columns.shape[1]} tokens: the "
-                "map is not of the last run."
+                f"{values.shape[3]} keys were given, but decoder layer {layer} ran on {columns.shape[1]} tokens: give "
+                "a map of the last run."
             )
         return values[..., : columns.shape[1]]
 
@@ -119,7 +131,8 @@ class PromptColumns:
             columns = columns[list(self.samples)]
         elif values.shape[0] != len(columns):
             raise UserError(
-                f"{values.shape[0]} rows were given, and the last prefill had {len(self.samples)}: they are not of it."
+                f"{values.shape[0]} rows were given, but the last prefill had {len(self.samples)}: give what it "
+                "returned."
             )
         return columns.to(values.device)
 
@@ -129,9 +142,9 @@ def laid(values: Tensor, columns: Tensor, length: int, dim: int, fill: float = m
 
     Args:
         values: [B, ...], P long at `dim`.
-        columns: [B, P] a column for each token, -1 for none. Where two share one, the first stands there.
-        length: how long the axis becomes.
-        fill: what stands where there is no token.
+        columns: [B, P] a column for each token, -1 for none. If two tokens have the same column, the first is laid.
+        length: the length that the axis gets.
+        fill: the value where there is no token.
     """
     count = columns.shape[1]
     order = torch.arange(count, device=columns.device).expand_as(columns)

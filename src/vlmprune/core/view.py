@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vlmprune.core.act import Act
+from vlmprune.core.errors import UserError
 
 
 class Grid(NamedTuple):
@@ -142,12 +143,31 @@ class ImageView:
         return self.signals[name]
 
     def generator(self) -> torch.Generator:
-        """A CPU generator, fresh at every call: the same numbers on every device and in every batch."""
+        """A CPU generator, fresh at every call: the same numbers on every device and in every batch.
+
+        Raises:
+            UserError: the method does not say that it `draws`.
+        """
+        method = self.act.method
+        if method is not None and not method.draws:
+            raise UserError(f"{method.name} draws random numbers and does not say so: let its `draws` return True.")
         return torch.Generator().manual_seed(self.seed)
 
     def part(self, tokens: Tensor, keep: int, signals: Mapping[str, Any]) -> ImageView:
         """The same image with only some of its tokens."""
         return replace(self, keep=keep, slots=self.slots[tokens], cells=self.cells[tokens], signals=signals)
+
+    def only(self, tokens: Tensor, keep: int, frame: int | None = None) -> ImageView:
+        """The same image with only some of its tokens, and of each signal what its need takes for them.
+
+        Args:
+            tokens: [m] indices.
+            keep: how many of these to keep.
+            frame: the frame (or tile) that all of them are of, where they are of one.
+        """
+        needs = self.act.needs
+        signals = {name: needs[name].take(value, tokens, frame) for name, value in self.signals.items()}
+        return self.part(tokens, keep, signals)
 
 
 @dataclass

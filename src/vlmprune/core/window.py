@@ -16,7 +16,7 @@ WINDOW = {
 
 
 def outside() -> dict[str, str]:
-    """Version by name of the installed libraries that are older or newer than what is tested."""
+    """The versions, by name, of installed libraries that are older or newer than the tested ones."""
     from packaging.specifiers import SpecifierSet  # a dependency of transformers; `import vlmprune` stays light
 
     found = {}
@@ -32,10 +32,10 @@ def outside() -> dict[str, str]:
 
 @cache
 def warn_outside() -> None:
-    """Warn of such versions, once a process."""
+    """Warn about such versions, once per process."""
     for name, found in outside().items():
         warnings.warn(
-            f"vlmprune is not tested with {name} {found}, only with {name}{WINDOW[name]}: install one of these, or see "
-            "whether `vlmprune doctor MODEL` still proves pruning exact on your model.",
+            f"vlmprune is tested with {name}{WINDOW[name]}, not with {name} {found}: install a tested version, or run "
+            "`vlmprune doctor MODEL` to see whether pruning is still exact on your model.",
             stacklevel=3,  # who called vlmprune.prune
         )

@@ -13,6 +13,7 @@ from typing import Protocol
 from PIL import Image, UnidentifiedImageError
 
 from vlmprune.core.errors import UserError
+from vlmprune.data.video import Clip, Frames
 
 
 class Picture(Protocol):
@@ -40,8 +41,6 @@ class FilePicture:
     def open(self) -> Image.Image:
         try:
             return _decode(self.path.read_bytes())
-        except FileNotFoundError:
-            raise UserError(f"There is no picture {str(self.path)!r}.") from None
         except OSError as error:
             raise UserError(f"The picture {str(self.path)!r} cannot be read: {error.strerror or error}.") from None
         except ValueError as error:
@@ -90,21 +89,6 @@ def _decode(data: bytes) -> Image.Image:
         raise ValueError(str(error).rstrip(".") or type(error).__name__) from None
 
 
-@dataclass(frozen=True)
-class Clip:
-    """A video file, of which some frames are shown.
-
-    Attributes:
-        path: the file.
-        frames: how many, spread evenly over the clip.
-        rate: frames a second instead; `frames` is then the most there may be.
-    """
-
-    path: Path
-    frames: int = 8
-    rate: float | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One question.
@@ -122,6 +106,7 @@ class Sample:
         category: type of the question.
         hint: what is given beside the question: ScienceQA's context, MMBench's hint.
         problem: why it cannot be asked, in words; empty for all others. It is reported and counted, and never scored.
+        facts: what else its scorer or metric reads, by name ("precision", "figure"), from columns that the task names.
     """
 
     id: str
@@ -146,24 +131,24 @@ class Sample:
         """
         return tuple(picture.open() for picture in self.pictures)
 
+    @cached_property
+    def frames(self) -> Frames | None:
+        """The chosen frames of the video, decoded; None without a video.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return None if self.video is None else self.video.open()
+
     def digest(self) -> bytes:
         """Hash of everything that a model is shown and scored by."""
         state = sha256()
         texts = (self.id, self.question, self.kind, *self.options, *self.answers, self.group, self.category, self.hint)
-        for text in (*texts, self.problem):
+        facts = (text for fact in sorted(self.facts.items()) for text in fact)
+        for text in (*texts, self.problem, *facts):
             state.update(f"{len(text)}:{text}".encode())
         for picture in self.pictures:
             state.update(sha256(picture.content()).digest())
         if self.video is not None:
-            state.update(f"{self.video.frames} {self.video.rate}".encode())
-            state.update(_head(self.video.path))
+            state.update(self.video.digest())
         return state.digest()
-
-
-def _head(path: Path, size: int = 1 << 20) -> bytes:
-    """Size and first piece of a large file; empty where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return str(path.stat().st_size).encode() + sha256(file.read(size)).digest()
-    except OSError:
-        return b""

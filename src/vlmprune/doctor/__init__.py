@@ -1,4 +1,4 @@
-"""`vlmprune doctor MODEL`: where the visual tokens are, which methods work, and a live proof that pruning is exact."""
+"""`vlmprune doctor MODEL`: where visual tokens are, which methods work, and a proof that pruning is exact."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def describe_layout(layout: Layout, method: str) -> list[str]:
         f"{int(columns[-1])}; with {method}, {layout.kept} are kept (#) and {total - layout.kept} dropped (.):"
     ]
     if len(layout.images) > 1:
-        lines.append(f"to vlmprune the picture is {len(layout.images)} images, each with a budget of its own:")
+        lines.append(f"vlmprune counts the picture as {len(layout.images)} images, each with a budget of its own:")
     for number, image in enumerate(layout.images, start=1):
         name = f"image {number}: " if len(layout.images) > 1 else ""
         lines += [name + _heading(image), *_draw(image)]
@@ -139,7 +139,7 @@ def describe_layout(layout: Layout, method: str) -> list[str]:
             lines.append(f"{len(image.others)} {kind} that show no patch:")
             lines += _rows(in_lines(image.others))
         if image.doubled:
-            lines.append(f"{image.doubled} more slots fall on cells drawn already (the tiles were shrunk together)")
+            lines.append(f"slots that show a cell already drawn (the tiles were shrunk together): {image.doubled}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Which methods work on a model: each is generated with, and its logits are held against a reference."""
+"""Which methods work on a model: the model generates with each, and the logits are compared with a reference."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from vlmprune.core.errors import UserError
 from vlmprune.core.report import RunReport
 from vlmprune.core.roles import changes_encoding
 from vlmprune.doctor.prompts import Prompts, generate
-from vlmprune.doctor.reference import difference, no_comparison, no_oracle, oracle, policies_of, uncached
+from vlmprune.doctor.reference import difference, no_comparison, no_oracle, oracle
 from vlmprune.models.base import Adapter
 from vlmprune.runtime.expected import Unexpected
-from vlmprune.runtime.oracle import is_recurrent
+from vlmprune.runtime.oracle import is_recurrent, uncached
 from vlmprune.testing.adapter_subject import layer_after_attention
 
 KEEP = 0.5
@@ -18,11 +18,11 @@ TOKENS = 4  # that each method generates
 
 
 class Wrong(Exception):
-    """What was generated differs from what it has to be."""
+    """What was generated differs from the reference."""
 
 
 def try_methods(adapter: Adapter, prompts: Prompts) -> tuple[list[str], bool]:
-    """A line for each method that runs, one for each reason why others cannot; and whether none of them broke."""
+    """A line for each method that runs, and one for each reason why others cannot; and whether no method broke."""
     what = f"keep {KEEP}, {prompts.name}, {TOKENS} tokens generated with a cache"
     reason = no_comparison(adapter)
     compared = f"not compared with a run without one: {reason}" if reason else "compared with a run without one"
@@ -71,14 +71,15 @@ def _run(adapter: Adapter, prompts: Prompts, spec: str) -> str:
             report, expected = session.last, None
             drops = _only_drops(adapter, spec, report)
             if no_comparison(adapter) is None and not drops:
-                expected = uncached(adapter, prompts.inputs, answer)
+                expected = uncached(adapter, prompts.inputs, answer.tokens, answer.positions)
         except UserError as error:
             # it did prune, or met something unexpected: that is not a refusal
             if session.last.tokens or isinstance(error, Unexpected):
                 raise Wrong(in_words(error)) from error
             raise
     if drops:
-        expected = oracle(adapter, prompts, answer.tokens, report, policies_of(adapter, vlmprune.recipe(spec, KEEP)))
+        policies = vlmprune.recipe(spec, KEEP).on(adapter.info).policies()
+        expected = oracle(adapter, prompts, answer.tokens, report, policies)
     if expected is not None:
         same = 1 if report.trimmed and not drops else TOKENS  # trimmed caches show less to what is decoded
         words, equal = difference(answer.logits[:, :same], expected[:, :same])

@@ -1,5 +1,5 @@
-"""The proofs that pruning is exact on a model: each generates with a cache, as users do, and is compared with
-what it has to give."""
+"""The proofs that pruning is exact on a model: each generates with a cache, as users do, and compares the result with
+a reference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 import vlmprune
 from vlmprune.doctor.methods import Wrong, in_words
 from vlmprune.doctor.prompts import TOKENS, Asked, Prompts, converse, narrower_window, sliding_window
-from vlmprune.doctor.reference import difference, no_oracle, oracle, oracle_name, policies_of
+from vlmprune.doctor.reference import difference, no_oracle, oracle, oracle_name
 from vlmprune.models.base import Adapter
 from vlmprune.testing.adapter_subject import layer_after_attention
 
@@ -53,7 +53,7 @@ class Case:
             with vlmprune.prune(adapter.model, self.spec, positions=self.positions) as session:
                 talk = converse(adapter, self.prompts, self.turns)
                 report = session.last
-            policies = policies_of(adapter, vlmprune.recipe(self.spec), self.positions)
+            policies = vlmprune.recipe(self.spec).on(adapter.info).policies(self.positions)
             expected = oracle(adapter, self.prompts, talk.said, report, policies)
         if not all(after < before for before, after in report.tokens):
             raise Wrong(f"nothing was pruned: {report.tokens} tokens before and after")
@@ -87,9 +87,9 @@ def cases_of(adapter: Adapter, asked: list[Asked]) -> Iterator[Case]:
 
 
 def prove(adapter: Adapter, asked: list[Asked]) -> tuple[list[str], bool]:
-    """A line for each proof, and whether all of them hold; a proof that raises an error does not.
+    """A line for each proof, and whether all of them hold. A proof that raises an error does not hold.
 
-    What the unpruned model cannot answer is not proven, and the line says so; one prompt it must answer.
+    If the unpruned model cannot answer some prompts, a line says that these are not proven. It must answer one prompt.
     """
     lines = [f"proof on this model ({TOKENS} tokens with a cache, {TOKENS} more in a second turn after a question):"]
     proven = bool(asked[0].unpruned)

@@ -1,4 +1,4 @@
-"""What a pruned, cached generation has to give, and which distance from it counts as equal."""
+"""References for a pruned, cached generation, and the distance up to which logits count as equal."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmprune.core.recipe import Recipe
 from vlmprune.core.report import RunReport
-from vlmprune.doctor.prompts import Answer, Prompts
+from vlmprune.doctor.prompts import Prompts
 from vlmprune.models.base import Adapter
-from vlmprune.runtime.oracle import cutting_oracle, is_recurrent, masking_oracle, with_text
+from vlmprune.runtime import oracle as oracles
 
 TOLERANCE = 1e-3  # of the logits' spread; right and wrong are four orders of magnitude apart
 ORACLE_BACKENDS = ("sdpa", "eager")
@@ -36,11 +35,11 @@ def no_oracle(adapter: Adapter) -> str | None:
 
 
 def oracle_name(adapter: Adapter) -> str:
-    return "cutting oracle" if is_recurrent(adapter.model) else "masking oracle"
+    return "cutting oracle" if oracles.is_recurrent(adapter.model) else "masking oracle"
 
 
 def oracle(adapter: Adapter, prompts: Prompts, said: Tensor, report: RunReport, policies: Mapping[int, str]) -> Tensor:
-    """[B, N, V] logits of all that was said after the prompts; row by row on a model with recurrent layers.
+    """[B, N, V] logits of all that was said after the prompts.
 
     Args:
         said: [B, N] tokens.
@@ -48,14 +47,7 @@ def oracle(adapter: Adapter, prompts: Prompts, said: Tensor, report: RunReport, 
         policies: position policy by the layer before which a stage acts.
     """
     numbers = image_numbers(adapter, prompts.inputs, report)
-    if not is_recurrent(adapter.model):
-        return masking_oracle(adapter.model, prompts.inputs, said, report, policies, numbers)
-    rows = []
-    for row, (inputs, start) in enumerate(zip(prompts.rows, prompts.padding, strict=True)):
-        own = RunReport(stages=[(layer, [kept[row]]) for layer, kept in report.stages], trimmed=report.trimmed)
-        at = slice(row, row + 1)
-        rows.append(cutting_oracle(adapter.model, inputs, said[at], own, policies, numbers[at, start:]))
-    return torch.cat(rows)
+    return oracles.oracle(adapter.model, prompts.inputs, prompts.rows, said, report, policies, numbers)
 
 
 def image_numbers(adapter: Adapter, inputs: Mapping[str, Any], report: RunReport) -> Tensor:
@@ -67,31 +59,6 @@ def image_numbers(adapter: Adapter, inputs: Mapping[str, Any], report: RunReport
         sizes = torch.tensor([len(cells) for cells in images], device=ids.device)
         numbers[row, slots[row]] = torch.arange(len(sizes), device=ids.device).repeat_interleave(sizes)
     return numbers
-
-
-def policies_of(adapter: Adapter, recipe: Recipe, positions: str | None = None) -> dict[int, str]:
-    """Position policy by layer (0: before the LLM), as the methods of a recipe ask for it, or as it is forced."""
-    info, chosen = adapter.info, dict[int, str]()
-    for act in recipe.on(info).acts:
-        layer, policy = act.layer or 0, positions or act.positions
-        chosen[layer] = "compact" if "compact" in (policy, chosen.get(layer)) else policy
-    return chosen
-
-
-@torch.no_grad()
-def uncached(adapter: Adapter, inputs: Mapping[str, Any], answer: Answer) -> Tensor:
-    """[B, T, V] the logits of an answer by one forward of the whole text, without a cache.
-
-    It says how many tokens stand behind the prompt (`logits_to_keep`), so that methods do not take them for a question.
-    Positions are counted as `generate` did, because some scores depend on where the counting begins.
-    """
-    extra = answer.tokens.shape[1] - 1
-    longer = with_text(adapter, inputs, answer.tokens[:, :-1])
-    if answer.positions is not None:
-        later = answer.positions[..., -1:] + torch.arange(1, extra + 1, device=answer.positions.device)
-        longer["position_ids"] = torch.cat([answer.positions, later], dim=-1)
-    model: Any = adapter.model
-    return model(**longer, use_cache=False, logits_to_keep=extra + 1).logits[:, -extra - 1 :]
 
 
 def difference(logits: Tensor, expected: Tensor) -> tuple[str, bool]:

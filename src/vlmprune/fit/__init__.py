@@ -1,1 +1,1 @@
-"""What some methods fit once for a model, on a few prompts, before they are used."""
+"""Fits that some methods need before they are used: once for a model, on a few prompts."""

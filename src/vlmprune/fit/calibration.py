@@ -26,10 +26,10 @@ class Fit:
     """A fitted recipe of FitPrune: `prune(model, "fitprune", keep=fit.keep, recipe=fit.shares)`.
 
     Attributes:
-        shares: the share of the tokens that enters each decoder layer.
+        shares: the share of an image's tokens that enters each decoder layer.
         keep: the mean of `shares`.
-        alpha: how much of the text's, and of the image's, attention a layer may give up (0 to 1).
-        images: how many it was fitted on.
+        alpha: the share (0 to 1) of the attention from the text, and of that from the image, that a layer may lose.
+        images: the number of images that it was fitted on.
     """
 
     shares: tuple[float, ...]
@@ -38,7 +38,7 @@ class Fit:
     images: int
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write it as JSON, as the method's option `recipe` reads it.
+        """Write it as a JSON file, which the method's option `recipe` reads.
 
         Raises:
             UserError: it would overwrite a file that is not a fitted recipe, and `force` is not given.
@@ -52,7 +52,7 @@ class Fit:
             values = json.loads(Path(path).read_text())
             return cls(**{**values, "shares": tuple(values["shares"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is not a recipe that Fit.save wrote.") from error
+            raise UserError(f"{path} is not a recipe that Fit.save wrote: give the file of a fitted recipe.") from error
 
 
 def _is_fit(path: Path) -> bool:
@@ -72,33 +72,34 @@ def fitprune(
     tolerance: float = 0.01,
     progress: Callable[[float, float], None] | None = None,
 ) -> Fit:
-    """Fit FitPrune's recipe to a model: the smallest loss of attention, the same at all layers, that meets the budget.
+    """Fit FitPrune's recipe to a model: find the smallest loss of attention, equal at all layers, within the budget.
 
-    alpha is bisected in [0, 1]. For each alpha the prompts are run, and layer after layer deletes the tokens that get
-    at most alpha of the text's and at most alpha of the image's attention in the unpruned model (`expendable`). As soon
-    as the budget would be met without further deletions, the remaining layers delete nothing.
+    alpha, the loss, is bisected in [0, 1]. For each alpha the prompts are run, and one layer after another deletes
+    tokens that together receive at most the share alpha of the text's attention, and at most the share alpha of the
+    image's, in the unpruned model (`expendable`). Once the budget can be met without further deletions, the remaining
+    layers delete nothing.
 
     Args:
         batches: prompts with images as the processor returned them; the authors take 0.01 % of the tuning data. They
             are run once unpruned and about seven times pruned.
         keep: share of the visual tokens that may enter a layer, on average over layers and images.
-        tolerance: how closely alpha is found.
-        progress: called after each step with alpha and the average share that it left (above `keep` where it failed).
+        tolerance: the precision to which alpha is found.
+        progress: called after each step with alpha and the average share that it left (above `keep` if it failed).
 
-    Differences from the authors' code: the budget counts tokens entering a layer instead of operations; the recipe is
-    that of the smallest alpha that met it instead of the last one tried; shares instead of whole numbers rounded down,
-    since images may differ in size.
+    Differences from the authors' code: the budget counts tokens that enter a layer instead of operations; the recipe is
+    that of the smallest alpha that met the budget instead of the last one tried; a recipe holds shares instead of
+    numbers rounded down, since images may differ in size.
 
     Raises:
-        UserError: no images, or a budget that is not met even when everything that may be deleted is.
+        UserError: there are no images, or the budget is not met even if all tokens go that may go.
     """
     if not isinstance(keep, float) or not 0 < keep < 1:
-        raise UserError(f"keep={keep!r} is not a share to fit to: give a number between 0 and 1.")
+        raise UserError(f"keep={keep!r} is not a share of tokens: give a number between 0 and 1.")
     prompts = list(batches)
     whole = _Log()
     _run(model, prompts, _Trial(log=whole))
     if not whole.totals:
-        raise UserError("There is no image with more than one token in these prompts to fit a recipe to.")
+        raise UserError("No image in these prompts has more than one token: give prompts with images to fit a recipe.")
 
     def tried(alpha: float) -> tuple[float, ...]:
         log = _Log(whole.depth, whole.totals, alpha)
@@ -120,7 +121,9 @@ def fitprune(
         best = tried(1.0)
     reached = sum(best) / len(best)
     if reached > keep:
-        raise UserError(f"No recipe for this model keeps {keep}: deleting all but one token keeps {reached:.3f}.")
+        raise UserError(
+            f"No recipe for this model keeps as little as {keep}: give {reached:.3f}, which keeps one token, or more."
+        )
     return Fit(best, reached, high, len(whole.totals))
 
 
@@ -132,13 +135,13 @@ def _run(model: nn.Module, prompts: Sequence[Mapping[str, Any]], method: Method)
 
 @dataclass
 class _Log:
-    """What a run over all prompts noted for each image, in the order of the prompts, by decoder layer.
+    """Records of one run over all prompts: for each image, in the order of the prompts, values by decoder layer.
 
     Attributes:
-        depth: decoder layers of the model.
-        totals: how much of the text's, and of the image's, attention its tokens get in the unpruned model.
-        alpha: None in the run that notes them.
-        left: the share of its tokens that enters a layer.
+        depth: number of decoder layers of the model.
+        totals: attention that the image's tokens receive from the text, and from the image, in the unpruned model.
+        alpha: the allowed loss of attention; None in the unpruned run, which records `totals`.
+        left: the share of the image's tokens that enters a layer.
     """
 
     depth: int = 0
@@ -147,7 +150,7 @@ class _Log:
     left: list[dict[int, float]] = field(default_factory=list)
 
     def shares(self, keep: float) -> tuple[float, ...]:
-        """The mean share that enters each layer, without the deletions that are no longer needed."""
+        """The mean share that enters each layer; once the budget is met, no layer deletes any more."""
         shares, now = [1.0], [1.0] * len(self.left)
         for layer in range(1, self.depth):
             met = sum(shares) + shares[-1] * (self.depth - layer) <= keep * self.depth
@@ -158,7 +161,7 @@ class _Log:
 
 @dataclass
 class _Trial(FitPrune):
-    """One run: before each layer every image deletes what it may."""
+    """The method of one run: before each layer, every image deletes all tokens that it may delete."""
 
     log: _Log = field(default_factory=_Log)
 

@@ -1,4 +1,4 @@
-"""The search for the layer from which a model no longer needs the image (`vtw`)."""
+"""The search for the layer from which on a model no longer needs the image (for `vtw`)."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from vlmprune.models import adapter_for
 
 @torch.no_grad()
 def find_layer(model: nn.Module, batches: Iterable[Mapping[str, Any]], eta: float = 0.003, first: int = 5) -> int:
-    """The first decoder layer before which the image's tokens can be dropped without changing the next token much.
+    """The first decoder layer before which the image's tokens can be dropped with little change to the next token.
 
-    Compares the distribution of the token after the prompt with and without the withdrawal (KL(withdrawn || full),
-    mean over samples) before each layer from `first` on. Authors take about 20 samples of the task at hand, and eta =
-    0.003 for LLaVA-1.5-7B, 0.0005 for 13B, 0.0001 for LLaVA-1.6-7B. The image is encoded once; a batch costs one
-    prefill for each layer searched, and one more.
+    For each layer from `first` on, it compares the distribution of the token after the prompt with and without the
+    image's tokens from that layer on (KL(withdrawn || full), mean over samples). The authors take about 20 samples of
+    the task, and eta = 0.003 for LLaVA-1.5-7B, 0.0005 for 13B, 0.0001 for LLaVA-1.6-7B. The image is encoded once; a
+    batch costs one prefill for each layer tried, and one more.
 
     Args:
         batches: prompts with images as the processor returned them, padded on the left.
         eta: the largest divergence allowed, in nats.
-        first: the layer to begin with.
+        first: the first layer to try.
 
     Returns:
-        K for `prune(model, f"vtw@{K}")`; the model's depth, with a warning, where every layer changes more than `eta`.
+        K for `prune(model, f"vtw@{K}")`; the model's depth, with a warning, if every layer changes more than `eta`.
 
     Raises:
-        UserError: no batches, padding on the right, or `first` is not a layer of this model with another before it.
+        UserError: there are no batches, prompts are padded on the right, or `first` is not a layer from 1 on.
     """
     depth = len(adapter_for(model).decoder_layers)
     if not 1 <= first < depth:
-        raise UserError(f"first={first} must be a layer from 1 to {depth - 1}: this model has {depth}.")
+        raise UserError(f"first={first} must be a layer from 1 to {depth - 1}, as this model has {depth} layers.")
     full, withdrawn = [], []
     for batch in batches:
         mask = batch.get("attention_mask")
@@ -54,7 +54,11 @@ def find_layer(model: nn.Module, batches: Iterable[Mapping[str, Any]], eta: floa
         raise UserError("find_layer needs at least one batch of prompts.")
     found = first_within(divergence(torch.cat(full), torch.cat(withdrawn)), eta, first)
     if found is None:
-        warnings.warn(f"At every layer from {first} on, dropping the image changes more than eta={eta}.", stacklevel=2)
+        warnings.warn(
+            f"Dropping the image changes the next token by more than eta={eta} at every layer from {first} on: raise "
+            "eta, or keep the image.",
+            stacklevel=2,
+        )
         return depth
     return found
 

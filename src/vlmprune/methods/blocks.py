@@ -1,4 +1,4 @@
-"""An image's tokens by their place: blocks and neighbours of the grid, and sharing a budget out among parts."""
+"""An image's tokens by their place: blocks of the grid, neighbours, and how parts share a budget."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from vlmprune.author import ImageView
 
 
 def blocks(view: ImageView, rows: int, cols: int) -> list[Tensor]:
-    """Token indices of each of rows x cols equal blocks of every frame (or tile), in raster order.
+    """Token indices of each block, when every frame (or tile) is cut into rows x cols equal blocks, in raster order.
 
-    Where blocks do not divide the grid they differ by one cell on a side. A block of which nothing is left is left out.
-    Without a grid the tokens are cut into rows * cols runs, the first ones longer by a token.
+    Blocks that do not divide the grid evenly differ by one cell on a side. A block without any token left is skipped.
+    Without a grid the tokens are cut into rows * cols runs, of which the first ones may be longer by one token.
     """
     if view.grid is None:
         return [run for run in runs(view, rows * cols) if len(run)]
@@ -27,7 +27,7 @@ def blocks(view: ImageView, rows: int, cols: int) -> list[Tensor]:
 
 
 def runs(view: ImageView, count: int) -> tuple[Tensor, ...]:
-    """The token indices cut into `count` consecutive runs, the first ones longer by a token."""
+    """The token indices cut into `count` consecutive runs, of which the first ones may be longer by one token."""
     return torch.arange(view.n, device=view.slots.device).tensor_split(count)
 
 
@@ -35,9 +35,10 @@ def fill(counts: Sequence[int], sizes: Sequence[int], keep: int, order: Sequence
     """Budgets of parts that add up to `keep`.
 
     Args:
-        counts: what each part should get; at most `keep` together. None gets more than its size.
-        sizes: tokens in each part; at least `keep` together.
-        order: the parts by right of turn: what is left of `keep` goes round, a token a part with room.
+        counts: what each part should get; together at most `keep`. No part gets more than its size.
+        sizes: tokens in each part; together at least `keep`.
+        order: the parts in the order in which they share what is left of `keep`: one token to each part with room, in
+            turn, until nothing is left.
     """
     budgets = [min(pair) for pair in zip(counts, sizes)]
     left = keep - sum(budgets)

@@ -1,4 +1,4 @@
-"""How budgets are counted, where several methods count them alike."""
+"""Ways to count budgets that several methods share."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from vlmprune.author import Keep, UserError, resolve_keep
 
 
 def average_too_small(name: str, average: float, first: int, depth: int) -> UserError:
-    """The error for a budget that is an average over `depth` layers, the `first` of which see every token anyway."""
+    """The error for an average over `depth` layers that is too low, as the `first` layers see every token anyway."""
     least = (first * 1000 // depth + 1) / 1000  # the first number of three digits above first / depth
     earlier = " or an earlier layer" if first > 1 else ""
     return UserError(
-        f"{name}: the {first} of {depth} layers before it see every token, so that an average of {average:.3g} cannot "
-        f"be met: give a budget of {least} or more{earlier}."
+        f"{name}: the first {first} of {depth} layers see every token, so an average of {average:.3g} cannot be met: "
+        f"give a budget of {least} or more{earlier}."
     )
 
 
 def rounded_down(keep: Keep, n: int) -> int:
-    """A budget as UniPruneBench counts: of n tokens a share's whole part, at least one."""
+    """A budget as UniPruneBench counts it: a share of n tokens is rounded down, to at least one token."""
     return max(1, int(n * keep)) if isinstance(keep, float) else resolve_keep(keep, n)
 
 
 def ratio_for(average: float, bounds: Sequence[int]) -> float:
-    """By what every act of several multiplies the tokens, so that a layer is entered by `average` of them.
+    """The factor by which each of several acts must reduce the tokens, so that `average` of them enter a layer.
 
     Args:
-        average: a share, above that of the layers which see every token.
-        bounds: the first layer with fewer tokens, of each act in turn, and the number of layers.
+        average: a share of the tokens, above the share of layers that see every token.
+        bounds: for each act in turn, the first layer with fewer tokens; then the number of layers.
     """
     low, high = 0.0, 1.0
     for _ in range(60):

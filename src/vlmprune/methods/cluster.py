@@ -1,4 +1,4 @@
-"""Density-peak clustering with k nearest neighbours (DPC-kNN), by which SparseVLM and AutoPrune put tokens together."""
+"""Density-peak clustering with k nearest neighbours (DPC-kNN), by which SparseVLM and AutoPrune merge tokens."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Clusters(NamedTuple):
 
     Attributes:
         merged: [c, D] mean of each cluster's tokens.
-        centres: [c] the token in the middle of each cluster, the most prominent first.
-        members: [n] number (0..c-1) of the cluster that each token is in.
+        centres: [c] the centre token of each cluster, the most prominent first.
+        members: [n] the number (0..c-1) of each token's cluster.
     """
 
     merged: Tensor
@@ -28,17 +28,16 @@ def cluster_merge(tokens: Tensor, count: int, noise: Tensor | None = None) -> Cl
     """Cluster `tokens` [n, D] around `count` of them and merge each cluster into its mean, in float32.
 
     Distance d(i, j) = |x_i - x_j| / sqrt(D). Density of i: exp(-mean of d^2 to its `count` nearest, itself included).
-    A token is prominent by its density times the distance to the nearest denser token (the largest of all distances
-    where none is denser). The most prominent are centres; every other token joins the nearest centre.
+    The prominence of a token is its density times its distance to the nearest denser token (the largest of all
+    distances, if none is denser). The most prominent are centres; every other token joins the nearest centre.
 
-    Source: Du et al., 2016 (DPC-kNN); this form with one number for clusters and neighbours: SparseVLM
-    (arXiv 2410.04417).
+    Source: Du et al., 2016 (DPC-kNN). SparseVLM (arXiv 2410.04417) uses one number for clusters and neighbours.
 
     Args:
-        count: c, clusters and neighbours; at most n.
+        count: c, the number of clusters and of neighbours; at most n.
         noise: [n] a millionth of it is added to the densities, as the authors do with random numbers to break ties.
-            Two tokens may then still tie (float32 often cannot hold the difference): both have nothing denser nearby,
-            and which of two equally prominent ones comes first is left to `torch.topk`, as in their code. Without noise
+            Two tokens may still tie, since float32 often cannot hold the difference. Then neither counts as denser, and
+            `torch.topk` decides which of two equally prominent ones comes first, as in the authors' code. Without noise
             the first of two equally dense tokens counts as the denser one.
     """
     tokens, count = tokens.float(), min(count, len(tokens))
@@ -60,9 +59,9 @@ def cluster_merge(tokens: Tensor, count: int, noise: Tensor | None = None) -> Cl
 
 
 def recycle(states: Tensor, kept: Tensor, relation: Tensor, noise: Tensor | None = None) -> Merged:
-    """Kept tokens, and behind them clusters of the best of the others (SparseVLM's token recycling).
+    """Kept tokens, followed by clusters of the best of the others (SparseVLM's token recycling).
 
-    Of d others the m = int(0.3 d) + 1 with the highest relation are clustered around m // 10 + 1 of them.
+    Of the d other tokens, the m = int(0.3 d) + 1 with the highest relation are clustered around m // 10 + 1 of them.
 
     Args:
         states: [n, D] hidden states; kept: [k] tokens in order, k < n; relation: [n].

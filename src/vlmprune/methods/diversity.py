@@ -9,14 +9,14 @@ from torch import Tensor
 def most_diverse(features: Tensor, count: int, again: bool = False) -> Tensor:
     """The greedy order of max-min cosine distance.
 
-    First comes the row whose nearest other row is farthest, then always the row farthest from all before it. Ties go
-    to the lower index; a zero vector is given the length of the smallest normal number. Time O(n^2 D + n count),
-    memory n^2 numbers.
+    The first row is the one whose nearest other row is farthest; each next row is the one farthest from all picked so
+    far. Ties go to the lower index; a zero vector is given the length of the smallest normal number. Time O(n^2 D +
+    n count), memory n^2 numbers.
 
     Args:
-        features: [n, D], of the precision in which distances are to be computed.
-        count: how many, at most n.
-        again: whether a row may come more than once, as it does among exact duplicates where nothing forbids it.
+        features: [n, D], in the precision in which distances are to be computed.
+        count: how many rows to pick, at most n.
+        again: whether a row may be picked more than once, as happens among exact duplicates.
 
     Returns:
         Indices in the order in which they are picked, [count].

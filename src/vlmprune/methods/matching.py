@@ -11,13 +11,13 @@ from vlmprune.author import ascending, top_k
 
 
 class Matching(NamedTuple):
-    """One step: which tokens stay, and which join which.
+    """One step of merging: which tokens stay, and which token each of the others joins.
 
     Attributes:
         stay: [t - r] the tokens that stay, in the authors' order: those of the first set, then the second set.
         leave: [r] tokens of the first set that are merged, the most similar pair first.
-        joined: [r] the place in `stay` of the token that each of them joins.
-        weighted: whether means count what earlier steps merged.
+        joined: [r] index into `stay` of the token that each of these joins.
+        weighted: whether a mean weighs each token by how many tokens it stands for.
     """
 
     stay: Tensor
@@ -26,7 +26,7 @@ class Matching(NamedTuple):
     weighted: bool = True
 
     def merge(self, rows: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows [t - r, C] as means, and the sizes [t - r] of what they stand for, from rows [t, C] and sizes [t]."""
+        """From rows [t, C] and sizes [t], the means [t - r, C] and their sizes [t - r] (tokens each stands for)."""
         # sums by a product with weights: a scattered sum would depend on the order of threads on a GPU
         joins = torch.arange(len(self.stay), device=rows.device)[:, None] == self.joined
         total = sizes[self.stay] + (joins * sizes[self.leave]).sum(1)
@@ -36,13 +36,13 @@ class Matching(NamedTuple):
 
 
 def match(metric: Tensor, r: int, cls: bool = False, weighted: bool = True) -> Matching:
-    """Pair every other token with its most similar one among the rest, and merge the `r` most similar pairs.
+    """Pair every second token with the most similar one of the others, and merge the `r` most similar pairs.
 
     Args:
-        metric: [t, C] what is compared, by cosine.
+        metric: [t, C] the vectors that are compared, by cosine.
         r: tokens to merge away; at most half of them.
         cls: whether token 0 is a CLS token, which is never merged and keeps its place.
-        weighted: whether means count what earlier steps merged.
+        weighted: whether a mean weighs each token by how many tokens it stands for.
     """
     unit = nn.functional.normalize(metric, dim=-1)
     first, second = (torch.arange(start, len(unit), 2, device=unit.device) for start in (0, 1))

@@ -1,4 +1,4 @@
-"""What a token has to do with the instruction, from `Alignment`."""
+"""The relevance of tokens to the instruction, from `Alignment`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vlmprune.author import Aligned
 
 
 def mean_cosine(aligned: Aligned) -> Tensor:
-    """Mean over the rows of the text of the cosine with each token, [n]; 0 without text."""
+    """The mean cosine of each token with the rows of the text, [n]; 0 without text."""
     text = nn.functional.normalize(aligned.text.float(), dim=1)
     # The mean of cosines is the product with the mean direction. Summed row by row: equal tokens get equal values,
     # which a matrix product does not promise.
@@ -17,5 +17,5 @@ def mean_cosine(aligned: Aligned) -> Tensor:
 
 
 def sign_of(chosen: int | None, aligned: Aligned) -> int:
-    """The sign of relevance: as chosen, else -1 for CLIP, whose patches point away from the text that tells of them."""
+    """The sign of relevance: as chosen, or else -1 for CLIP, whose patches point away from text that describes them."""
     return chosen or (-1 if aligned.clip else 1)

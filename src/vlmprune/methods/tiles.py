@@ -1,4 +1,4 @@
-"""Images that the processor cuts into tiles: which tile shows the whole image, and what the others show of it."""
+"""Images that the processor cuts into tiles: which tile shows the whole image, and which part of it the others show."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vlmprune.author import ImageView, ModelInfo
 
-WHOLE_FIRST = ("llava_next", "llava_onevision")  # then a canvas of tiles, its rows running across them
+WHOLE_FIRST = ("llava_next", "llava_onevision")  # then a canvas of tiles, whose rows run across all tiles of a row
 WHOLE_LAST = ("internvl", "smolvlm", "idefics3")
 
 
@@ -22,15 +22,15 @@ def whole_tile(view: ImageView) -> int | None:
         return None
     if view.info.family in WHOLE_LAST:
         return view.grid.frames - 1
-    # A canvas has a newline slot at the end of each row, so its slots run ahead of its cells; a video's do not.
+    # A canvas has a newline slot at the end of each row, so its slots are not equal to its cells; a video's are.
     canvas = view.info.family in WHOLE_FIRST and not torch.equal(view.slots, view.cells)
     return 0 if canvas else None
 
 
 def shown_by(view: ImageView) -> Tensor | None:
-    """For each cell of the whole image's tile, the tile on the canvas that shows the same place: [rows * cols].
+    """For each cell of the tile with the whole image, the canvas tile that shows the same place: [rows * cols].
 
-    None where the order of the slots does not tell how tiles lie (families that write them one after another).
+    None for families that write tiles one after another, so that the order of slots does not tell how tiles lie.
     """
     if view.info.family not in WHOLE_FIRST or view.grid is None:
         return None
@@ -48,13 +48,13 @@ def shown_by(view: ImageView) -> Tensor | None:
         return int(((down * across * cols + right).diff() < 0).sum())
 
     across = min((n for n in range(1, frames) if (frames - 1) % n == 0), key=steps_back)
-    # What is left of the canvas without padding is the image, and so is all of the whole image's tile.
+    # The canvas without its padding shows the whole image, and so does the tile with the whole image.
     down, right = (_stretched(axis, size) for axis, size in zip(place(across), (rows, cols), strict=True))
     return (1 + down[:, None] // rows * across + right // cols).flatten()
 
 
 def _stretched(places: Tensor, size: int) -> Tensor:
-    """The place on the canvas of each of `size` cells that span the same stretch as `places`."""
+    """Places on the canvas of `size` cells that together span the same range as `places`."""
     first, last = int(places.min()), int(places.max())
     centres = torch.arange(size, device=places.device) + 0.5
     return first + (centres * (last + 1 - first) / size).long()

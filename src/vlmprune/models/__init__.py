@@ -24,7 +24,7 @@ FAMILIES: dict[str, str] = by_name(  # config.model_type -> adapter, as module:C
 
 
 def summary(adapter: str) -> str:
-    """What is particular about a family, in one line: its adapter's docstring, or else that of the adapter's file.
+    """What is special about a family, in one line: the docstring of its adapter, or else of the adapter's file.
 
     Args:
         adapter: module:class, as in `FAMILIES`. Its file is read, not imported, since that would import its model.

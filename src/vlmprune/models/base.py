@@ -19,12 +19,12 @@ from vlmprune.core.view import Grid, ModelInfo, TowerRows, Whole
 
 @dataclass
 class Slots:
-    """Where the slots of one piece lie. A piece is what the tower delivers at once: an image, a video or a tile.
+    """Where the slots of one piece lie. A piece is what the tower returns as one: an image, a video or a tile.
 
     Attributes:
-        grid: its slot grid, or None where the slots form none.
+        grid: its slot grid, or None if the slots form no grid.
         cells: [count] the cell of `grid` that each slot shows; -1 for a slot that shows none (image_newline, CLS).
-        wholes: how the slots cover the picture. By default those with a cell do, where the grid has one frame.
+        wholes: how the slots cover the picture. By default all slots with a cell cover it, if the grid has one frame.
     """
 
     grid: Grid | None
@@ -50,7 +50,7 @@ def raster(grid: Grid) -> Slots:
 
 
 class Normalisation(NamedTuple):
-    """What a family's processor does to pixels in [0, 1] before the encoder sees them, one number a channel."""
+    """How a family's processor normalises pixels in [0, 1] for the encoder, with one number per channel."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -71,15 +71,15 @@ class Adapter:
     A subclass overrides what differs; the defaults describe transformers' usual layout (`model.model.language_model`).
 
     Attributes:
-        model: what the user calls.
-        inner: the multimodal model in it, with the vision encoder and the text model; without a head, `model` itself.
-        config: of `inner`; in `called_with`'s copy, with what one call sets otherwise.
-        families: each model_type that it is for, written out: `vlmprune.models` finds the adapter by it.
-        family: the first of them, for methods' defaults and for people; where there is none, the config's model_type.
+        model: the model that the user calls.
+        inner: the multimodal model in it, with the vision encoder and the text model; `model` itself if it has no head.
+        config: of `inner`; in the copy that `called_with` makes, with the settings of that call.
+        families: every model_type that it is for, as literals, by which `vlmprune.models` finds the adapter.
+        family: the first of these, for methods' defaults and messages; if there is none, the config's model_type.
         feature_functions: the function of `inner` that encodes each modality.
         pixels: the argument of that function that holds the pixels.
         renamed: arguments that processors still return under an older name: {older: name}.
-        normalisation: of the processor that the family is published with.
+        normalisation: that of the processor that the family is published with.
     """
 
     families: ClassVar[tuple[str, ...]] = ()
@@ -103,18 +103,18 @@ class Adapter:
 
     @classmethod
     def knows(cls, config: Any) -> bool:
-        """Whether a model with this config is as the adapter describes it; others get the generic adapter."""
+        """Whether the adapter describes a model with this config; other models get the generic adapter."""
         return True
 
     def called_with(self, function: str, call: Mapping[str, Any]) -> Adapter:
-        """The adapter as one call sees the model: what is given in the call goes before what the config says.
+        """The adapter for one call of the model: arguments of the call override the config.
 
         Args:
             function: the `get_*_features` that is called.
-            call: its arguments by name; those that the config has too (`vision_feature_layer`, ...) count.
+            call: its arguments by name; only those that the config also has (`vision_feature_layer`, ...) matter.
 
         Raises:
-            UserError: with these settings the model is none that the adapter `knows`.
+            UserError: `knows` rejects a model with these settings.
         """
         named = inspect.signature(getattr(self.inner, function)).parameters
         given = {
@@ -175,10 +175,13 @@ class Adapter:
         return self.text_model.norm
 
     def first_norm(self, layer: int) -> nn.Module:
-        """The norm with which a decoder layer begins."""
+        """The norm at the start of a decoder layer."""
         norm = getattr(self.decoder_layers[layer], "input_layernorm", None)
         if norm is None:
-            raise UserError(f"vlmprune does not know the norm with which decoder layers of {self.family} begin.")
+            raise UserError(
+                f"vlmprune does not know the norm at the start of {self.family}'s decoder layers: choose a method that "
+                "does not read it."
+            )
         return norm
 
     def rotary(self, hidden: Tensor, positions: Tensor, layer: int) -> tuple[Tensor, Tensor]:
@@ -189,7 +192,7 @@ class Adapter:
         return rotary(hidden, positions)
 
     def rotaries(self, layer: int) -> list[Rotary]:
-        """What may make the rotary embedding of a decoder layer, the likeliest first."""
+        """The modules that may make the rotary embedding of a decoder layer, the most likely one first."""
         return [partial(self.rotary, layer=layer)]
 
     def rotary_at(
@@ -199,11 +202,11 @@ class Adapter:
 
         Args:
             positions: [B, P], or [axes, B, P] for M-RoPE, without the row that counts text.
-            given: cos and sin that the layer is given in this forward.
-            given_positions: what the model made them of, [B or 1, L] or [axes, B, L].
+            given: cos and sin that the layer gets in this forward.
+            given_positions: the position ids that the model made these from, [B or 1, L] or [axes, B, L].
 
         Raises:
-            UserError: nothing in the text model makes `given` of `given_positions`.
+            UserError: no module of the text model makes `given` from `given_positions`.
         """
         like = given[0]
         rotary = self._rotary_of.get(layer)
@@ -222,7 +225,7 @@ class Adapter:
         return rotary(like, positions.to(like.device))
 
     def entering(self, features: Tensor, embeds: Tensor) -> Tensor | None:
-        """What must be added to projected features to make embeddings of them, or None if nothing.
+        """What the model adds to projected features to make embeddings of them, or None if it adds nothing.
 
         Args:
             features: [m, D] projected features of an image.
@@ -232,7 +235,7 @@ class Adapter:
             None where these are the same, [D] the placeholder's embedding where the model adds that (Molmo 2).
 
         Raises:
-            UserError: the one is made of the other in another way.
+            UserError: the embeddings are made from the features in some other way.
         """
         features = features.to(embeds)
         if within_rounding(features, embeds):
@@ -248,26 +251,26 @@ class Adapter:
         )
 
     def blocks(self, call: Mapping[str, Any]) -> Tensor | None:
-        """Tokens that see each other in both directions, in a call of `inner` with these arguments.
+        """Blocks of tokens that see each other in both directions, in a call of `inner` with these arguments.
 
         Returns:
-            [B, S] the number of each token's block, -1 for a token that attends causally; None when all do.
+            [B, S] the number of each token's block, -1 for a token that attends causally; None if all attend causally.
         """
         return None
 
     def check_prompt(self, call: Mapping[str, Any]) -> None:
-        """Raise UserError where a call of the text model with these arguments cannot be shortened; no family's own."""
+        """Raise UserError if a call of the text model with these arguments cannot be shortened. By default all can."""
 
     # ------------------------------------------------------------------ the vision encoder
 
     def check_statistics(self) -> None:
-        """Raise UserError where attention of the vision encoder cannot be told apart by slots; no family's own."""
+        """Raise UserError if the encoder's tokens cannot be mapped to slots. By default they can."""
 
     def encoder_layers(self, modality: str = "image") -> Sequence[nn.Module]:
         raise NotImplementedError
 
     def encoder_attentions(self, modality: str = "image") -> Sequence[nn.Module]:
-        """Modules that call the attention function, one an encoder layer."""
+        """The modules that call the attention function, one per encoder layer."""
         return [attention_of(layer) for layer in self.encoder_layers(modality)]
 
     @property
@@ -286,7 +289,7 @@ class Adapter:
 
     @property
     def full_layers(self) -> tuple[int, ...] | None:
-        """Encoder layers whose attention spans the whole image, or None when all do."""
+        """Encoder layers whose attention spans the whole image, or None if that of all layers does."""
         return None
 
     @property
@@ -299,34 +302,41 @@ class Adapter:
     # ------------------------------------------------------------------ from patches to slots
 
     def features(self, modality: str, call: dict[str, Any], pooled: Any) -> list[Tensor]:
-        """The output of a `get_*_features` call as one [count, D] a piece."""
+        """The output of a `get_*_features` call as one tensor [count, D] per piece."""
         return list(pooled)
 
-    def slots(self, modality: str, call: dict[str, Any]) -> list[Slots]:
-        """Where the slots of each piece lie, in a `get_*_features` call with these arguments."""
+    def slots(self, modality: str, call: dict[str, Any], counts: Sequence[int] | None = None) -> list[Slots]:
+        """Where the slots of each piece lie, in a `get_*_features` call with these arguments.
+
+        Args:
+            counts: how many features each piece has; None before it is encoded.
+        """
         raise NotImplementedError
 
-    def rows(self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor]) -> list[TowerRows]:
-        """A statistic of encoder tokens as rows of slots, one entry a piece; NaN where a slot has no patch.
+    def rows(
+        self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor], counts: Sequence[int]
+    ) -> list[TowerRows]:
+        """A statistic of encoder tokens as rows of slots, one entry per piece; NaN for a slot without a patch.
 
         Args:
             chunks: what each attention call of the layer saw, in order: [batch, tokens, ...].
+            counts: how many features, and so slots, each piece has.
         """
         raise NotImplementedError
 
     def pixel_rows(self, modality: str, call: dict[str, Any], normalized: bool) -> list[Tensor]:
-        """The pixels behind each slot (see `core.signals.Pixels`), [count, P] float32 a piece; NaN without a patch."""
-        raise UserError(f"vlmprune does not know which pixels of {self.family} stand behind a visual token.")
+        """The pixels of each slot (see `core.signals.Pixels`), [count, P] float32 per piece; NaN without a patch."""
+        raise UserError(f"vlmprune does not know which pixels a visual token of {self.family} shows.")
 
     def raw(self, pixels: Tensor, axis: int) -> Tensor:
-        """Pixels with the processor's normalisation undone; `axis` (from the end) holds the channels."""
+        """Pixels with the processor's normalisation undone; `axis` (counted from the end) holds the channels."""
         shape = (-1, *[1] * (-axis - 1))
         mean, std = (torch.tensor(values, device=pixels.device).view(shape) for values in self.own_normalisation)
         return pixels * std + mean
 
     @cached_property
     def own_normalisation(self) -> Normalisation:
-        """What the processor beside this model's weights does, without asking the network; else the family's."""
+        """The normalisation of the processor saved with this model's weights, if it is on disk; else the family's."""
         try:
             place = self.config._name_or_path
             found, _ = ImageProcessingMixin.get_image_processor_dict(place, local_files_only=True)
@@ -339,10 +349,10 @@ class Adapter:
         return Normalisation(tuple(found["image_mean"]), tuple(found["image_std"]))
 
     def images(self, ids: Tensor | None, columns: Sequence[Tensor]) -> list[int]:
-        """How many successive pieces make an image: for most families a piece is one.
+        """For each image, how many successive pieces make it; for most families a piece is an image.
 
         Args:
-            ids: [S] the token ids of one row; where embeddings were given, numbers that are equal where these are.
+            ids: [S] the token ids of one row; if embeddings were given, numbers that are equal where embeddings are.
             columns: the prompt columns of each piece of the row.
         """
         return [1] * len(columns)
@@ -360,7 +370,7 @@ class Adapter:
 
 
 def distance(found: Sequence[Tensor], given: Sequence[Tensor]) -> float:
-    """The largest difference between pairs of tensors that may differ in their first axis (1 or the batch)."""
+    """The largest difference between pairs of tensors whose first axes may differ (1, or the batch)."""
     if any(a.shape[1:] != b.shape[1:] for a, b in zip(found, given, strict=True)):
         return float("inf")
     return max(float((a - b).detach().abs().max()) for a, b in zip(found, given, strict=True))

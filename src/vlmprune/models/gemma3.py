@@ -1,4 +1,4 @@
-"""Gemma3: SigLIP tower, average pooling to 256 slots a crop, sliding-window layers; an image sees all of itself."""
+"""Gemma3: SigLIP tower, average pooling to 256 slots per crop, sliding windows; two-way attention within an image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any family that follows transformers' usual layout, recognised by what its model has; nothing is guessed in silence.
+"""An adapter for any family that follows transformers' usual layout, recognised by the parts of its model.
 
 Expected: `model.model` with `get_image_features` and a text model of decoder layers that take `position_embeddings`,
 called with `inputs_embeds`. What cannot be known from the outside is refused in words, at the start or at the first
@@ -41,7 +41,6 @@ class GenericAdapter(Adapter):
         self.feature_functions = {
             modality: name for modality, name in wanted.items() if hasattr(self.inner, name) and ids[modality]
         }
-        self._counts: list[int] = []  # slots of each piece in the call at hand
 
     # ------------------------------------------------------------------ the language model
 
@@ -193,18 +192,16 @@ class GenericAdapter(Adapter):
                 raise UserError(f"{self.family} does not say where the features of an image end: give one image.")
             pooled = [pooled]
         pieces = [piece.flatten(0, -2) for piece in pooled]
-        found = [piece for piece in pieces if len(piece)]  # a sample without images may have an empty entry
-        self._counts = [len(piece) for piece in found]
-        return found
+        return [piece for piece in pieces if len(piece)]  # a sample without images may have an empty entry
 
-    def slots(self, modality: str, call: dict[str, Any]) -> list[Slots]:
-        """After `features`, which counts them. A grid only where each slot can be nothing but a patch in its place."""
-        if not self._counts:  # asked by a method that resizes
+    def slots(self, modality: str, call: dict[str, Any], counts: Sequence[int] | None = None) -> list[Slots]:
+        """A grid only where each slot can be nothing but a patch in its place."""
+        if counts is None:  # asked by a method that resizes
             raise UserError(f"vlmprune cannot resize pictures for {self.family}: choose a method that drops tokens.")
         grid = self._patch_grid(call[self.pixels[modality]])
         return [
             raster(grid) if grid is not None and grid.size == count else Slots(None, torch.arange(count))
-            for count in self._counts
+            for count in counts
         ]
 
     def _patch_grid(self, pixels: Tensor) -> Grid | None:
@@ -213,7 +210,9 @@ class GenericAdapter(Adapter):
             return None
         return Grid(pixels.shape[-2] // patch, pixels.shape[-1] // patch)
 
-    def rows(self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor]) -> list[TowerRows]:
+    def rows(
+        self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor], counts: Sequence[int]
+    ) -> list[TowerRows]:
         if not chunks:
             self._refuse_statistics("its vision encoder does not use transformers' attention functions")
         if any(".q_proj" in name for name in self._between):  # it may pool patches in any order (Molmo 2)
@@ -221,7 +220,7 @@ class GenericAdapter(Adapter):
         sizes = {tuple(chunk.shape[1:2]) for chunk in chunks}
         pictures = sum(len(chunk) for chunk in chunks)
         cls = int(self.has_cls)
-        if pictures != len(self._counts) or sizes != {(self._counts[0] + cls,)} or len(set(self._counts)) > 1:
+        if pictures != len(counts) or sizes != {(counts[0] + cls,)} or len(set(counts)) > 1:
             self._refuse_statistics(
                 "its encoder does not make one token for each that the language model sees, and vlmprune does not know "
                 "which belong together"

@@ -1,4 +1,4 @@
-"""InternVL: tiles (the thumbnail last) of 2 x 2 shuffled patches; all tiles of an image stand together."""
+"""InternVL: tiles (the thumbnail last), each slot made of 2 x 2 patches; no text between the tiles of an image."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class InternVLAdapter(PatchAdapter):
 
 
 def runs(columns: Sequence[Tensor]) -> list[int]:
-    """How many successive pieces stand together, without a token between them."""
+    """How many successive pieces follow each other without a token between them."""
     counts: list[int] = []
     for number, piece in enumerate(columns):
         touches = number > 0 and int(piece[0]) == int(columns[number - 1][-1]) + 1

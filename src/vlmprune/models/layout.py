@@ -1,4 +1,4 @@
-"""What transformers' usual layout is, and what a model lacks of it."""
+"""Checks whether a model has transformers' usual layout, and what it lacks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RECURRENT_KINDS = ("linear_attention", "conv")  # layers with a state instead of
 
 
 def misfit(inner: Any) -> str | None:
-    """What was looked for in a multimodal model and is missing, or why its decoder cannot be cut; None if nothing."""
+    """What a multimodal model lacks, or why its decoder cannot be cut; None if the model can be pruned."""
     text, config = text_model_of(inner), inner.config
     if text is None:
         return f"looked for {' or '.join(TEXT_MODELS)} in its {type(inner).__name__}, found neither"

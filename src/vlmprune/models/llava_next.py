@@ -1,7 +1,8 @@
-"""LLaVA-NeXT: the whole image as a base tile, then tiles put together, unpadded, a newline slot at each row's end."""
+"""LLaVA-NeXT: a base tile with the whole image, then tiles joined without padding, a newline slot after each row."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class LlavaNextAdapter(LlavaAdapter):
         )
         return packed
 
-    def slots(self, modality: str, call: dict[str, Any]) -> list[Slots]:
+    def slots(self, modality: str, call: dict[str, Any], counts: Sequence[int] | None = None) -> list[Slots]:
         side = self.config.vision_config.image_size // self.config.vision_config.patch_size
         found, coordinates, shapes = [], [], []
         for size, tiles in zip(call["image_sizes"], self.tiles(call), strict=True):

@@ -1,7 +1,8 @@
-"""LLaVA-OneVision: LLaVA-NeXT's tiles with a limit beyond which the canvas shrinks, and videos pooled 2 x 2."""
+"""LLaVA-OneVision: LLaVA-NeXT's tiles on a canvas that shrinks beyond a limit, and videos pooled 2 x 2."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,9 +35,9 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
         )
         return packed
 
-    def slots(self, modality: str, call: dict[str, Any]) -> list[Slots]:
+    def slots(self, modality: str, call: dict[str, Any], counts: Sequence[int] | None = None) -> list[Slots]:
         if modality == "image":
-            return super().slots(modality, call)
+            return super().slots(modality, call, counts)
         side = -(-(self.config.vision_config.image_size // self.config.vision_config.patch_size) // 2)
         videos, frames = call["pixel_values_videos"].shape[:2]
         grid = Grid(side, side, frames)

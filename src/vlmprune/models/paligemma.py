@@ -1,4 +1,4 @@
-"""PaliGemma: SigLIP tower, linear projector, image first; the whole prompt sees itself in both directions."""
+"""PaliGemma: SigLIP tower, linear projector, image first; two-way attention within the whole prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Families whose tower (CLIP, SigLIP and the like) sees pictures of one size: rows x cols patches, raster order."""
+"""Families whose tower (CLIP, SigLIP or similar) takes pictures of one size: rows x cols patches in raster order."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class PatchAdapter(Adapter):
     """One slot for each `patches_a_side` x `patches_a_side` patches of a picture, in raster order.
 
     Attributes:
-        patches_a_side: of the square that one slot covers (pixel shuffle and average pooling: more than 1).
-        cls_slot: whether the CLS token has a slot of its own, before the patches'.
+        patches_a_side: side of the square of patches that one slot covers (more than 1 with pixel shuffle or pooling).
+        cls_slot: whether the CLS token has a slot of its own, before those of the patches.
         interpolates: whether the tower takes pictures of any size (`interpolate_pos_encoding`).
     """
 
@@ -54,7 +54,7 @@ class PatchAdapter(Adapter):
         pixels = call[self.pixels[modality]]
         return pixels.reshape(-1, *pixels.shape[-3:])
 
-    def slots(self, modality: str, call: dict[str, Any]) -> list[Slots]:
+    def slots(self, modality: str, call: dict[str, Any], counts: Sequence[int] | None = None) -> list[Slots]:
         patches, side = self.patch_grid(modality, call), self.patches_a_side
         grid = Grid(patches.rows // side, patches.cols // side)
         cells = torch.arange(grid.size)
@@ -67,7 +67,9 @@ class PatchAdapter(Adapter):
             found.append(Slots(grid._replace(frames=frames), whole))
         return found
 
-    def rows(self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor]) -> list[TowerRows]:
+    def rows(
+        self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor], counts: Sequence[int]
+    ) -> list[TowerRows]:
         values = torch.cat(list(chunks))  # [pictures, tokens, ...]
         cls = values[:, 0] if self.has_cls else None
         patches = block_mean(values[:, int(self.has_cls) :], self.patch_grid(modality, call), self.patches_a_side)
@@ -76,7 +78,7 @@ class PatchAdapter(Adapter):
         return [TowerRows(rows, own) for rows, own in zip(laid, apart, strict=True)]
 
     def laid_out(self, modality: str, call: dict[str, Any], values: Tensor) -> list[Tensor]:
-        """Values of each picture's slots [pictures, slots, ...] as rows of slots a piece, NaN at a CLS slot."""
+        """Values of each picture's slots [pictures, slots, ...] as rows of slots per piece, with NaN at a CLS slot."""
         if self.cls_slot(modality):
             values = torch.cat([torch.full_like(values[:, :1], float("nan")), values], dim=1)
         return [piece.flatten(0, 1) for piece in values.split(self.pieces(modality, call))]
@@ -117,7 +119,7 @@ def layer_of_hidden_state(index: int, depth: int) -> int:
     """The encoder layer that makes `hidden_states[index]`.
 
     Raises:
-        UserError: none does: hidden_states[0] are the embeddings, hidden_states[depth] is the last.
+        UserError: no layer makes it: hidden_states[0] are the embeddings, hidden_states[depth] is the last output.
     """
     layer = (index + depth + 1 if index < 0 else index) - 1
     if not 0 <= layer < depth:

@@ -1,9 +1,10 @@
-"""Loading a model's processor, also where torchvision is not installed.
+"""Loading a model's processor, even if torchvision is not installed.
 
 `AutoProcessor` builds every part that a processor class names. The processors of many families (Qwen-VL, InternVL,
-SmolVLM, LLaVA-OneVision, ...) name a video processor, which transformers 5.23 can build with torchvision only; without
-it their checkpoints get no processor, although images need none of it. `load_processor` then puts the processor
-together from the parts that images need: tokenizer, PIL image processor, chat template.
+SmolVLM, LLaVA-OneVision, ...) name a video processor, which transformers 5.23 can build only with torchvision. Without
+it their checkpoints get no processor, although images do not need torchvision. `load_processor` then builds the
+processor from the parts that images need: tokenizer, PIL image processor, chat template; and, for families whose videos
+are prepared frame by frame, from what does that without torchvision (`models.frames`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProce
 from transformers.utils import cached_file, is_torchvision_available
 
 from vlmprune.core.errors import UserError
+from vlmprune.models.frames import frame_processor
 from vlmprune.models.weights import first_sentence
 
 _QWEN_TYPES = ("qwen2_vl", "qwen2_5_vl")
@@ -35,7 +37,12 @@ class ImageOnlyQwenProcessor(Qwen2_5_VLProcessor):
         tokenizer: a tokenizer that knows "<|image_pad|>" and "<|video_pad|>", or names others as its image_token and
             video_token.
         chat_template: a Jinja template, or None for the tokenizer's.
+
+    Attributes:
+        seconds: whether the model is told the time between frames of a video; Qwen2-VL is not.
     """
+
+    seconds = True
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
         self.image_token = getattr(tokenizer, "image_token", "<|image_pad|>")
@@ -44,6 +51,12 @@ class ImageOnlyQwenProcessor(Qwen2_5_VLProcessor):
         self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
         # Past the parent's own __init__, which insists on a video processor.
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+    def _process_videos(self, videos: Any, **kwargs: Any) -> tuple[dict[str, Any], list[str]]:
+        data, texts = super()._process_videos(videos, **kwargs)
+        if not self.seconds:
+            data.pop("second_per_grid_ts")
+        return data, texts
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "processor_class": "Qwen2_5_VLProcessor"}
@@ -81,7 +94,7 @@ def load_processor(path: str | Path) -> Any:
 
     Returns:
         What `AutoProcessor` gives; where that needs torchvision for videos and there is none, a processor for images
-        alone (an `ImageOnlyQwenProcessor` for Qwen2-VL and Qwen2.5-VL).
+        (an `ImageOnlyQwenProcessor` for Qwen2-VL and Qwen2.5-VL), and for videos too where `takes_videos` says so.
 
     Raises:
         UserError: there is no processor at `path`.
@@ -95,13 +108,28 @@ def load_processor(path: str | Path) -> Any:
     return processor
 
 
+def takes_videos(processor: Any) -> bool:
+    """Whether a processor prepares videos."""
+    return callable(getattr(processor, "video_processor", None))
+
+
 def _without_torchvision(path: str | Path) -> ProcessorMixin | None:
-    """A processor for images alone, or None where `AutoProcessor` does."""
+    """A processor put together of its parts, or None where `AutoProcessor` needs no torchvision."""
     if is_torchvision_available():
         return None
     config = AutoConfig.from_pretrained(path)
     if config.model_type in _QWEN_TYPES:
-        return _assemble_qwen(path)
+        processor: Any = _assemble_qwen(path)
+        processor.seconds = config.model_type != "qwen2_vl"
+    else:
+        processor = _assemble(path, config)
+    if processor is not None and (videos := frame_processor(config.model_type, path)) is not None:
+        processor.video_processor = videos
+    return processor
+
+
+def _assemble(path: str | Path, config: Any) -> Any:
+    """A processor without its video processor; None for a family whose processor has none."""
     family: Any = PROCESSOR_MAPPING.get(type(config), None)
     if family is None or {*family.get_attributes()} != {"image_processor", "tokenizer", "video_processor"}:
         return None

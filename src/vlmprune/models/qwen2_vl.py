@@ -1,4 +1,4 @@
-"""Qwen2-VL and what followed it: images of any size, a 2x2 merger that makes one slot of four patches, M-RoPE."""
+"""Qwen2-VL and its successors: images of any size, a 2x2 merger that makes one slot of four patches, M-RoPE."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Qwen2VLAdapter(Adapter):
     def encoder_layers(self, modality: str = "image") -> Sequence[nn.Module]:
         return self.inner.visual.blocks
 
-    def slots(self, modality: str, call: dict[str, Any]) -> list[Slots]:
+    def slots(self, modality: str, call: dict[str, Any], counts: Sequence[int] | None = None) -> list[Slots]:
         merge = self.config.vision_config.spatial_merge_size
         return [raster(Grid(h // merge, w // merge, t)) for t, h, w in self.thw(modality, call).tolist()]
 
-    def rows(self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor]) -> list[TowerRows]:
-        thw = self.thw(modality, call)
-        values = self.merged(torch.cat([chunk.flatten(0, 1) for chunk in chunks]), thw)
-        counts = thw.prod(-1) // self.config.vision_config.spatial_merge_size**2
-        return [TowerRows(image, None) for image in split_rows(values, counts.tolist())]
+    def rows(
+        self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor], counts: Sequence[int]
+    ) -> list[TowerRows]:
+        values = self.merged(torch.cat([chunk.flatten(0, 1) for chunk in chunks]), self.thw(modality, call))
+        return [TowerRows(image, None) for image in split_rows(values, counts)]
 
     def merged(self, values: Tensor, thw: Tensor) -> Tensor:
         """Patch values [P, ...] in the tower's order to slot values [P / 4, ...] in raster order."""
@@ -65,14 +65,14 @@ class Qwen2VLAdapter(Adapter):
 
 
 class Qwen3VLAdapter(Qwen2VLAdapter):
-    """Qwen3-VL: deepstack features and interleaved M-RoPE; a video's frames stand apart, timestamps between."""
+    """Qwen3-VL: deepstack features and interleaved M-RoPE; timestamps between the frames of a video."""
 
     families = ("qwen3_vl", "qwen3_vl_moe")
     normalisation = HALF
 
 
 class Qwen35Adapter(Qwen2VLAdapter):
-    """Qwen3.5: some decoder layers are recurrent, and have neither an attention map nor keys per token."""
+    """Qwen3.5: some decoder layers are recurrent and have neither an attention map nor keys per token."""
 
     families = ("qwen3_5", "qwen3_5_moe")
     normalisation = HALF

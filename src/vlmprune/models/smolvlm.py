@@ -1,4 +1,4 @@
-"""SmolVLM and Idefics3: tiles with markers between them, the whole image last; shuffled patches make a slot."""
+"""SmolVLM and Idefics3: tiles with markers between them, the whole image last; each slot is made of several patches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vlmprune.models.patches import PatchAdapter
 
 
 class SmolVLMAdapter(PatchAdapter):
-    """SmolVLM: tiles with markers between them; a video reaches it as images, one per frame, each with its budget."""
+    """SmolVLM: tiles with markers between them; a video becomes one image per frame, each with a budget of its own."""
 
     families = ("smolvlm",)
 

@@ -1,4 +1,4 @@
-"""From what a user hands over to the model that is pruned: through wrappers, and past heads."""
+"""Finding the model to prune in what the user passes: inside wrappers, and below heads."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def multimodal_of(model: Any) -> Any:
 
 
 def nested(model: Any) -> list[str]:
-    """Where inside a module of the user's own there are models with a vision encoder, the outermost of each."""
+    """The places inside a user's own module that hold models with a vision encoder, the outermost of each."""
     found: list[str] = []
     for name, module in model.named_modules() if isinstance(model, nn.Module) else ():
         shallow = name and name.count(".") < DEPTH and not any(name.startswith(f"{outer}.") for outer in found)

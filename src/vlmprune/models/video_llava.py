@@ -1,4 +1,4 @@
-"""Video-LLaVA: LLaVA with a tower for images and one for videos; a frame keeps its CLS token as a slot."""
+"""Video-LLaVA: LLaVA with one tower for images and one for videos; the CLS token of a frame has a slot of its own."""
 
 from __future__ import annotations
 

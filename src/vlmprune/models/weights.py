@@ -1,4 +1,4 @@
-"""Loading weights, with an error where some are missing."""
+"""Loading weights, with an error if some are missing."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from vlmprune.core.errors import UserError
 
 
 def load_whole(kind: Any, path: str, name: str, **settings: Any) -> Any:
-    """`kind.from_pretrained(path)`, but never with weights that were drawn at random because the files lack them.
+    """`kind.from_pretrained(path)`, but with an error if the files lack weights, which transformers draws at random.
 
     Args:
         kind: a model class or an `AutoModelFor...` of transformers.
         path: a local folder or a hub id.
-        name: how the user wrote it, for errors.
+        name: the model as the user wrote it, for errors.
         settings: further arguments of `from_pretrained`.
 
     Raises:
-        UserError: files that are broken or incomplete, or that hold the weights of another configuration.
-        ImportError, OSError, ValueError: whatever else transformers says against it.
+        UserError: files are broken or incomplete, or hold the weights of another configuration.
+        ImportError, OSError, ValueError: transformers cannot load the model for any other reason.
     """
     try:
         model, found = kind.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **settings)
@@ -47,7 +47,7 @@ def _shape(sizes: Any) -> str:
 
 
 def first_sentence(error: Exception) -> str:
-    """The first sentence of another library's error; its kind too where that is none that words itself for users."""
+    """The first sentence of another library's error, with the error's type if its text was not written for users."""
     said = next(iter(str(error).strip().splitlines()), "").split(". ")[0].rstrip(".")
     worded = said and isinstance(error, ImportError | OSError | ValueError | SafetensorError)
     return (said if worded else f"{type(error).__name__} {said}".strip()) + "."

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
 from vlmprune.ask.scenes import slug
-from vlmprune.bench.table import Table, build_tables
+from vlmprune.bench.compare import build_tables
+from vlmprune.bench.speed_report import has_runs, speed_texts
+from vlmprune.bench.table import Table
 from vlmprune.core.errors import UserError
 from vlmprune.core.extras import check_packages
 from vlmprune.core.outputs import check_folder, make_folder
+from vlmprune.report import comma_separated
+from vlmprune.report.beside import beside, beside_csv, beside_markdown
+from vlmprune.report.flips import flips
 from vlmprune.report.latex import latex
+from vlmprune.report.markdown import markdown
 from vlmprune.report.page import examples_of, render
 from vlmprune.report.plots import AXES, Style, accuracy_figure, png, pruned_methods, styles, svg
+from vlmprune.report.rank_plot import rank_figure
 from vlmprune.report.sheets import sheet_of
-from vlmprune.report.tables import blocks, categories, comma_separated, markdown
+from vlmprune.report.tables import blocks, rankings
 
 
 def check_report(folder: str | Path, *, force: bool = False) -> Path:
@@ -29,19 +37,22 @@ def check_report(folder: str | Path, *, force: bool = False) -> Path:
     return check_folder(Path(folder) / "report", "report", force=force)
 
 
-def build(folder: str | Path, *, force: bool = False) -> list[Path]:
+def build(folder: str | Path, *, force: bool = False, published: bool = False) -> list[Path]:
     """Write the report of a result folder.
 
-    DIR/report/ gets `summary.md`, `summary.csv`, `summary.tex`, `categories.csv`, a plot for each model and token count
-    as .svg and .png under `plots/`, a sheet of overlays for each example scene under `overlays/`, and `index.html`.
+    DIR/report/ gets `summary.md`, `summary.csv`, `summary.tex`, `categories.csv`, `ranks.csv`, `flips.csv`, plots of
+    each model (accuracy by each token count, ranks) as .svg and .png under `plots/`, a sheet of overlays for each
+    example scene under `overlays/`, and `index.html`; of timings `speed.md` and `speed.csv`, and these alone where the
+    folder holds no answers.
     The same results give the same bytes.
 
     Args:
         folder: what `vlmprune bench --out` named.
         force: write into DIR/report although it holds files that vlmprune has not written.
+        published: write `published.md` and `published.csv` too, the papers' figures beside those measured.
 
     Returns:
-        The files written, `index.html` last.
+        The files written, `index.html` last where there are answers.
 
     Raises:
         UserError: no such folder, no finished run in it, a broken file, a folder that may not or cannot be written, or
@@ -49,21 +60,37 @@ def build(folder: str | Path, *, force: bool = False) -> list[Path]:
     """
     folder = Path(folder)
     out = check_report(folder, force=force)
+    speed = speed_texts(folder)
+    try:
+        written = [_text(make_folder(out) / name, text) for name, text in speed.items()]
+        if written and not has_runs(folder):
+            return written
+    except OSError as error:
+        raise UserError(f"The report cannot be written to {str(out)!r}: {error.strerror or error}.") from error
     tables = build_tables(folder)
+    changed = [(table, flips(table)) for table in tables]
     try:
         for part in (make_folder(out) / "plots", out / "overlays"):
             part.mkdir(exist_ok=True)
-        written = [
+        written += [
             _text(out / "summary.md", markdown(tables)),
-            _text(out / "summary.csv", comma_separated(tables)),
-            _text(out / "categories.csv", categories(tables)),
+            _text(out / "summary.csv", comma_separated.summary(tables)),
+            _text(out / "categories.csv", comma_separated.categories(tables)),
+            _text(out / "ranks.csv", comma_separated.ranks(tables)),
+            _text(out / "flips.csv", comma_separated.flipped(changed)),
             _text(out / "summary.tex", latex(tables)),
         ]
         style = styles(pruned_methods(tables))
         for table in tables:
             written += _plots(out / "plots", table, style)
             written += _overlays(out / "overlays", folder, table)
-        return [*written, _text(out / "index.html", render(folder, tables, style))]
+        for name in () if published else ("published.md", "published.csv"):
+            (out / name).unlink(missing_ok=True)  # of older results
+        if published:
+            pairs = beside(tables)
+            written.append(_text(out / "published.md", beside_markdown(pairs)))
+            written.append(_text(out / "published.csv", beside_csv(pairs)))
+        return [*written, _text(out / "index.html", render(folder, changed, style))]
     except OSError as error:
         raise UserError(f"The report cannot be written to {str(out)!r}: {error.strerror or error}.") from error
 
@@ -74,12 +101,15 @@ def _text(path: Path, text: str) -> Path:
 
 
 def _plots(out: Path, table: Table, style: dict[str, Style]) -> list[Path]:
+    figures = {axis: partial(accuracy_figure, table, axis, style) for axis in AXES}
+    if rankings(table):
+        figures["ranks"] = partial(rank_figure, table, style)
     written = []
-    for axis in AXES:
-        path = out / f"{slug(table.model)}-{axis}.svg"
-        written.append(_text(path, svg(accuracy_figure(table, axis, style))))
+    for name, figure in figures.items():
+        path = out / f"{slug(table.model)}-{name}.svg"
+        written.append(_text(path, svg(figure())))
         path = path.with_suffix(".png")
-        path.write_bytes(png(accuracy_figure(table, axis, style)))
+        path.write_bytes(png(figure()))
         written.append(path)
     return written
 

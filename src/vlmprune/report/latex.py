@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from vlmprune.bench.table import Table
 from vlmprune.report.tables import (
     MISSING,
+    SIGNIFICANT,
     Block,
     blocks,
-    flags,
     interval,
     notes,
     number,
+    p_value,
     percent,
     row_name,
     signed_number,
+    spread_words,
+    value_words,
 )
 
 _ESCAPES = {
@@ -48,39 +50,44 @@ def escape(text: str) -> str:
 def latex(tables: Sequence[Table]) -> str:
     r"""Two `table*` for each model and budget, values and differences. Needs `\usepackage{booktabs}`.
 
-    The best value of a column is bold, and so is a difference whose interval excludes zero.
+    Nothing is bold: which method is best is a question of chance too, which the rankings answer (`bench.ranks`).
     """
     parts = [r"% Needs \usepackage{booktabs}. Made by vlmprune report."]
     for table in tables:
         for block in blocks(table):
             parts.append(_values(table, block))
-            if any(cell.diff for row in block.rows for cell in row.cells.values()):
+            if block.compared:
                 parts.append(_differences(table, block))
     return "\n\n".join(parts) + "\n"
 
 
 def _values(table: Table, block: Block) -> str:
-    best = _best(table, block)
     lines = []
     for row in block.rows:
-        values, below = [], []
+        values, below, spreads = [], [], []
         for task in table.tasks:
             cell = row.cells.get(task)
-            text = escape(MISSING if cell is None else number(cell.value.value) + flags(cell))
+            text = escape(MISSING if cell is None else value_words(cell))
             ratio = "" if cell is None else rf" {{\tiny ({escape(percent(cell.ratio))})}}"
-            values.append((_bold(text) if (row.method, row.recipe) in best[task] else text) + ratio)
+            values.append(text + ratio)
             below.append("" if cell is None else _tiny(interval(cell.value)))
+            spreads.append("" if cell is None or cell.spread is None else _tiny(spread_words(cell.spread)))
         name = escape(row_name(block, row))
         counts = [number(row.tokens_kept), number(row.tokens_entering)]
         means = [escape(number(row.abs_mean)), escape(percent(row.rel_mean))]
         lines += [[name, *counts, *values, *means], ["", "", "", *below, "", ""]]
+        if any(spreads):
+            means = [_tiny(spread_words(spread)) if spread else "" for spread in (row.abs_spread, row.rel_spread)]
+            lines.append(["", "", "", *spreads, *means])
     said = " ".join(notes([replace(table, rows=block.rows)]))
     caption = (
         f"{table.model}, keep {block.title}. Primary metric in percent, its ratio to vanilla in brackets, below it the "
-        f"95 % bootstrap interval. {said}"
+        f"95 % interval. {said}"
     )
     has_vanilla = block.rows[0].is_vanilla and len(block.rows) > 1
-    return _table(("method", "kept", "entering", *table.tasks, "abs", "rel"), lines, caption, 2 if has_vanilla else 0)
+    return _table(
+        ("method", "kept", "entering", *table.tasks, "abs_mean", "rel_mean"), lines, caption, 2 if has_vanilla else 0
+    )
 
 
 def _differences(table: Table, block: Block) -> str:
@@ -93,18 +100,14 @@ def _differences(table: Table, block: Block) -> str:
             cell = row.cells.get(task)
             diff = None if cell is None else cell.diff
             text = escape(signed_number(diff.value if diff else None))
-            values.append(_bold(text) if diff and not diff.low <= 0 <= diff.high else text)
-            below.append(_tiny(interval(diff, signed=True)) if diff else "")
+            values.append(text + (SIGNIFICANT if cell and cell.significant else ""))
+            below.append(_tiny(f"{interval(diff, signed=True)}, p {p_value(cell.p_holm)}") if cell and diff else "")
         lines += [[escape(row_name(block, row)), *values], ["", *below]]
     caption = (
-        f"{table.model}, keep {block.title}. Difference to vanilla on the same questions, in points, and its 95 % "
-        "bootstrap interval."
+        f"{table.model}, keep {block.title}. Difference to vanilla on the same questions, in points, below it the 95 % "
+        f"interval and the p-value after Holm's correction over the methods. {SIGNIFICANT} marks p < 0.05."
     )
     return _table(("method", *table.tasks), lines, caption, 0)
-
-
-def _bold(text: str) -> str:
-    return rf"\textbf{{{text}}}"
 
 
 def _tiny(text: str) -> str:
@@ -131,16 +134,3 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]], caption: str, fi
             r"\end{table*}",
         ]
     )
-
-
-def _best(table: Table, block: Block) -> dict[str, set[tuple[str, str]]]:
-    """Per task, the method and recipe of the pruned rows whose printed value is the highest."""
-    best: dict[str, set[tuple[str, str]]] = {}
-    for task in table.tasks:
-        shown = {
-            (row.method, row.recipe): float(number(row.cells[task].value.value))
-            for row in block.rows
-            if task in row.cells and not row.is_vanilla and not math.isnan(row.cells[task].value.value)
-        }
-        best[task] = {row for row, value in shown.items() if value == max(shown.values())}
-    return best

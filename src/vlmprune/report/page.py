@@ -21,8 +21,9 @@ from vlmprune.bench.store import VANILLA, Result
 from vlmprune.bench.table import Cell, Row, Table
 from vlmprune.core.view import Grid
 from vlmprune.report import tables as shown
-from vlmprune.report.flips import Flips, flips
+from vlmprune.report.flips import Flips
 from vlmprune.report.plots import AXES, MANY, Style, accuracy_figure, inline_svg, pruned_methods
+from vlmprune.report.rank_plot import rank_figure
 from vlmprune.report.tables import Block, blocks
 
 if TYPE_CHECKING:
@@ -63,15 +64,16 @@ class Scene:
     groups: list[tuple[str, list[Card]]]
 
 
-def render(folder: Path, tables: Sequence[Table], style: dict[str, Style]) -> str:
+def render(folder: Path, compared: Sequence[tuple[Table, Sequence[Flips]]], style: dict[str, Style]) -> str:
     """The page as HTML.
 
     Args:
         folder: the result folder, for its examples.
-        tables: of its models.
+        compared: the tables of its models, each with the answers that pruning changed.
         style: how each method is drawn.
     """
-    models = [_model(folder, number, table, style) for number, table in enumerate(tables)]
+    models = [_model(folder, number, table, found, style) for number, (table, found) in enumerate(compared)]
+    tables = [table for table, _ in compared]
     return _template().render(
         models=models,
         facts=_facts(tables),
@@ -96,7 +98,7 @@ def _template() -> Template:
     return environment.get_template("page.html.j2")
 
 
-def _model(folder: Path, number: int, table: Table, style: dict[str, Style]) -> dict[str, Any]:
+def _model(folder: Path, number: int, table: Table, found: Sequence[Flips], style: dict[str, Style]) -> dict[str, Any]:
     parts = blocks(table)
     names = list(dict.fromkeys(row.method for block in parts for row in block.rows))
     overview = [(name, [[row for row in block.rows if row.method == name] for block in parts]) for name in names]
@@ -112,14 +114,23 @@ def _model(folder: Path, number: int, table: Table, style: dict[str, Style]) -> 
             for axis, words in AXES.items()
         ],
         "scenes": _scenes(folder, number, table, parts),
-        "flips": _flips(table, parts),
+        "flips": _flips(found, parts),
+        "ranks": _ranks(table, f"m{number + 1}", style),
         "about": _about(table),
     }
 
 
-def _flips(table: Table, parts: Sequence[Block]) -> list[tuple[Block, list[tuple[str, Flips]]]]:
+def _ranks(table: Table, name: str, style: dict[str, Style]) -> dict[str, Any] | None:
+    """The rankings by budget and their plot; nothing where no budget has two methods."""
+    found = shown.rankings(table)
+    if not found:
+        return None
+    return {"plot": inline_svg(rank_figure(table, style), f"{name}-ranks"), "tables": found}
+
+
+def _flips(changed: Sequence[Flips], parts: Sequence[Block]) -> list[tuple[Block, list[tuple[str, Flips]]]]:
     """The changed answers by budget, each with the name of its row."""
-    found = {id(item.row): item for item in flips(table)}
+    found = {id(item.row): item for item in changed}
     grouped = [
         (block, [(shown.row_name(block, row), found[id(row)]) for row in block.rows if id(row) in found])
         for block in parts
@@ -141,13 +152,13 @@ def _facts(tables: Sequence[Table]) -> list[tuple[str, str]]:
         (str(len(methods)), "method" if len(methods) == 1 else "methods"),
         (str(len(keeps)), "budget" if len(keeps) == 1 else "budgets"),
         (str(len(tasks)), "task" if len(tasks) == 1 else "tasks"),
-        (str(questions), "questions a model"),
+        (str(questions), "questions per model"),
     ]
 
 
 def _about(table: Table) -> list[tuple[str, str]]:
     """The conditions that a model's runs were made under; several where they differ."""
-    results = [cell.result for row in table.rows for cell in row.cells.values()]
+    results = [result for row in table.rows for cell in row.cells.values() for result in cell.results]
 
     def several(values: list[str]) -> str:
         return ", ".join(dict.fromkeys(value for value in values if value))
@@ -163,7 +174,7 @@ def _about(table: Table) -> list[tuple[str, str]]:
         ("numbers", several([f"{result.dtype}, {result.attention} attention" for result in results])),
         ("wording", several([result.protocol for result in results])),
         ("decoding", several([_decoding(result) for result in results])),
-        ("seed", several([str(result.seed) for result in results])),
+        ("seed", several([str(result.seed) for result in results if result.seed is not None])),
         ("libraries", several([versions(result) for result in results])),
         ("device", several(of_machine("device"))),
         ("git commit", several(of_machine("commit"))),

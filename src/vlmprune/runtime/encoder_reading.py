@@ -144,7 +144,8 @@ class EncoderReader:
     def once(self, key: Any, make: Callable[[], list[Tensor]]) -> list[TowerRows]:
         """Encoder tokens' values as rows of the slots of each image, made once for all needs."""
         if key not in self._made:
-            self._made[key] = self.adapter.rows(self.modality, self.call, make())
+            counts = [len(piece) for piece in self.features]
+            self._made[key] = self.adapter.rows(self.modality, self.call, make(), counts)
         return self._made[key]
 
 

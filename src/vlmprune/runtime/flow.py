@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vlmprune.runtime.positions import compact, gather_positions
 from vlmprune.runtime.vision import ImageTokens
+
+
+class ImageAt(NamedTuple):
+    """Which image of a batch: the row, and the image's number among those of the row."""
+
+    row: int
+    number: int
 
 
 @dataclass
@@ -59,6 +67,17 @@ class Prompt:
     blocks: Tensor | None = None
     seconds: float = 0.0
 
+    def __getitem__(self, at: ImageAt) -> PromptImage:
+        return self.rows[at.row][at.number]
+
+    def images_of(self, row: int) -> Iterator[ImageAt]:
+        """The images of a row, in prompt order."""
+        return (ImageAt(row, number) for number in range(len(self.rows[row])))
+
+    def by_row(self) -> list[list[ImageAt]]:
+        """The images of every row."""
+        return [list(self.images_of(row)) for row in range(len(self.rows))]
+
 
 @dataclass
 class Layout:
@@ -83,6 +102,10 @@ class Layout:
     @property
     def valid(self) -> Tensor:
         return self.source >= 0
+
+    def tokens_of(self, at: ImageAt) -> Tensor:
+        """Physical indices of the tokens of an image."""
+        return (self.image[at.row] == at.number).nonzero().squeeze(1)
 
     def take(self, index: Tensor, valid: Tensor) -> Layout:
         def pick(values: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +12,20 @@ from torch import Tensor, nn
 
 from vlmprune.core.act import Act
 from vlmprune.core.errors import UserError
-from vlmprune.core.report import Kept, RunReport
+from vlmprune.core.report import RunReport
 from vlmprune.runtime import deepstack
 from vlmprune.runtime.cache import Band, PrunedState, adopt, mark_whole, physical_length, state_of
 from vlmprune.runtime.decoder_reading import DecoderReader, LayerTap, call_ahead, taps_of
+from vlmprune.runtime.encoder_reading import layers_read
 from vlmprune.runtime.expected import EMBEDS, HIDDEN, MASK, POSITIONS, ROTARY, cache_in, cache_of
-from vlmprune.runtime.flow import Layout, Prompt, Segment, gather_rows, pad_left
+from vlmprune.runtime.flow import ImageAt, Layout, Prompt, Segment, gather_rows, pad_left
 from vlmprune.runtime.fusion import FusedLayer
 from vlmprune.runtime.inside import Inside, candidates_of
 from vlmprune.runtime.masks import Masks
-from vlmprune.runtime.outcome import kept_slots, report_of
+from vlmprune.runtime.outcome import Acted, Prefill, report_of
 from vlmprune.runtime.prompt_reading import Picked
 from vlmprune.runtime.prompt_text import ImageText, question_of, text_columns
-from vlmprune.runtime.select import SoFar, prompt_seed, run_vision_acts
+from vlmprune.runtime.select import Known, prompt_seed, run_vision_acts
 from vlmprune.runtime.taps import AttentionCall
 from vlmprune.runtime.trimming import Cut, trim_caches
 from vlmprune.runtime.watch import Watch
@@ -50,11 +50,10 @@ class Forward:
         self.past_places = 0 if self.cache is None else int(self.cache.get_seq_length())
         self.changed = False
         self.seconds = 0.0
-        self.stages: list[tuple[int, Kept]] = []
-        self.counts: list[tuple[int, list[int]]] = []
-        self.so_far: dict[tuple[int, int], defaultdict[int, SoFar]] = {}  # by row and image, then stage of the recipe
+        self.acted = Acted()
+        self.known: dict[ImageAt, Known] = {}
         self.cuts: list[Cut] = []  # inside the LLM
-        self.trimmed: dict[int, int] = {}
+        self.trimmed: dict[int, int] = {}  # as `RunReport.trimmed`
         self._tap: LayerTap | None = None
         self.fused: list[FusedLayer] = []  # of the layers that ran, and the one that runs
         self.masks = Masks(self.adapter, self.expected, prompt is not None and prompt.blocks is not None)
@@ -177,51 +176,44 @@ class Forward:
 
     def _run_before_llm(self, prompt: Prompt) -> Tensor:
         picked: list[list[list[Picked]]] = []
-        for row, images in enumerate(prompt.rows):
+        for row, images in enumerate(prompt.by_row()):
             if row and prompt.samples[row] == prompt.samples[row - 1]:
                 picked.append(picked[-1])  # another beam of the same sample
-                for number in range(len(images)):
-                    self.so_far[row, number] = copy.deepcopy(self._so_far(row - 1, number))
+                for at in images:
+                    before = self._known(ImageAt(row - 1, at.number))
+                    self._known(at).so_far = copy.deepcopy(before.so_far)
             else:
-                states = [
-                    run_vision_acts(
-                        self.adapter,
-                        [act.at(prompt.samples[row], number) for act in self.hooks.before_llm],
-                        image.tokens,
-                        self.shown(row, image.columns),
-                        self._text(row, number),
-                        self._seed(row, number),
-                        self._so_far(row, number),
-                    )
-                    for number, image in enumerate(images)
-                ]
-                picked.append(states)
+                picked.append([self._run_vision_acts(prompt, at) for at in images])
         for step in range(len(self.hooks.before_llm)):
-            kept = [[kept_slots(states[step + 1].slots) for states in row] for row in picked]
-            self.stages.append((0, kept))
-            self.counts.append((0, [sum(len(states[step + 1].slots) for states in row) for row in picked]))
+            self.acted.note(0, [[states[step + 1].slots for states in row] for row in picked])
         finals = [[states[-1] for states in row] for row in picked]
         left = [now for row in finals for now in row]
         as_they_were = all(now.features is None for now in left)
         whole = as_they_were and sum(len(now.slots) for now in left) == int((self.whole.image >= 0).sum())
         return self.embeds if whole else self._shorten(prompt, finals)
 
-    def _so_far(self, row: int, image: int) -> defaultdict[int, SoFar]:
-        """What each stage has known of an image until now."""
-        return self.so_far.setdefault((row, image), defaultdict(SoFar))
+    def _run_vision_acts(self, prompt: Prompt, at: ImageAt) -> list[Picked]:
+        image = prompt[at]
+        acts = [act.at(prompt.samples[at.row], at.number) for act in self.hooks.before_llm]
+        return run_vision_acts(acts, image.tokens, self.shown(at.row, image.columns), self._known(at))
 
-    def _seed(self, row: int, image: int) -> int:
+    def _known(self, at: ImageAt) -> Known:
+        if at not in self.known:
+            self.known[at] = Known(self._text(at), self._seed(at))
+        return self.known[at]
+
+    def _seed(self, at: ImageAt) -> int:
         assert self.prompt is not None
         ids, end = self.prompt.ids, self.length - self.prompt.tail
         if ids is not None:
-            ids = ids[row, :end][self.new_valid[row, :end].to(ids.device)]
-        return prompt_seed(self.hooks.seed, ids, image)
+            ids = ids[at.row, :end][self.new_valid[at.row, :end].to(ids.device)]
+        return prompt_seed(self.hooks.seed, ids, at.number)
 
-    def _text(self, row: int, image: int) -> ImageText:
-        prompt = self.prompt
+    def _text(self, at: ImageAt) -> ImageText:
+        prompt, row = self.prompt, at.row
         assert prompt is not None
         columns = text_columns(self.new_valid[row], self.whole.image[row], prompt.tail)
-        end = int(prompt.rows[row][image].columns[-1])
+        end = int(prompt[at].columns[-1])
         question = question_of(self.hooks.question, prompt.samples[row])
         ids = None if prompt.ids is None else prompt.ids[row]
         return ImageText(self.embeds[row], columns, end, ids, self.hooks.text_tower, question)
@@ -244,27 +236,24 @@ class Forward:
                     columns.append(taken)
                     places.append(begin)
             orders.append(torch.cat(columns)[torch.sort(torch.cat(places), stable=True).indices])
-        layout = self._cut(0, orders, "compact" if self._compact_before_llm() else "original")
+        layout = self._cut(0, orders, self.hooks.policies[0])
         self.entered = index = self.segments[0].index
         assert index is not None
         embeds = gather_rows(self.embeds, index)
         for row, states in enumerate(finals):
-            for number, now in enumerate(states):
-                here = layout.image[row] == number
+            for at, now in zip(prompt.images_of(row), states, strict=True):
+                here = layout.tokens_of(at)
                 layout.slot[row, here] = now.slots.to(self.device)
                 layout.origin[row, here] = now.origin.to(self.device)
                 if now.features is not None:
-                    image = prompt.rows[row][number]
-                    at = image.columns[image.tokens.slots]
-                    added = self.adapter.entering(image.tokens.features, self.embeds[row, at])
+                    image = prompt[at]
+                    stood = image.columns[image.tokens.slots]
+                    added = self.adapter.entering(image.tokens.features, self.embeds[row, stood])
                     made = now.features.to(embeds)
                     embeds[row, here] = made if added is None else made + added
         for segment in self.segments:
             segment.index = None  # from here on, counted among the tokens that enter layer 0
         return embeds
-
-    def _compact_before_llm(self) -> bool:
-        return any(self.hooks.policy(act) == "compact" for act in self.hooks.before_llm)
 
     def _cut(self, layer: int, orders: list[Tensor], policy: str) -> Layout:
         """From `layer` on, row b goes on with its tokens `orders[b]`, in that order."""
@@ -332,15 +321,9 @@ class Forward:
         act = self.hooks.at_layer[self.hooks.fused[number]]
         assert act.fusion is not None
         candidates = [
-            [
-                candidates_of(
-                    self.adapter, act, segment.layout, prompt, row, k, self._text(row, k), self._seed(row, k),
-                    self._so_far(row, k)[act.stage],
-                )
-                for k in range(len(images))
-            ]
-            for row, images in enumerate(prompt.rows)
-        ]  # fmt: skip
+            [candidates_of(act, segment.layout, prompt, at, self._known(at)) for at in images]
+            for images in prompt.by_row()
+        ]
         if any(len(tokens) for row in candidates for tokens in row):
             self.fused.append(FusedLayer(self.adapter, number, segment, candidates, prompt.tail, act.fusion))
             self.fused[-1].start()
@@ -365,27 +348,15 @@ class Forward:
         reader = DecoderReader(self.adapter, before, hidden, tap, prompt.tail, number - 1, next_call, entered)
         self._tap = None
         inside = Inside(act, number, prompt, reader)
-        for row, images in enumerate(prompt.rows):
-            inside.rows.append(
-                [
-                    inside.choose(
-                        row,
-                        k,
-                        self._text(row, k),
-                        self._seed(row, k),
-                        self._so_far(row, k)[act.stage],
-                    )
-                    for k in range(len(images))
-                ]
-            )
-        self.stages.append((number, [[kept_slots(chosen.slots) for chosen in row] for row in inside.rows]))
-        self.counts.append((number, [sum(len(chosen.slots) for chosen in row) for row in inside.rows]))
+        for images in prompt.by_row():
+            inside.rows.append([inside.choose(at, self._known(at)) for at in images])
+        self.acted.note(number, [[chosen.slots for chosen in row] for row in inside.rows])
         if not inside.cut:
             return hidden
         orders = [inside.order(row) for row in range(self.batch)]
         index, valid = pad_left(orders, self.device)
         self.cuts.append(Cut(number, index, valid))
-        layout = self._cut(number, orders, self.hooks.policy(act))
+        layout = self._cut(number, orders, self.hooks.policies[number])
         return inside.write(gather_rows(hidden, index), layout)
 
     def _look_ahead(
@@ -451,7 +422,27 @@ class Forward:
             self.state.next_ids = None
         else:
             mark_whole(cache)
-        return None if self.prompt is None else report_of(self, self.prompt)
+        return None if self.prompt is None else report_of(self._prefill(self.prompt))
+
+    def _prefill(self, prompt: Prompt) -> Prefill:
+        adapter, hooks, fused = self.adapter, self.hooks, self.fused
+        # The call that encoded the images may have asked for another encoder layer than the config does.
+        encoder = next((image.tokens.adapter for images in prompt.rows for image in images), adapter)
+        return Prefill(
+            prompt,
+            self.length,
+            (self.whole.image >= 0).sum(1).tolist(),
+            self.segments,
+            {layer: adapter.layer_kind(layer) for layer in adapter.attention_layers},
+            len(adapter.decoder_layers),
+            self.acted,
+            layers_read(encoder, hooks.recipe),
+            hooks.text_read,
+            self.trimmed,
+            {layer.number: layer.raised for layer in fused},
+            self.past_places > 0,
+            self.seconds + sum(layer.seconds for layer in fused) + prompt.seconds,
+        )
 
     def _next_ids(self) -> Tensor | None:
         """The ids with which the model goes on behind this prompt, [B] or [axes, B]."""

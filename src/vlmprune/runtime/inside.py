@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -10,14 +11,11 @@ from torch import Tensor
 from vlmprune.core.act import Act
 from vlmprune.core.needs import DecoderNeed
 from vlmprune.core.roles import Fusing, Observes
-from vlmprune.core.view import ImageView, Merged
-from vlmprune.models.base import Adapter
+from vlmprune.core.view import Merged
 from vlmprune.runtime.decoder_reading import DecoderReader
-from vlmprune.runtime.flow import Layout, Prompt
-from vlmprune.runtime.prompt_reading import Picked, prompt_signals
-from vlmprune.runtime.prompt_text import ImageText
-from vlmprune.runtime.select import SoFar, choose, fusion_candidates, observe
-from vlmprune.runtime.vision import ImageTokens
+from vlmprune.runtime.flow import ImageAt, Layout, Prompt
+from vlmprune.runtime.prompt_reading import Picked
+from vlmprune.runtime.select import Known, choose, fusion_candidates, observe, view_of
 
 
 @dataclass
@@ -39,35 +37,15 @@ class Chosen:
     new: Tensor | None = None
 
 
-def view_of(
-    adapter: Adapter,
-    act: Act,
-    data: ImageTokens,
-    text: ImageText,
-    now: Picked,
-    keep: int,
-    seed: int,
-    so_far: SoFar,
-) -> ImageView:
-    """What a method inside the LLM sees of an image, without the signals of decoder layers."""
-    signals, cells = prompt_signals(act, data, text, now), data.cells(now.slots)
-    return ImageView(keep, now.slots, data.grid, adapter.info, signals, seed, cells, data.count, so_far.memory, act)
-
-
-def candidates_of(
-    adapter: Adapter, act: Act, layout: Layout, prompt: Prompt, row: int, image: int, text: ImageText, seed: int,
-    so_far: SoFar,
-) -> Tensor:  # fmt: skip
+def candidates_of(act: Act, layout: Layout, prompt: Prompt, at: ImageAt, known: Known) -> Tensor:
     """Physical indices of the tokens of one image to which fusion draws attention, of those that are there now."""
-    data = prompt.rows[row][image].tokens
-    tokens = (layout.image[row] == image).nonzero().squeeze(1)
-    act = act.at(prompt.samples[row], image)
-    keep = act.budget(len(tokens), so_far.reached or len(tokens))
+    tokens = layout.tokens_of(at)
+    act = act.at(prompt.samples[at.row], at.number)
+    keep = act.budget(len(tokens), known.so_far[act.stage].reached or len(tokens))
     if keep >= len(tokens) or not isinstance(act.method, Fusing):
         return tokens[:0]
-    now = Picked(layout.origin[row, tokens], layout.slot[row, tokens])
-    view = view_of(adapter, act, data, text, now, keep, seed, so_far)
-    return tokens[fusion_candidates(act.method, view)]
+    now = Picked(layout.origin[at.row, tokens], layout.slot[at.row, tokens])
+    return tokens[fusion_candidates(act.method, view_of(act, prompt[at].tokens, now, keep, known))]
 
 
 @dataclass
@@ -87,20 +65,19 @@ class Inside:
     rows: list[list[Chosen]] = field(default_factory=list)
     cut: bool = False
 
-    def choose(self, row: int, image: int, text: ImageText, seed: int, so_far: SoFar) -> Chosen:
+    def choose(self, at: ImageAt, known: Known) -> Chosen:
         """Let the method choose among the tokens of one image that reach this layer."""
-        layout, data = self.reader.layout, self.prompt.rows[row][image].tokens
-        tokens = (layout.image[row] == image).nonzero().squeeze(1)
-        slots, origin = layout.slot[row, tokens], layout.origin[row, tokens]
+        layout, so_far = self.reader.layout, known.so_far[self.act.stage]
+        tokens = layout.tokens_of(at)
+        slots, origin = layout.slot[at.row, tokens], layout.origin[at.row, tokens]
         so_far.reached = so_far.reached or len(tokens)
-        act = self.act.at(self.prompt.samples[row], image)
+        act = self.act.at(self.prompt.samples[at.row], at.number)
         keep = act.budget(len(tokens), so_far.reached)
         stays = keep >= len(tokens)
         if stays and not isinstance(act.method, Observes):
             return Chosen(tokens, slots, origin)
-        keep = min(keep, len(tokens))
-        view = view_of(self.reader.adapter, act, data, text, Picked(origin, slots), keep, seed, so_far)
-        reading = self.reader.at(row, tokens)
+        view = view_of(act, self.prompt[at].tokens, Picked(origin, slots), min(keep, len(tokens)), known)
+        reading = self.reader.at(at.row, tokens)
         inner = {name: need.read(reading) for name, need in act.needs.items() if isinstance(need, DecoderNeed)}
         view = replace(view, signals={**view.signals, **inner})
         observe(view)
@@ -113,9 +90,13 @@ class Inside:
         anchors = chosen.anchors.to(tokens.device)
         new = torch.ones_like(anchors, dtype=torch.bool) if chosen.unchanged is None else ~chosen.unchanged
         new = new.to(tokens.device)
-        at = anchors.clamp(min=0)
-        own = torch.where(anchors >= 0, slots[at], -1)
-        return Chosen(tokens[at], own, torch.where(new, -1, origin[at]), chosen.features, new)
+        lenders = anchors.clamp(min=0)
+        own = torch.where(anchors >= 0, slots[lenders], -1)
+        return Chosen(tokens[lenders], own, torch.where(new, -1, origin[lenders]), chosen.features, new)
+
+    def chosen_of(self, row: int) -> Iterator[tuple[ImageAt, Chosen]]:
+        """What goes on of each image of a row."""
+        return zip(self.prompt.images_of(row), self.rows[row], strict=True)
 
     def order(self, row: int) -> Tensor:
         """Physical indices of all tokens of a row that go on, new ones together where their image's stretch begins."""
@@ -123,28 +104,25 @@ class Inside:
         text = layout.valid[row] & (layout.image[row] < 0)
         indices = [text.nonzero().squeeze(1)]
         places = [indices[0]]
-        for image, chosen in enumerate(self.rows[row]):
+        for at, chosen in self.chosen_of(row):
             indices.append(chosen.index)
-            if chosen.features is None:
-                places.append(chosen.index)
-            else:
-                places.append(self._stretch(layout, row, image, chosen.index))
+            places.append(chosen.index if chosen.features is None else self._stretch(layout, at, chosen.index))
         return torch.cat(indices)[torch.sort(torch.cat(places), stable=True).indices]
 
     @staticmethod
-    def _stretch(layout: Layout, row: int, image: int, index: Tensor) -> Tensor:
+    def _stretch(layout: Layout, at: ImageAt, index: Tensor) -> Tensor:
         """Where the stretch of an image's tokens begins that each of these tokens stands in."""
-        own = (layout.image[row] == image).nonzero().squeeze(1)
+        own = layout.tokens_of(at)
         starts = torch.cat([own[:1], own[1:][own.diff() > 1]])
         return starts[torch.searchsorted(starts, index, right=True) - 1]
 
     def write(self, hidden: Tensor, layout: Layout) -> Tensor:
         """Put new tokens into the shortened hidden states, and into the layout where they came from."""
-        for row, images in enumerate(self.rows):
-            for image, chosen in enumerate(images):
+        for row in range(len(self.rows)):
+            for at, chosen in self.chosen_of(row):
                 if chosen.features is None or chosen.new is None:
                     continue
-                here = (layout.image[row] == image).nonzero().squeeze(1)
+                here = layout.tokens_of(at)
                 layout.slot[row, here], layout.origin[row, here] = chosen.slots, chosen.origin
                 made = here[chosen.new].to(hidden.device)
                 hidden[row, made] = chosen.features[chosen.new.to(chosen.features.device)].to(hidden)

@@ -7,7 +7,7 @@ oracle takes the tokens out of the hidden states of one uncached forward of a si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,30 @@ def with_text(adapter: Adapter, inputs: Mapping[str, Any], tokens: Tensor) -> di
         **{name: nn.functional.pad(inputs[name], (0, count), value=later[name]) for name in later if name in inputs},
         "input_ids": torch.cat([ids, tokens.to(ids)], dim=1),
     }
+
+
+@torch.no_grad()
+def uncached(adapter: Adapter, inputs: Mapping[str, Any], tokens: Tensor, positions: Tensor | None) -> Tensor:
+    """Logits of generated tokens by one forward of prompt and tokens without a cache, pruned where a session is open.
+
+    It says how many tokens stand behind the prompt (`logits_to_keep`), so that methods do not take them for a question.
+    Positions are counted as `generate` did, because some scores depend on where the counting begins.
+
+    Args:
+        inputs: of the prompt, as the processor returned them.
+        tokens: [B, T] generated ids.
+        positions: position ids of the prompt as `generate` counted them, [..., B, S]; None where the model counts.
+
+    Returns:
+        [B, T, V].
+    """
+    extra = tokens.shape[1] - 1
+    longer = with_text(adapter, inputs, tokens[:, :-1])
+    if positions is not None:
+        later = positions[..., -1:] + torch.arange(1, extra + 1, device=positions.device)
+        longer["position_ids"] = torch.cat([positions, later], dim=-1)
+    model: Any = adapter.model
+    return model(**longer, use_cache=False, logits_to_keep=extra + 1).logits[:, -extra - 1 :]
 
 
 def is_recurrent(model: nn.Module) -> bool:
@@ -144,6 +168,31 @@ def cutting_oracle(
         run.note_positions(kwargs.get("position_ids"))
 
     return run.logits(hook_for, run.adapter.text_model.register_forward_pre_hook(note_positions, with_kwargs=True))
+
+
+def oracle(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    tokens: Tensor,
+    report: RunReport,
+    policies: Mapping[int, str],
+    image: Tensor,
+) -> Tensor:
+    """The masking oracle of a batch, or row by row the cutting oracle on a model with recurrent layers.
+
+    Args:
+        rows: the same prompts, each by itself and without padding.
+        image: [B, S] as the masking oracle takes it.
+    """
+    if not is_recurrent(model):
+        return masking_oracle(model, inputs, tokens, report, policies, image)
+    found = []
+    for row, own in enumerate(rows):
+        alone = RunReport(stages=[(layer, [kept[row]]) for layer, kept in report.stages], trimmed=report.trimmed)
+        at, start = slice(row, row + 1), image.shape[1] - own["input_ids"].shape[1]
+        found.append(cutting_oracle(model, own, tokens[at], alone, policies, image[at, start:]))
+    return torch.cat(found)
 
 
 class _Reference:

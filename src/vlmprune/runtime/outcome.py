@@ -2,74 +2,109 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from vlmprune.core.report import RunReport
+from vlmprune.core.report import Kept, RunReport
 from vlmprune.core.spread import PromptColumns
-from vlmprune.models.base import Adapter
-from vlmprune.runtime.encoder_reading import layers_read
-from vlmprune.runtime.flow import Prompt
-
-if TYPE_CHECKING:
-    from vlmprune.runtime.forward import Forward
+from vlmprune.runtime.flow import Prompt, Segment
 
 
-def report_of(run: Forward, prompt: Prompt) -> RunReport:
-    """The report of a forward of the text model with images; beams of a sample count once."""
-    first_of = [row for row, sample in enumerate(prompt.samples) if row == 0 or sample != prompt.samples[row - 1]]
-    depth = len(run.adapter.decoder_layers)
-    ends = [segment.start for segment in run.segments[1:]] + [depth]
-    visual = [(segment.layout.image >= 0).sum(1).tolist() for segment in run.segments]
-    last = run.segments[-1].layout
+@dataclass
+class Acted:
+    """What each act left, of every row of the batch.
 
-    def of_row(row: int) -> list[Tensor]:
-        images = range(len(prompt.rows[row]))
-        return [kept_slots(last.slot[row][last.image[row] == image]) for image in images]
+    Attributes:
+        stages: by the layer before which it took place, the slots of each image of each row (`RunReport.stages`).
+        counts: likewise the visual tokens of each row (`RunReport.counts`).
+    """
 
-    prompt_columns = PromptColumns(
-        length=run.length,
-        bands=[
-            (s.start, s.layout.source[first_of].cpu(), ((s.layout.image < 0) | (s.layout.slot >= 0))[first_of].cpu())
-            for s in run.segments
-        ],
-        samples=prompt.samples,
-        depth=depth,
-        kinds={layer: run.adapter.layer_kind(layer) for layer in run.adapter.attention_layers},
-        trimmed=run.trimmed,
-        cached=run.past_places > 0,
-    )
+    stages: list[tuple[int, Kept]] = field(default_factory=list)
+    counts: list[tuple[int, list[int]]] = field(default_factory=list)
+
+    def note(self, layer: int, slots: Sequence[Sequence[Tensor]]) -> None:
+        """The slots that the tokens of each image of each row stand at, -1 for one that has none."""
+        self.stages.append((layer, [[_kept_slots(image) for image in row] for row in slots]))
+        self.counts.append((layer, [sum(map(len, row)) for row in slots]))
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """A forward of the text model with images, once it is over.
+
+    Attributes:
+        prompt: what it was given.
+        length: columns of the prompt; behind a cache, of its new part.
+        before: visual tokens of each row before any act.
+        segments: the tokens of each band of decoder layers.
+        kinds: the kind of attention of each decoder layer that has some.
+        depth: number of decoder layers.
+        acted: what each act left.
+        layers, text, trimmed, fused: see `RunReport`.
+        cached: whether it went on behind a cache.
+        seconds: time spent on all of it, the encoder's statistics included.
+    """
+
+    prompt: Prompt
+    length: int
+    before: list[int]
+    segments: Sequence[Segment]
+    kinds: Mapping[int, str]
+    depth: int
+    acted: Acted
+    layers: dict[str, int]
+    text: str | None
+    trimmed: dict[int, int]
+    fused: dict[int, float]
+    cached: bool
+    seconds: float
+
+
+def report_of(done: Prefill) -> RunReport:
+    """The report of a prefill; beams of a sample count once."""
+    samples, images = done.prompt.samples, done.prompt.rows
+    first_of = [row for row, sample in enumerate(samples) if row == 0 or sample != samples[row - 1]]
+    ends = [segment.start for segment in done.segments[1:]] + [done.depth]
+    visual = [(segment.layout.image >= 0).sum(1).tolist() for segment in done.segments]
+    last = done.segments[-1].layout
+    columns = _columns(done, first_of)
     return RunReport(
-        kept=[of_row(row) for row in first_of],
-        stages=[(layer, [kept[row] for row in first_of]) for layer, kept in run.stages],
-        counts=[(layer, [counts[row] for row in first_of]) for layer, counts in run.counts],
-        tokens=[(int((run.whole.image[row] >= 0).sum()), visual[-1][row]) for row in first_of],
+        kept=[[_kept_slots(last.slot[row][last.image[row] == k]) for k in range(len(images[row]))] for row in first_of],
+        stages=[(layer, [kept[row] for row in first_of]) for layer, kept in done.acted.stages],
+        counts=[(layer, [counts[row] for row in first_of]) for layer, counts in done.acted.counts],
+        tokens=[(done.before[row], visual[-1][row]) for row in first_of],
         merged=[int(((last.image[row] >= 0) & (last.origin[row] < 0)).sum()) for row in first_of],
         entering=[
-            sum(counts[row] * (end - s.start) for counts, end, s in zip(visual, ends, run.segments, strict=True))
-            / depth
+            sum(counts[row] * (end - s.start) for counts, end, s in zip(visual, ends, done.segments, strict=True))
+            / done.depth
             for row in first_of
         ],
-        columns=prompt_columns.of(-1),
-        prompt=prompt_columns,
-        grids=[[image.tokens.grid for image in prompt.rows[row]] for row in first_of],
-        cells=[[image.tokens.places.cells.cpu() for image in prompt.rows[row]] for row in first_of],
-        wholes=[[image.tokens.places.wholes or () for image in prompt.rows[row]] for row in first_of],
-        trimmed=run.trimmed,
-        layers=layers_read(_as_called(run, prompt), run.hooks.recipe),
-        text=run.hooks.text_read,
-        fused={layer.number: layer.raised for layer in run.fused},
-        seconds=run.seconds + sum(layer.seconds for layer in run.fused) + prompt.seconds,
+        columns=columns.of(-1),
+        prompt=columns,
+        grids=[[image.tokens.grid for image in images[row]] for row in first_of],
+        cells=[[image.tokens.places.cells.cpu() for image in images[row]] for row in first_of],
+        wholes=[[image.tokens.places.wholes or () for image in images[row]] for row in first_of],
+        trimmed=done.trimmed,
+        layers=done.layers,
+        text=done.text,
+        fused=done.fused,
+        seconds=done.seconds,
     )
 
 
-def _as_called(run: Forward, prompt: Prompt) -> Adapter:
-    """The adapter of the call that encoded the images: it may have asked for another layer than the config does."""
-    return next((image.tokens.adapter for images in prompt.rows for image in images), run.adapter)
+def _columns(done: Prefill, rows: list[int]) -> PromptColumns:
+    """Where the tokens of each band of layers stand in the prompt, of these rows."""
+    bands = []
+    for segment in done.segments:
+        layout = segment.layout
+        own = (layout.image < 0) | (layout.slot >= 0)
+        bands.append((segment.start, layout.source[rows].cpu(), own[rows].cpu()))
+    return PromptColumns(done.length, bands, done.prompt.samples, done.depth, done.kinds, done.trimmed, done.cached)
 
 
-def kept_slots(slots: Tensor) -> Tensor:
+def _kept_slots(slots: Tensor) -> Tensor:
     """Sorted distinct slots on the CPU, without the -1 of tokens that have none."""
     return torch.unique(slots[slots >= 0]).cpu()

@@ -38,6 +38,21 @@ class SoFar:
     memory: dict[str, object] = field(default_factory=dict)
 
 
+@dataclass
+class Known:
+    """What the acts of a recipe are told of one image beside its tokens.
+
+    Attributes:
+        text: around it.
+        seed: of the prompt and the image.
+        so_far: what the acts of each stage of the recipe have known of it.
+    """
+
+    text: ImageText
+    seed: int
+    so_far: defaultdict[int, SoFar] = field(default_factory=lambda: defaultdict(SoFar))
+
+
 def fused_layers(adapter: Adapter, acts: Mapping[int, Act]) -> dict[int, int]:
     """Decoder layers whose attention is fused, and the layer before which what is fused there is removed.
 
@@ -72,21 +87,25 @@ def check_budgets(recipe: Recipe, prompt: Prompt) -> None:
             )
 
 
-def prompt_seed(seed: int, ids: Tensor | None, image: int) -> int:
-    """A seed of the prompt's own: the same in any batch, on any device, for every beam."""
+def prompt_seed(seed: int, ids: Tensor | None, number: int) -> int:
+    """A seed for one image of a prompt: the same in any batch, on any device, for every beam."""
     digest = zlib.crc32(ids.to("cpu", torch.int64).numpy().tobytes()) if ids is not None else 0
-    return (seed * 1_000_003 + digest + 7919 * image) % (1 << 63)
+    return (seed * 1_000_003 + digest + 7919 * number) % (1 << 63)
 
 
-def run_vision_acts(
-    adapter: Adapter, acts: Sequence[Act], image: ImageTokens, shown: Tensor, text: ImageText, seed: int,
-    so_far: defaultdict[int, SoFar],
-) -> list[Picked]:  # fmt: skip
+def view_of(act: Act, image: ImageTokens, now: Picked, keep: int, known: Known) -> ImageView:
+    """What an act is shown of an image of which these tokens are there, without the signals of decoder layers."""
+    signals, cells = prompt_signals(act, image, known.text, now), image.cells(now.slots)
+    memory = known.so_far[act.stage].memory
+    return ImageView(keep, now.slots, image.grid, act.info, signals, known.seed, cells, image.count, memory, act)
+
+
+def run_vision_acts(acts: Sequence[Act], image: ImageTokens, shown: Tensor, known: Known) -> list[Picked]:
     """The image's tokens as they came from the tower, then after each act before the LLM, taken `at` this image.
 
     Args:
         shown: [count] which of the image's slots the attention mask does not hide.
-        so_far: what the acts of each stage have known of this image; they go on inside the LLM.
+        known: changed by the acts, and handed on to those inside the LLM.
     """
     device = image.features.device
     resized = image.features.shape[0] < image.count
@@ -95,18 +114,14 @@ def run_vision_acts(
     states = [Picked(origin, image.slots[whole], image.features[whole] if resized else None)]
     for act in acts:
         now = states[-1]
-        known = so_far[act.stage]
-        known.reached = known.reached or len(now.slots)
-        keep = act.budget(len(now.slots), known.reached)
+        so_far = known.so_far[act.stage]
+        so_far.reached = so_far.reached or len(now.slots)
+        keep = act.budget(len(now.slots), so_far.reached)
         acted, stays = changes_encoding(act.method), keep >= len(now.slots)
         if acted or (stays and not isinstance(act.method, Observes)):
             states.append(now)
             continue
-        signals, cells = prompt_signals(act, image, text, now), image.cells(now.slots)
-        keep = min(keep, len(now.slots))
-        view = ImageView(
-            keep, now.slots, image.grid, adapter.info, signals, seed, cells, image.count, known.memory, act
-        )
+        view = view_of(act, image, now, min(keep, len(now.slots)), known)
         observe(view)
         states.append(now if stays else _apply(view, now, image))
     return states
@@ -151,7 +166,7 @@ def choose(view: ImageView) -> Selection:
         if keep == len(tokens) and not merges:
             found.append((tokens, torch.arange(keep, device=tokens.device), frame or 0))
         elif keep > 0:  # a method that merges makes the tokens of a frame it keeps whole too
-            found.append((tokens, _checked(_part(method, view, tokens, keep, frame)), frame or 0))
+            found.append((tokens, _checked(_part(view, tokens, keep, frame)), frame or 0))
             merges = isinstance(found[-1][1], Merged)
     return _together(method, view, sorted(found, key=lambda part: int(part[0][0]))) if found else shown[:0]
 
@@ -162,7 +177,7 @@ def fusion_candidates(method: Fusing, view: ImageView) -> Tensor:
     found = [shown[:0]]
     for tokens, keep, frame in _competing(method, view, shown) if len(shown) > view.keep else []:
         if 0 < keep < len(tokens):
-            part = _part(method, view, tokens, keep, frame)
+            part = _part(view, tokens, keep, frame)
             found.append(tokens[method.candidates(part).to(tokens.device)])
     candidates = torch.sort(torch.cat(found)).values
     if bool((candidates.diff() == 0).any()):
@@ -192,12 +207,8 @@ def _competing(method: Method, view: ImageView, shown: Tensor) -> list[tuple[Ten
     return [(shown[frames == number], keep, number) for number, keep in zip(numbers, budgets, strict=True)]
 
 
-def _part(method: Method, view: ImageView, tokens: Tensor, keep: int, frame: int | None) -> ImageView:
-    if frame is None and len(tokens) == view.n:
-        return view
-    needs = view.act.needs
-    signals = {name: needs[name].take(value, tokens, frame) for name, value in view.signals.items()}
-    return view.part(tokens, keep, signals)
+def _part(view: ImageView, tokens: Tensor, keep: int, frame: int | None) -> ImageView:
+    return view if frame is None and len(tokens) == view.n else view.only(tokens, keep, frame)
 
 
 def shares(sizes: list[int], keep: int) -> list[int]:

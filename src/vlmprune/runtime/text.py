@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from vlmprune.core.act import Act
 from vlmprune.core.errors import UserError
 from vlmprune.core.needs import PromptNeed
 from vlmprune.core.recipe import Recipe
@@ -128,8 +127,9 @@ class TextHooks:
     def __init__(
         self, adapter: Adapter, recipe: Recipe, positions: str | None, seed: int, text_tower: TextTower | None
     ) -> None:
-        self.adapter, self.recipe, self.positions, self.seed = adapter, recipe, positions, seed
+        self.adapter, self.recipe, self.seed = adapter, recipe, seed
         self.plan = recipe.on(adapter.info)
+        self.policies = self.plan.policies(positions)
         self.before_llm, self.at_layer = self.plan.before_llm, self.plan.inside
         self.fused = fused_layers(adapter, self.at_layer)
         for layer, act in self.at_layer.items():
@@ -167,9 +167,6 @@ class TextHooks:
         if not any(isinstance(need, PromptNeed) and need.compares_text for need in needs):
             return None
         return "instruction embeddings" if self.text_tower is None else "CLIP text tower"
-
-    def policy(self, act: Act) -> str:
-        return self.positions or act.positions
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         interface = interface_of(module)

@@ -165,7 +165,8 @@ class VisionWrapper:
                 return self._encode(call)
             called = copy.copy(self)
             called.adapter = self.adapter.called_with(self.name, call)
-            called.needs = encoder_needs(called.adapter, self.recipes)
+            if called.adapter is not self.adapter:
+                called.needs = encoder_needs(called.adapter, self.recipes)
             return called._encoded(call)
 
     def _encoded(self, call: dict[str, Any]) -> Any:
@@ -183,7 +184,7 @@ class VisionWrapper:
             _RUNNING.discard(id(self.adapter.inner))
         start = time.perf_counter()
         features = self.adapter.features(self.modality, used, getattr(output, "pooler_output", None))
-        places = self.adapter.slots(self.modality, used)
+        places = self.adapter.slots(self.modality, used, [len(piece) for piece in features])
         record = VisionRecord([_tokens(f, p, self.adapter) for f, p in zip(features, places, strict=True)])
         for image, keep in zip(record.images, budgets or (), strict=bool(budgets)):
             image.keep = keep

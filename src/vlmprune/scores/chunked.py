@@ -1,4 +1,4 @@
-"""The same statistics in plain torch without ever holding heads x N x N numbers."""
+"""Attention statistics in plain torch, computed in chunks so that heads x N x N numbers are never held at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CHUNK_ELEMENTS = 1 << 20  # 4 MiB of float32 logits at a time
 
 
 def softmax_with_sinks(logits: Tensor, sinks: Tensor | None) -> Tensor:
-    """Softmax over logits [..., Hkv, G, R, S], each head with one of `sinks` [H] beside them that belongs to no key."""
+    """Softmax over logits [..., Hkv, G, R, S] and, for each head, a further logit of `sinks` [H] that has no key."""
     if sinks is None:
         return torch.softmax(logits, dim=-1)
     apart = sinks.to(logits).view(*logits.shape[-4:-2], 1, 1).expand(*logits.shape[:-1], 1)
@@ -56,8 +56,8 @@ def attention_rows(
         scaling: factor on the logits.
         mask: [B, R, S], True where the query sees the key; every query must see one.
         heads: "mean" or "max" over them, or "all".
-        softcap: c of logits that are capped as c tanh(logit / c) (Gemma 2).
-        sinks: [H] a logit of each head that takes its share of every row and belongs to no key (gpt-oss).
+        softcap: c, if logits are capped as c tanh(logit / c) (Gemma 2).
+        sinks: [H] a logit for each head that takes a share of every row but has no key (gpt-oss).
 
     Returns:
         [B, R, S] float32, or [B, H, R, S] for all heads.
@@ -83,10 +83,10 @@ def received_attention(query: Tensor, key: Tensor, scaling: float, real: Tensor 
     Args:
         query: [B, H, N, d].
         key: [B, Hkv, S, d].
-        real: [B, S] where some tokens are padding (then S = N): it is neither attended to nor counted as a query.
+        real: [B, S], False for padding (then S = N), which is neither attended to nor counted as a query.
 
     Returns:
-        [B, S] float32. At most `CHUNK_ELEMENTS` logits exist at a time (never less than one query's row).
+        [B, S] float32. At most `CHUNK_ELEMENTS` logits exist at a time, or one query's row if that is longer.
     """
     step = _chunks(query, key)
     total = torch.zeros(query.shape[0], key.shape[2], dtype=torch.float32, device=query.device)

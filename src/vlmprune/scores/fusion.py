@@ -1,8 +1,9 @@
-"""Prune-Aware Fusion as an exact correction of what an attention kernel returned.
+"""Prune-Aware Fusion as an exact correction of the output of an attention kernel.
 
-With the row's log-sum-exp, exp(A - lse) is what softmax gave each key, so raising some logits from A to A' changes a
-row's output o to (o + sum_j (e^(A'_j - lse) - e^(A_j - lse)) v_j) / (1 + sum_j (e^(A'_j - lse) - e^(A_j - lse))), and
-only the logits of rows x candidates are formed.
+With lse the log-sum-exp of a row, softmax gave each key exp(A - lse). Raising some logits from A to A' therefore
+changes the row's output o to
+    (o + sum_j (e^(A'_j - lse) - e^(A_j - lse)) v_j) / (1 + sum_j (e^(A'_j - lse) - e^(A_j - lse))).
+Only the logits of rows x candidates are computed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Rows:
         scaling: factor on the logits.
         visible: [R, S], True where the query sees the key.
         softcap: c of logits capped as c tanh(A / c), or None.
-        sinks: [H] a logit of each head that belongs to no key, or None.
+        sinks: [H] a logit for each head that has no key, or None.
     """
 
     query: Tensor
@@ -48,11 +49,11 @@ class Rows:
         return replace(self, query=self.query[:, rows], visible=self.visible[rows])
 
     def among(self, keys: Tensor) -> Rows:
-        """The same queries, of these keys alone."""
+        """The same queries, with these keys only."""
         return replace(self, key=self.key[:, keys], value=self.value[:, keys], visible=self.visible[:, keys])
 
     def step(self) -> int:
-        """Queries at a time."""
+        """How many queries to take at a time."""
         return max(1, CHUNK_ELEMENTS // max(1, self.query.shape[0] * self.key.shape[1]))
 
     def logits(self) -> Tensor:
@@ -64,11 +65,11 @@ class Rows:
         return logits.masked_fill(~self.visible, float("-inf"))
 
     def sum(self, weights: Tensor) -> Tensor:
-        """Values weighted so: [Hkv, H / Hkv, R, dv]."""
+        """Sum of the values with these weights: [Hkv, H / Hkv, R, dv]."""
         return weights @ self.value.to(self.dtype).unsqueeze(1)
 
     def log_sum_exp(self) -> Tensor:
-        """[Hkv, H / Hkv, R], at most `CHUNK_ELEMENTS` logits at a time (never less than one row)."""
+        """[Hkv, H / Hkv, R], from at most `CHUNK_ELEMENTS` logits at a time, or one row if that is longer."""
         step = self.step()
         pieces = range(0, self.query.shape[1], step)
         found = torch.cat([self.part(slice(i, i + step)).logits().logsumexp(-1) for i in pieces], dim=-1)
@@ -87,19 +88,19 @@ def fused_attention(
     threshold_over: str = "row",
     positive_only: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """What attention returns once the logits at some keys are raised, each by `strength` times itself.
+    """The output of attention after the logits at some keys are raised, each by `strength` times itself.
 
     Args:
-        output: [R, H, dv] what it returned without.
+        output: [R, H, dv] what attention returned without this edit.
         groups: the candidates of each image as columns of `rows.key`.
-        lse: [H, R] log-sum-exp of the logits where the kernel gives it; else it is computed here, in chunks.
-        threshold: what a candidate must hold of a row's attention, more than that, to be raised.
-        top_share: of the candidates of an image; the logit must be among so many largest.
-        threshold_over: "row", or "candidates" for what it holds of the attention to candidates.
+        lse: [H, R] log-sum-exp of the logits, if the kernel gives it; otherwise it is computed here, in chunks.
+        threshold: a candidate is raised only if its share of a row's attention is above this.
+        top_share: a candidate is raised only if its logit is among this share of the largest of its image.
+        threshold_over: "row": the share is of the whole row's attention; "candidates": of that to candidates only.
         positive_only: leave negative logits alone.
 
     Returns:
-        [R, H, dv] of the type of `output`, and [R, H] True where anything was raised.
+        [R, H, dv] of the type of `output`, and [R, H] True where a logit was raised.
     """
     columns = torch.cat(groups)
     heads = (rows.key.shape[0], -1)
@@ -133,7 +134,7 @@ def fused_attention(
 
 
 def _largest(logits: Tensor, sizes: list[int], part: float) -> Tensor:
-    """Which logits [..., F] are among the largest of their group, a `part` of it rounded up."""
+    """Which logits [..., F] are among the largest of their group: the share `part` of the group, rounded up."""
     largest = torch.zeros_like(logits, dtype=torch.bool)
     for among, mark in zip(logits.split(sizes, -1), largest.split(sizes, -1), strict=True):
         count = math.ceil(part * among.shape[-1] - 1e-9)  # 0.07 of 100 are 7, not 7.000000000000001
@@ -142,7 +143,7 @@ def _largest(logits: Tensor, sizes: list[int], part: float) -> Tensor:
 
 
 def _dense(rows: Rows, columns: Tensor, edited: Tensor, chosen: Tensor) -> Tensor:
-    """[Hkv, H / Hkv, R, dv] of few rows by all of their logits."""
+    """[Hkv, H / Hkv, R, dv] the output of a few rows, computed from all of their logits."""
     step, outputs = rows.step(), []
     for i in range(0, rows.query.shape[1], step):
         part, piece = rows.part(slice(i, i + step)), slice(i, i + step)

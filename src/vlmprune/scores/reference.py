@@ -1,4 +1,4 @@
-"""The statistics by their definition, with the whole attention matrix: what the chunked ones must equal."""
+"""The statistics by their definition, from the whole attention matrix. The chunked ones must equal these."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def attention(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = 
 def attention_rows(
     query: Tensor, key: Tensor, scaling: float, mask: Tensor | None = None, heads: str = "mean"
 ) -> Tensor:
-    """The given queries' rows, mean or max over heads [B, R, S], or all of them [B, H, R, S]."""
+    """Rows of the given queries: the mean or max over heads [B, R, S], or those of all heads [B, H, R, S]."""
     rows = attention(query, key, scaling, mask)
     return {"mean": rows.mean(1), "max": rows.amax(1), "all": rows}[heads]
 

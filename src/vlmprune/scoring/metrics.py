@@ -1,74 +1,45 @@
-"""From the scores of a task's records to its figures.
+"""The metrics of the tasks, by name. All of them are in percent.
 
-A metric works on per-unit counts: a unit is what was drawn independently (a question, or the two questions of a
-pair), its row holds a few counts, and the metric is a function of the summed rows. Resampling rows for a bootstrap
-is then one matrix product (`bench.stats`).
+- `ACCURACY`, `SOFT_ACCURACY`, `ANLS`, `RELAXED_ACCURACY`, `OCRBENCH`: the mean of the scores, under the name that it
+  has for that kind of score. A unit is a question. OCRBench's points of 1,000 are ten times its value.
+- `F1`: of "yes" (POPE), with precision, recall, accuracy and the share of "yes" beside it. A unit is a question.
+- `MME_TOTAL`, `MME`: see `scoring.pairs`. A unit is a pair; its details `perception` and `cognition` are points.
+- `CIRCULAR`, `HALLUSION`: see `scoring.groups`. A unit is a group of questions.
+- `JUDGED_SCORE`, `JUDGED_ACCURACY`: the mean of a judge's scores. The latter has beside it the judge's mean `rating`,
+  from 0 to 5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+import re
+from collections.abc import Sequence
 
 import numpy as np
 
-
-class Scored(Protocol):
-    """What a metric reads from a record."""
-
-    @property
-    def group(self) -> str: ...
-    @property
-    def category(self) -> str: ...
-    @property
-    def answers(self) -> tuple[str, ...]: ...
-    @property
-    def extracted(self) -> str | None: ...
-    @property
-    def score(self) -> float: ...
+from vlmprune.scoring.groups import CIRCULAR, HALLUSION
+from vlmprune.scoring.metric import Metric, Scored, accuracy_by_category, no_details, ratio, unparsed_share
+from vlmprune.scoring.pairs import MME, MME_TOTAL
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A task's primary metric, in percent, and what else is reported beside it.
-
-    Attributes:
-        name: as shown in tables.
-        counts: records to an array [units, columns] of counts.
-        value: sums of the counts [..., columns] to the metric [...], NaN where it is undefined.
-        details: sums [columns] to further figures by name.
-    """
-
-    name: str
-    counts: Callable[[Sequence[Scored]], np.ndarray]
-    value: Callable[[np.ndarray], np.ndarray]
-    details: Callable[[np.ndarray], dict[str, float]]
-
-
-def unparsed_share(records: Sequence[Scored]) -> float:
-    """Share of replies, in percent, in which no answer of the asked kind was found."""
-    return 100.0 * sum(record.extracted is None for record in records) / max(1, len(records))
-
-
-def accuracy_by_category(records: Sequence[Scored]) -> dict[str, float]:
-    """Plain accuracy of each category, in percent."""
-    names = dict.fromkeys(record.category for record in records)
-    return {
-        name: 100.0 * float(np.mean([record.score for record in records if record.category == name])) for name in names
-    }
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(whole > 0, 100.0 * part / np.where(whole > 0, whole, 1), np.nan)
-
-
-def _accuracy_counts(records: Sequence[Scored]) -> np.ndarray:
+def _score_counts(records: Sequence[Scored]) -> np.ndarray:
+    """Columns: score, questions."""
     return np.array([(record.score, 1.0) for record in records], float).reshape(-1, 2)
 
 
-ACCURACY = Metric("accuracy", _accuracy_counts, lambda sums: _ratio(sums[..., 0], sums[..., 1]), lambda sums: {})
+def _first_share(sums: np.ndarray) -> np.ndarray:
+    return ratio(sums[..., 0], sums[..., 1])
+
+
+def _mean_score(name: str) -> Metric:
+    return Metric(name, _score_counts, _first_share, no_details)
+
+
+ACCURACY = _mean_score("accuracy")
+SOFT_ACCURACY = _mean_score("soft accuracy")
+ANLS = _mean_score("ANLS")
+RELAXED_ACCURACY = _mean_score("relaxed accuracy")
+OCRBENCH = _mean_score("OCRBench score / 10")
+JUDGED_SCORE = _mean_score("judged score")
 
 
 def _pope_counts(records: Sequence[Scored]) -> np.ndarray:
@@ -84,58 +55,74 @@ def _pope_counts(records: Sequence[Scored]) -> np.ndarray:
 
 
 def _f1(sums: np.ndarray) -> np.ndarray:
-    return _ratio(2 * sums[..., 0], 2 * sums[..., 0] + sums[..., 1] + sums[..., 2])
+    return ratio(2 * sums[..., 0], 2 * sums[..., 0] + sums[..., 1] + sums[..., 2])
 
 
 def _pope_details(sums: np.ndarray) -> dict[str, float]:
     true, false, missed, right, yes, n = sums
     return {
-        "accuracy": float(_ratio(right, n)),
-        "precision": float(_ratio(true, true + false)),
-        "recall": float(_ratio(true, true + missed)),
-        "yes_ratio": float(_ratio(yes, n)),
+        "accuracy": float(ratio(right, n)),
+        "precision": float(ratio(true, true + false)),
+        "recall": float(ratio(true, true + missed)),
+        "yes_ratio": float(ratio(yes, n)),
     }
 
 
 F1 = Metric("F1", _pope_counts, _f1, _pope_details)
 
 
-def _mme_counts(records: Sequence[Scored]) -> np.ndarray:
-    """One row per pair; for each category the columns right answers, questions, pairs with both right, pairs."""
-    categories = sorted({record.category for record in records})
-    pairs: dict[str, list[Scored]] = {}
+_RATING = re.compile(r"(?:yes|no) (\d(?:\.\d+)?)")
+
+
+def _rated_counts(records: Sequence[Scored]) -> np.ndarray:
+    """Columns: score, questions, rating, ratings."""
+    rows = []
     for record in records:
-        pairs.setdefault(record.group, []).append(record)
-    counts = np.zeros((len(pairs), len(categories), 4))
-    for row, members in zip(counts, pairs.values(), strict=True):
-        right = [member.score for member in members]
-        row[categories.index(members[0].category)] = sum(right), len(right), all(right), 1
-    return counts.reshape(len(pairs), -1)
+        rating = _RATING.fullmatch(record.extracted or "")  # else it is the answer itself, or none
+        rows.append((record.score, 1.0, float(rating[1]) if rating else 0.0, float(rating is not None)))
+    return np.array(rows, float).reshape(-1, 4)
 
 
-def _mme_parts(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """acc and acc+ of each category, [..., categories], NaN for those that do not occur."""
-    table = sums.reshape(*sums.shape[:-1], -1, 4)
-    return _ratio(table[..., 0], table[..., 1]), _ratio(table[..., 2], table[..., 3])
+def _rating(sums: np.ndarray) -> dict[str, float]:
+    return {"rating": float(sums[2] / sums[3])} if sums[3] > 0 else {}
 
 
-def _mean_present(values: np.ndarray) -> np.ndarray:
-    present = ~np.isnan(values)
-    return np.where(present, values, 0.0).sum(-1) / np.maximum(1, present.sum(-1))
+JUDGED_ACCURACY = Metric("judged accuracy", _rated_counts, _first_share, _rating)
 
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        ACCURACY,
+        SOFT_ACCURACY,
+        ANLS,
+        RELAXED_ACCURACY,
+        OCRBENCH,
+        F1,
+        MME,
+        MME_TOTAL,
+        CIRCULAR,
+        HALLUSION,
+        JUDGED_SCORE,
+        JUDGED_ACCURACY,
+    )
+}
 
-def _mme_value(sums: np.ndarray) -> np.ndarray:
-    acc, acc_plus = _mme_parts(sums)
-    return _mean_present((acc + acc_plus) / 2)
-
-
-def _mme_details(sums: np.ndarray) -> dict[str, float]:
-    acc, acc_plus = _mme_parts(sums)
-    return {"accuracy": float(_mean_present(acc)), "accuracy_plus": float(_mean_present(acc_plus))}
-
-
-# MME's own score of a category is acc + acc+ (at most 200); the mean over categories is halved to a percentage,
-# as MME's normalised total (perception + cognition) / 2800 is.
-MME = Metric("(acc + acc+) / 2", _mme_counts, _mme_value, _mme_details)
-
-METRICS: dict[str, Metric] = {metric.name: metric for metric in (ACCURACY, F1, MME)}
+__all__ = [
+    "ACCURACY",
+    "ANLS",
+    "CIRCULAR",
+    "F1",
+    "HALLUSION",
+    "JUDGED_ACCURACY",
+    "JUDGED_SCORE",
+    "METRICS",
+    "MME",
+    "MME_TOTAL",
+    "OCRBENCH",
+    "RELAXED_ACCURACY",
+    "SOFT_ACCURACY",
+    "Metric",
+    "Scored",
+    "accuracy_by_category",
+    "unparsed_share",
+]

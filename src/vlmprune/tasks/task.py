@@ -21,10 +21,12 @@ class Place:
     Attributes:
         canvas: how generated scenes are drawn for the model.
         data: folder of local copies; None to look on the hub.
+        pictures: whether pictures and videos are wanted; replies are scored without.
     """
 
     canvas: Canvas = FIXED
     data: Path | None = None
+    pictures: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,11 @@ class Task(ABC):
     wordings: Mapping[str, Wording] = field(default_factory=dict)
     judged: bool = False
     endless: ClassVar[bool] = False
+
+    @property
+    def source(self) -> str:
+        """Where its data is to be had, and how large it is, for people; "" where that is not to be said."""
+        return ""
 
     @abstractmethod
     def samples(self, place: Place = Place()) -> Iterator[Sample]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import PixelMethod
-from vlmprune.core.report import RunReport
 from vlmprune.core.roles import merges_inside
-from vlmprune.runtime.oracle import cutting_oracle, is_recurrent, masking_oracle, with_text
+from vlmprune.runtime import oracle as oracles
 from vlmprune.runtime.session import prune
 from vlmprune.testing.check import Failed, Skipped, check, in_words
 from vlmprune.testing.subject import KEEP, Run, Subject
@@ -125,47 +123,18 @@ def alone(subject: Subject) -> None:
 def oracle(subject: Subject) -> None:
     run = run_of(subject)
     compared(subject)
-    report = run.report
+    on, report = subject.ground, run.report
     makes = any(report.merged) or not subject.selects
     if makes or report.fused:
         steps = 1 if report.trimmed else run.tokens.shape[1]  # trimmed caches show less to what is decoded
-        due, name = uncached(subject, run, steps), "a forward without a cache"
-        got = run.logits[:, steps - 1]
+        name, got, tokens = "a forward without a cache", run.logits[:, steps - 1], run.tokens[:, :steps]
+        with prune(on.model, subject.recipe()):
+            due = oracles.uncached(subject.adapter, on.inputs, tokens, run.positions)[:, -1]
     else:
-        due, name, got = masked(subject, run), "the oracle, which masks what was dropped", run.logits
+        name, got, policies = "the oracle, which masks what was dropped", run.logits, subject.plan().policies()
+        due = oracles.oracle(on.model, on.inputs, on.rows, run.tokens, report, policies, on.numbers)
     if words := differs(got, due):
         raise Failed(f"expected the logits of {name}, but {words}")
-
-
-@torch.no_grad()
-def uncached(subject: Subject, run: Run, steps: int) -> Tensor:
-    """[B, V] the logits of the last of so many steps, by one pruned forward of prompt and tokens.
-
-    Positions are counted as `generate` did, because some scores depend on where the counting begins.
-    """
-    inputs = with_text(subject.adapter, subject.ground.inputs, run.tokens[:, : steps - 1])
-    if run.positions is not None:
-        later = run.positions[..., -1:] + torch.arange(1, steps)
-        inputs["position_ids"] = torch.cat([run.positions, later], dim=-1)
-    with prune(subject.ground.model, subject.recipe()):
-        out: Any = subject.ground.model(**inputs, use_cache=False, logits_to_keep=steps)
-    return out.logits[:, -1]  # type: ignore[no-any-return]
-
-
-def masked(subject: Subject, run: Run) -> Tensor:
-    """[B, T, V] by the masking oracle, or the cutting oracle row by row on recurrent models."""
-    on, report, policies = subject.ground, run.report, dict[int, str]()
-    for act in subject.plan().acts:
-        layer = act.layer or 0
-        policies[layer] = "compact" if "compact" in (act.positions, policies.get(layer)) else act.positions
-    if not is_recurrent(on.model):
-        return masking_oracle(on.model, on.inputs, run.tokens, report, policies, on.numbers)
-    rows = []
-    for row, inputs in enumerate(on.rows):
-        own = RunReport(stages=[(layer, [kept[row]]) for layer, kept in report.stages], trimmed=report.trimmed)
-        at, start = slice(row, row + 1), on.numbers.shape[1] - inputs["input_ids"].shape[1]
-        rows.append(cutting_oracle(on.model, inputs, run.tokens[at], own, policies, on.numbers[at, start:]))
-    return torch.cat(rows)
 
 
 @check("on a model an image of odd shape, as a single row of slots, keeps its budget, and the logits are right")

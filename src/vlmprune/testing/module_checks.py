@@ -91,8 +91,9 @@ def _states(subject: AdapterSubject) -> Iterator[dict[str, list[Tensor]]]:
 
 @torch.no_grad()
 def _check_projector(one: Encoded, what: str, states: Sequence[Tensor]) -> None:
-    laid = one.adapter.rows(one.modality, one.call, states)
-    for features, rows in zip(one.adapter.features(one.modality, one.call, one.pooled), laid, strict=True):
+    pieces = one.adapter.features(one.modality, one.call, one.pooled)
+    laid = one.adapter.rows(one.modality, one.call, states, [len(features) for features in pieces])
+    for features, rows in zip(pieces, laid, strict=True):
         known = ~rows.rows.isnan().any(dim=-1)  # newline and CLS slots have no row
         got, due = one.adapter.project(rows.rows[known]), features[known]
         error = float((got - due).abs().max())

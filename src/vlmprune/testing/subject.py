@@ -251,12 +251,6 @@ def tensors(value: Any) -> list[Tensor]:
     return [tensor for part in value for tensor in tensors(part)] if isinstance(value, tuple) else []
 
 
-def only(view: ImageView, tokens: Tensor, keep: int) -> ImageView:
-    """The image with these tokens alone."""
-    needs = view.act.needs
-    return view.part(tokens, keep, {name: needs[name].take(value, tokens) for name, value in view.signals.items()})
-
-
 def same(a: Selection, b: Selection) -> bool:
     """Whether two selections are equal, whatever the order of indices."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):

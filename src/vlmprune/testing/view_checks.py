@@ -15,7 +15,7 @@ from vlmprune.core.view import Grid, ImageView, Merged, ModelInfo, Selection
 from vlmprune.runtime.select import check_merged, check_selection
 from vlmprune.testing.check import Failed, Noted, Skipped, check, in_words
 from vlmprune.testing.families import FAMILIES
-from vlmprune.testing.subject import Reading, Subject, cloned, mapped, only, same, tensors
+from vlmprune.testing.subject import Reading, Subject, cloned, mapped, same, tensors
 
 _SHOWN = 3  # images shown again: one of each act, up to so many
 _MANY = 16  # tokens of an image from which on a method must be seen to read what it declares
@@ -119,7 +119,7 @@ def ranks(view: ImageView) -> bool:
         return False
     for gone in [*sorted(kept)[:3], min({*range(view.n)} - more)]:
         left = torch.tensor([token for token in range(view.n) if token != gone])
-        if _chosen(only(view, left, view.keep), left) != (more - {gone} if gone in kept else kept):
+        if _chosen(view.only(left, view.keep), left) != (more - {gone} if gone in kept else kept):
             return False
     return True
 
@@ -135,7 +135,7 @@ def _chosen(view: ImageView, names: Tensor | None = None) -> set[int]:
 def order_matters(view: ImageView) -> bool:
     """Whether the method keeps other tokens of an image where the same ones stand in another order."""
     order = torch.randperm(view.n, generator=torch.Generator().manual_seed(0))
-    moved, here = selected(only(view, order, view.keep), "an image in another order"), selected(view, "an image")
+    moved, here = selected(view.only(order, view.keep), "an image in another order"), selected(view, "an image")
     return not (isinstance(moved, Tensor) and isinstance(here, Tensor) and same(order[moved], here))
 
 
@@ -174,7 +174,7 @@ def non_finite(subject: Subject) -> None:
 @check("of an image of two tokens one can be kept")
 def few_tokens(subject: Subject) -> None:
     for view in shown(subject):
-        selected(only(view, torch.arange(2), 1), "an image with two tokens left")
+        selected(view.only(torch.arange(2), 1), "an image with two tokens left")
 
 
 @check("one frame alone gets its budget")
@@ -187,7 +187,7 @@ def one_frame(subject: Subject) -> None:
         tokens = (view.frames == view.frames[0]).nonzero().squeeze(1)
         if len(tokens) < 2:
             continue
-        part = only(view, tokens, max(1, len(tokens) // 2))
+        part = view.only(tokens, max(1, len(tokens) // 2))
         cells = torch.where(part.cells >= 0, part.cells % (view.grid.rows * view.grid.cols), -1)
         alone = replace(part, grid=Grid(view.grid.rows, view.grid.cols), cells=cells)
         selected(alone, f"one frame of {view.grid.rows} x {view.grid.cols} cells")
@@ -198,7 +198,7 @@ def odd_shape(subject: Subject) -> None:
     for view in shown(subject):
         for tokens, what in _odd(view):
             if len(tokens) > 1:
-                selected(only(view, tokens, max(1, len(tokens) // 2)), what)
+                selected(view.only(tokens, max(1, len(tokens) // 2)), what)
 
 
 def _odd(view: ImageView) -> Iterator[tuple[Tensor, str]]:

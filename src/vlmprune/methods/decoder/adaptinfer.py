@@ -1,4 +1,4 @@
-"""AdaptInfer: what the text looks at, each of its tokens with the weight that the text itself gives it."""
+"""AdaptInfer: attention from the text tokens, each weighted by its attention with the other text tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from vlmprune.author import ImageView, ModelInfo, Need, Scorer, TextQueryAttention, TextSelfAttention
 from vlmprune.methods.decoder.staged import Staged, interpolate
 
-# Tokens left after each act, by the budget, both of 576 (on Qwen of 100).
+# For each budget, the tokens left after each act; both are out of 576 (on Qwen out of 100).
 LLAVA_7B = {32: (40, 12, 0), 48: (80, 24, 2), 64: (133, 27, 3), 128: (290, 72, 18)}
 LLAVA_13B = {64: (148, 40, 5), 128: (300, 94, 30)}
 QWEN = {10: (17, 10.2, 3.06), 30: (50, 30, 9), 50: (70, 63, 18.9)}
@@ -25,30 +25,31 @@ class AdaptInfer(Scorer, Staged):
     Paper: AdaptInfer: Adaptive Token Pruning for Vision-Language Model Inference with Dynamical Text Guidance (arXiv
     2508.06084).
 
-    Formula: A [H, T, T] and B [H, T, n] = softmax rows of the T text tokens after the image at layer K-1, columns of
-    those tokens and of the image. Weight of text token t in head h: column sum + row sum - diagonal of A. Score
-    [n] = sum over h and t of weight [h, t] B [h, t, n]; the top tokens stay, in image order.
-    Time O(H T (T + n)) an act, memory O(H T n).
+    Formula: A [H, T, T] and B [H, T, n] = softmax rows of the T text tokens after the image at layer K-1, in the
+    columns of those text tokens (A) and of the image (B). Weight of text token t in head h: column sum + row sum -
+    diagonal of A. Score [n] = sum over h and t of weight [h, t] B [h, t, n]; the top tokens stay, in image order.
+    Time O(H T (T + n)) per act, memory O(H T n).
 
-    Defaults: on LLaVA and others acts before layers 2, 11 and 21 of 32 (of LLaVA-13B's 40 too) and keeps 290, 72 and
-    18 of 576 tokens for a budget of 128, 133, 27 and 3 for 64, and so on; on Qwen before layers 1, 10 and 20 of 28 and
-    keeps 17, 10.2 and 3.06 % for a budget of 10 %. Budgets between the paper's are interpolated, and counts and layers
-    scale with the image and the depth (ours). The budget is the average that leaves a layer; a little more enters
-    (`session.last.entering`). Below 48 of 576 no token may be left at the end. Positions: re-numbered on LLaVA, kept
-    elsewhere.
+    Defaults: on LLaVA and others it acts before layers 2, 11 and 21 of 32 (also of LLaVA-13B's 40). It keeps 290, 72
+    and 18 of 576 tokens for a budget of 128; 133, 27 and 3 for 64; and so on. On Qwen it acts before layers 1, 10 and
+    20 of 28 and keeps 17, 10.2 and 3.06 % for a budget of 10 %. Ours: budgets between the paper's are interpolated, and
+    counts and layers scale with the image and the depth. The budget is the average that leaves a layer; slightly more
+    enter one (`session.last.entering`). Below 48 of 576, possibly no token is left at the end. Positions: renumbered
+    on LLaVA, kept elsewhere.
 
     Args:
         layers: decoder layers (0-based) before which it acts, at most three.
 
     Differences from the authors' code:
-        - Rows of the text tokens alone are computed, in float32; theirs makes full attention maps at these layers.
-        - Where as many tokens arrive as shall stay, all stay; theirs drops one. Shares on Qwen are of the image's
-          tokens, rounded once; theirs are of what is left each time.
-        - Blending the weights with their mean and merging dropped tokens, both off in the code, are not offered.
+        - Only rows of the text tokens are computed, in float32; theirs computes full attention maps at these layers.
+        - If no more tokens arrive than should stay, all stay; theirs drops one. Shares on Qwen are of the image's
+          tokens, rounded once; theirs are of the tokens left at each act.
+        - Two options that are off in the code are not offered: blending the weights with their mean, and merging the
+          dropped tokens.
     """
 
     name: ClassVar[str] = "adaptinfer"
-    summary: ClassVar[str] = "at several layers, attention from text tokens weighted by attention among them"
+    summary: ClassVar[str] = "at several layers, attention from text tokens, weighted by attention among them"
     budget_means: ClassVar[str] = "an average over layers"
     least: ClassVar[int] = 0
 

@@ -1,4 +1,4 @@
-"""AutoPrune: how fast tokens go, layer by layer, is told by how much text and image have to say to each other."""
+"""AutoPrune: mutual information of text and image decides how fast tokens are dropped from layer to layer."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from vlmprune.methods.decoder.autoprune_curve import keep_counts, mutual_informa
 
 @dataclass
 class AutoPrune(Method):
-    """Tokens go after every layer along a logistic curve, whose steepness mutual information sets for each prompt.
+    """Drops tokens after every layer along a logistic curve; mutual information sets its steepness for each prompt.
 
     Paper: AutoPrune: Each Complexity Deserves a Pruning Policy (NeurIPS 2025, arXiv 2509.23931); supplement C: `flash`.
 
     Formula: A_l [H, T, n] = rows of the T text tokens after the image at layer l, r_l [n] their mean over heads and
-    rows, I_l = sum over heads of the bits that text tells of image tokens under A_l (`mutual_information`).
+    rows, I_l = the `mutual_information` of text and image under A_l in bits, summed over heads.
     After layer 0: score = lam * I_0 / T * r_0 + CLS attention of the encoder's used layer; the top V = min(2.5 *
-    target, N) stay. After layer l = 1, 2, ...: the top ceil((V - 1) q_l) by r_l stay, q = `keep_shares` with the
-    steepness max(0, k0 - gamma * I_1), and behind them some of the others as clusters (`recycle`).
-    Time O(H T n + n^2 D) an act, memory O(H T n + n^2).
+    target, N) stay. After layer l = 1, 2, ...: the top ceil((V - 1) q_l) by r_l stay, followed by clusters of some of
+    the others (`recycle`); q = `keep_shares` with the steepness max(0, k0 - gamma * I_1).
+    Time O(H T n + n^2 D) per act, memory O(H T n + n^2).
 
-    Defaults: `keep` is the target: tokens that a layer passes on, on average, layer 0 counted as V; counts vary with
-    the prompt. Towers without a CLS token give the received attention, made to sum to 1 (ours). Positions: re-numbered
-    on LLaVA; elsewhere kept, a cluster standing at its centre.
+    Defaults: `keep` is the target: the tokens that a layer passes on, on average, with V for layer 0. Counts vary with
+    the prompt. Towers without a CLS token give the received attention, scaled to sum to 1 (ours). Positions: renumbered
+    on LLaVA; kept elsewhere, where a cluster takes the position of its centre.
 
     Args:
-        flash: r_l is the row of the last prompt token alone, all that is read after layer 1. There is no code.
+        flash: r_l is the row of the last prompt token, and after layer 1 nothing else is read. There is no code for it.
         mi_rows: with `flash` (ours): "text" computes I of layers 0 and 1 as above; "none" takes both as 0.
         mi_reduce: "sum" over heads as above, or "mean": 32 times the mean, for other numbers of heads (ours).
-        x0, k0, gamma, lam: of the curve, steepest at x0: 14.9 by default, of 32 layers where there are fewer (ours).
+        x0, k0, gamma, lam: the curve's; it is steepest at layer x0, 14.9 of 32 by default (scaled to fewer: ours).
 
     Differences from the authors' code:
         - The cut after the last layer, which saves nothing, is left out.
         - Any number of images, each with its own budget and curve. Only rows of text tokens are computed.
-        - Equally dense tokens are told apart by their order instead of by noise.
+        - Ties between equally dense tokens are broken by their order; theirs adds noise.
     """
 
     name: ClassVar[str] = "autoprune"
@@ -59,7 +59,7 @@ class AutoPrune(Method):
     k0: Annotated[float, NotNegative] = 0.4
     gamma: Annotated[float, NotNegative] = 0.2
     lam: Annotated[float, NotNegative] = 0.3
-    per: Literal[None, "image"] = field(default=None, kw_only=True)  # the curve is of the whole image
+    per: Literal[None, "image"] = field(default=None, kw_only=True)  # one curve for the whole image
 
     def positions(self, info: ModelInfo) -> str:
         return "compact" if info.llava else "original"
@@ -67,7 +67,7 @@ class AutoPrune(Method):
     def acts(self, info: ModelInfo, keep: Keep) -> Sequence[int | At | None]:
         if info.attention_layers is not None:
             raise UserError(
-                "autoprune reads attention at every decoder layer, and some layers of this model have none."
+                "autoprune reads attention at every decoder layer, and some here have none: use another method."
             )
         return [At(layer + 1, self.needs_after(layer)) for layer in range(info.decoder_layers - 1)]
 
@@ -85,7 +85,7 @@ class AutoPrune(Method):
         target = resolve_keep(act.keep, total)
         if target == total or n == 1:
             return n
-        # the act after layer 1 is told the target so; later ones go by its curve
+        # `min(n - 1, target)` tells the act after layer 1 the target; later acts follow the curve made from it
         return min(n, int(2.5 * target)) if act.number == 0 else min(n - 1, target)
 
     def select(self, view: ImageView) -> Selection:
@@ -113,7 +113,7 @@ class AutoPrune(Method):
         return float((heads.sum() if self.mi_reduce == "sum" else 32 * heads.mean()).nan_to_num())  # NaN tells nothing
 
     def count(self, view: ImageView) -> int:
-        """Tokens kept by their score after layer 1 and on."""
+        """How many tokens are kept by their score, after layer 1 and each later layer."""
         if view.act.number == 1:
             steepness, depth = max(self.k0 - self.gamma * self.information(view), 0.0), view.info.decoder_layers
             view.memory["counts"] = keep_counts(steepness, view.keep, view.n, view.total, depth, self.x0)

@@ -1,4 +1,4 @@
-"""AutoPrune's numbers: mutual information of a block of attention, and the curve of what each layer keeps."""
+"""AutoPrune's numbers: mutual information of a block of attention, and the curve of how much each layer keeps."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ START = 0.75  # height of the curve before it is scaled
 
 
 def mutual_information(attention: Tensor) -> Tensor:
-    """Bits that text tokens tell of image tokens, head by head: [H, T, n] to [H].
+    """Mutual information of text and image tokens in bits, for each head: [H, T, n] to [H].
 
-    Every text token counts 1/T; a row is what it gives the image's tokens, and need not sum to 1.
+    Every text token counts 1/T. A row is the attention that it pays to the image's tokens, which need not sum to 1.
     """
     if attention.shape[-2] == 0:
         return attention.new_zeros(attention.shape[0])
@@ -28,14 +28,14 @@ def mutual_information(attention: Tensor) -> Tensor:
 def keep_shares(
     steepness: float, target: int, first: int, tokens: int, depth: int, x0: float | None = None
 ) -> list[float]:
-    """What layers 1, 2, ... keep, as shares of the `first` of the image's `tokens` that layer 0 passed on.
+    """What layers 1, 2, ... keep, as shares of the `first` tokens (of the image's `tokens`) that layer 0 passed on.
 
-    A logistic curve around layer x0 + steepness, scaled by bisection so that the layers, layer 0 counted as `first`,
-    pass on `target` tokens on average with those that are recycled (`simulated`). A share may exceed 1: all stay.
+    A logistic curve around layer x0 + steepness. It is scaled by bisection until the layers, with `first` for layer 0,
+    pass on `target` tokens on average, recycled ones included (`simulated`). A share above 1 means that all stay.
 
     Args:
-        x0: by default the authors' for 32 layers or more; in a shallower decoder layers count as those at the same
-            depth of 32.
+        x0: by default the authors' for 32 layers or more; a layer of a shallower decoder counts as the layer at the
+            same depth of 32.
     """
     stretch = max(1.0, DEPTH / depth) if x0 is None else 1.0
     middle = (X0 if x0 is None else x0) + steepness
@@ -64,7 +64,7 @@ def keep_counts(
 
 
 def simulated(shares: list[float], first: int, tokens: int) -> int:
-    """Tokens that the layers pass on in all, layer 0 `first` of them and the others what they keep and recycle."""
+    """Sum of the tokens that all layers pass on: `first` for layer 0, and what each other layer keeps and recycles."""
     now = total = first
     for share in shares:
         kept = min(math.ceil((first - 1) * min(1.0, share)), tokens)

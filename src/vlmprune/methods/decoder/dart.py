@@ -1,4 +1,4 @@
-"""DART: tokens unlike a few pivots, so that duplicates go."""
+"""DART: keeps tokens that are unlike a few pivots, so that duplicates are dropped."""
 
 from __future__ import annotations
 
@@ -16,31 +16,33 @@ from vlmprune.methods.budgets import rounded_down
 
 @dataclass
 class Dart(DecoderMethod):
-    """Duplication-aware reduction: for each pivot in turn, the free tokens least like it stay.
+    """Duplication-aware reduction: for each pivot in turn, keeps the remaining tokens that are least similar to it.
 
     Paper: Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More (EMNLP 2025,
     arXiv 2502.11494).
 
-    Formula: k [n + T, C], h [n + T, D] = rotated keys (KV heads side by side) and final-normed output of decoder layer
-    K-1. Pivots: the tokens with the largest |k|_1, p of the image's n and q of the T after it. Kept: the image pivots,
-    then for each of the p + q pivots the ceil((keep - p) / (p + q)) free image tokens with the smallest cosine between
-    their h and the pivot's; the last pivot gets what is left of the budget. Time O((p + q) n D), memory O(n D).
+    Formula: k [n + T, C], h [n + T, D] = rotated keys (KV heads side by side) and output after the final norm of
+    decoder layer K-1. Pivots: the tokens with the largest |k|_1, p of the image's n and q of the T text tokens after
+    it. Kept: the image pivots, then for each of the p + q pivots the ceil((keep - p) / (p + q)) other image tokens
+    whose h has the smallest cosine with the pivot's; the last pivot gets the rest of the budget.
+    Time O((p + q) n D), memory O(n D).
 
     Defaults: K = 2, p = q = 4 on every family (UniPruneBench: 10 and 5). Positions are kept.
 
     Args:
         layer: K, the decoder layer (0-based) before which it acts.
         image_pivots: p.
-        text_pivots: q; fewer where fewer text tokens follow the image.
+        text_pivots: q; fewer if fewer text tokens follow the image.
         compat: "official" gives each pivot keep // (p + q) tokens and takes pivots in the order of a CPython set.
-            "uniprune", for reproduction only, does too, rounds shares down, compares h as the norm of layer K leaves
-            it, and renumbers positions on InternVL; its pivots are 10 and 5.
-        start: in these, prompt column of the image's first token, on which that order depends.
+            "uniprune", for reproduction only, also does this, rounds shares down, compares h after the norm of layer K,
+            and renumbers positions on InternVL; its pivots are 10 and 5.
+        start: for these two, the prompt column of the image's first token, on which that order depends.
 
     Differences from the authors' code:
-        - The count is exact. Theirs is p + (p + q) * (keep // (p + q)): 132 for a budget of 128.
+        - The number kept is exact. Theirs is p + (p + q) * (keep // (p + q)): 132 for a budget of 128.
         - Pivots take turns in order of position, image before text. Theirs follow the hash table of a Python set.
-        - Norms of true token keys: one copy of the LLaVA code reshapes before it permutes and mixes tokens.
+        - Norms are those of each token's own keys; one copy of the LLaVA code reshapes before it permutes, which mixes
+          tokens.
     """
 
     name: ClassVar[str] = "dart"
@@ -54,7 +56,7 @@ class Dart(DecoderMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.image_pivots + self.text_pivots == 0:
-            raise UserError("dart: image_pivots and text_pivots are both 0, and there must be a pivot.")
+            raise UserError("dart: image_pivots and text_pivots are both 0: give at least one pivot.")
 
     @property
     def exact(self) -> bool:
@@ -87,7 +89,7 @@ class Dart(DecoderMethod):
         return [column - self.start for column in set((torch.cat([image, text + n]) + self.start).tolist())]
 
     def rounds(self, view: ImageView) -> list[Tensor]:
-        """The image pivots, then what each pivot in its turn adds, least similar first."""
+        """The image pivots, then the tokens that each pivot adds in its turn, the least similar first."""
         image, text = self.pivots(view)
         visual, states = view["states"].visual.float(), torch.cat([*view["states"]]).float()
         order, left = self.order(image, text, view.n), view.keep - len(image)

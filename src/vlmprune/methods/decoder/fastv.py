@@ -1,4 +1,4 @@
-"""FastV: what the last prompt token looks at early in the LLM."""
+"""FastV: attention of the last prompt token early in the LLM."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ class FastV(Scorer, DecoderMethod):
 
     Paper: An Image is Worth 1/2 Tokens After Layer 2 (ECCV 2024, arXiv 2403.06764).
 
-    Formula: score [n] = mean over heads of the softmax row of the last prompt token at decoder layer K-1, columns of
-    the image; the top `keep` go on from layer K, in image order, at the positions they had.
+    Formula: score [n] = mean over heads of the softmax row of the last prompt token at decoder layer K-1, in the
+    columns of the image; the top `keep` enter layer K, in image order, at the positions they had.
     Time O(n log n), memory O(n).
 
     Defaults: K = 2 on every family; the authors keep 50, 25 or 12.5 % of LLaVA-1.5's tokens.
 
     Args:
         layer: K, the decoder layer (0-based) before which it acts.
-        query: "last", as the authors' code has it, or "all_text": the mean over all text tokens after the image, nearer
-            to the attention received on average of which the paper speaks.
-        average: `keep` is instead what enters a layer on average, and what stays is solved for: 192, 128 and 64 of
-            LLaVA-1.5's 576 tokens are 166, 98 and 30 after K = 2 of 32 layers.
+        query: "last", as in the authors' code, or "all_text": the mean over all text tokens after the image, which is
+            closer to the average received attention that the paper describes.
+        average: `keep` is instead the average that enters a layer, from which the number kept is computed: 192, 128 and
+            64 of LLaVA-1.5's 576 tokens mean that 166, 98 and 30 are kept before K = 2 of 32 layers.
         compat: "uniprune" leaves the kept tokens in order of score, each with the position it had (on InternVL
             renumbered), and rounds shares down. For reproduction only: the image's tokens then see each other out of
             order.
 
     Differences from the authors' code:
-        - The count is the budget. Theirs is given outright (research code), round(n (1 - r)) (the Hugging Face port)
-          or int(n ratio) (UniPruneBench), which also leaves the kept tokens in order of score.
-        - With a cache the choice is made once, at prefill. Without one each forward chooses again, as theirs does;
-          there `logits_to_keep` says how many tokens at the end are not prompt.
+        - The number kept follows from the budget. Theirs is a fixed count (research code), round(n (1 - r)) (the
+          Hugging Face port) or int(n ratio) (UniPruneBench, which also leaves the kept tokens in order of score).
+        - With a cache the choice is made once, at prefill. Without one each forward chooses again, as theirs does; then
+          `logits_to_keep` says how many tokens at the end do not belong to the prompt.
         - One row is computed; theirs runs layer K-1 with full attention maps.
     """
 
@@ -57,28 +57,28 @@ class FastV(Scorer, DecoderMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.average and self.compat != "paper":
-            raise UserError("fastv: average=True goes with compat='paper' alone.")
+            raise UserError("fastv: give average=True with compat='paper' only.")
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"attention": LastQueryAttention() if self.query == "last" else TextQueryAttention()}
 
     def score(self, view: ImageView) -> Tensor:
         rows = view["attention"]
-        return rows if self.query == "last" else rows.mean(0).nan_to_num()  # no text: all are alike
+        return rows if self.query == "last" else rows.mean(0).nan_to_num()  # without text all tokens score the same
 
     def positions(self, info: ModelInfo) -> str:
         return "compact" if self.compat == "uniprune" and info.family == "internvl" else "original"
 
     def acts(self, info: ModelInfo, keep: Keep) -> Sequence[int | At | None]:
         if self.average and isinstance(keep, float):
-            self.share(keep, info.decoder_layers)  # says what is wrong before anything runs
+            self.share(keep, info.decoder_layers)  # raises its error before anything runs
         return super().acts(info, keep)
 
     def share(self, average: float, depth: int) -> float:
-        """What stays before layer K, so that a layer is entered by `average` of the tokens on average.
+        """The share to keep before layer K, so that the share `average` of the tokens enters a layer on average.
 
         Raises:
-            UserError: the layers before it alone see more.
+            UserError: the layers before K alone already exceed that average.
         """
         left = (average * depth - self.layer) / (depth - self.layer)
         if left <= 0:

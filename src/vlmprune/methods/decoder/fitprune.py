@@ -1,4 +1,4 @@
-"""FitPrune: how many tokens each decoder layer deletes is fitted once; which ones, attention says."""
+"""FitPrune: how many tokens each decoder layer deletes is fitted once; attention decides which ones."""
 
 from __future__ import annotations
 
@@ -19,36 +19,37 @@ from vlmprune.methods.decoder.staged import share_of
 
 @dataclass
 class FitPrune(Scorer):
-    """A fitted number of deletions at every decoder layer, of the tokens that neither text nor image attends to.
+    """Deletes a fitted number of tokens at every decoder layer: those that neither text nor image attends to.
 
     Paper: Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large Language Models (AAAI 2025,
     arXiv 2409.10197).
 
     Formula: B = max over heads of the softmax map of layer l. self [n] = mean of B over the image's queries, cross [n]
     = sum of B over the T text queries after the image. Layer l deletes the recipe[l] tokens with the smallest
-    self * cross, after its attention. Here they go before layer l+1: its MLP still sees them, and they reach nothing
-    else. The recipe comes from `vlmprune.fit.calibration.fitprune`. Time O(T n) an act, memory O(T n).
+    self * cross, after its attention. Here they are cut before layer l+1, so only the MLP of layer l still sees them.
+    The recipe comes from `vlmprune.fit.calibration.fitprune`. Time O(T n) per act, memory O(T n).
 
     Defaults: `keep` is the average share of the image's tokens that enters a layer, by the authors' recipes for
-    LLaVA-1.5-7B (saving 10 to 90 % of operations keeps 0.94 to 0.126). Ours is what they do not say: between two of
-    them, and beyond the last, numbers of tokens are interpolated; on another depth each layer takes the mean of the
-    curve over its part of the depth; of n tokens as large a share goes as of the authors' 576. Layer 0, before which
-    nothing can be cut, runs on all tokens. Positions are kept.
+    LLaVA-1.5-7B (saving 10 to 90 % of operations keeps 0.94 to 0.126). Ours, where they say nothing: numbers of tokens
+    are interpolated between two recipes and beyond the last; at another depth each layer takes the mean of the curve
+    over its part of the depth; of n tokens the same share is deleted as of the authors' 576. Nothing can be cut before
+    layer 0, so it runs on all tokens. Positions are kept.
 
     Args:
-        recipe: the share of tokens that enters each decoder layer, first 1.0, never rising; or the path of a JSON file
-            with such a list under "shares". A `keep` other than its mean is interpolated towards all tokens or none.
+        recipe: the share of tokens that enters each decoder layer, starting at 1.0 and never rising; or the path of a
+            JSON file with such a list under "shares". For a `keep` other than its mean it is interpolated towards all
+            tokens or none.
         compat: "uniprune" is UniPruneBench's variant, for reproduction only: before layer 2, by layer 1, it keeps the
-            int(keep * n) tokens with the LOWEST scores, those that FitPrune deletes first.
+            int(keep * n) tokens with the LOWEST scores, which FitPrune deletes first.
 
     Differences from the authors' code:
-        - The last token stays, and no count is left behind on the model.
-        - A layer without an attention map deletes nothing, and the next one that has one makes up for it.
+        - The last token always stays, and no count is left on the model afterwards.
+        - A layer without an attention map deletes nothing; the next layer that has one deletes that many more.
     """
 
     name: ClassVar[str] = "fitprune"
     stage: ClassVar[str] = "decoder"
-    summary: ClassVar[str] = "a fitted number of deletions per layer, of what neither text nor image attends to"
+    summary: ClassVar[str] = "tokens that text or image attends to; each layer deletes a fitted number of others"
     budget_means: ClassVar[str] = "an average over layers"
 
     recipe: str | tuple[float, ...] | None = None
@@ -57,7 +58,7 @@ class FitPrune(Scorer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.recipe is not None:
-            read_curve(self.recipe)  # one that cannot be read is told at once
+            read_curve(self.recipe)  # raises at once if the recipe cannot be read
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"visual": VisualQueryAttention(heads="max"), "text": TextQueryAttention(heads="max")}
@@ -92,17 +93,18 @@ class FitPrune(Scorer):
 
 
 def expendable(cross: Tensor, own: Tensor, whole: tuple[float, float], alpha: float) -> tuple[int, int, Tensor]:
-    """What one layer may delete of one image, a step of the fit.
+    """The tokens of one image that one layer may delete: a step of the fit.
 
-    Of each kind of attention the tokens that get least may go while the rest still get (1 - alpha) of what all tokens
-    get in the unpruned model; those that may go by both kinds go.
+    For each kind of attention (from the text, from the image), the tokens that receive least may go as long as the
+    others still receive (1 - alpha) of what all tokens receive in the unpruned model. Tokens that may go by both kinds
+    are deleted.
 
     Args:
-        cross: [n] what the tokens present get from the text, own: [n] from the image.
+        cross: [n] attention that the present tokens receive from the text, own: [n] from the image.
         whole: sums of both over all tokens, in the unpruned model.
 
     Returns:
-        How many may go by either kind, and the [m] tokens that may by both, in order.
+        How many tokens may go by each kind, and the [m] tokens that may go by both, in order.
     """
     free = torch.ones(len(cross), dtype=torch.bool, device=cross.device)
     counts = []

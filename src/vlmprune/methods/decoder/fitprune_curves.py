@@ -14,7 +14,7 @@ Curve = tuple[float, ...]
 
 TOKENS = 576
 
-# What each layer of LLaVA-1.5-7B deletes of its tokens, by percent of their operations saved.
+# How many tokens each layer of LLaVA-1.5-7B deletes, by the percentage of operations that this saves.
 # Source: https://github.com/ywh187/FitPrune, commit d28e418.
 DELETED: dict[int, tuple[int, ...]] = {
     10: (
@@ -65,7 +65,7 @@ def mean(curve: Sequence[float]) -> float:
 
 
 def published() -> list[Curve]:
-    """The authors' recipes as curves."""
+    """The authors' recipes, as curves of the share that enters each layer."""
     return [tuple(1 - gone / TOKENS for gone in accumulate(deleted[:-1], initial=0)) for deleted in DELETED.values()]
 
 
@@ -73,14 +73,14 @@ def read_curve(recipe: str | Sequence[float]) -> Curve:
     """A curve from its numbers, or from the list under "shares" of a JSON file.
 
     Raises:
-        UserError: no such file, no such list, or numbers that are not a curve.
+        UserError: the file or the list does not exist, or the numbers are not a curve.
     """
     shares: object = recipe
     if isinstance(recipe, str):
         try:
             shares = json.loads(Path(recipe).read_text())["shares"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f'fitprune: recipe={recipe!r} is no JSON file with a list under "shares".') from error
+            raise UserError(f'fitprune: recipe={recipe!r} must be a JSON file with a list under "shares".') from error
     numbers = shares if isinstance(shares, list | tuple) else []
     good = len(numbers) > 1 and all(isinstance(share, int | float) for share in numbers)
     if not good or numbers[0] != 1 or numbers[-1] < 0 or any(a < b for a, b in pairwise(numbers)):
@@ -94,7 +94,7 @@ def read_curve(recipe: str | Sequence[float]) -> Curve:
 def entering(curves: list[Curve], share: float, depth: int) -> Curve:
     """The curve whose mean is `share`, between the two of `curves` that are nearest, for a decoder of `depth` layers.
 
-    Below the lowest curve it goes on to the one of no tokens after layer 0, above the highest to that of all tokens.
+    Below the lowest curve it is interpolated towards no tokens after layer 0, above the highest towards all tokens.
     """
     length = len(curves[0])
     ordered = sorted([(1.0, *[0.0] * (length - 1)), *curves, (1.0,) * length], key=mean)
@@ -106,7 +106,7 @@ def entering(curves: list[Curve], share: float, depth: int) -> Curve:
 
 
 def resampled(curve: Sequence[float], depth: int) -> Curve:
-    """Each layer takes the mean of the curve over its part of the depth, so that the mean of all stays."""
+    """The curve at another depth: each layer takes the mean over its part of the depth, so the overall mean stays."""
     if depth == len(curve):
         return tuple(curve)
     sums = [0.0, *accumulate(curve)]

@@ -1,4 +1,4 @@
-"""MustDrop: image tokens that the text as a whole and every word of it ignore, and a cache without them."""
+"""MustDrop: drops image tokens that the text as a whole and each single word ignore, and cuts the cache."""
 
 from __future__ import annotations
 
@@ -20,41 +20,41 @@ from vlmprune.methods.decoder.staged import Staged
 
 @dataclass
 class MustDrop(Staged, Observes):
-    """At several layers a dual attention filter, past which the encoder's key tokens always come; then a cache cut.
+    """At several layers, a dual attention filter that always passes the encoder's key tokens; then cuts the cache.
 
     Paper: Multi-Stage Vision Token Dropping: Towards Efficient Multimodal Large Language Model (arXiv 2411.10803): its
-    stages "prefill" and "decode". Its "vision" stage merges windows of patches inside the encoder and is not part of
-    this; its rule, for tokens that have left the encoder, is proved in `tests/golden_runners/spatial_merge.py`.
+    stages "prefill" and "decode". Its "vision" stage, which merges windows of patches inside the encoder, is not part
+    of this; its rule, applied to tokens after the encoder, is tested in `tests/golden_runners/spatial_merge.py`.
 
     Formula: A [T, n] = mean over heads of the rows of the T text tokens after the image at decoder layer K-1;
     g = sum over rows. Token j goes if g_j < global_threshold * sum(g) and max over rows of A_j < individual_threshold,
     unless it is a key token: one of the ceil(key_share * n) that the CLS token of the last encoder layer attends to
-    most. After the prefill the caches of layers K_1 - 1 up to the last K hold what the last act left, and no more.
-    Time O(T n) an act, memory O(T n).
+    most. After the prefill the caches of layers K_1 - 1 up to the last K hold only the tokens that the last act kept.
+    Time O(T n) per act, memory O(T n).
 
-    Defaults: before layers 3, 7, 11, 15 of 32, at the same depth of another model. Without thresholds (ours) each image
-    gets the one threshold, of both kinds, that keeps its budget: of tokens that are not key tokens those with the
-    largest max(g_j / sum(g), max A_j). The same share q goes on at every act, so that `keep` is the average over
-    layers, a layer counting what it passes on, as the authors count. Positions: re-numbered on LLaVA, kept elsewhere.
+    Defaults: acts before layers 3, 7, 11, 15 of 32, or at the same depth of another model. Without thresholds (ours)
+    each image gets one threshold, of both kinds, that meets its budget: besides the key tokens it keeps those with the
+    largest max(g_j / sum(g), max A_j). Each act keeps the same share q of its tokens, so that `keep` is the average
+    that layers pass on, as the authors count. Positions: renumbered on LLaVA, kept elsewhere.
 
     Args:
         layers: decoder layers (0-based) before which it acts.
-        global_threshold, individual_threshold: with them there is no budget, for the image tells how much is kept. The
+        global_threshold, individual_threshold: with them it takes no budget, as the image decides how much is kept. The
             authors' for 192, 128 and 64 tokens of LLaVA-1.5: 0.001 and 0.001, 0.0012 and 0.001, 0.011 and 0.01
             (TextVQA); 0.005 and 0.001 for 64 (VizWiz). They tune them for each task.
-        key_share: of the tokens, 0 for no key tokens.
-        kv_prune: whether caches are cut that are neither windows nor quantised. Without a cache, an answer, also one to
-            be scored, sees what the prompt saw.
+        key_share: the share of tokens that are key tokens; 0 for none.
+        kv_prune: whether caches are cut (except those of sliding windows and quantised ones). Without a cache nothing
+            is cut: an answer, also one that is scored, then sees what the prompt saw.
 
     Differences from the authors' code:
-        - Towers without a CLS token take the received attention for key tokens (ours).
-        - New tokens count on from the prompt's last id in every layer; theirs take the length of that layer's cache, so
-          that in cut layers they stand nearer to the text than it was read.
-        - Any batch and number of images, and a single key token; where none passes, the best token stays.
+        - Towers without a CLS token use the received attention to find key tokens (ours).
+        - New tokens continue from the prompt's last position id in every layer; theirs use the length of that layer's
+          cache, so that in cut layers they are nearer to the text than when it was read.
+        - Any batch and number of images; a single key token is no error. If nothing passes, the best token stays.
     """
 
     name: ClassVar[str] = "mustdrop"
-    summary: ClassVar[str] = "at several layers, what all text together or one word attends to; cuts the cache"
+    summary: ClassVar[str] = "at several layers, tokens that all text or one word attends to; also cuts the cache"
     budget_means: ClassVar[str] = "an average over layers"
 
     global_threshold: Annotated[float, NotNegative] | None = None

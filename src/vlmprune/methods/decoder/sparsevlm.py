@@ -1,4 +1,4 @@
-"""SparseVLM: what the words that match the image look at; some of the rest are merged and go along."""
+"""SparseVLM: tokens attended to by the words that match the image; some of the rest are merged and kept too."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from vlmprune.methods.decoder.staged import Staged, interpolate, share_of
 
 @dataclass
 class SparseVLM(Staged):
-    """Attention from the text tokens that match the image (raters); the best of the dropped ones are recycled.
+    """Attention from text tokens that match the image (raters); the best of the dropped tokens are recycled.
 
     Paper: SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference (ICML 2025,
     arXiv 2410.04417).
 
     Formula: V [N, D], T [M, D] = embeddings with which the image and the text after it entered the LLM. Raters: text
     tokens whose mean over the image of softmax_text(V T^t) exceeds the mean. Relation [n] = mean over raters and heads
-    of their softmax rows at layer K-1, columns of the image. The top k tokens stay; of the d others the top
+    of their softmax rows at layer K-1, in the image's columns. The top k tokens stay; of the d others the top
     r = int(0.3 d) + 1 are clustered (DPC-kNN) into c = int(r / 10) + 1 means of their hidden states, which follow the
-    kept ones and are tokens of the image from then on. Time O(n M D + r^2 D) an act, memory O(n M + r^2).
+    kept ones and are tokens of the image from then on. Time O(n M D + r^2 D) per act, memory O(n M + r^2).
 
-    Defaults: version 1.5 acts before layers 3, 7 and 16 of 32 and keeps 300, 200 and 110 of 576 tokens, and c more, for
-    a budget of 192; 303, 110 and 36 for 128; 66, 30 and 17 for 64. Budgets between these are interpolated, counts and
-    layers scale with the image and the depth (ours). The budget is the average that leaves a layer; 14 to 18 more
-    enter one (`session.last.entering`). Positions: re-numbered on LLaVA, kept elsewhere and in version "+".
+    Defaults: version 1.5 acts before layers 3, 7 and 16 of 32 and keeps 300, 200 and 110 of 576 tokens, plus c, for a
+    budget of 192; 303, 110 and 36 for 128; 66, 30 and 17 for 64. Ours: budgets between these are interpolated, and
+    counts and layers scale with the image and the depth. The budget is the average that leaves a layer; 14 to 18 more
+    enter one (`session.last.entering`). Positions: renumbered on LLaVA, kept elsewhere and in version "+".
 
     Args:
         layers: decoder layers (0-based) before which it acts, at most three (version 1.0: any number).
         version: "1.5"; "1.0", where k = int(a rank + b) with the rank of the raters' rows (a, b = 13.5, 0 for a budget
-            of 192; 9, 6 for 128; 0.8, 0 for 64), a fourth time before layer 20; or "+" (the code's 2.0), where
-            attention is divided by `RotaryGain`, the 14 heads that then look at the image most decide, and nothing is
-            recycled.
-        gravity_eps: in version "+", gains below it count as it. 0 leaves them: far from the image they come close to
-            zero and turn negative, and with them the order of its tokens.
+            of 192; 9, 6 for 128; 0.8, 0 for 64) and a fourth act before layer 20; or "+" (the code's 2.0), where
+            attention is divided by `RotaryGain`, only the 14 heads that then attend most to the image count, and
+            nothing is recycled.
+        gravity_eps: in version "+", smaller gains are raised to this value. 0 leaves them as they are: far from the
+            image gains come close to zero and turn negative, which reverses the order of tokens.
 
     Differences from the authors' code:
-        - Where as many tokens arrive as shall stay, all stay; theirs drops one. A single text token is a rater, and
+        - If no more tokens arrive than should stay, all stay; theirs drops one. A single text token is a rater, and
           version "+" works with fewer than 14 heads; theirs fails.
-        - Equally dense tokens are told apart by their order; theirs by noise, which float16 cannot hold.
+        - Ties between equally dense tokens are broken by their order; theirs adds noise, which float16 cannot hold.
         - Only rows of text tokens are computed, at these layers; theirs makes full attention maps at all layers.
     """
 
@@ -103,13 +103,13 @@ class SparseVLM(Staged):
         return recycle(view["states"].visual, kept, relation)
 
     def raters(self, view: ImageView) -> Tensor:
-        """[M] which text tokens rate."""
+        """[M] which text tokens are raters."""
         match = (view["image"].float() @ view["text"].float().T).softmax(1).mean(0)
         chosen = match > match.mean()
         return chosen if bool(chosen.any()) else torch.ones_like(chosen)
 
     def relation(self, view: ImageView, raters: Tensor) -> Tensor:
-        """[n] what the raters attend to; zeros without text."""
+        """[n] attention that the raters pay to each token; zeros without text."""
         if self.version != "+":
             return view["attention"].float()[raters].mean(0).nan_to_num()
         return without_gravity(view["attention"].float()[:, raters], view["gain"][raters], self.gravity_eps)

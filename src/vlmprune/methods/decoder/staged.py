@@ -18,7 +18,7 @@ class Staged(Method):
     act (`shares`), and how an act selects.
 
     Args:
-        layers: decoder layers (0-based) before which it acts, by default the authors' at the same depth.
+        layers: decoder layers (0-based) before which it acts; by default the authors', scaled to this depth.
     """
 
     stage: ClassVar[str] = "decoder"
@@ -34,14 +34,14 @@ class Staged(Method):
         for layer in self.layers:
             AtLeast(1).check(self.name, "layer", layer)
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
-            raise UserError(f"{self.name}: layers={self.layers} must be numbers in increasing order.")
+            raise UserError(f"{self.name}: layers={self.layers} must be layer numbers from 1 in increasing order.")
 
     def usual_layers(self, info: ModelInfo) -> tuple[tuple[int, ...], int]:
-        """The authors' layers, and how many layers their model has."""
+        """The authors' layers, and the number of layers of their model."""
         raise NotImplementedError
 
     def shares(self, share: float, layers: Sequence[int], info: ModelInfo) -> Sequence[float]:
-        """Share of the tokens that is left after each act, where the budget is `share`."""
+        """The share of tokens that is left after each act, for the budget `share`."""
         raise NotImplementedError
 
     def schedule(self, info: ModelInfo) -> tuple[int, ...]:
@@ -71,15 +71,15 @@ class Staged(Method):
 
 
 def share_of(keep: Keep, total: int) -> float:
-    """A budget of an image of `total` tokens as a share."""
+    """The budget of an image with `total` tokens, as a share of them."""
     return keep if isinstance(keep, float) else min(1.0, keep / max(1, total))
 
 
 def spread(layers: Sequence[int], depth: int, info: ModelInfo, ahead: bool = False) -> tuple[int, ...]:
-    """Layers of a model with `depth` layers at the same share of this model's depth.
+    """`layers` of a model with `depth` layers, moved to the same share of this model's depth.
 
-    The nearest before which it can act: layer K-1 (`ahead`: layer K itself) has an attention map, and none is taken
-    twice. Where the model is not deep enough for all, the last ones are left out.
+    Each becomes the nearest layer K before which it can act: layer K-1 (`ahead`: layer K itself) has an attention map,
+    and no layer is taken twice. If the model is not deep enough for all of them, the last ones are left out.
     """
     readable = range(info.decoder_layers) if info.attention_layers is None else info.attention_layers
     places = [layer for layer in range(1, info.decoder_layers) if (layer if ahead else layer - 1) in readable]
@@ -95,10 +95,10 @@ def spread(layers: Sequence[int], depth: int, info: ModelInfo, ahead: bool = Fal
 def interpolate(
     table: Mapping[int, tuple[float, ...]], share: float, of: int, whole: tuple[float, ...] | None = None
 ) -> tuple[float, ...]:
-    """The row of a budget, by straight lines between the rows of `table`, which is keyed by tokens of `of`.
+    """The row of `table` for a budget, linearly interpolated; its keys are numbers of tokens out of `of`.
 
-    They start from zeros at 0 tokens and end with `whole`, by default all `of` tokens, at `of`. A share within half a
-    token of LLaVA-1.5's 576 of a key means the key.
+    The row of 0 tokens is zeros; that of `of` tokens is `whole`, by default `of` everywhere. A share that is within
+    half a token (of LLaVA-1.5's 576) of a key means the key.
     """
     near = min(table, key=lambda key: abs(key - share * of))
     tokens = near if abs(near / of - share) < 0.5 / 576 else share * of

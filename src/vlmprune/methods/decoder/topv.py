@@ -1,4 +1,4 @@
-"""TopV (a reconstruction): tokens that would carry most to the layer's output, by optimal transport."""
+"""TopV (a reconstruction): tokens that contribute most to the layer's output, by optimal transport."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from vlmprune.author import (
 
 @dataclass
 class TopV(DecoderMethod):
-    """Pruning as optimal transport from a layer's input tokens to what its MLP reads, without attention scores.
+    """Pruning as optimal transport from a layer's input tokens to the input of its MLP, without attention scores.
 
-    A reconstruction: there is no public code, and the full text was not at hand. Stated by the authors (abstract,
-    figures and a public reading note): the layer, source and target tokens, the three factors of the cost (L2 distance,
+    A reconstruction: there is no public code, and the full text was not available. Stated by the authors (abstract,
+    figures and a public reading note): the layer, source and target tokens, the three terms of the cost (L2 distance,
     a Gaussian of the distance in the picture, distance to the centre), Sinkhorn's algorithm with 3 iterations, uniform
-    recovery of some pruned tokens. Ours: every weight and width, all scales, and the ranking.
+    recovery of some pruned tokens. Ours: all weights, widths and scales, and the ranking.
 
     Paper: TopV: Compatible Token Pruning with Inference Time Optimization for Fast and Low-Memory Multimodal Vision
     Language Model (CVPR 2025, arXiv 2503.18278).
 
-    Formula: x, y [n, D] = the image's tokens as they enter decoder layer K-1 and as its MLP reads them; p their places
-    in the grid over its diagonal, with the frame over the number of frames as a third axis. F_ij = |x_i - y_j| over its
-    mean, S_ij = 1 - exp(-|p_i - p_j|^2 / (2 width^2)), Z_i = distance to the frame's centre over the largest;
-    C = F + near * S + central * Z. Transport P [n, n] from source i to target j: every target takes 1/n, by
-    softmax_i(-C / eps). score_i = sum_j P_ij. Of `keep` tokens all but round(recover * keep) are the best; those are
-    spread evenly over the others in raster order. Time O(n^2 D), memory O(n^2).
+    Formula: x, y [n, D] = the image's tokens as they enter decoder layer K-1 and as its MLP reads them; p = their
+    places in the grid divided by its diagonal, with the frame divided by the number of frames as a third axis.
+    F_ij = |x_i - y_j| divided by its mean, S_ij = 1 - exp(-|p_i - p_j|^2 / (2 width^2)), Z_i = distance to the frame's
+    centre divided by the largest; C = F + near * S + central * Z. Transport P [n, n] from source i to target j: every
+    target takes 1/n, by softmax_i(-C / eps). score_i = sum_j P_ij. Of the `keep` tokens round(recover * keep) are
+    spread evenly, in raster order, over those without a top score. Time O(n^2 D), memory O(n^2).
 
     Defaults: K = 3 (after layer 2's computation) on every family; positions are kept.
 
@@ -41,18 +41,18 @@ class TopV(DecoderMethod):
         spatial: S: "gaussian" as above, or "plain": |p_i - p_j|.
         near: weight of S.
         width: radius of the Gaussian, in diagonals.
-        central: weight of Z; small, since Z alone would crop the border.
-        eps: of Sinkhorn's algorithm: the smaller, the nearer to choosing one source per target.
-        score: "contribution" as above, with the mass of the sources free: with equal mass on both sides no source
-            stands out by its sum. "sharpness": 1/n on both sides, and max_j P_ij ranks.
+        central: weight of Z; small, because Z alone would crop the border.
+        eps: of Sinkhorn's algorithm: the smaller it is, the nearer each target comes to a single source.
+        score: "contribution" as above, where sources may have any mass (with equal masses all sums would be equal).
+            "sharpness": mass 1/n on both sides, ranked by max_j P_ij.
         iterations: of Sinkhorn's algorithm for "sharpness"; "contribution" is solved in half of one.
-        recover: share of `keep` that is spread evenly over the tokens that would go.
+        recover: share of `keep` that is spread evenly over tokens that would otherwise go.
 
     Differences from the authors' code: not known.
     """
 
     name: ClassVar[str] = "topv"
-    summary: ClassVar[str] = "tokens that carry most to the layer's output, by optimal transport (reconstruction)"
+    summary: ClassVar[str] = "tokens that contribute most to the layer's output, by optimal transport (reconstruction)"
 
     layer: int = 3
     feature: Literal["l2", "cosine"] = "l2"
@@ -69,7 +69,7 @@ class TopV(DecoderMethod):
         return {"source": LayerInput(), "target": MlpInput()}
 
     def sees_every_slot(self, info: ModelInfo) -> bool:
-        """One without a place in the picture has no cost."""
+        """A slot without a place in the picture has no cost."""
         return False
 
     def select(self, view: ImageView) -> Tensor:

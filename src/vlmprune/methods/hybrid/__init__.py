@@ -1,1 +1,1 @@
-"""Methods that choose by what the vision side knows and act inside the LLM, with Prune-Aware Fusion before the cut."""
+"""Methods that choose tokens by signals of the vision side and cut inside the LLM, after Prune-Aware Fusion."""

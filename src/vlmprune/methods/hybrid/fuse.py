@@ -1,4 +1,4 @@
-"""Prune-Aware Fusion around any method that chooses before the LLM."""
+"""Prune-Aware Fusion for any method that chooses before the LLM."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from vlmprune.methods.vision.divprune import DivPrune
 
 @dataclass
 class Fuse(PruneAwareFusion):
-    """What another method chooses before the LLM, cut inside it: until then attention is drawn to the next best.
+    """Cuts to another method's choice inside the LLM, after attention to the tokens it would have chosen next.
 
     Paper: Hi-Lo Prune (CVPR 2026, https://cvpr.thecvf.com/virtual/2026/poster/40023), whose authors put their
     Prune-Aware Fusion around DivPrune and CDPruner. A reconstruction, as `hilo` is; see there for the edit of
     attention.
 
-    Formula: R = what the selector keeps under the budget, written with it: `fuse(divprune:0.1)@2`. Candidates F = what
-    it would keep besides if it could keep share * n more. All tokens run through layers 0..L-1, F is fused in the last
-    two of them, and before layer L all but R and the text go.
-    Time O(H L |F| d) a fused layer and twice the selector's, memory O(n) and chunks of rows.
+    Formula: R = what the selector keeps with the budget, which is written with it: `fuse(divprune:0.1)@2`. Candidates
+    F = what it would keep in addition, if it could keep share * n more. All tokens run through layers 0..L-1, F is
+    fused in the last two of these, and before layer L all tokens of the image but R are dropped.
+    Time O(H L |F| d) per fused layer plus twice the selector's, memory O(n) and chunks of rows.
 
     Defaults: L = 2 and the options of fusion as in `hilo`; share 0.3.
 
@@ -34,21 +34,20 @@ class Fuse(PruneAwareFusion):
         layer: L, the decoder layer (0-based) before which it cuts.
         share: |F| / n.
         lambda_: strength of fusion; 0 for none.
-        tau: share of a query's attention from which on a candidate is raised.
+        tau: share of a query's attention above which a candidate is raised.
         top_share: share of the candidates that may be raised for one query.
         threshold_over: "row" or "candidates": what tau is a share of.
-        positive_only: raise no negative logits, which the formula lowers.
+        positive_only: leave negative logits alone, which the formula would lower.
         per: the selector's.
 
     Ours, where the sources say nothing:
-        - F is asked of the selector by a second selection with the larger budget: its next tokens where it ranks all
-          (DivPrune, top-k scores); where a larger budget changes what it keeps, those of the larger selection that
-          are not kept.
+        - F comes from a second selection with the larger budget: the tokens of it that the first selection does not
+          keep. If the selector ranks all tokens (DivPrune, top-k scores), these are the next ones in its order.
         - Positions are kept, as in `hilo`, whatever the selector does with them before the LLM.
     """
 
     name: ClassVar[str] = "fuse"
-    summary: ClassVar[str] = "another method's choice cut inside the LLM, with attention to what will be lost before"
+    summary: ClassVar[str] = "another method's choice, cut inside the LLM after attention to what will be lost"
     wraps: ClassVar[str | None] = "selector"
 
     selector: Method = field(default_factory=DivPrune)
@@ -65,6 +64,10 @@ class Fuse(PruneAwareFusion):
     @property
     def exact(self) -> bool:
         return self.selector.exact
+
+    @property
+    def draws(self) -> bool:
+        return self.selector.draws
 
     @property
     def budgeted(self) -> bool:

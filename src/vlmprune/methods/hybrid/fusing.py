@@ -1,4 +1,4 @@
-"""The base of methods that fuse: candidates are chosen together with what is kept; the options of the edit."""
+"""The base of methods with Prune-Aware Fusion: options of the edit, and a plan of what is kept and what is fused."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ HIGHER_TAU = ("qwen2_vl", "qwen2_5_vl")  # 0.1 there, 0.05 on Qwen3-VL and LLaVA
 
 @dataclass(kw_only=True)
 class PruneAwareFusion(Fusing):
-    """Base of these methods. A subclass says where it acts, and in `plan` what is kept and what is fused first.
+    """Base of these methods. A subclass says where it acts, and in `plan` what is kept and which tokens are candidates.
 
     Args:
         lambda_: strength of the edit; 0 turns fusion off.
-        tau: share of a query's attention that a candidate must hold; by default the paper's for this family, and that
-            of LLaVA and Qwen3-VL (0.05) on families without one.
+        tau: share of a query's attention that a candidate must exceed; by default the paper's for this family, or 0.05
+            (as on LLaVA and Qwen3-VL) on families that the paper does not have.
         top_share: share of an image's candidates that may be raised for one query.
-        threshold_over: "row": tau is a share of all attention of the query; "candidates": of that over candidates.
-        positive_only: leave negative logits alone, which the formula lowers.
+        threshold_over: "row": tau is a share of all attention of the query; "candidates": of that to candidates.
+        positive_only: leave negative logits alone, which the formula would lower.
     """
 
     stage: ClassVar[str] = "decoder"
@@ -46,7 +46,7 @@ class PruneAwareFusion(Fusing):
 
     @abstractmethod
     def plan(self, view: ImageView) -> tuple[Tensor, Tensor]:
-        """Indices that are kept, `view.keep` of them, and those of the candidates."""
+        """Indices of the `view.keep` tokens that are kept, and those of the candidates."""
 
     def select(self, view: ImageView) -> Tensor:
         return self._planned(view)[0]
@@ -55,7 +55,7 @@ class PruneAwareFusion(Fusing):
         return self._planned(view)[1]
 
     def _planned(self, view: ImageView) -> tuple[Tensor, Tensor]:
-        """The plan, which two layers and the cut ask for, made once for the same tokens."""
+        """The plan, made once for the same tokens: two layers and the cut ask for it."""
         plans = view.memory.setdefault("plans", [])
         for slots, keep, plan in plans:
             if keep == view.keep and torch.equal(slots, view.slots):
@@ -65,12 +65,12 @@ class PruneAwareFusion(Fusing):
 
 
 def remember_order(view: ImageView, order: Tensor) -> None:
-    """Note, for later acts, in which order this one ranks the tokens that it keeps."""
+    """Note for later acts the order in which this act ranks the tokens that it keeps."""
     ranks = view.memory.setdefault("ranks", torch.full((view.total,), -1, device=view.slots.device))
     ranks[view.slots[order]] = torch.arange(len(order), device=ranks.device)
 
 
 def earlier_order(view: ImageView) -> Tensor | None:
-    """The tokens in the order that an earlier act noted; None where it did not note all of them."""
+    """The tokens in the order that an earlier act noted; None if it did not note all of them."""
     ranks = view.memory["ranks"][view.slots] if "ranks" in view.memory else -torch.ones_like(view.slots)
     return torch.argsort(ranks) if bool((ranks >= 0).all()) else None

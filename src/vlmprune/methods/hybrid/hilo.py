@@ -1,4 +1,4 @@
-"""Hi-Lo Prune: from coarse (pixels) to fine (semantics), and a look at what will be lost before it is."""
+"""Hi-Lo Prune: a coarse choice by pixels, a fine one by features, and fusion of what will be lost before the cut."""
 
 from __future__ import annotations
 
@@ -21,48 +21,48 @@ SHARES = {"qwen2_vl": 0.6}  # and 0.9 on LLaVA, 0.3 elsewhere
 
 @dataclass
 class HiLo(PruneAwareFusion, Staged):
-    """Diverse in pixels first, diverse in semantics among those; what only the pixels chose is fused before the cut.
+    """Chooses diverse pixels, then diverse features among these; fuses what only the pixels chose before the cut.
 
     Paper: Hi-Lo Prune: Look at What You'll Lose before Pruning with Hierarchical Token Selection (CVPR 2026,
-    https://cvpr.thecvf.com/virtual/2026/poster/40023). A reconstruction from abstract, supplement and public reading
-    notes: no code is public.
+    https://cvpr.thecvf.com/virtual/2026/poster/40023). A reconstruction from the abstract, the supplement and public
+    reading notes: no code is public.
 
     Formula: P [n, pixels] the pixels a token covers, V [n, D] projected features, K = keep * n. Coarse: C, the first
     max(K, share * n) of the greedy max-min order by cosine distance of P. Fine: R, the first K of the same order of V
     within C. Candidates F = C without R. All tokens run through layers 0..L-1; in layers L-2 and L-1 of the prefill the
     logits of every query outside F at keys in F become A + lambda A where softmax(A) > tau and A is among the
-    ceil(top_share * |F|) largest over F; before layer L all but R and the text go. Time O(n^2 D + n K).
+    ceil(top_share * |F|) largest over F; before layer L only R and the text are kept. Time O(n^2 D + n K).
 
-    Defaults: L = 2, lambda 0.3, top_share 0.1, share and tau by family, as the supplement has them: share 0.6 on
-    Qwen2-VL, 0.3 on Qwen2.5-VL and Qwen3-VL, 0.9 on LLaVA; tau 0.1 on Qwen2-VL and Qwen2.5-VL, 0.05 on Qwen3-VL and
-    LLaVA. `hilo@4,8,16:0.2` is its schedule of several cuts, [0.8, 0.4, 0.2] of the tokens that reach the first.
+    Defaults: L = 2, lambda 0.3, top_share 0.1; share and tau by family, as in the supplement: share 0.6 on Qwen2-VL,
+    0.3 on Qwen2.5-VL and Qwen3-VL, 0.9 on LLaVA; tau 0.1 on Qwen2-VL and Qwen2.5-VL, 0.05 on Qwen3-VL and LLaVA.
+    `hilo@4,8,16:0.2` is its schedule of several cuts, which leave [0.8, 0.4, 0.2] of the tokens that reach the first.
 
     Args:
-        layers: decoder layers (0-based) before which it cuts; each cut leaves `ratio` times what the next one does.
-        share: |C| / n, by default the paper's for this family and 0.3 on families without one.
-        alpha: |C| / K instead.
+        layers: decoder layers (0-based) before which it cuts; each cut leaves `ratio` times what the next one leaves.
+        share: |C| / n; by default the paper's for this family, or 0.3 on families that the paper does not have.
+        alpha: |C| / K, instead of `share`.
         coarse_pixels: "raw": in [0, 1]; "normalized": as the encoder gets them.
-        ratio: of the tokens left by one cut and by the next.
+        ratio: tokens left by one cut, divided by those left by the next.
 
-    Ours, where the sources say nothing or leave two readings:
-        - The supplement's 60, 30 and 90 % "of candidate tokens" are |C| / n: alpha's tested range of 2 to 9 is 20 to
-          90 % of n where 10 % are kept.
+    Ours, where the sources say nothing or can be read in two ways:
+        - The supplement's 60, 30 and 90 % "of candidate tokens" are |C| / n, since alpha's tested range of 2 to 9 is
+          20 to 90 % of n when 10 % are kept.
         - P is the encoder's input with the processor's normalisation undone, all patches of a slot side by side, both
           frames of a temporal patch; normalised grey is near zero, and its cosine says nothing.
         - The greedy order is DivPrune's: its first pick, ties to the lower index, zero vectors given a length.
-        - A is what softmax sees: scaled, rotated, masked; negative ones are edited like the others.
-        - tau is held against softmax over the whole row; the largest logits are counted over the image's candidates,
-          at each head by itself; every query outside F is edited, of the prompt alone.
-        - The edit is computed in float32, and from all logits again where a row's denominator nearly vanishes.
+        - A is what softmax sees: scaled, rotated, masked. Negative logits are edited like the others.
+        - tau is compared with softmax over the whole row; the largest logits are counted over the image's candidates,
+          separately in each head; only queries of the prompt are edited, all those outside F.
+        - The edit is computed in float32, and again from all logits if a row's denominator nearly vanishes.
         - Nothing is fused in decoding. Positions are kept.
-        - Several cuts are nested: the fine order of the first gives each later one its tokens, F is what a cut removes
-          of C, fusion runs before the first two ("the first two pruned layers"), in a layer for the next cut alone.
-        - Frames of a video and tiles select by themselves, each its share of the budget.
-        - Of layers L-2 and L-1 those are fused that have an attention map (Qwen3.5: not all), at least one.
+        - Several cuts are nested: each later cut takes its tokens by the fine order of the first; F is what a cut
+          removes of C; fusion runs before the first two ("the first two pruned layers"), in each layer for one cut.
+        - Frames of a video, and tiles, select by themselves, each with its share of the budget.
+        - Layers L-2 and L-1 are fused if they have an attention map (Qwen3.5: not all do); at least one must.
     """
 
     name: ClassVar[str] = "hilo"
-    summary: ClassVar[str] = "diverse pixels, then diverse features, and attention to what will be lost before the cut"
+    summary: ClassVar[str] = "diverse pixels, then diverse features, cut after attention to what will be lost"
 
     share: Annotated[float, Share] | None = None
     alpha: Annotated[float, Positive] | None = None
@@ -72,9 +72,9 @@ class HiLo(PruneAwareFusion, Staged):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.share is not None and self.alpha is not None:
-            raise UserError(f"{self.name}: share and alpha both say how many tokens are coarsely chosen: give one.")
+            raise UserError(f"{self.name}: share and alpha both set the size of the coarse choice: give one of them.")
         if self.ratio < 1:
-            raise UserError(f"{self.name}: ratio={self.ratio!r} must be at least 1, for no cut brings tokens back.")
+            raise UserError(f"{self.name}: ratio={self.ratio!r} must be at least 1, as no cut brings tokens back.")
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"pixels": Pixels(normalized=self.coarse_pixels == "normalized"), "features": Features()}
@@ -96,7 +96,7 @@ class HiLo(PruneAwareFusion, Staged):
         return [At(layer, fuses=number < 2) for number, layer in enumerate(self.schedule(info))]
 
     def plan(self, view: ImageView) -> tuple[Tensor, Tensor]:
-        """R in the order of the fine stage, and F."""
+        """R in the order of the fine choice, and F."""
         earlier = earlier_order(view) if view.act.number else None
         if earlier is not None:
             return earlier[: view.keep], earlier[view.keep :]
@@ -115,6 +115,6 @@ class HiLo(PruneAwareFusion, Staged):
         return n - keep if act.number else self.coarse_count(act.info, keep, n) - keep
 
     def coarse(self, view: ImageView) -> Tensor:
-        """C in increasing order, at least as many as are kept."""
+        """C in increasing order; at least as many tokens as are kept."""
         count = self.coarse_count(view.info, view.keep, view.n)
         return ascending(most_diverse(view["pixels"], count)) if count < view.n else torch.arange(view.n).to(view.slots)

@@ -1,4 +1,4 @@
-"""Downsampling: a smaller image through the same tower, the baseline nobody may skip."""
+"""Downsampling: a smaller image through the same tower; a baseline of every comparison."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Downsample(PixelMethod):
 
     Paper: none; it is the plain alternative to pruning.
 
-    Formula: for an image of R x C cells the ideal grid has its aspect ratio and `keep` cells, r* = sqrt(keep R / C) by
-    c* = keep / r*. Of the whole grids around it with at most `keep` cells, the one with the smallest
-    max(r/r*, r*/r) max(c/c*, c*/c) is taken: stretching and lost cells count alike. Ties: more cells, then more
-    columns. 14 x 14 with keep 65 gives 8 x 8. Never more rows or columns than there were. For a video `keep` is divided
-    by the number of frames, which stay, and a frame has at least one cell.
-    Time O(1) beside the resizing. The encoder gets cheaper too.
+    Formula: for an image of R x C cells the ideal grid has the same aspect ratio and `keep` cells: r* = sqrt(keep R /
+    C) by c* = keep / r*. Of the whole-numbered grids around it with at most `keep` cells, the one with the smallest
+    max(r/r*, r*/r) max(c/c*, c*/c) is taken, so that stretching and lost cells count alike. Ties go to more cells, then
+    to more columns. 14 x 14 with keep 65 gives 8 x 8. There are never more rows or columns than before. For a video
+    `keep` is divided by the number of frames, all of which stay; a frame has at least one cell.
+    Time O(1) besides the resizing. The encoder gets cheaper too.
 
     Defaults: none; positions are those of a smaller image.
     """
@@ -42,7 +42,7 @@ class Downsample(PixelMethod):
             shapes.add((min(grid.rows, budget // cols), cols))
 
         def misfit(shape: tuple[int, int]) -> tuple[Fraction, int, int]:
-            rows, cols = shape  # squares of r/r* and c/c* are rational, so that ties are exact
+            rows, cols = shape  # the squares of r/r* and c/c* are rational, so ties are exact
             tall = Fraction(rows * rows * grid.cols, budget * grid.rows)
             wide = Fraction(cols * cols * grid.rows, budget * grid.cols)
             return max(tall, 1 / tall) * max(wide, 1 / wide), -rows * cols, -cols

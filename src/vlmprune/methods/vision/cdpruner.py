@@ -1,4 +1,4 @@
-"""CDPruner: the subset most diverse given the question, as the likeliest sample of a determinantal point process."""
+"""CDPruner: the subset that is most diverse given the question, as the likeliest sample of a DPP."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from vlmprune.methods.blocks import fill
 from vlmprune.methods.relevance import mean_cosine, sign_of
 
 PORTS_THETA = 0.5
-FLOOR = 1e-10  # of the largest d: below, nothing but rounding is left
+FLOOR = 1e-10  # as a share of the largest d: below it, only rounding is left
 
 
 @dataclass
 class CDPruner(Method):
-    """Diversity weighted by relevance: tokens that are unlike each other and have to do with the question.
+    """Diversity weighted by relevance: tokens that are unlike each other and relevant to the question.
 
     Paper: Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs (NeurIPS 2025,
     arXiv 2506.10967).
 
     Formula: X [n, D] projected features, u_i = x_i / |x_i|; E [n, C] rows of the tower in CLIP's common space, T [M, C]
-    the question there, cut into pieces of 77 tokens. c [n] = mean over T of -cos(e_i, t), r = (c - min c + 1e-6) /
-    (max c - min c). L_ij = r_i (u_i u_j) r_j. Greedily, d = diag(L); pick argmax d; then subtract from each d_i the
-    square of what v_i = r_i u_i has along the pick's part that is orthogonal to all picks before it.
+    the question in that space, cut into pieces of 77 tokens. c [n] = mean over T of -cos(e_i, t), r = (c - min c +
+    1e-6) / (max c - min c). L_ij = r_i (u_i u_j) r_j. Greedy: d = diag(L); pick argmax d; with q the part of the pick
+    that is orthogonal to all earlier picks, subtract from each d_i the squared component of v_i = r_i u_i along q.
     Time O(n keep D + keep^2 D), memory O(n D).
 
-    Defaults: 128, 64 or 32 tokens on LLaVA-1.5, the same a tile on LLaVA-NeXT: on LLaVA each tile or frame picks by
+    Defaults: 128, 64 or 32 tokens on LLaVA-1.5, or per tile on LLaVA-NeXT: on LLaVA each tile or frame picks by
     itself, with min and max of c over the whole image; positions renumbered. Elsewhere, and without a text tower, as
-    OpenVINO's port: all tokens of an image together, E are the projected features, T the LLM's embeddings of the
+    in OpenVINO's port: all tokens of an image compete, E are the projected features, T the LLM's embeddings of the
     instruction's tokens, c = +cos, and theta 0.5.
 
     Args:
-        theta: 0 (diversity alone) to below 1: r becomes exp(r theta / (2 - 2 theta)), the paper's weighting. None is
-            off with CLIP's text tower, as in the authors' code, and 0.5 without.
+        theta: from 0 (diversity only) to below 1: r becomes exp(r theta / (2 - 2 theta)), the paper's weighting. None
+            turns this off with CLIP's text tower, as in the authors' code, and means 0.5 without.
         relevance_sign: 1 or -1; by default the authors' -1 with CLIP's text tower, and 1 without.
         score_dtype: "float32", "float16" or "bfloat16": precision of U. The authors use the model's own.
-        per: "image" lets tiles compete; "frame" also takes min and max in each tile by itself.
+        per: "image" lets tiles compete; "frame" also takes min and max of c in each tile by itself.
 
     Differences from the authors' code:
-        - Where the kernel's rank is used up (duplicates, few dimensions), the most relevant of the rest fill the
-          budget. Theirs yields NaN and keeps fewer tokens.
-        - The same picks without the kernel: n x D numbers instead of n x n, in float64.
-        - LLaVA-NeXT's tiles lose their padding, as in the model; theirs feeds all of every tile. A tile's share of the
-          budget is that of its tokens.
+        - If the kernel's rank is used up (duplicates, few dimensions), the most relevant of the rest fill the budget.
+          Theirs yields NaN and keeps fewer tokens.
+        - The same picks are found without the kernel: n x D numbers instead of n x n, in float64.
+        - LLaVA-NeXT's tiles lose their padding, as in the model; theirs feeds all of every tile. Tiles share the budget
+          in proportion to their tokens.
     """
 
     name: ClassVar[str] = "cdpruner"
@@ -64,7 +64,7 @@ class CDPruner(Method):
         return ascending(torch.cat(self.picks(view)))
 
     def picks(self, view: ImageView) -> list[Tensor]:
-        """Token indices in the order in which they are picked, of each tile that picks by itself."""
+        """For each tile that picks by itself, its token indices in the order in which they are picked."""
         relevance = self.relevance(view)
         frames = view.frames if view.info.llava and self.per is None else torch.zeros_like(view.slots)
         pools = [(frames == frame).nonzero().squeeze(1) for frame in frames.unique()]
@@ -96,7 +96,7 @@ class CDPruner(Method):
             pick = torch.where(left.max() > floor, left, spare).argmax(keepdim=True)
             picks.append(pick)
             part = vectors.index_select(0, pick)[0]
-            for _ in range(2):  # once leaves rounding behind
+            for _ in range(2):  # a single pass leaves rounding errors
                 part = part - (basis[:step] @ part) @ basis[:step]
             length = part.norm()
             basis[step] = torch.where(length.square() > floor, part / length, 0)

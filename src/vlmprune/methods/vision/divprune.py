@@ -27,15 +27,15 @@ class DivPrune(Method):
 
     Args:
         score_dtype: "float32", "float16" or "bfloat16": precision of the distances. The authors compute in the model's
-            own, which ties many distances and so changes many picks.
+            own, in which many distances tie, so many picks differ.
         compat: "official" lets a picked token be picked again, as the authors' code does.
 
     Differences from the authors' code:
-        - A picked token is out. Theirs relies on its distance to itself being the smallest, so among exact duplicates
-          it picks one token again and again and feeds it again and again; `compat="official"` repeats the picks, and
-          the tokens that come out are the distinct ones, fewer than `keep`.
+        - A picked token cannot be picked again. Theirs relies on its distance to itself being the smallest, so among
+          exact duplicates it picks the same token repeatedly and feeds it repeatedly. `compat="official"` repeats these
+          picks and returns the distinct tokens, which are fewer than `keep`.
         - A zero vector is given the length of the smallest normal number; theirs yields NaN.
-        - A running minimum instead of gathering all picked rows at every step: the same picks.
+        - A running minimum, instead of gathering all picked rows at every step, finds the same picks.
     """
 
     name: ClassVar[str] = "divprune"

@@ -1,4 +1,4 @@
-"""FasterVLM: what the CLS token looks at."""
+"""FasterVLM: keeps the tokens that the CLS token attends to most."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ class FasterVLM(Scorer):
     s [n] = mean over heads of A[h, 0, 1:]; kept = the top `keep` of s, in order of position.
     Time O(n log n), memory O(n).
 
-    Defaults: nothing to set. 288, 144, 58 or 29 of 576 tokens (0.5, 0.25, 0.1, 0.05) on LLaVA-1.5, as many a tile on
-    LLaVA-NeXT and a share of each frame on Video-LLaVA, with positions renumbered. Without a CLS token (SigLIP, Qwen)
-    s is the attention a token receives from all, averaged over the patches of a slot, as the authors advise.
+    Defaults: there are no options. The authors keep 288, 144, 58 or 29 of 576 tokens (0.5, 0.25, 0.1, 0.05) on
+    LLaVA-1.5, as many per tile on LLaVA-NeXT, and a share of each frame on Video-LLaVA, with positions renumbered.
+    Without a CLS token (SigLIP, Qwen) s is the attention that a token receives from all tokens, averaged over the
+    patches of a slot, as the authors advise.
 
     Differences from the authors' code:
-        - On LLaVA-NeXT the model's own tiles, without the authors' rule for choosing them; tiles cut by padding get
-          budgets in proportion to what is left of them.
+        - On LLaVA-NeXT the model's own tiles are used, not the authors' rule for choosing them; tiles cut by padding
+          get budgets in proportion to what is left of them.
         - On Video-LLaVA images are pruned as well as videos.
     """
 

@@ -1,4 +1,4 @@
-"""G-Prune: information spread over a similarity graph; the tokens where it gathers are kept."""
+"""G-Prune: spreads information over a graph of similar tokens, and keeps the tokens where it gathers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vlmprune.methods.tiles import whole_tile
 
 @dataclass
 class GPrune(Method):
-    """Tokens as nodes of a graph, along whose edges each one passes on its norm.
+    """Tokens are the nodes of a graph, and each passes its norm on along the edges; those that gather most are kept.
 
     Paper: What Kind of Visual Tokens Do We Need? Training-free Visual Token Pruning for Multi-modal Large Language
     Models from the Perspective of Graph (AAAI 2025, arXiv 2501.02268).
@@ -24,32 +24,32 @@ class GPrune(Method):
     without the edges where A < similarity. degree_j = edges of row j with P > 0; w = (|x_1|, ..., |x_n|);
     score = w P^iterations / degree; the top `keep` stay. Time O(n^2 D + n^2 iterations), memory n^2 numbers.
 
-    Defaults: similarity 0.5, temperature 0.03, 5 iterations, half of the tokens; positions as they were. Where the
-    whole image is the first of several tiles (LLaVA-NeXT, OneVision) it is one graph and the others are a second, with
-    budgets in proportion to their sizes; any other image or video is one graph. Slots without a patch (image_newline)
-    always stay, up to half of the budget (more where nothing else is left).
+    Defaults: similarity 0.5, temperature 0.03, 5 iterations, half of the tokens; positions are kept. If the first of
+    several tiles shows the whole image (LLaVA-NeXT, OneVision), it is one graph and the other tiles are a second one,
+    with budgets in proportion to their sizes; any other image or video is one graph. Slots without a patch
+    (image_newline) always stay, up to half of the budget (more if no other tokens are left).
 
     Args:
         similarity: cosine (0 to 1) below which two tokens have no edge.
-        temperature: of the softmax; a smaller one favours the strongest edge, which is a token's to itself.
-        iterations: steps of the spreading.
-        score_dtype: "float32", "float16" or "bfloat16". The authors compute in the model's own precision, where faint
+        temperature: of the softmax; a smaller one favours the strongest edge, which is each token's edge to itself.
+        iterations: how many steps information is passed on.
+        score_dtype: "float32", "float16" or "bfloat16". The authors compute in the model's own precision, in which weak
             edges vanish and degrees fall.
         compat: "official" keeps all slots without a patch beyond the budget, and int(keep * size / n) of each graph
             (theirs int(share * size), which is one more where rounding made keep / n less than the share).
             "uniprune" is UniPruneBench's port: slots without a patch compete, the first tile is a graph of its own on
-            every family (on InternVL, which has the whole image last, by mistake), and kept tokens are renumbered
+            every family (on InternVL by mistake, which has the whole image last), and kept tokens are renumbered
             except on Qwen.
 
     Differences from the authors' code:
-        - The budget counts newline slots and is exact; their code asks for LLaVA-NeXT with several tiles and batch 1.
-        - `iterations` products of a vector with P instead of P's power: the same scores at n^2 cost instead of n^3. The
-          power is formed as theirs is for the sake of the same rounding: with `compat`, and in half precision.
+        - The budget counts newline slots and is exact; theirs needs LLaVA-NeXT with several tiles and a batch of 1.
+        - A vector is multiplied with P `iterations` times, at n^2 cost; theirs forms P's power, at n^3. The scores are
+          the same. With `compat` and in half precision the power is formed here too, to get the same rounding.
     """
 
     name: ClassVar[str] = "gprune"
     stage: ClassVar[str] = "vision"
-    summary: ClassVar[str] = "tokens where information gathers that spreads over a graph of similar features"
+    summary: ClassVar[str] = "tokens that gather most information when it spreads over a graph of similar features"
 
     similarity: Annotated[float, Share] = 0.5
     temperature: Annotated[float, Positive] = 0.03
@@ -71,7 +71,7 @@ class GPrune(Method):
         return ascending(torch.cat(self.parts(view)))
 
     def parts(self, view: ImageView) -> list[Tensor]:
-        """Token indices: those without a patch that stay, then each graph's by falling score."""
+        """Token indices: those without a patch that stay, then those of each graph by falling score."""
         graphs = self.graphs(view)
         plain = (view.cells < 0).nonzero().squeeze(1)
         if self.compat == "paper":
@@ -108,5 +108,5 @@ class GPrune(Method):
         if self.score_dtype != "float32" or self.compat != "paper":
             return (mass[None] @ torch.linalg.matrix_power(flow, self.iterations))[0] / degree
         for _ in range(self.iterations):
-            mass = (mass[:, None] * flow).sum(0)  # pairwise sums: a third of the rounding of a matrix product
+            mass = (mass[:, None] * flow).sum(0)  # pairwise sums round a third as much as a matrix product
         return mass / degree

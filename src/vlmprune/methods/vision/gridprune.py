@@ -1,4 +1,4 @@
-"""GridPrune: the question says where to look, each zone's budget; in a zone the most salient tokens stay."""
+"""GridPrune: the question decides each zone's budget; the most salient tokens of a zone fill it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from vlmprune.methods.relevance import mean_cosine
 
 @dataclass
 class GridPrune(Method):
-    """Guide globally, select locally.
+    """Global guidance, local selection: the question gives each zone a budget, which its most salient tokens fill.
 
     Paper: GridPrune: From "Where to Look" to "What to Select" in Visual Token Pruning for MLLMs (arXiv 2511.10081).
 
     Formula: r_i = cos(v_i, t), v [n, C] the tokens and t [C] the question in CLIP's common space; a [n] attention of
-    the CLS token. Zone j of zones x zones blocks: P = softmax over zones of (mean of r in the zone) / temperature,
-    k_j = round(keep P_j) with sum keep. In each zone the top k_j of (1 - alpha) (r + 1) / 2 + alpha a stay.
+    the CLS token. There are zones x zones blocks. P = softmax over zones of (mean of r in the zone) / temperature; zone
+    j gets k_j = round(keep P_j), with sum keep. In each zone the top k_j of (1 - alpha) (r + 1) / 2 + alpha a stay.
     Without a text tower v are the projected features and r_i is the mean of the cosines to the LLM's embeddings of the
     instruction's tokens; without text r is 0 and zones of equal size get equal budgets.
     Time O(n (M C + log n)), memory O(n M), M rows of text.
@@ -37,15 +37,15 @@ class GridPrune(Method):
         relevance_sign: 1, or -1 for features that point away from the text, as CLIP's patches do.
         saliency: "minmax" scales a to 0..1 over the image, which makes it comparable to the relevance; "raw" does not.
 
-    Differences from the authors' code: there is none in public; this is a reconstruction from the paper's formulas.
-        - Ours: the number of zones, alpha, min-max scaling, largest remainders for rounding, and that a zone's budget
-          beyond its size goes round the others by P.
-        - The paper says nothing of models whose vision tower has no text tower beside it (Qwen2.5-VL is in its tables).
+    Differences from the authors' code: none is public; this is a reconstruction from the paper's formulas.
+        - Ours: the number of zones, alpha, min-max scaling, rounding by largest remainders, and that a budget beyond
+          the size of its zone goes to the other zones in order of P.
+        - The paper does not say what is done on models without a text tower (Qwen2.5-VL is in its tables).
     """
 
     name: ClassVar[str] = "gridprune"
     stage: ClassVar[str] = "vision"
-    summary: ClassVar[str] = "a budget for each zone by its relevance to the text, its most salient tokens within"
+    summary: ClassVar[str] = "the most salient tokens of each zone, whose budget is its relevance to the text"
 
     zones: Annotated[int, AtLeast(1)] = 4
     alpha: Annotated[float, Share] = 0.5
@@ -67,13 +67,13 @@ class GridPrune(Method):
         return ascending(torch.cat([zone[top_k(score[zone], k)] for zone, k in zip(zones, budgets)]))
 
     def relevance(self, view: ImageView) -> Tensor:
-        """Of each token to the text, -1 to 1, [n]."""
+        """Relevance of each token to the text, -1 to 1, [n]."""
         return self.relevance_sign * mean_cosine(view["aligned"])
 
     def budgets(self, keep: int, relevance: list[Tensor], sizes: list[int]) -> list[int]:
-        """Tokens of each zone, from the mean relevance and size of each."""
+        """Tokens to keep in each zone, from the zones' mean relevance and sizes."""
         means = torch.stack(relevance).double()
-        share = torch.softmax((means - means.max()) / self.temperature, dim=0)  # at most 0: no temperature is too low
+        share = torch.softmax((means - means.max()) / self.temperature, dim=0)  # at most 0: no overflow
         quota = keep * share
         counts = quota.floor()
         counts[top_k(quota - counts, keep - int(counts.sum()))] += 1

@@ -1,4 +1,4 @@
-"""HiPrune++: HiPrune with some tokens that are like the text."""
+"""HiPrune++: HiPrune, with some tokens chosen by their similarity to the text."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from vlmprune.methods.vision.hiprune import HiPrune
 
 @dataclass
 class HiPrunePlus(HiPrune):
-    """HiPrune, and among what it leaves the tokens most similar to the prompt.
+    """HiPrune, with a part of the budget for other tokens that are most similar to the prompt.
 
     Paper: HiPrune: Training-Free Visual Token Pruning via Hierarchical Attention (ACL 2026, arXiv 2508.00553v3).
 
-    Formula: AB (anchors with their neighbours) and R (registers) as in HiPrune; x [n, C] and t [T, C] tokens and text
-    in CLIP's common space, where a text tower is given, else the projected features and the LLM's embeddings of the
-    instruction. r_i = cos(x_i, mean of t) [n], 0 without text; B = the top round(keep * beta) of r outside AB and R,
-    for which the weakest of R give way; kept = AB, R and B. Time O(n (C + log n)), memory O(n C).
+    Formula: AB (anchors with their neighbours) and R (registers) as in HiPrune; x [n, C] and t [T, C] = tokens and
+    text, in CLIP's common space if a text tower is given, otherwise the projected features and the LLM's embeddings of
+    the instruction. r_i = cos(x_i, mean of t) [n], 0 without text; B = the top round(keep * beta) of r outside AB and
+    R, which replace the weakest of R; kept = AB, R and B. Time O(n (C + log n)), memory O(n C).
 
-    Defaults: beta 0.1, all models; CLIP's text tower on LLaVA, the LLM's embeddings on Qwen; otherwise as HiPrune.
+    Defaults: beta 0.1 on all models; CLIP's text tower on LLaVA, the LLM's embeddings on Qwen; otherwise as HiPrune.
 
     Args:
         beta: share of the budget for tokens chosen by the text, 0 to 1.
         relevance_sign: 1, or -1 for features that point away from the text, as CLIP's patches do.
         compat: "official" adds B on top of the budget, and takes registers as HiPrune's code does.
 
-    Differences from the authors' code: there is none in public for this part; it is a reconstruction from the paper.
-        - The budget includes B. The paper names its rows by the budget without it.
-        - round(keep * beta), as the text has it; the listing divides by 5 as for anchors.
-        - LLaVA does not carry the text tower that belongs to its CLIP tower; without it, as on Qwen2.5-VL.
+    Differences from the authors' code: none is public for this part; it is a reconstruction from the paper.
+        - The budget includes B. The rows of the paper's tables name the budget without B.
+        - |B| is round(keep * beta), as in the paper's text; its listing divides by 5, as for anchors.
+        - LLaVA does not include the text tower of its CLIP; unless it is given, LLaVA is treated like Qwen2.5-VL.
     """
 
     name: ClassVar[str] = "hiprune++"
-    summary: ClassVar[str] = "HiPrune, and among what it leaves the tokens most similar to the prompt's text"
+    summary: ClassVar[str] = "HiPrune, and some other tokens that are most similar to the prompt's text"
 
     beta: Annotated[float, Share] = 0.1
     relevance_sign: Literal[1, -1] = 1
@@ -57,7 +57,7 @@ class HiPrunePlus(HiPrune):
         return torch.unique(torch.cat([near, registers, rest[top_k(self.relevance(view)[rest], wanted)]]))
 
     def relevance(self, view: ImageView) -> Tensor:
-        """Cosine of each token with the mean of the text, [n], by its sign."""
+        """Cosine of each token with the mean of the text, times `relevance_sign`, [n]."""
         visual, text, _ = view["aligned"]
         if not len(text):
             return visual.new_zeros(view.n)

@@ -1,4 +1,4 @@
-"""HoloV: a budget for each crop of the image, so that what is kept shows the whole of it."""
+"""HoloV: a budget for each crop of the image, so that the kept tokens show all of it."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ SCALE, EPS = 1000.0, 1e-6
 
 @dataclass
 class HoloV(Method):
-    """Crops share the budget by how much the CLS token looks at them and how varied they are.
+    """Crops share the budget by how much the CLS token attends to them and how varied they are.
 
     Paper: Don't Just Chase "Highlighted Tokens" in MLLMs: Revisiting Visual Holistic Context Retention (NeurIPS 2025,
     arXiv 2510.02912).
 
     Formula: a [n] attention of the CLS token. In a crop of m tokens with features x_i, u_i = x_i / |x_i|, S = U U^T
     [m, m] with a zero diagonal, v_i = sum_j (S_ij - mean_i)^2 / (m - 1), mean_i = sum_j S_ij / (m - 1). Score of a
-    token: 1000 a_i + alpha v'_i, where v' is v scaled to the mean of 1000 a. A crop weighs the mean of its scores: it
-    gets floor(weight * keep), what is left goes round by weight to crops with room, and its best tokens stay.
-    Time O(n m D), memory m^2 numbers.
+    token: 1000 a_i + alpha v'_i, where v' is v scaled to the mean of 1000 a. The weight of a crop is the mean of its
+    scores; it gets floor(weight * keep) tokens, and the rest goes in order of weight to crops with room. The best
+    tokens of each crop stay. Time O(n m D), memory m^2 numbers.
 
     Defaults: alpha 0.09, 16 crops (4 x 4) per frame or tile, 64 tokens on LLaVA-1.5, positions renumbered. Qwen2.5-VL:
-    int(16/9 * n / keep) crops, positions kept. The attention is that of the layer which is projected; on a tower
-    without a CLS token the mean over all queries.
+    int(16/9 * n / keep) crops, positions kept. The attention is that of the layer that is projected; on a tower
+    without a CLS token it is the mean over all queries.
 
     Args:
-        crops: crops a frame, laid out as squarely as their number and the grid allow; None: as above.
+        crops: crops per frame, laid out as squarely as their number and the grid allow; None: as above.
         alpha: weight of the variance, from 0.
-        compat: "official" cuts the token sequence into `crops` runs, keeps a run's tokens by attention alone, in that
-            order, and fills a budget that runs over its run's size with tokens of zeros.
+        compat: "official" cuts the token sequence into `crops` runs, keeps a run's tokens by attention only, in order
+            of attention, and fills a budget that exceeds its run with tokens of zeros.
 
     Differences from the authors' code:
-        - Crops are blocks of the grid and retention goes by the score, as in the paper; theirs takes runs of rows and
-          the attention (for the size of a crop's budget the variance cancels out in both).
-        - What a full crop cannot take goes to others; theirs feeds zeros to the LLM.
-        - A crop of one token weighs 1000 a like any other; theirs forgets the 1000.
+        - Crops are blocks of the grid, and tokens are kept by the score, as in the paper; theirs takes runs of rows,
+          and the attention (for the size of a crop's budget the variance cancels out in both).
+        - Tokens for which a crop has no room go to other crops; theirs feeds zeros to the LLM.
+        - A crop of one token weighs 1000 a like any other; theirs leaves out the factor 1000.
         - On Qwen2.5-VL theirs starts a token early and pairs scores in window order with features in raster order.
     """
 
     name: ClassVar[str] = "holov"
     stage: ClassVar[str] = "vision"
-    summary: ClassVar[str] = "a budget for each crop by attention and variety, its best tokens within"
+    summary: ClassVar[str] = "the best tokens of each crop, whose budget is set by attention and variety"
 
     crops: Annotated[int, AtLeast(1)] | None = None
     alpha: Annotated[float, NotNegative] = 0.09
@@ -73,7 +73,7 @@ class HoloV(Method):
         return Merged(features, nn.functional.pad(picks, (0, zeros), value=-1))
 
     def picks(self, view: ImageView) -> Tensor:
-        """Token indices crop by crop, the best first; fewer than `keep` with compat="official" alone."""
+        """Token indices crop by crop, the best first; fewer than `keep` only with compat="official"."""
         official = self.compat == "official"
         attention = view["attention"].float()
         crops = self.parts(view)
@@ -87,7 +87,7 @@ class HoloV(Method):
         else:
             counts = fill(counts, [len(crop) for crop in crops], view.keep, order)
         ranks = [attention[crop] for crop in crops] if official else scores
-        # a crop that stays whole stays in order
+        # a crop that is kept whole keeps its order
         return torch.cat(
             [crop if n >= len(crop) else crop[top_k(rank, n)] for crop, rank, n in zip(crops, ranks, counts)]
         )

@@ -1,4 +1,4 @@
-"""Average pooling: the grid of tokens shrunk to the budget, the baseline for methods that merge."""
+"""Average pooling: shrinks the grid of tokens to the budget; a baseline for methods that merge."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from vlmprune.author import Features, ImageView, Merged, Method, ModelInfo, Need
 
 @dataclass
 class Pool(Method):
-    """Means of rectangles of projected features.
+    """Replaces rectangles of projected features by their means.
 
     Paper: the Pool-Pre baseline of UniPruneBench (arXiv 2511.02650).
 
-    Formula: X [R, C, D] projected features of a frame or tile. The rows fall into g = round(sqrt(keep R / C)) strips;
-    strip i covers rows floor(i R / g) to ceil((i + 1) R / g), so that strips overlap by a row where g does not divide
-    R. The budget is spread evenly over the strips, k_i tokens each, and columns are cut as rows are. A token is the
-    mean of its rectangle and takes the position of its middle. With keep = g x h this is adaptive average pooling to
-    g x h; at any other budget some strips have one token more, so that the budget is exact. Time O(n D), memory O(n D).
+    Formula: X [R, C, D] projected features of a frame or tile. The rows are cut into g = round(sqrt(keep R / C))
+    strips; strip i covers rows floor(i R / g) to ceil((i + 1) R / g), so strips overlap by a row if g does not divide
+    R. The budget is spread evenly over the strips, k_i tokens each, and the columns of a strip are cut in the same way.
+    A token is the mean of its rectangle and takes the position of its middle. With keep = g x h this is adaptive
+    average pooling to g x h; at other budgets some strips have one token more, so the budget is exact.
+    Time O(n D), memory O(n D).
 
-    Defaults: each frame or tile by itself. Positions are renumbered, on Qwen they are those of the rectangles' middles.
+    Defaults: each frame or tile by itself. Positions are renumbered; on Qwen they are those of the rectangles' middles.
 
     Args:
-        mode: "avg" or "max" (over each feature by itself).
+        mode: "avg" or "max" (of each feature by itself).
         compat: "uniprune" pools to a square of isqrt(keep) tokens per side, whatever the picture's shape.
 
     Differences from the authors' code:
-        - Any budget, where UniPruneBench has 4, 16 and 25 tokens per tile, and the picture's own aspect ratio.
-        - The grid is the model's, not guessed from the number of tokens (a portrait picture is guessed as a landscape);
-          without a grid it is guessed as theirs.
-        - After a stage that left holes in the grid, the tokens are pooled in runs of their order.
-        - Qwen, where theirs fails.
+        - Any budget is possible, with the picture's own aspect ratio; UniPruneBench has 4, 16 and 25 tokens per tile.
+        - The grid is the model's. Theirs guesses it from the number of tokens, and takes a portrait picture for a
+          landscape; here the guess is used only if there is no grid.
+        - After a stage that left holes in the grid, runs of consecutive tokens are pooled.
+        - It works on Qwen, where theirs fails.
     """
 
     name: ClassVar[str] = "pool"
@@ -61,7 +62,7 @@ class Pool(Method):
         return "frame"
 
     def sees_every_slot(self, info: ModelInfo) -> bool:
-        """A rectangle of the picture has no room for an image_newline."""
+        """Never: an image_newline does not lie in any rectangle of the picture."""
         return False
 
     def select(self, view: ImageView) -> Merged:
@@ -95,13 +96,13 @@ def middles(rows: int, cols: int, strips: list[int]) -> list[int]:
 
 
 def _bin(i: int, size: int, count: int) -> tuple[int, int]:
-    """First cell, and the one past the last, of bin `i` of `count` along `size` cells."""
+    """The first cell of bin `i` of `count` bins along `size` cells, and the cell after its last."""
     return i * size // count, -(-(i + 1) * size // count)
 
 
 def shape(view: ImageView) -> tuple[int, int]:
     """Rows and columns of the tokens present."""
-    if view.grid is None:  # the squarest that is no taller than wide
+    if view.grid is None:  # the most nearly square grid that is at least as wide as high
         rows = next(rows for rows in range(math.isqrt(view.n), 0, -1) if view.n % rows == 0)
         return rows, view.n // rows
     row, col = (torch.unique(part) for part in (view.cells // view.grid.cols, view.cells % view.grid.cols))

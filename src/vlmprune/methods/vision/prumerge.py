@@ -1,4 +1,4 @@
-"""LLaVA-PruMerge: tokens that stand out to the CLS token, each with its most similar tokens added."""
+"""LLaVA-PruMerge: keeps tokens that stand out to the CLS token, and adds to each its most similar tokens."""
 
 from __future__ import annotations
 
@@ -9,59 +9,47 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.author import (
-    Act, ClsAttention, EncoderKeys, ImageView, Merged, Method, ModelInfo, Need, TowerFeatures, UserError, ascending,
-    top_k,
+    ClsAttention, EncoderKeys, ImageView, Merged, ModelInfo, Need, TowerFeatures, UserError, ascending, top_k,
 )  # fmt: skip
+from vlmprune.methods.outliers import CountsItself, outliers_above
 
 LAST = -1  # encoder layer: on CLIP the one above the features that LLaVA projects
 NEIGHBOURS = 32
 
 
 @dataclass
-class PruMerge(Method):
-    """Keeps the tokens that stand out to the CLS token and adds to each the tokens like it.
+class PruMerge(CountsItself):
+    """Keeps the tokens that stand out to the CLS token, and adds to each the tokens that are similar to it.
 
     Paper: LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models (ICCV 2025, arXiv 2403.15388).
 
     Formula: q, k [n + 1, C] = queries and keys of the encoder's last layer, all heads as one;
     a [n] = softmax(q_0 k^T / sqrt(C)) without the CLS key. Kept: the top (keep - 1) of a. Near(i) = the 32 tokens, kept
-    or not, with the highest cos(k_i, k_j). x [n, C] = the tower's features; out: y_i = x_i + sum over Near(i) of
-    a_j x_j for each kept i, by falling a; then one token, the sum of a_j x_j over all that were not kept.
+    or not, with the highest cos(k_i, k_j). x [n, C] = the tower's features. Out: y_i = x_i + sum over Near(i) of
+    a_j x_j for each kept i, by falling a; then one token, the sum of a_j x_j over all tokens that were not kept.
     Time O(keep n C), memory O(keep n).
 
-    Defaults: a budget; the paper counts outliers (`adaptive`), about 32 of 576. Each tile by itself; positions
-    renumbered on LLaVA, and elsewhere kept, with the tokens in order of position. Without a CLS token (SigLIP, Qwen) a
-    is the attention received from all tokens, ours. Where the projector merges patches, x are the projected tokens.
+    Defaults: it takes a budget; the paper counts outliers instead (`adaptive`), about 32 of 576. Each tile by itself;
+    positions renumbered on LLaVA, kept elsewhere, with the tokens in order of position. Ours: without a CLS token
+    (SigLIP, Qwen) a is the attention received from all tokens. If the projector merges patches, x are projected tokens.
 
     Args:
-        adaptive: as many tokens as a has outliers above Q3 + 1.5 (Q3 - Q1); it takes no budget then.
-        compat: "official" keeps only the last token where there is no outlier, and refuses fewer than 33 tokens.
+        adaptive: keep as many tokens as a has outliers above Q3 + 1.5 (Q3 - Q1); then it takes no budget.
+        compat: "official" keeps only the last token if there is no outlier, and refuses fewer than 33 tokens.
 
     Differences from the authors' code:
-        - Within a budget of `keep`, and one image at a time: theirs counts the outliers of a whole batch.
-        - At least one outlier, and any number of tokens.
-        - The weights a_j are not normalised, as in theirs; the paper speaks of a weighted mean.
-        - The last token has no place of its own; it takes that of the token which weighs most in it.
+        - It takes a budget, and counts outliers one image at a time; theirs counts those of a whole batch.
+        - There is at least one outlier, and any number of tokens will do.
+        - The weights a_j are not normalised, as in theirs, although the paper speaks of a weighted mean.
+        - The last token has no position of its own; it takes that of the token with the largest weight in it.
     """
 
     name: ClassVar[str] = "prumerge"
     stage: ClassVar[str] = "vision"
-    summary: ClassVar[str] = "tokens that stand out to the CLS token, each with its most similar tokens added"
+    summary: ClassVar[str] = "tokens that stand out to the CLS token; their most similar tokens are added to them"
     merges: ClassVar[bool] = True
 
-    adaptive: bool = False
     compat: Literal["paper", "official"] = "paper"
-
-    @property
-    def exact(self) -> bool:
-        return not self.adaptive and self.compat != "official"
-
-    @property
-    def budgeted(self) -> bool:
-        return not self.adaptive
-
-    def budget(self, act: Act, n: int, total: int) -> int:
-        return max(1, n - 1) if self.adaptive else super().budget(act, n, total)
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {
@@ -74,12 +62,11 @@ class PruMerge(Method):
         return "frame"
 
     def outliers(self, attention: Tensor) -> int:
-        low, high = torch.quantile(attention, attention.new_tensor([0.25, 0.75])).tolist()
-        count = int((attention > high + 1.5 * (high - low)).sum())
+        count = outliers_above(attention)
         return count if self.compat == "official" else max(1, count)
 
     def kept(self, view: ImageView) -> Tensor:
-        """Tokens that others are added to, in the order of the output."""
+        """The tokens to which others are added, in the order of the output."""
         count = self.outliers(view["attention"].float()) if self.adaptive else view.keep - 1
         return top_k(view["attention"], count)
 
@@ -89,7 +76,7 @@ class PruMerge(Method):
         kept, attention = self.kept(view), view["attention"].float().clamp(0, 1)
         rest = self.rest(kept, view.n)
         keys = nn.functional.normalize(view["keys"].rows.float(), dim=-1)
-        pool = ascending(torch.cat([kept, rest]))  # all tokens; where `kept` repeats some, some twice and others not
+        pool = ascending(torch.cat([kept, rest]))  # all tokens; any that `kept` repeats twice, and as many missing
         likeness = torch.nan_to_num(keys[kept] @ keys[pool].T)
         likeness.scatter_(1, torch.searchsorted(pool, kept)[:, None], float("-inf"))
         near = pool[torch.sort(likeness, dim=1, descending=True, stable=True).indices[:, : min(NEIGHBOURS, view.n - 1)]]
@@ -107,7 +94,7 @@ class PruMerge(Method):
 
     @staticmethod
     def rest(kept: Tensor, n: int) -> Tensor:
-        """Tokens that the last one sums up, ascending; where `kept` repeats some, as many of the first are missing."""
+        """Tokens that the last one sums up, ascending; if `kept` repeats some, as many of the first are missing."""
         left = torch.ones(n, dtype=torch.bool, device=kept.device)
         left[kept] = False
         rest = left.nonzero().squeeze(1)

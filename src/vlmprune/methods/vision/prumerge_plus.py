@@ -1,4 +1,4 @@
-"""LLaVA-PruMerge+: PruMerge with tokens sampled evenly over the image besides the outliers."""
+"""LLaVA-PruMerge+: PruMerge that keeps tokens sampled evenly over the image as well as outliers."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ AUTHORS_TOKENS = 576  # written into the authors' code for the samples
 
 @dataclass
 class PruMergePlus(PruMerge):
-    """PruMerge that also samples the image evenly, so that no part of it goes unseen.
+    """PruMerge that also samples the image evenly, so that no part of it is missed.
 
     Paper: LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models (ICCV 2025, arXiv 2403.15388).
 
     Formula: a [n] and the merging as in PruMerge. Of the m = keep - 1 kept tokens the top ceil(m * attended) of a come
-    first, then samples: of the f tokens left, the ones at f (2 i + 1) / 2 m', i = 0 ... m' - 1, for m' samples.
-    `adaptive`: o outliers of a, then every int(n / o) // 3-th token, from the first on, that is not one of them:
-    3 samples for an outlier.
+    first, then m' samples: of the f tokens left, the ones at f (2 i + 1) / 2 m', i = 0 ... m' - 1.
+    `adaptive`: the o outliers of a, then every (int(n / o) // 3)-th token, starting at the first, that is not an
+    outlier: about 3 samples per outlier.
 
-    Defaults: a budget, half of it by attention, as the authors' fixed ratio has it; theirs is adaptive, about 144 of
-    576. Otherwise as PruMerge.
+    Defaults: it takes a budget, half of it by attention, as the authors' fixed ratio does. Their default is adaptive,
+    about 144 of 576. Otherwise as PruMerge.
 
     Args:
-        attended: share of the kept tokens that are chosen by attention, 0 to 1; 0.25 is what `adaptive` comes to.
-        adaptive: as many tokens as outliers and their samples are; it takes no budget then.
-        compat: "official" samples a fixed grid whether a token is kept already or not; such a token comes twice and is
-            among those like it, and as many of the first tokens are added to none. It refuses what the authors' code
-            cannot do.
+        attended: share of the kept tokens that are chosen by attention, 0 to 1; with `adaptive` it is about 0.25.
+        adaptive: keep as many tokens as there are outliers and samples for them; then it takes no budget.
+        compat: "official" samples a fixed grid, even tokens that are already kept. Such a token comes twice and counts
+            as similar to itself, and as many of the first tokens are added to none. What the authors' code cannot do
+            is refused.
 
     Differences from the authors' code:
-        - Within a budget every sample is a new token. Their fixed ratio works only where int(n / top) divides n evenly.
-        - Any number of tokens; the samples of theirs are written for 576, and it needs 33 for the merging.
-        - At least one outlier (theirs divides by zero), and one image at a time.
+        - With a budget every sample is a new token. Their fixed ratio works only if int(n / top) divides n evenly.
+        - Any number of tokens will do; theirs writes the samples for 576, and needs 33 for the merging.
+        - There is at least one outlier (theirs divides by zero), and images are taken one at a time.
     """
 
     name: ClassVar[str] = "prumerge+"
-    summary: ClassVar[str] = "PruMerge with tokens sampled evenly over the image as well"
+    summary: ClassVar[str] = "PruMerge that keeps tokens sampled evenly over the image as well"
 
     attended: Annotated[float, Share] = 0.5
 
@@ -74,5 +74,5 @@ class PruMergePlus(PruMerge):
         step = int(1 / (count / view.n)) if count else view.n
         grid = torch.arange(int(step / 2), view.n - 1, step, device=view.slots.device)
         if len(grid) != count:
-            raise UserError(f"{self.name}: the authors' code samples {len(grid)} tokens beside {count}, and fails.")
+            raise UserError(f"{self.name}: the authors' code fails: {len(grid)} samples for {count} outliers.")
         return torch.cat([top_k(view["attention"], count), grid])

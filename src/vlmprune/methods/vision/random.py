@@ -15,7 +15,7 @@ from vlmprune.methods.budgets import rounded_down
 
 @dataclass
 class Random(Scorer):
-    """A uniformly drawn subset: `kept = sort(randperm(n)[:keep])`.
+    """Keeps a subset drawn uniformly at random: `kept = sort(randperm(n)[:keep])`.
 
     Paper: the Random-Pre and Random-Intra baselines of UniPruneBench (arXiv 2511.02650).
 
@@ -26,9 +26,8 @@ class Random(Scorer):
     over at least three seeds and report the spread.
 
     Args:
-        layer: decoder layer (0-based) before which it acts, or None for before the LLM.
-        compat: "uniprune" rounds shares down, and on InternVL renumbers positions. For
-            reproduction only.
+        layer: decoder layer (0-based) before which it acts, or None to act before the LLM.
+        compat: "uniprune" rounds shares down, and renumbers positions on InternVL. For reproduction only.
 
     Differences from the authors' code:
         - The generator is seeded from the run's seed and the prompt; theirs is the device's global one, unseeded.
@@ -38,6 +37,7 @@ class Random(Scorer):
     name: ClassVar[str] = "random"
     stage: ClassVar[str] = "vision, decoder"
     summary: ClassVar[str] = "a uniformly drawn subset of the tokens, before the LLM or (random@K) inside it"
+    draws: ClassVar[bool] = True
 
     layer: Annotated[int, AtLeast(1)] | None = None
     compat: Literal["paper", "uniprune"] = "paper"
@@ -46,7 +46,7 @@ class Random(Scorer):
         return None if self.layer is None else layer_within(self.name, self.layer, info)
 
     def positions(self, info: ModelInfo) -> str:
-        """Before the LLM as the other methods that act there, so that the comparison is of the choice alone."""
+        """Before the LLM those of the other methods that act there, so that only the choice of tokens is compared."""
         if self.compat == "uniprune" and info.family == "internvl":
             return "compact"
         return super().positions(info)

@@ -1,4 +1,4 @@
-"""TRIM: the tokens that CLIP finds most relevant to the question, and the mean of all others."""
+"""TRIM: keeps the tokens that CLIP finds most relevant to the question, and the mean of all others."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vlmprune.author import Act, Alignment, ImageView, Merged, Method, ModelInfo, Need, TowerFeatures, ascending, top_k
+from vlmprune.author import Alignment, ImageView, Merged, ModelInfo, Need, TowerFeatures, ascending, top_k
+from vlmprune.methods.outliers import CountsItself, outliers_above
 from vlmprune.methods.relevance import mean_cosine, sign_of
 
 
 @dataclass
-class Trim(Method):
-    """Keeps the tokens that are relevant to the question and sums the others up in one.
+class Trim(CountsItself):
+    """Keeps the tokens that are relevant to the question, and replaces the others by their mean.
 
     Paper: Less is More: A Simple yet Effective Token Reduction Method for Efficient Multi-modal LLMs (COLING 2025,
     arXiv 2409.10994).
@@ -23,22 +24,22 @@ class Trim(Method):
     of the question, cut at 77 tokens. s [n] = -v t. Kept: the top (keep - 1) of s in order of position; then one token,
     the mean of the tower's features x of all others. Time O(n (C + log n)), memory O(n C).
 
-    Defaults: a budget; the paper counts outliers (`adaptive`), about a fifth of 576. Each tile by itself, positions
-    renumbered on LLaVA; elsewhere kept, with the tokens in order of position. Without a text tower, ours: s is the
-    mean cosine of the projected features with the LLM's embeddings of the instruction's tokens.
+    Defaults: it takes a budget; the paper counts outliers instead (`adaptive`), about a fifth of 576. Each tile by
+    itself; positions renumbered on LLaVA, kept elsewhere, with the tokens in order of position. Ours: without a text
+    tower s is the mean cosine of the projected features with the LLM's embeddings of the instruction's tokens.
 
     Args:
-        adaptive: as many tokens as softmax(s) has outliers above Q3 + 1.5 (Q3 - Q1), and the mean; it takes no budget
-            then.
+        adaptive: keep as many tokens as softmax(s) has outliers above Q3 + 1.5 (Q3 - Q1), and the mean; then it takes
+            no budget.
         metric: "dot", as in the authors' code, or "cosine", as in the paper; by default "dot" with CLIP's text tower.
         relevance_sign: 1 or -1; by default the authors' -1 with CLIP's text tower, and 1 without.
-        compat: "official" keeps int(n * (count / n)) tokens, which rounding makes one less for some n.
+        compat: "official" keeps int(n * (count / n)) tokens, which for some n rounds to one fewer.
 
     Differences from the authors' code:
-        - The budget counts the mean token: theirs gives one token more than its share says.
-        - One image or tile at a time: theirs counts the outliers of a whole batch.
-        - On LLaVA-NeXT, where theirs fails.
-        - The mean has no place of its own; it takes that of the most relevant token in it.
+        - The budget includes the mean token; theirs returns one token more than its share.
+        - One image or tile at a time; theirs counts the outliers of a whole batch.
+        - It works on LLaVA-NeXT, where theirs fails.
+        - The mean has no position of its own; it takes that of the most relevant token in it.
     """
 
     name: ClassVar[str] = "trim"
@@ -46,21 +47,9 @@ class Trim(Method):
     summary: ClassVar[str] = "tokens that CLIP finds relevant to the question, and the mean of all others"
     merges: ClassVar[bool] = True
 
-    adaptive: bool = False
     metric: Literal[None, "dot", "cosine"] = None
     relevance_sign: Literal[None, 1, -1] = None
     compat: Literal["paper", "official"] = "paper"
-
-    @property
-    def exact(self) -> bool:
-        return not self.adaptive and self.compat != "official"
-
-    @property
-    def budgeted(self) -> bool:
-        return not self.adaptive
-
-    def budget(self, act: Act, n: int, total: int) -> int:
-        return max(1, n - 1) if self.adaptive else super().budget(act, n, total)
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"rows": TowerFeatures(), "aligned": Alignment(truncate=True)}
@@ -69,7 +58,7 @@ class Trim(Method):
         return "frame"
 
     def similarity(self, view: ImageView) -> Tensor:
-        """Relevance of each token by its sign, [n]."""
+        """Relevance of each token, times its sign, [n]."""
         aligned = view["aligned"]
         if (self.metric or ("dot" if aligned.clip else "cosine")) == "cosine":
             found = mean_cosine(aligned)
@@ -77,14 +66,9 @@ class Trim(Method):
             found = (aligned.visual.float() @ aligned.text.float().sum(0) / max(1, len(aligned.text))).nan_to_num()
         return sign_of(self.relevance_sign, aligned) * found
 
-    @staticmethod
-    def outliers(scores: Tensor) -> int:
-        low, high = torch.quantile(scores, scores.new_tensor([0.25, 0.75])).tolist()
-        return int((scores > high + 1.5 * (high - low)).sum())
-
     def select(self, view: ImageView) -> Merged:
         similarity, rows = self.similarity(view), view["rows"].rows.float()
-        count = self.outliers(similarity.softmax(0)) if self.adaptive else view.keep - 1
+        count = outliers_above(similarity.softmax(0)) if self.adaptive else view.keep - 1
         if self.compat == "official":
             count = int(view.n * (count / view.n))
         kept, rest = top_k(similarity, view.n).tensor_split([count])

@@ -1,4 +1,4 @@
-"""Evenly spread tokens: the baseline that knows where a token is, and nothing of what it shows."""
+"""Evenly spread tokens: a baseline that goes by the place of a token and not by what it shows."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from vlmprune.methods.vision.pool import Pool, middles, shape
 
 @dataclass
 class Uniform(Method):
-    """Every so many tokens, along the rows and along the columns.
+    """Keeps tokens at regular distances along the rows and columns.
 
-    Paper: none; `random` without its luck.
+    Paper: none; it is `random` without the chance.
 
     Formula: the R x C tokens of a frame or tile are cut into `keep` rectangles as `pool` cuts them: round(sqrt(keep R /
-    C)) strips of rows, the budget spread evenly over the strips, a strip's columns over its tokens. The token in the
-    middle of each rectangle stays. 24 x 24 with keep 64 gives every third token of every third row.
-    Time O(keep), memory O(keep).
+    C)) strips of rows, among which the budget is spread evenly, and in each strip as many groups of columns as it has
+    tokens. The token in the middle of each rectangle stays. 24 x 24 with keep 64 gives every third token of every third
+    row. Time O(keep), memory O(keep).
 
-    Defaults: each frame or tile by itself; slots without a patch go first. Where an earlier stage left holes, every so
-    many of the tokens in their order. Positions as for `random`: renumbered on LLaVA, elsewhere kept.
+    Defaults: each frame or tile by itself; slots without a patch are dropped first. If an earlier stage left holes in
+    the grid, tokens at regular distances in their order stay. Positions: renumbered on LLaVA, kept elsewhere.
     """
 
     name: ClassVar[str] = "uniform"
@@ -35,7 +35,7 @@ class Uniform(Method):
         return "frame"
 
     def sees_every_slot(self, info: ModelInfo) -> bool:
-        """An image_newline has no place in the picture."""
+        """Never: an image_newline has no place in the picture."""
         return False
 
     def select(self, view: ImageView) -> Tensor:

@@ -1,4 +1,4 @@
-"""VisionZip: dominant tokens as they are, the rest merged into a few contextual tokens."""
+"""VisionZip: keeps dominant tokens as they are, and merges the rest into a few contextual tokens."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from vlmprune.methods.tiles import whole_tile
 
 
 class Clusters(NamedTuple):
-    """Rows of the tower, counted with the CLS token as row 0 where there is one."""
+    """Row numbers of the tower, with the CLS token as row 0 if there is one."""
 
     dominant: Tensor  # [D] kept as they are, CLS first, then by falling attention
-    targets: Tensor  # [C] that lend their place to a contextual token, ascending
-    members: Tensor  # [M - C] that are merged, ascending
+    targets: Tensor  # [C] rows that lend their place to a contextual token, ascending
+    members: Tensor  # [M - C] rows that are merged, ascending
     assignment: Tensor  # [M - C] the target (0..C-1) that each member joins
 
 
 @dataclass
 class VisionZip(OrdersParts):
-    """Keeps what the CLS token looks at and merges the rest.
+    """Keeps the tokens that the CLS token attends to, and merges the rest.
 
     Paper: VisionZip: Longer is Better but Not Necessary in Vision Language Models (CVPR 2025, arXiv 2412.04467).
 
-    Formula: each frame or tile by itself. rows x [N, C], N = n + 1 with a CLS token. Dominant: CLS and the top
+    Formula: each frame or tile by itself. Rows x [N, C], N = n + 1 with a CLS token. Dominant: CLS and the top
     (D - 1) of the CLS token's attention.
-    Of the M rows left, every (M // C)-th is a target; every other joins the target with the most similar key (cosine of
-    keys averaged over heads). A contextual token is its target plus the mean of its members. Order: CLS, dominant by
-    position, contextual. On LLaVA-NeXT that of the whole image; then the dominant tokens of all tiles by their place on
-    the canvas, the tiles' CLS tokens, their contextual tokens. Without a CLS token: D by received attention, all in
-    order of position. Time O(n C d), memory O(n C), d the width of a key.
+    Of the M rows left, every (M // C)-th is a target; every other row joins the target with the most similar key
+    (cosine of keys averaged over heads). A contextual token is its target plus the mean of its members. Order: CLS,
+    dominant by position, contextual. LLaVA-NeXT: first those of the whole image in this order, then the dominant tokens
+    of all tiles by place on the canvas, the tiles' CLS tokens, their contextual tokens. Without a CLS token: D by
+    received attention, all in order of position. Time O(n C d), memory O(n C), d the width of a key.
 
-    Defaults: D + C = 162 + 30, 108 + 20 or 54 + 10 on LLaVA-1.5, which is 10 contextual in 64; positions renumbered.
-    Qwen2.5-VL (ports): the tokens to merge are the projected ones, kept positions are those of D and of the targets.
+    Defaults: D + C = 162 + 30, 108 + 20 or 54 + 10 on LLaVA-1.5: 10 of 64 are contextual; positions renumbered.
+    Qwen2.5-VL (ports): projected tokens are merged, and the positions are those of D and of the targets.
 
     Args:
         contextual: C as a share of the budget (float) or a number of tokens (int); at least one token stays dominant.
 
     Differences from the authors' code:
-        - C follows the budget. At 1 to 3 tokens it is 0: the rest is dropped.
+        - C follows the budget. With 1 to 3 tokens it is 0, and the rest is dropped.
         - A zero key is similar to nothing; theirs yields NaN.
-        - On LLaVA-NeXT tiles cut by padding get budgets in proportion to what is left of them; theirs keep the padding.
+        - On LLaVA-NeXT tiles cut by padding get budgets in proportion to what is left; theirs keeps the padding.
     """
 
     name: ClassVar[str] = "visionzip"
     stage: ClassVar[str] = "vision"
-    summary: ClassVar[str] = "tokens the CLS token attends to, and the rest merged into contextual tokens"
+    summary: ClassVar[str] = "tokens that the CLS token attends to; the rest is merged into contextual tokens"
     merges: ClassVar[bool] = True
 
     contextual: Annotated[float, Share] | Annotated[int, AtLeast(0)] = 10 / 64
@@ -66,12 +66,12 @@ class VisionZip(OrdersParts):
         return "frame"
 
     def contextual_of(self, keep: int) -> int:
-        """C, of `keep` tokens."""
+        """C, for a budget of `keep` tokens."""
         wanted = self.contextual if isinstance(self.contextual, int) else round(self.contextual * keep)
         return min(wanted, keep - 1)
 
     def clusters(self, view: ImageView) -> Clusters:
-        """Which rows are kept, which lend their place, and which join which."""
+        """Which rows are kept, which are targets, and which target each other row joins."""
         keys = nn.functional.normalize(_all_rows(view["keys"]), dim=-1)
         cls = keys.shape[0] - view.n  # 1 with a CLS token, 0 without
         count = self.contextual_of(view.keep)
@@ -115,6 +115,6 @@ class VisionZip(OrdersParts):
 
 
 def _all_rows(values: TowerRows) -> Tensor:
-    """[N, C] float32, the CLS token's row first where there is one."""
+    """[N, C] float32, with the CLS token's row first if there is one."""
     rows = values.rows.float()
     return rows if values.cls is None else torch.cat([values.cls.float(), rows])
