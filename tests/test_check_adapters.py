@@ -54,8 +54,8 @@ class Backwards(LlavaAdapter):
 class Mirrored(LlavaAdapter):
     """The first slot shows the last cell."""
 
-    def slots(self, modality: str, call: dict[str, Any]) -> list[Slots]:
-        return [Slots(place.grid, place.cells.flip(0)) for place in super().slots(modality, call)]
+    def slots(self, modality: str, call: dict[str, Any], counts: Any = None) -> list[Slots]:
+        return [Slots(place.grid, place.cells.flip(0)) for place in super().slots(modality, call, counts)]
 
 
 class Stretched(LlavaAdapter):
@@ -90,9 +90,9 @@ class Normed(LlavaAdapter):
 class Spoiling(LlavaAdapter):
     """Changes the user's pixels."""
 
-    def slots(self, modality: str, call: dict[str, Any]) -> list[Slots]:
+    def slots(self, modality: str, call: dict[str, Any], counts: Any = None) -> list[Slots]:
         call["pixel_values"].mul_(1.5)
-        return super().slots(modality, call)
+        return super().slots(modality, call, counts)
 
 
 class Writing(Gemma3Adapter):
@@ -104,8 +104,8 @@ class Writing(Gemma3Adapter):
 class FirstOnly(LlavaAdapter):
     """The statistics of the first image for all of a batch."""
 
-    def rows(self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor]) -> list[TowerRows]:
-        laid = super().rows(modality, call, chunks)
+    def rows(self, modality: str, call: dict[str, Any], chunks: Any, counts: Any) -> list[TowerRows]:
+        laid = super().rows(modality, call, chunks, counts)
         return [laid[0] for _ in laid]
 
 
@@ -121,8 +121,8 @@ class Square(Qwen2VLAdapter):
 
     families = ("qwen2_vl",)
 
-    def slots(self, modality: str, call: dict[str, Any]) -> list[Slots]:
-        found = super().slots(modality, call)
+    def slots(self, modality: str, call: dict[str, Any], counts: Any = None) -> list[Slots]:
+        found = super().slots(modality, call, counts)
         assert all(place.grid is not None and place.grid.rows > 1 for place in found), "no square"
         return found
 

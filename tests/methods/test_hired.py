@@ -5,14 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from harness import RAGGED, alone, built
-from harness_views import (
-    INTERN,
-    KINDS,
-    LLAVA,
-    canvas,
-    image,
-    values,
-)
+from harness_views import INTERN, KINDS, LLAVA, NEXT, canvas, image, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -139,5 +132,7 @@ class TestHiRED:
             assert torch.equal(HiRED().select(view), ascending(top_k(view["late"], 17)))
 
     def test_layers(self) -> None:
-        assert HiRED().needs(LLAVA) == {"early": ClsAttention(Depth(1, 24)), "late": ClsAttention(USED)}
+        late = {"late": ClsAttention(USED)}
+        assert HiRED().needs(LLAVA) == late  # whose images are never cut into tiles
+        assert HiRED().needs(NEXT) == {"early": ClsAttention(Depth(1, 24)), **late}
         assert Depth(1, 24).index(24) == Depth(1, 24).index(5) == 0

@@ -124,7 +124,7 @@ def _check_slots(subject: AdapterSubject, what: str, inputs: dict[str, Any]) -> 
 def _pieces(one: Encoded, what: str) -> list[Tensor]:
     """The features of each piece, for which there must be as many slots."""
     pieces = one.adapter.features(one.modality, one.call, one.pooled)
-    places = one.adapter.slots(one.modality, one.call)
+    places = one.adapter.slots(one.modality, one.call, [len(piece) for piece in pieces])
     if [len(piece) for piece in pieces] != [len(place.cells) for place in places]:
         due, got = [len(piece) for piece in pieces], [len(place.cells) for place in places]
         raise Failed(f"expected cells for {due} slots in the pieces of {what}, but `slots` gives {got}")
