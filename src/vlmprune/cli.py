@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,6 +124,14 @@ def bench(
     text_tower: Annotated[str | None, typer.Option(help=_TEXT_TOWER)] = None,
     judge: Annotated[str | None, typer.Option(help=_JUDGE)] = None,
     judge_model: Annotated[str | None, typer.Option(help=_JUDGE_MODEL)] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Run on the Ray cluster at this address; auto for one that is here, or for this machine."),
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(help="With --ray: copies of the model. Default: one a GPU, or one a node without GPUs."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
     speed: Annotated[bool, typer.Option("--speed", help="Measure time, memory and operations, not accuracy.")] = False,
     random: Annotated[
@@ -162,7 +170,7 @@ def bench(
     }
     if speed:
         untimed: dict[str, Any] = {"tasks": tasks, "limit": limit, "full": full or None, "text_tower": text_tower}
-        untimed |= {"data": data, "protocol": protocol}
+        untimed |= {"data": data, "protocol": protocol, "ray": ray}
         _refuse(untimed, "is not for timings: leave it out, or leave out", Option("speed", True))
         shared = {"model": model, "methods": methods, "keep": keep, "batch_size": batch_size, "positions": positions}
         return _speed(
@@ -175,9 +183,11 @@ def bench(
             force,
         )
     _refuse(timed, "is for timings alone: give with it", Option("speed", True))
+    if ray is None:
+        _refuse({"replicas": replicas}, "is for Ray alone: give with it", Option("ray", "auto"))
     from vlmprune.bench.judging import CACHE, judge_for
+    from vlmprune.bench.plan import Plan, split_methods
     from vlmprune.bench.profiles import get_profile
-    from vlmprune.bench.runner import Plan, split_methods
 
     if full and limit is not None:
         raise UserError("--full and --limit contradict each other: give one of them.")
@@ -201,7 +211,8 @@ def bench(
         given["limit"] = None
     table = None if profile is None else get_profile(profile)
     plan = Plan(**given) if table is None else table.plan(given)
-    _bench(plan, out, force, judge_for(judge, judge_model, out / CACHE))
+    with _pools(ray, replicas) as open_pool:
+        _bench(plan, out, force, judge_for(judge, judge_model, out / CACHE), open_pool)
     for sentence in table.said() if table is not None else ():
         typer.echo(sentence)
 
@@ -229,7 +240,7 @@ def _speed(given: dict[str, Any], out: Path, force: bool) -> None:
     """`bench --speed`: `given` are its options by name, None where the user gave none."""
     from rich.console import Console
 
-    from vlmprune.bench.runner import split_methods
+    from vlmprune.bench.plan import split_methods
     from vlmprune.bench.speed import run_speed
     from vlmprune.bench.speed_console import print_sheets, progress_lines
     from vlmprune.bench.speed_plan import planned
@@ -266,7 +277,18 @@ def _speed(given: dict[str, Any], out: Path, force: bool) -> None:
             console.print(f"Report: {path}", soft_wrap=True, highlight=False)
 
 
-def _bench(plan: Any, out: Path, force: bool, judge: Any) -> None:
+def _pools(ray: str | None, replicas: int | None) -> Any:
+    """Where models are run: in this process, or on a Ray cluster."""
+    if ray is None:
+        from vlmprune.bench.worker import open_here
+
+        return nullcontext(open_here)
+    from vlmprune.engines.cluster import ray_cluster
+
+    return ray_cluster(ray, replicas)
+
+
+def _bench(plan: Any, out: Path, force: bool, judge: Any, open_pool: Any) -> None:
     from rich.console import Console
 
     from vlmprune.ask import write_examples
@@ -280,7 +302,7 @@ def _bench(plan: Any, out: Path, force: bool, judge: Any) -> None:
     console = Console()
     try:
         with progress_bars(console) as progress:
-            run_bench(plan, out, progress, then=partial(write_examples, out), force=force)
+            run_bench(plan, out, progress, then=write_examples, force=force, open_pool=open_pool)
     except KeyboardInterrupt:
         typer.echo(f"Interrupted: finished batches are in {out}, and the same command continues from there.", err=True)
         raise typer.Exit(INTERRUPTED) from None
