@@ -124,6 +124,12 @@ def bench(
     text_tower: Annotated[str | None, typer.Option(help=_TEXT_TOWER)] = None,
     judge: Annotated[str | None, typer.Option(help=_JUDGE)] = None,
     judge_model: Annotated[str | None, typer.Option(help=_JUDGE_MODEL)] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="lmms: run tasks of lmms-eval, and print its figures; --data is then a folder of task files."
+        ),
+    ] = None,
     ray: Annotated[
         str | None,
         typer.Option(help="Run on the Ray cluster at this address; auto for one that is here, or for this machine."),
@@ -170,7 +176,7 @@ def bench(
     }
     if speed:
         untimed: dict[str, Any] = {"tasks": tasks, "limit": limit, "full": full or None, "text_tower": text_tower}
-        untimed |= {"data": data, "protocol": protocol, "ray": ray}
+        untimed |= {"data": data, "protocol": protocol, "ray": ray, "engine": engine}
         _refuse(untimed, "is not for timings: leave it out, or leave out", Option("speed", True))
         shared = {"model": model, "methods": methods, "keep": keep, "batch_size": batch_size, "positions": positions}
         return _speed(
@@ -209,6 +215,9 @@ def bench(
     given = {name: value for name, value in asked.items() if value is not None} | {"seeds": _seeds(seeds)}
     if full:
         given["limit"] = None
+    if engine is not None:
+        own = {"profile": profile, "protocol": protocol, "pixels": pixels, "max_new_tokens": max_new_tokens}
+        return _lmms(engine, given, own | {"ray": ray, "judge": judge, "force": force or None})
     table = None if profile is None else get_profile(profile)
     plan = Plan(**given) if table is None else table.plan(given)
     with _pools(ray, replicas) as open_pool:
@@ -275,6 +284,22 @@ def _speed(given: dict[str, Any], out: Path, force: bool) -> None:
     for path in build(out, force=force):
         if path.name == "speed.md":
             console.print(f"Report: {path}", soft_wrap=True, highlight=False)
+
+
+def _lmms(engine: str, given: dict[str, Any], own: dict[str, Any]) -> None:
+    """`bench --engine`: `given` are fields of the plan, `own` the options that only our own loop has."""
+    from vlmprune.bench.plan import Plan
+    from vlmprune.engines.lmms_bench import lines, run_lmms
+
+    if engine != "lmms":
+        raise UserError(Option("engine", engine), " is not there: give ", Option("engine", "lmms"), ".")
+    _refuse(own, "is for our own loop: leave it out, or leave out", Option("engine", engine))
+    tasks, folder, limit = (given.pop(name, None) for name in ("tasks", "data", "limit"))
+    if not tasks:
+        raise UserError(Option("engine", engine), " needs tasks of lmms-eval: give them with ", Option("tasks"), ".")
+    _quiet()
+    for line in lines(run_lmms(Plan(**{"batch_size": 1, **given}), tasks, folder, limit)):
+        typer.echo(line)
 
 
 def _pools(ray: str | None, replicas: int | None) -> Any:
