@@ -126,9 +126,7 @@ def bench(
     judge_model: Annotated[str | None, typer.Option(help=_JUDGE_MODEL)] = None,
     engine: Annotated[
         str | None,
-        typer.Option(
-            help="lmms: run tasks of lmms-eval, and print its figures; --data is then a folder of task files."
-        ),
+        typer.Option(help="lmms: run tasks of lmms-eval and print its figures. --data is then a folder of task files."),
     ] = None,
     ray: Annotated[
         str | None,

@@ -1,7 +1,7 @@
 """vlmprune as a model of lmms-eval.
 
-lmms-eval finds it by an entry point: `lmms_eval --model vlmprune --model_args pretrained=FOLDER,method=divprune,keep=64`.
- Written for lmms-eval 0.7 (github.com/EvolvingLMMs-Lab/lmms-eval, `api/model.py` and
+lmms-eval finds it by an entry point: `lmms_eval --model vlmprune --model_args pretrained=FOLDER,method=fastv,keep=64`.
+Written for lmms-eval 0.7 (github.com/EvolvingLMMs-Lab/lmms-eval, `api/model.py` and
 `models/chat/huggingface.py`).
 """
 

@@ -54,10 +54,8 @@ def run_lmms(plan: Plan, tasks: Sequence[str], folder: str | None, limit: int | 
         loaded = load_model(name, plan.device, plan.text_tower)
         made = []
         for variant in plan.variants():
-            asked: dict[str, Any] = {"positions": plan.positions, "seed": variant.seed or 0}
-            made.append(
-                (variant, PrunedModel(name, variant.recipe, **asked, batch_size=plan.batch_size, loaded=loaded))
-            )
+            asked: dict[str, Any] = {"positions": plan.positions, "seed": variant.seed or 0, "loaded": loaded}
+            made.append((variant, PrunedModel(name, variant.recipe, **asked, batch_size=plan.batch_size)))
         for variant, model in made:
             results = simple_evaluate(
                 model=model, tasks=list(tasks), task_manager=manager, limit=limit, batch_size=plan.batch_size,
