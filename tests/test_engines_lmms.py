@@ -115,19 +115,8 @@ def test_the_cache_tells_methods_apart(model: str, tasks: Path, tmp_path: Path, 
 
 @pytest.mark.slow
 def test_as_an_engine(model: str, tasks: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = [
-        "bench",
-        "--engine",
-        "lmms",
-        "--data",
-        str(tasks),
-        "--model",
-        model,
-        "--methods",
-        "fastv",
-        "--keep",
-        "0.5",
-    ]
+    command = ["bench", "--engine", "lmms", "--data", str(tasks), "--model", model]
+    command += ["--methods", "fastv", "--keep", "0.5"]
     assert cli.main([*command, "--keep", "0.5", "--tasks", "tiny_colors", "--limit", "4"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [row.split(" | ")[1] for row in rows[2:]] == ["vanilla", "random", "downsample", "fastv@2"]
