@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -113,7 +114,13 @@ def run_without(hidden: set[str], arguments: list[str], folder: Path) -> subproc
     return subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("extra", [name for name in EXTRAS if name != "dev"])
+def test_data_name_the_extra_that_has_their_package() -> None:
+    with_datasets = {"fsspec"}  # which datasets depends on
+    for package, extra in DATA.items():
+        assert package in {re.split("[<>=]", named)[0] for named in EXTRAS[extra]} | with_datasets
+
+
+@pytest.mark.parametrize("extra", [name for name, has in EXTRAS.items() if {*has} & {name for _, name in NEEDED}])
 def test_without_an_extra_every_command_works_or_says_so(extra: str, tmp_path: Path) -> None:
     hidden = set(EXTRAS[extra]) - set(SHELL) - WITH_TORCH - {"rich"}  # transformers brings typer, and typer rich
     assert run_without(hidden, ["list", "methods"], tmp_path).returncode == 0

@@ -174,18 +174,12 @@ def bench(
     }
     if speed:
         untimed: dict[str, Any] = {"tasks": tasks, "limit": limit, "full": full or None, "text_tower": text_tower}
-        untimed |= {"data": data, "protocol": protocol, "ray": ray, "engine": engine}
+        untimed |= {"data": data, "protocol": protocol, "profile": profile, "pixels": pixels, "judge": judge}
+        untimed |= {"max_new_tokens": max_new_tokens, "ray": ray, "engine": engine}
         _refuse(untimed, "is not for timings: leave it out, or leave out", Option("speed", True))
         shared = {"model": model, "methods": methods, "keep": keep, "batch_size": batch_size, "positions": positions}
-        return _speed(
-            {
-                **shared,
-                **timed,
-                "seed": _single(_seeds(seeds), "Timings take one seed: give ", Option("seeds", 0), "."),
-            },
-            out,
-            force,
-        )
+        seed = _single(_seeds(seeds), "Timings take one seed: give ", Option("seeds", 0), ".")
+        return _speed({**shared, **timed, "seed": seed}, out, force)
     _refuse(timed, "is for timings alone: give with it", Option("speed", True))
     if ray is None:
         _refuse({"replicas": replicas}, "is for Ray alone: give with it", Option("ray", "auto"))

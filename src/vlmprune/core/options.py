@@ -110,12 +110,11 @@ def _written(cls: type) -> dict[str, Any]:
     """The annotations of a class as they are written, text or not."""
     try:
         return get_annotations(cls)
-    except NameError:  # from Python 3.14 on this evaluates all of them at once
-        if sys.version_info < (3, 14):
-            raise
-        from annotationlib import Format
-
-        return get_annotations(cls, format=Format.STRING)
+    except NameError as error:  # from Python 3.14 on they are evaluated when they are asked for
+        raise UserError(
+            f"{cls.__name__} annotates an option with a name that is not there at run time ({error}): import it at the "
+            "top of the file, outside of 'if TYPE_CHECKING:', or define it there."
+        ) from error
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -70,12 +71,15 @@ def _pope_details(sums: np.ndarray) -> dict[str, float]:
 F1 = Metric("F1", _pope_counts, _f1, _pope_details)
 
 
+_RATING = re.compile(r"(?:yes|no) (\d(?:\.\d+)?)")
+
+
 def _rated_counts(records: Sequence[Scored]) -> np.ndarray:
     """Columns: score, questions, rating, ratings."""
     rows = []
     for record in records:
-        rating = (record.extracted or "").partition(" ")[2]
-        rows.append((record.score, 1.0, float(rating or 0), float(bool(rating))))
+        rating = _RATING.fullmatch(record.extracted or "")  # else it is the answer itself, or none
+        rows.append((record.score, 1.0, float(rating[1]) if rating else 0.0, float(rating is not None)))
     return np.array(rows, float).reshape(-1, 4)
 
 
