@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -23,13 +22,16 @@ from transformers import LlamaConfig
 import vlmprune
 from vlmprune.ask import write_examples
 from vlmprune.bench import runner
+from vlmprune.bench.batch import Batch
 from vlmprune.bench.compare import build_tables
 from vlmprune.bench.flops import encoder_flops, papers_flops, prefill_flops, visual_per_layer
 from vlmprune.bench.load import load_model, weights_digest
+from vlmprune.bench.plan import METHODS, Plan, split_methods
 from vlmprune.bench.protocol import PLAIN, Asker, protocol_for
-from vlmprune.bench.runner import METHODS, Plan, run_bench, split_methods
+from vlmprune.bench.runner import run_bench
 from vlmprune.bench.shapes import shape_of
 from vlmprune.bench.store import Run, Store, load_records, load_results
+from vlmprune.bench.worker import Here, Worker
 from vlmprune.core.errors import UserError
 from vlmprune.report.latex import latex
 from vlmprune.report.markdown import markdown
@@ -51,7 +53,7 @@ def small_plan(folder: str, **changes: object) -> Plan:
 
 def run_with_examples(plan: Plan, out: Path, progress: Callable[[runner.Progress], None] = lambda at: None) -> None:
     """As `vlmprune bench` does."""
-    run_bench(plan, out, progress, then=partial(write_examples, out))
+    run_bench(plan, out, progress, then=write_examples)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,8 @@ def content(out: Path) -> dict[str, object]:
 PROGRAM = """
 import sys, torch
 torch.set_num_threads(1)
-from vlmprune.bench.runner import Plan, run_bench
+from vlmprune.bench.plan import Plan
+from vlmprune.bench.runner import run_bench
 plan = Plan(models=(sys.argv[1],), batch_size=4, device="cpu", methods=("random", "fastv"), keeps=(0.5, 5),
             tasks=("synth-mme", "synth-choice"), limit=10)
 run_bench(plan, sys.argv[2])
@@ -109,7 +112,7 @@ def test_a_finished_folder_is_not_computed_again(folder: str, finished: Path, mo
     def forbidden(*_: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(runner.Batch, "run", forbidden)
+    monkeypatch.setattr(Batch, "run", forbidden)
     run_with_examples(small_plan(folder), finished)
     assert content(finished) == before
 
@@ -427,7 +430,9 @@ def test_with_a_text_tower_a_method_reads_the_bare_question(folder: str, tmp_pat
     loaded.text_tower.text = lambda sentence, truncate=False: read.append(sentence) or text(sentence, truncate)
     plan = small_plan(folder, methods=("cdpruner",), keeps=(9,), tasks=("synth-choice",), limit=4)
     with Store(tmp_path / "out") as store:
-        runner.ModelBench(plan, loaded, store).compute(0, lambda at: None)
+        variants = plan.variants()
+        pool = Here(Worker(plan, loaded, variants))
+        runner.ModelBench(plan, variants, pool, store).compute(0, lambda at: None)
     samples = generated_tasks()["synth-choice"].samples(Place(canvas_for(loaded.model.config)))
     assert read == [sample.question for sample in islice(samples, 4)]
 

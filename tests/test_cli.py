@@ -7,7 +7,8 @@ from tiny_folder import save_llava
 
 import vlmprune
 from vlmprune import cli
-from vlmprune.bench import runner
+from vlmprune.bench import plan
+from vlmprune.bench.batch import Batch
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_interrupt(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner.Batch, "run", stop)
+    monkeypatch.setattr(Batch, "run", stop)
     assert cli.main(["bench", "--model", folder, "--limit", "2", "--out", str(tmp_path)]) == 130
     err = capsys.readouterr().err
     assert "the same command continues" in err and err.count("\n") == 1
@@ -102,6 +103,6 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"vlmprune {vlmprune.__version__}\n"
     assert cli.main(["bench", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    defaults = [*map(str, runner.KEEPS), str(runner.LIMIT), str(runner.FULL), str(runner.BATCH_SIZE)]
+    defaults = [*map(str, plan.KEEPS), str(plan.LIMIT), str(plan.FULL), str(plan.BATCH_SIZE)]
     assert "--keep" in shown and all(default in shown for default in defaults)
-    assert len(runner.METHODS) == 8, "the help says eight"
+    assert len(plan.METHODS) == 8, "the help says eight"

@@ -11,9 +11,10 @@ import torch
 from harness_data import lines, own, picture, problems, video
 from tiny_folder import save_family, save_llava
 
-from vlmprune.bench import runner
+from vlmprune.bench import plan as plans
+from vlmprune.bench.plan import Plan
 from vlmprune.bench.protocol import PLAIN, Asker
-from vlmprune.bench.runner import Plan, run_bench
+from vlmprune.bench.runner import run_bench
 from vlmprune.bench.store import load_records, load_results
 from vlmprune.core import extras
 from vlmprune.core.errors import UserError
@@ -124,7 +125,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_on_videos(family: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "BASELINES", ("random",))  # two of the families have slots that no smaller picture has
+    monkeypatch.setattr(plans, "BASELINES", ("random",))  # two of the families have slots that no smaller picture has
     folder = save_family(family, tmp_path / "model")
     plan = Plan(
         models=(str(folder),), tasks=(str(data),), methods=("divprune",), keeps=(0.5,), batch_size=2, device="cpu"

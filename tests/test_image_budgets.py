@@ -212,7 +212,7 @@ def test_a_list_goes_round_in_a_recipe() -> None:
 
 
 def test_a_benchmark_has_one_budget_for_all_images() -> None:
-    from vlmprune.bench.runner import variants_of
+    from vlmprune.bench.plan import variants_of
 
     with pytest.raises(vlmprune.UserError, match="a benchmark gives all images the same"):
         variants_of("divprune:[0.5, 0.1]", [0.5])

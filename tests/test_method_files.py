@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,8 @@ import vlmprune
 from vlmprune.ask.examples import write_examples
 from vlmprune.bench.compare import build_tables
 from vlmprune.bench.marks import code_of, files_of, marked, recorded, runnable
-from vlmprune.bench.runner import Plan, run_bench, split_methods
+from vlmprune.bench.plan import Plan, split_methods
+from vlmprune.bench.runner import run_bench
 from vlmprune.bench.store import load_results
 from vlmprune.cli import USAGE, main
 from vlmprune.core.errors import UserError
@@ -228,7 +228,7 @@ BENCH = {"models": ("llava",), "tasks": ("synth-ocr",), "limit": 2, "keeps": (0.
 def computed(out: Path, *methods: str) -> list[str]:
     """The recipes that a command has to compute."""
     before = {path.name for path in out.glob("runs/*/*/*.json")}
-    run_bench(Plan(methods=methods, **BENCH), out, then=partial(write_examples, out))  # type: ignore[arg-type]
+    run_bench(Plan(methods=methods, **BENCH), out, then=write_examples)  # type: ignore[arg-type]
     made = [path for path in out.glob("runs/*/*/*.json") if path.name not in before]
     return sorted(json.loads(path.read_text())["run"]["recipe"] for path in made)
 

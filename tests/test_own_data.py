@@ -11,8 +11,9 @@ import pytest
 from harness_data import lines, picture, png, problems, separated, text64
 from tiny_folder import save_llava
 
+from vlmprune.bench.plan import Plan
 from vlmprune.bench.problems import problem_note
-from vlmprune.bench.runner import Plan, run_bench
+from vlmprune.bench.runner import run_bench
 from vlmprune.bench.store import load_records, load_results
 from vlmprune.cli import main
 from vlmprune.tasks.own import own_task

@@ -7,7 +7,7 @@ import torch
 from golden_runners.case import acting
 
 import vlmprune
-from vlmprune.bench.runner import Plan, variants_of
+from vlmprune.bench.plan import Plan, variants_of
 from vlmprune.cli import main
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -131,6 +131,18 @@ def bench(
     text_tower: Annotated[str | None, typer.Option(help=_TEXT_TOWER)] = None,
     judge: Annotated[str | None, typer.Option(help=_JUDGE)] = None,
     judge_model: Annotated[str | None, typer.Option(help=_JUDGE_MODEL)] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="lmms: run tasks of lmms-eval and print its figures. --data is then a folder of task files."),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Run on the Ray cluster at this address; auto for one that is here, or for this machine."),
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(help="With --ray: copies of the model. Default: one a GPU, or one a node without GPUs."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help=_FORCE)] = False,
     speed: Annotated[bool, typer.Option("--speed", help="Measure time, memory and operations, not accuracy.")] = False,
     random: Annotated[
@@ -170,7 +182,7 @@ def bench(
     if speed:
         untimed: dict[str, Any] = {"tasks": tasks, "limit": limit, "full": full or None, "text_tower": text_tower}
         untimed |= {"data": data, "protocol": protocol, "profile": profile, "pixels": pixels, "judge": judge}
-        untimed["max_new_tokens"] = max_new_tokens
+        untimed |= {"max_new_tokens": max_new_tokens, "ray": ray, "engine": engine}
         if budget is not None:
             raise UserError(Option("budget", budget), " is not for timings: write it in a recipe, fastv@2:mean=0.222.")
         _refuse(untimed, "is not for timings: leave it out, or leave out", Option("speed", True))
@@ -178,9 +190,11 @@ def bench(
         seed = _single(_seeds(seeds), "Timings take one seed: give ", Option("seeds", 0), ".")
         return _speed({**shared, **timed, "seed": seed}, out, force)
     _refuse(timed, "is for timings alone: give with it", Option("speed", True))
+    if ray is None:
+        _refuse({"replicas": replicas}, "is for Ray alone: give with it", Option("ray", "auto"))
     from vlmprune.bench.judging import CACHE, judge_for
+    from vlmprune.bench.plan import Plan, split_methods
     from vlmprune.bench.profiles import get_profile
-    from vlmprune.bench.runner import Plan, split_methods
 
     if full and limit is not None:
         raise UserError("--full and --limit contradict each other: give one of them.")
@@ -203,9 +217,13 @@ def bench(
     given = {name: value for name, value in asked.items() if value is not None} | {"seeds": _seeds(seeds)}
     if full:
         given["limit"] = None
+    if engine is not None:
+        own = {"profile": profile, "protocol": protocol, "pixels": pixels, "max_new_tokens": max_new_tokens}
+        return _lmms(engine, given, own | {"ray": ray, "judge": judge, "force": force or None})
     table = None if profile is None else get_profile(profile)
     plan = Plan(**given) if table is None else table.plan(given)
-    _bench(plan, out, force, judge_for(judge, judge_model, out / CACHE))
+    with _pools(ray, replicas) as open_pool:
+        _bench(plan, out, force, judge_for(judge, judge_model, out / CACHE), open_pool)
     for sentence in table.said() if table is not None else ():
         typer.echo(sentence)
 
@@ -233,7 +251,7 @@ def _speed(given: dict[str, Any], out: Path, force: bool) -> None:
     """`bench --speed`: `given` are its options by name, None where the user gave none."""
     from rich.console import Console
 
-    from vlmprune.bench.runner import split_methods
+    from vlmprune.bench.plan import split_methods
     from vlmprune.bench.speed import run_speed
     from vlmprune.bench.speed_console import print_sheets, progress_lines
     from vlmprune.bench.speed_plan import planned
@@ -270,7 +288,34 @@ def _speed(given: dict[str, Any], out: Path, force: bool) -> None:
             console.print(f"Report: {path}", soft_wrap=True, highlight=False)
 
 
-def _bench(plan: Any, out: Path, force: bool, judge: Any) -> None:
+def _lmms(engine: str, given: dict[str, Any], own: dict[str, Any]) -> None:
+    """`bench --engine`: `given` are fields of the plan, `own` the options that only our own loop has."""
+    from vlmprune.bench.plan import Plan
+    from vlmprune.engines.lmms_bench import lines, run_lmms
+
+    if engine != "lmms":
+        raise UserError(Option("engine", engine), " is not there: give ", Option("engine", "lmms"), ".")
+    _refuse(own, "is for our own loop: leave it out, or leave out", Option("engine", engine))
+    tasks, folder, limit = (given.pop(name, None) for name in ("tasks", "data", "limit"))
+    if not tasks:
+        raise UserError(Option("engine", engine), " needs tasks of lmms-eval: give them with ", Option("tasks"), ".")
+    _quiet()
+    for line in lines(run_lmms(Plan(**{"batch_size": 1, **given}), tasks, folder, limit)):
+        typer.echo(line)
+
+
+def _pools(ray: str | None, replicas: int | None) -> Any:
+    """Where models are run: in this process, or on a Ray cluster."""
+    if ray is None:
+        from vlmprune.bench.worker import open_here
+
+        return nullcontext(open_here)
+    from vlmprune.engines.cluster import ray_cluster
+
+    return ray_cluster(ray, replicas)
+
+
+def _bench(plan: Any, out: Path, force: bool, judge: Any, open_pool: Any) -> None:
     from rich.console import Console
 
     from vlmprune.ask import write_examples
@@ -284,7 +329,7 @@ def _bench(plan: Any, out: Path, force: bool, judge: Any) -> None:
     console = Console()
     try:
         with progress_bars(console) as progress:
-            run_bench(plan, out, progress, then=partial(write_examples, out), force=force)
+            run_bench(plan, out, progress, then=write_examples, force=force, open_pool=open_pool)
     except KeyboardInterrupt:
         typer.echo(f"Interrupted: finished batches are in {out}, and the same command continues from there.", err=True)
         raise typer.Exit(INTERRUPTED) from None

@@ -17,7 +17,8 @@ from vlmprune.data.sample import Sample
 from vlmprune.scoring.replies import score_reply
 
 if TYPE_CHECKING:
-    from vlmprune.bench.runner import ModelBench, Variant
+    from vlmprune.bench.plan import Variant
+    from vlmprune.bench.worker import Worker
 
 NO_TOKENS: Mapping[str, Any] = {
     "input_tokens": 0,
@@ -32,14 +33,14 @@ class Batch:
     """Samples, asked under each variant; the encoder runs when the first variant needs it.
 
     Args:
-        bench: the model, and how sessions are made.
+        worker: the model, and how sessions are made.
         asker: puts the questions.
         samples: those that cannot be asked get records that say why.
         variants: that will run on the batch.
     """
 
-    def __init__(self, bench: ModelBench, asker: Asker, samples: Sequence[Sample], variants: Sequence[Variant]) -> None:
-        self.bench, self.asker, self.samples, self.variants = bench, asker, samples, variants
+    def __init__(self, worker: Worker, asker: Asker, samples: Sequence[Sample], variants: Sequence[Variant]) -> None:
+        self.worker, self.asker, self.samples, self.variants = worker, asker, samples, variants
 
     @cached_property
     def problems(self) -> dict[str, str]:
@@ -57,8 +58,8 @@ class Batch:
             _ = sample.images, sample.frames
         except UserError as error:
             return str(error).rstrip(".")
-        longest = getattr(self.bench.model.config.get_text_config(), "max_position_embeddings", None)
-        words = len(self.bench.processor.tokenizer(self.asker.prompt(sample))["input_ids"])
+        longest = getattr(self.worker.model.config.get_text_config(), "max_position_embeddings", None)
+        words = len(self.worker.processor.tokenizer(self.asker.prompt(sample))["input_ids"])
         if longest is not None and words > longest:
             return f"its prompt has {words:,} tokens of text, and the model takes {longest:,}"
         return ""
@@ -70,13 +71,13 @@ class Batch:
 
     @cached_property
     def inputs(self) -> Any:
-        model = self.bench.model
+        model = self.worker.model
         return self.asker.inputs(self.asked).to(model.device, model.dtype)
 
     @cached_property
     def encoded(self) -> Any:
         sharing = [variant.recipe for variant in self.variants if variant.recipe and not variant.encodes]
-        return vlmprune.encode_images(self.bench.model, self.inputs, sharing)
+        return vlmprune.encode_images(self.worker.model, self.inputs, sharing)
 
     def run(self, variant: Variant) -> list[Record]:
         """The records of one variant, in the order of the samples."""
@@ -88,9 +89,9 @@ class Batch:
 
     @torch.no_grad()
     def _replies(self, variant: Variant) -> list[Record]:
-        model, tokenizer = self.bench.model, self.bench.processor.tokenizer
+        model, tokenizer = self.worker.model, self.worker.processor.tokenizer
         inputs = dict(self.inputs) if variant.encodes else self.encoded.inputs()
-        session = self.bench.session(variant)
+        session = self.worker.session(variant)
         if session is not None:
             session.question = [sample.question for sample in self.asked]
         with session or nullcontext():

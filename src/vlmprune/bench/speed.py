@@ -19,10 +19,10 @@ from vlmprune.bench.flops import Flops, sample_flops
 from vlmprune.bench.load import library_versions, load_model, machine
 from vlmprune.bench.marks import code_of
 from vlmprune.bench.passes import of_passes
+from vlmprune.bench.plan import Variant
 from vlmprune.bench.protocol import Asker, protocol_for
 from vlmprune.bench.random_inputs import random_inputs, usual_visual
 from vlmprune.bench.random_models import Architecture, random_model
-from vlmprune.bench.runner import Variant
 from vlmprune.bench.shapes import shape_of
 from vlmprune.bench.speed_plan import SpeedPlan
 from vlmprune.bench.speed_store import Measured, Point, PointResult, load_point, save_point

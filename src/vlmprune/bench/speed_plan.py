@@ -11,9 +11,10 @@ from typing import Any
 
 from vlmprune.assets import embedded_names
 from vlmprune.bench.load import find_model
+from vlmprune.bench.plan import METHODS, Variant, variants_of
 from vlmprune.bench.random_inputs import TEXT_TOKENS
 from vlmprune.bench.random_models import Architecture
-from vlmprune.bench.runner import METHODS, VANILLA, Variant, variants_of
+from vlmprune.bench.store import VANILLA
 from vlmprune.core.budget import Keep, check_keep
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.method import POSITIONS

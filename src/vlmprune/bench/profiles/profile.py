@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlmprune.bench.plan import Plan
 from vlmprune.bench.protocols import Pixels
-from vlmprune.bench.runner import Plan
 from vlmprune.core.budget import OWN, Keep
 
 ABS, REL = "abs", "rel"  # the columns of our tables: the mean of the figures, the mean of their ratios to vanilla

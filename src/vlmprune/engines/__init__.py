@@ -1,0 +1,1 @@
+"""Other ways to run a benchmark than our own loop in one process."""

@@ -1,0 +1,64 @@
+"""Run the tests of an optional engine in an environment of its own: Ray, or lmms-eval.
+
+    python3 tools/extras.py ray
+    python3 tools/extras.py lmms
+
+They stand beside those of tools/window.py. Where the engine cannot be installed, the last line says so, and the exit
+code is 0: nothing was tested, and nothing is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from environments import OLDEST, Environment, activated, complain, kept_ready
+from window import declared as declared_windows
+from window import shared
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = {"ray": "tests/test_engines_cluster.py", "lmms": "tests/test_engines_lmms.py"}
+
+
+def environment(checkout: Path, name: str) -> Environment:
+    """That of an engine: the project's pinned libraries, and those of the extra as new as they come."""
+    project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    windows, others = declared_windows(checkout)
+    own = [one for one in project["optional-dependencies"][name] if not one.startswith(project["name"] + "[")]
+    constraints = (checkout / "constraints.txt").read_text(encoding="utf-8") if name == "ray" else ""
+    return shared(checkout, name, [*map(str, windows.values()), *others, *own], constraints)
+
+
+def test(environment: Environment, name: str) -> int:
+    """Run the engine's tests there, the slow ones too; returns pytest's exit code."""
+    try:
+        with kept_ready(environment) as held:
+            variables = activated(environment, os.environ) | {"PYTHONPATH": str(environment.checkout / "src")}
+            if name == "lmms":
+                drop = [str(environment.python), "-m", "pip", "uninstall", "-q", "-y", "torchvision"]
+                subprocess.run(drop, check=True, pass_fds=held)  # pip's is not built for every torch, and not needed
+            pytest = [str(environment.python), "-m", "pytest", "-m", "slow or not slow", "-p", "no:cacheprovider"]
+            command = [*pytest, TESTS[name]]
+            return subprocess.run(command, cwd=environment.checkout, env=variables, pass_fds=held).returncode
+    except subprocess.CalledProcessError:
+        print(f"Not tested: what the extra {name} needs cannot be installed here; pip's own message is above.")
+        return 0
+
+
+def main(arguments: list[str]) -> int:
+    if sys.version_info < OLDEST:
+        return complain(f"vlmprune needs Python 3.11 or newer; this is {sys.version.split()[0]}.")
+    if len(arguments) != 1 or arguments[0] not in TESTS:
+        return complain(f"Say which engine to test: python3 tools/extras.py {', or '.join(TESTS)}.")
+    try:
+        return test(environment(ROOT, arguments[0]), arguments[0])
+    except KeyboardInterrupt:
+        complain("Interrupted: a set-up that was not finished starts afresh.")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
