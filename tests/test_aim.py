@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_results import fill
+from fake_results import fill, make_run
 from harness import RAGGED, built, inputs_of
-from test_bench_store import a_run
 
 import vlmprune
 from vlmprune.bench.compare import build_tables
@@ -25,6 +24,7 @@ from vlmprune.core.recipe import recipe
 from vlmprune.core.view import ModelInfo
 from vlmprune.report.comma_separated import summary
 from vlmprune.report.tables import blocks
+from vlmprune.tasks import generated_tasks
 from vlmprune.testing import FAMILIES
 
 DEEP = ModelInfo("llava", 24, 32, has_cls=True)
@@ -165,7 +165,8 @@ def test_wrong_words_are_refused(text: str, given: dict[str, str], said: str) ->
 
 
 def test_runs_of_one_setting_may_count_differently() -> None:
-    own, mean = a_run(), a_run(budget=MEAN)
+    own = make_run("llava", generated_tasks()["synth-ocr"], (), "fastv@2", 0.5)
+    mean = replace(own, budget=MEAN)
     assert own.key != mean.key and own.setting == mean.setting
 
 

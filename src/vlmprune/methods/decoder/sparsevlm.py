@@ -95,9 +95,8 @@ class SparseVLM(Staged):
 
     def left(self, act: Act, n: int, total: int) -> int | None:
         keep = self.budget(act, n, total)
-        if self.version == "1.0":
-            return None  # the rank tells
-        return keep if self.version == "+" or keep == n else keep + recycled(n - keep)
+        added = recycled(n - keep) if self.version == "1.5" and keep < n else 0
+        return None if self.version == "1.0" else keep + added
 
     def select(self, view: ImageView) -> Selection:
         raters = self.raters(view)
