@@ -105,9 +105,9 @@ def _check_slots(subject: AdapterSubject, what: str, inputs: dict[str, Any]) -> 
     with subject.encoding() as calls:
         embeds = embeddings(adapter, inputs)[0]
     ids, pieces = inputs["input_ids"][0], 0
-    for modality, token in adapter.placeholder_ids.items():
+    for token in set(adapter.placeholder_ids.values()):  # images and videos may share one
         columns = (ids == token).nonzero().squeeze(1)
-        own = [one for one in calls if one.modality == modality]
+        own = [one for one in calls if adapter.placeholder_ids[one.modality] == token]
         rows = [piece for one in own for piece in _pieces(one, what)]
         count = sum(map(len, rows))
         if count != len(columns):

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmprune.core.errors import UserError
 from vlmprune.models import adapter_for
 from vlmprune.models.base import Adapter
 from vlmprune.runtime.expected import interface
@@ -91,12 +90,8 @@ class AdapterSubject:
 
     @cached_property
     def unreadable(self) -> str:
-        """Why the adapter lets no method read the encoder, "" where it does."""
-        try:
-            self.adapter.check_statistics()
-        except UserError as error:
-            return str(error)
-        return ""
+        """Why the adapter lets no method read the encoder, at the start or at the first prompt; "" where it does."""
+        return Subject(method_of("hiprune"), self.ground).refused or ""
 
     @contextmanager
     def encoding(self) -> Iterator[list[Encoded]]:

@@ -112,7 +112,7 @@ def ranks(view: ImageView) -> bool:
 
     Then one more in the budget adds one token, and the same one comes in where a kept token is gone.
     """
-    if view.keep + 1 >= view.n:
+    if view.memory or view.keep + 1 >= view.n:  # what earlier acts noted may matter more than any score
         return False
     kept, more = (_chosen(replace(view, keep=keep)) for keep in (view.keep, view.keep + 1))
     if not kept < more:
