@@ -22,7 +22,8 @@ from vlmprune.bench.speed_plan import SpeedPlan, planned, presets, speed_preset
 from vlmprune.bench.speed_report import sheets, speed_texts
 from vlmprune.bench.speed_store import load_points
 from vlmprune.bench.speed_table import Spread
-from vlmprune.bench.timing import Clock, Turn, generate, peak_bytes
+from vlmprune.bench.timing import Clock, generate, peak_bytes
+from vlmprune.bench.turns import Turn
 from vlmprune.core.errors import UserError
 from vlmprune.core.recipe import recipe
 from vlmprune.report import build

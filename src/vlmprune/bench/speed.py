@@ -27,7 +27,8 @@ from vlmprune.bench.shapes import shape_of
 from vlmprune.bench.speed_plan import SpeedPlan
 from vlmprune.bench.speed_store import Measured, Point, PointResult, load_point, save_point
 from vlmprune.bench.store import VANILLA, Store
-from vlmprune.bench.timing import Counts, generate, peak_bytes
+from vlmprune.bench.timing import generate, peak_bytes
+from vlmprune.bench.turns import Counts
 from vlmprune.core.errors import UserError
 from vlmprune.tasks import generated_tasks
 from vlmprune.tasks.canvas import canvas_for

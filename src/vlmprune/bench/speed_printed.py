@@ -9,7 +9,7 @@ from vlmprune.bench.speed_plan import speed_preset
 from vlmprune.bench.speed_store import PointResult
 from vlmprune.bench.speed_table import NONE, Sheet
 from vlmprune.bench.store import VANILLA
-from vlmprune.bench.timing import Turn
+from vlmprune.bench.turns import Turn
 
 _FIGURES: dict[str, tuple[str, float, int]] = {  # unit of the table, its size, digits
     "first": ("ms to the first token", 1e-3, 1),

@@ -16,7 +16,7 @@ from typing import Any
 
 from vlmprune.bench.flops import Flops
 from vlmprune.bench.store import write_json
-from vlmprune.bench.timing import Counts, Turn
+from vlmprune.bench.turns import Counts, Turn
 from vlmprune.core.errors import UserError
 
 SCHEMA = 1

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from vlmprune.bench.speed_store import Measured, PointResult
 from vlmprune.bench.store import VANILLA
-from vlmprune.bench.timing import Turn
+from vlmprune.bench.turns import Turn
 
 NONE = "–"
 
