@@ -356,7 +356,7 @@ def test_flops_by_hand(folder: str) -> None:
     assert shape is not None
     # encoder: 49 patches of 3*16*16 into 32, then 3 layers of 50 tokens
     linear = 2 * 50 * (4 * 32 * 32 + 2 * 32 * 48)
-    assert encoder_flops(shape, 49) == 2 * 49 * 768 * 32 + 3 * (linear + 4 * 32 * 50 * 50)
+    assert encoder_flops(shape, [49]) == 2 * 49 * 768 * 32 + 3 * (linear + 4 * 32 * 50 * 50)
     # decoder: q and o 32x32, k and v 32x16, three 32x48; causal attention over 10 tokens
     layer = 2 * 10 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48) + 4 * 32 * 10 * 11 / 2
     assert prefill_flops(shape, [10, 10]) == 2 * layer + 2 * 32 * shape.vocabulary
