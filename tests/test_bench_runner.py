@@ -9,17 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from harness import RAGGED, alone, built
 from safetensors.torch import load_file, save_file
-from tiny_folder import save_clip, save_llava
+from tiny_folder import save_clip, save_family, save_llava
 from transformers import LlamaConfig
 
 import vlmprune
+from vlmprune import prune
 from vlmprune.ask import write_examples
 from vlmprune.bench import runner
 from vlmprune.bench.batch import Batch
@@ -33,11 +36,13 @@ from vlmprune.bench.shapes import shape_of
 from vlmprune.bench.store import Run, Store, load_records, load_results
 from vlmprune.bench.worker import Here, Worker
 from vlmprune.core.errors import UserError
+from vlmprune.models import adapter_for
 from vlmprune.report.latex import latex
 from vlmprune.report.markdown import markdown
 from vlmprune.tasks import generated_tasks
 from vlmprune.tasks.canvas import canvas_for
 from vlmprune.tasks.task import Place
+from vlmprune.testing import FAMILIES
 
 SMALL = {"methods": ("random", "fastv"), "keeps": (0.5, 5), "tasks": ("synth-mme", "synth-choice"), "limit": 10}
 
@@ -442,3 +447,21 @@ def test_a_text_tower_that_does_not_fit_fails_before_anything_is_computed(tmp_pa
     with pytest.raises(UserError, match="has no use here"):
         run_bench(Plan(models=("qwen2_5_vl",), methods=("trim",), text_tower=clip, limit=4), tmp_path / "out")
     assert not list((tmp_path / "out").glob("runs/*"))
+
+
+def test_a_baseline_that_cannot_act_is_left_out_unless_it_is_asked_for(tmp_path: Path) -> None:
+    save_family("gemma3", tmp_path / "model")
+    plan = small_plan(str(tmp_path / "model"), methods=("divprune",), tasks=("synth-choice",), limit=4)
+    run_bench(plan, tmp_path / "out")
+    (table,) = build_tables(tmp_path / "out")
+    assert {row.method for row in table.rows} == {"vanilla", "random", "divprune"}
+    assert any(note.startswith("Without downsample:0.5: ") for note in table.notes())
+    with pytest.raises(UserError, match="pictures of one size only"):
+        run_bench(replace(plan, methods=("downsample",)), tmp_path / "other")
+
+
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.modalities == {"image"}])
+def test_a_model_says_whether_its_pictures_can_be_resized(family: str) -> None:
+    model = built(family)
+    with prune(model, "downsample:0.5"), nullcontext() if adapter_for(model).resizes else pytest.raises(UserError):
+        model(**alone(family, RAGGED, 0))

@@ -25,7 +25,7 @@ from vlmprune.core.errors import UserError
 from vlmprune.engines import cluster
 from vlmprune.engines.cluster import RayPool, Sizing, ray_cluster
 
-FACTS = Facts("m", "w", "float32", "sdpa", "", None, {}, {}, {}, {"t": Asked(("a",), "d", "plain", {}, "")}, {})
+FACTS = Facts("m", "w", "float32", "sdpa", "", None, {}, {}, {}, {}, {"t": Asked(("a",), "d", "plain", {}, "")}, {})
 UNITS = [Unit("t", number, (0, 1)) for number in range(20)]
 
 

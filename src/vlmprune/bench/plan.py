@@ -120,7 +120,8 @@ class Plan:
             own = variants_of(text, self.keeps, self.budget)
             asked += [*own, *(plain for variant in own if (plain := variant.unfused) is not None)]
         named = {variant.method for variant in asked}
-        missing = [v for name in BASELINES if name not in named for v in variants_of(name, self.keeps, self.budget)]
+        others = [v for name in BASELINES if name not in named for v in variants_of(name, self.keeps, self.budget)]
+        missing = [replace(variant, unasked=True) for variant in others]
         every = dict.fromkeys([Variant(VANILLA, 1.0, VANILLA), *missing, *asked])
         return [one for variant in every for one in variant.seeded(self.seeds)]
 
@@ -136,6 +137,7 @@ class Variant:
         recipe: with the code that a method's file holds now, whatever becomes of it while this runs.
         seed: of its session where a method draws, else None.
         budget: what `keep` counts; a chain says it itself.
+        unasked: whether it is a baseline that is there without having been asked for.
     """
 
     method: str
@@ -144,6 +146,7 @@ class Variant:
     recipe: Recipe | None = field(default=None, compare=False)
     seed: int | None = None
     budget: str = OWN
+    unasked: bool = field(default=False, compare=False)
 
     def seeded(self, seeds: Sequence[int]) -> list[Variant]:
         """The same with each seed where a method draws, else itself."""

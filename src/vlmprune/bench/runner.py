@@ -95,7 +95,8 @@ class ModelBench:
     """
 
     def __init__(self, plan: Plan, variants: list[Variant], pool: Pool, store: Store) -> None:
-        self.plan, self.variants, self.pool, self.store = plan, variants, pool, store
+        self.plan, self.pool, self.store = plan, pool, store
+        self.variants = [variant for variant in variants if variant.text not in pool.facts.left_out]
         self.tasks = [get_task(name) for name in plan.tasks]
         self.jobs = {task.name: self._jobs(task, pool.facts) for task in self.tasks}
 
@@ -165,4 +166,4 @@ class ModelBench:
         check_some_asked(self.store.folder, self.jobs[task.name][0].run)
         for job in self.jobs[task.name]:
             text = facts.texts[job.variant.text]
-            self.store.finish(job.run, text=text, **about, shape=facts.shape, made=facts.made)
+            self.store.finish(job.run, text=text, **about, shape=facts.shape, made=facts.made, left_out=facts.left_out)

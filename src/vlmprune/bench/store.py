@@ -109,6 +109,7 @@ class Result(Run):
         shape: widths and depths of the model, for FLOPs (`bench.shapes.Shape` as a dict), or None.
         made: device, Python and git commit it was computed with. Tables do not read it.
         text: what a text-guided method compared the image with (`RunReport.text`).
+        left_out: baselines that could not act on the model, with the reason, by recipe.
         files: file and class of each method that comes from a file, by mark, as the last command named them.
         records_path: the samples' file.
     """
@@ -119,6 +120,7 @@ class Result(Run):
     shape: Mapping[str, Any] | None = None
     made: Mapping[str, Any] = field(default_factory=dict)
     text: str | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     records_path: Path = Path()
 
@@ -374,7 +376,13 @@ def _read_result(path: Path) -> Result | None:
         return None
     try:
         about = {name: content[name] for name in ("dimension", "metric", "chance", "shape", "made")}
-        return Result(**content["run"], **about, text=content.get("text"), records_path=records)
+        return Result(
+            **content["run"],
+            **about,
+            text=content.get("text"),
+            left_out=content.get("left_out", {}),
+            records_path=records,
+        )
     except (KeyError, TypeError):
         raise UserError(f"{str(path)!r} is not a result of vlmprune bench: delete it.") from None
 

@@ -253,9 +253,25 @@ class Table:
         """How many questions of each task could not be asked, and why, in sentences."""
         return problem_notes(cell.result for row in self.rows for cell in row.cells.values())
 
+    def absent(self) -> list[str]:
+        """Which baselines could not act on this model, in sentences."""
+        reasons = {
+            text: why for row in self.rows for cell in row.cells.values() for text, why in cell.result.left_out.items()
+        }
+        shown = {row.recipe for row in self.rows}
+        return [f"Without {text}: {why}." for text, why in reasons.items() if text not in shown]
+
     def notes(self) -> list[str]:
         """Sentences to print under the table."""
-        said = [*self.budgets(), *self.texts(), *self.files(), *self.seeds(), *self.judges(), *self.gaps()]
+        said = [
+            *self.budgets(),
+            *self.texts(),
+            *self.files(),
+            *self.seeds(),
+            *self.judges(),
+            *self.gaps(),
+            *self.absent(),
+        ]
         if self.left_out:
             reasons = "; ".join(f"{task} ({why})" for task, why in self.left_out.items())
             said.append(f"Left out of the averages: {reasons}.")

@@ -27,10 +27,12 @@ from vlmprune.core.aim import OutOfReach
 from vlmprune.core.errors import UserError
 from vlmprune.core.recipe import Recipe
 from vlmprune.data.sample import Sample
+from vlmprune.models import adapter_for
 from vlmprune.tasks import get_task
 from vlmprune.tasks.canvas import canvas_for
 from vlmprune.tasks.task import Place, Task
 
+CANNOT_RESIZE = "smaller pictures have as many visual tokens on this model"
 BESIDE = "examples"  # the folder in a result folder that `Then` may write to
 
 Then = Callable[[Path, Loaded, list[Recipe]], object]
@@ -78,6 +80,7 @@ class Facts:
         canvas: how generated scenes are drawn for the model.
         shape: widths and depths of the model, or None.
         texts: what a text-guided method compares the image with, by recipe.
+        left_out: baselines that nobody asked for and that cannot act on this model, with the reason, by recipe.
         code: SHA-256 of the files of methods, by mark.
         versions: of the libraries that compute, vlmprune included.
         tasks: by name.
@@ -91,6 +94,7 @@ class Facts:
     canvas: str
     shape: Mapping[str, Any] | None
     texts: Mapping[str, str | None]
+    left_out: Mapping[str, str]
     code: Mapping[str, str]
     versions: Mapping[str, str]
     tasks: Mapping[str, Asked]
@@ -110,8 +114,10 @@ class Worker:
     """
 
     def __init__(self, plan: Plan, loaded: Loaded, variants: Sequence[Variant]) -> None:
-        self.plan, self.loaded, self.variants = plan, loaded, list(variants)
+        self.plan, self.loaded = plan, loaded
         self.model, self.processor = loaded.model, loaded.processor
+        self.left_out = {one.text: CANNOT_RESIZE for one in variants if one.unasked and self._cannot(one)}
+        self.variants = [variant for variant in variants if variant.text not in self.left_out]
         # a recipe or text tower that does not fit the model has to fail now, not in an hour
         self.texts = self._texts()
         self.place = Place(canvas_for(self.model.config), None if plan.data is None else Path(plan.data).expanduser())
@@ -119,6 +125,9 @@ class Worker:
         self.askers = {task.name: self._asker(task) for task in tasks}
         self.questions = {task.name: Questions(task, self.place, plan.limit_of(task)) for task in tasks}
         self._reading: tuple[str, int, Iterator[list[Sample]]] = ("", 0, iter(()))
+
+    def _cannot(self, variant: Variant) -> bool:
+        return variant.resizes and not adapter_for(self.model).resizes
 
     def _texts(self) -> dict[str, str | None]:
         """What each recipe's methods compare the images with.
@@ -159,6 +168,7 @@ class Worker:
             canvas=str(self.place.canvas),
             shape=None if shape is None else asdict(shape),
             texts=self.texts,
+            left_out=self.left_out,
             code={mark: digest for recipe in self.recipes for mark, digest in code_of(recipe).items()},
             versions=library_versions(),
             tasks={name: self._asked(name) for name in self.questions},

@@ -361,6 +361,11 @@ class Adapter:
         """Tower rows [m, C] to LLM embeddings [m, D]."""
         return rows
 
+    @property
+    def resizes(self) -> bool:
+        """Whether smaller pictures have fewer slots, so that `resize` saves tokens."""
+        return False
+
     def resize(self, modality: str, call: dict[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
         """The arguments of `get_*_features` for the same pieces resized to these slot grids."""
         raise UserError(

@@ -90,6 +90,10 @@ class PatchAdapter(Adapter):
         square = (side * self.patch_size[0], side * self.patch_size[1])
         return self.laid_out(modality, call, nn.functional.unfold(pictures, square, stride=square).transpose(1, 2))
 
+    @property
+    def resizes(self) -> bool:
+        return self.interpolates
+
     def resize(self, modality: str, call: dict[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
         if not self.interpolates:
             return super().resize(modality, call, grids)

@@ -42,6 +42,10 @@ class Qwen2VLAdapter(Adapter):
         merge = self.config.vision_config.spatial_merge_size**2
         return split_rows(pixels.unflatten(0, (-1, merge)).flatten(1), (thw.prod(-1) // merge).tolist())
 
+    @property
+    def resizes(self) -> bool:
+        return True
+
     def resize(self, modality: str, call: dict[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
         name, vision, thw = self.pixels[modality], self.config.vision_config, self.thw(modality, call)
         merge, patch, depth = vision.spatial_merge_size, vision.patch_size, vision.temporal_patch_size

@@ -199,7 +199,7 @@ def notes(tables: Sequence[Table]) -> list[str]:
         for task, why in table.left_out.items()
     ]
     for table in tables:
-        sentences = (*table.texts(), *table.seeds(), *table.judges(), *table.gaps())
+        sentences = (*table.texts(), *table.seeds(), *table.judges(), *table.gaps(), *table.absent())
         said += [f"{table.model}: {sentence}" for sentence in sentences]
     cells = list(_cells(tables))
     used = {sign for cell in cells for sign in flags(cell) + (SIGNIFICANT if cell.significant else "")}
