@@ -14,7 +14,7 @@ from harness import RAGGED, built, inputs_of
 import vlmprune
 from vlmprune.bench.compare import build_tables
 from vlmprune.bench.flops import visual_per_layer
-from vlmprune.bench.runner import Plan, variants_of
+from vlmprune.bench.plan import Plan, variants_of
 from vlmprune.core.act import Act
 from vlmprune.core.aim import OutOfReach
 from vlmprune.core.budget import FINAL, MEAN, OWN, resolve_keep

@@ -120,7 +120,7 @@ USES: dict[str, list[Callable[[], None]]] = {
     "A pruned cache outside a block": [outside],
     "Two blocks on one model": [two_blocks],
     "Continuous batching": [continuous],
-    "A new image behind a cache": [lambda: later_image("paligemma")],
+    "A new image after a cache": [lambda: later_image("paligemma")],
     "Images merged into `inputs_embeds`": [merged_elsewhere],
     "Methods that read the encoder, on LLaVA variants with another tower": [other_features],
     "Images encoded elsewhere": [encoded_elsewhere],

@@ -81,7 +81,7 @@ class TestHiPrune:
         assert Depth(9, 24).index(24) == 8 and Depth(9, 24).index(5) == 1
         assert Depth(16, 32).index(32, (7, 15, 23, 31)) == 15
         assert HiPrune(object_layer=4).needs(LLAVA)["object"] == ReceivedAttention(4)
-        with pytest.raises(UserError, match="layers 0 to 23"):
+        with pytest.raises(UserError, match="encoder's layers, 0 to 23"):
             HiPrune(object_layer=24).needs(LLAVA)
 
     def test_official_loses_tokens_where_sums_exceed_one(self) -> None:
