@@ -122,7 +122,7 @@ def test_a_new_file_is_in_every_test_and_on_the_page(tmp_path: Path) -> None:
 
     said = run_in(
         tree, "-m", "pytest", "tests/test_methods_on_models.py", "tests/test_methods.py",
-        "-k", "gathering or watching", "-rp", "-p", "no:cacheprovider",
+        "-m", "slow or not slow", "-k", "gathering or watching", "-rp", "-p", "no:cacheprovider",
     )  # fmt: skip
     passed = re.findall(r"^PASSED tests/(\w+)\.py::(\w+)\[(gathering|watching)", said, re.MULTILINE)
     for name in ("gathering", "watching"):
