@@ -240,10 +240,10 @@ def test_a_question_that_one_run_could_not_ask_counts_in_none() -> None:
     broken = [found[0], replace(found[1], problem="its image is broken"), *found[2:]]
     runs: Callable[[Metric], list[tuple[Metric, list[Record]]]] = lambda metric: [(metric, found), (metric, broken)]  # noqa: E731
     left, out = without_problems(runs(ACCURACY))
-    assert out == {found[1].id} and [len(of) for of in left] == [5, 5]
+    assert out == {found[1].id: "its image is broken"} and [len(of) for of in left] == [5, 5]
     pairs = records("synth-mme", np.ones(6, bool))
     half = [pairs[0], replace(pairs[1], problem="its image is broken"), *pairs[2:]]
     left, out = without_problems([(MME, pairs), (MME, half)])
-    assert out == {pairs[0].id, pairs[1].id}, "half of a pair is no unit"
+    assert out == {pairs[0].id: "", pairs[1].id: "its image is broken"}, "half of a pair is no unit"
     with pytest.raises(ValueError, match="other samples"):
         without_problems([(ACCURACY, found), (ACCURACY, found[1:])])

@@ -150,4 +150,4 @@ def test_a_run_on_a_tsv_of_vlmevalkit(model: str, tmp_path: Path) -> None:
 
 
 def test_a_note_only_where_there_is_a_problem() -> None:
-    assert problem_note("t", []) == ""
+    assert problem_note("t", 0, {}) == ""

@@ -187,7 +187,7 @@ def bench(
             raise UserError(Option("budget", budget), " is not for timings: write it in a recipe, fastv@2:mean=0.222.")
         _refuse(untimed, "is not for timings: leave it out, or leave out", Option("speed", True))
         shared = {"model": model, "methods": methods, "keep": keep, "batch_size": batch_size, "positions": positions}
-        seed = _single(_seeds(seeds), "Timings take one seed: give ", Option("seeds", 0), ".")
+        seed = _single(_numbers("seeds", seeds), "Timings take one seed: give ", Option("seeds", 0), ".")
         return _speed({**shared, **timed, "seed": seed}, out, force)
     _refuse(timed, "is for timings alone: give with it", Option("speed", True))
     if ray is None:
@@ -214,7 +214,7 @@ def bench(
         "positions": positions,
         "text_tower": text_tower,
     }
-    given = {name: value for name, value in asked.items() if value is not None} | {"seeds": _seeds(seeds)}
+    given = {name: value for name, value in asked.items() if value is not None} | {"seeds": _numbers("seeds", seeds)}
     if full:
         given["limit"] = None
     if engine is not None:
@@ -235,10 +235,11 @@ def _refuse(options: dict[str, Any], why: str, other: Option) -> None:
 
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:
-    for word in _words(text):
+    words = _words(text)
+    for word in words:
         if not word.isdecimal():
             raise UserError(Option(name, text), f" must be whole numbers separated by commas, and {word!r} is not one.")
-    return tuple(int(word) for word in _words(text))
+    return tuple(map(int, words))
 
 
 def _single(numbers: tuple[int, ...], *refusal: str | Option) -> int:
@@ -638,13 +639,6 @@ def _words(text: str) -> tuple[str, ...]:
     if not words:
         raise UserError(f"{text!r} names nothing: write names separated by commas.")
     return words
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    words = _words(text)
-    if not all(word.isascii() and word.isdigit() for word in words):
-        raise UserError(Option("seeds", text), " are not whole numbers from 0, separated by commas.")
-    return tuple(dict.fromkeys(map(int, words)))
 
 
 def _pixels(text: str) -> Any:

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
-from vlmprune.bench.store import Record, Result, Run, load_records, records_path
+from vlmprune.bench.store import Run, records_path
 from vlmprune.core.errors import UserError
 
 NAMED = 3  # questions that a note names
 
 
-def problem_notes(results: Iterable[Result]) -> list[str]:
-    """A sentence for each task with questions that could not be asked, of the results of one model."""
-    by_task: dict[str, Result] = {}
-    for result in results:
-        by_task.setdefault(result.task, result)
-    notes = [problem_note(task, load_records(result)) for task, result in by_task.items()]
-    return [note for note in notes if note]
+def problem_note(task: str, n: int, not_asked: Mapping[str, str]) -> str:
+    """How many questions of a task could not be asked, and why the first; "" where all could.
 
-
-def problem_note(task: str, records: list[Record]) -> str:
-    """How many questions of a task could not be asked, and why the first; "" where all could."""
-    bad = [record for record in records if record.problem]
+    Args:
+        n: all questions.
+        not_asked: the problems by id, "" for a question that is left out with its group.
+    """
+    bad = {name: why for name, why in not_asked.items() if why}
     if not bad:
         return ""
-    named = "; ".join(f"{record.id} ({record.problem})" for record in bad[:NAMED])
+    named = "; ".join(f"{name} ({why})" for name, why in islice(bad.items(), NAMED))
     more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-    return f"{len(bad)} of {len(records)} questions of {task} could not be asked and are not counted: {named}{more}."
+    return f"{len(bad)} of {n} questions of {task} could not be asked and are not counted: {named}{more}."
 
 
 def check_some_asked(folder: Path, run: Run) -> None:

@@ -60,7 +60,7 @@ class Asker:
 
     def kind(self, sample: Sample) -> str:
         """By what the replies to a sample are scored."""
-        return self.wording(sample).reads or sample.kind
+        return self.protocol.kind(self.task, sample, self.model_type)
 
     def prompt(self, sample: Sample) -> str:
         """The chat prompt, as text."""

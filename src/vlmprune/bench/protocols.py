@@ -74,6 +74,10 @@ class Protocol:
         """Whether the options are to be written under the question."""
         return bool(sample.options) and sample.kind != "choice"  # the generated ones stand in the question
 
+    def kind(self, task: Task, sample: Sample, model_type: str = "") -> str:
+        """By what replies to a sample are scored; without a model type as models without words of their own."""
+        return self.wording(task, sample, model_type).reads or sample.kind
+
     def system(self, wording: Wording, model_type: str) -> str:
         """The system message, "" for none."""
         return wording.system or self.systems.get(model_type, "")

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from itertools import islice
+from typing import TypeVar
 
 from vlmprune.core.errors import UserError
 from vlmprune.data.sample import Sample
 from vlmprune.tasks.task import Place, Task
+
+T = TypeVar("T")
+
+
+def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Successive lists of `size` items, the last of what is left."""
+    left = iter(items)
+    while batch := list(islice(left, size)):
+        yield batch
 
 
 class Questions:
@@ -53,9 +63,7 @@ class Questions:
 
     def batches(self, size: int) -> Iterator[list[Sample]]:
         """The samples in batches that start at multiples of `size`."""
-        samples = iter(self)
-        while batch := list(islice(samples, size)):
-            yield batch
+        return in_batches(self, size)
 
     def _chosen(self) -> Iterator[Sample]:
         samples = self.task.samples(self.place)

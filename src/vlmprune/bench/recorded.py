@@ -13,9 +13,8 @@ from vlmprune.bench.batch import NO_TOKENS, record_of
 from vlmprune.bench.judging import judge_records
 from vlmprune.bench.protocol import PLAIN, Protocol
 from vlmprune.bench.stats import Estimate, estimate
-from vlmprune.bench.store import Record
+from vlmprune.bench.store import Record, scored
 from vlmprune.bench.units import units_of
-from vlmprune.bench.verdicts import verdict_on
 from vlmprune.core.errors import Option, UserError
 from vlmprune.data.rows import FILE, LINE, Row, read_rows
 from vlmprune.data.sample import Sample
@@ -143,13 +142,18 @@ def score_answers(
     if task.endless:
         raise UserError(f"{task.name} is generated without end, so answers to it cannot be scored: give a data set.")
     records = [
-        record_of(sample, reply, protocol.wording(task, sample, "").reads or sample.kind, **NO_TOKENS)
-        if not sample.problem
-        else replace(record_of(sample, "", sample.kind, **NO_TOKENS), problem=sample.problem)
+        record_of(
+            sample,
+            "" if sample.problem else reply,
+            protocol.kind(task, sample),
+            **NO_TOKENS,
+            problem=sample.problem,
+        )
         for sample, reply in _matched(task, answers, replace(place, pictures=False), partial)
     ]
     if judge is not None:
-        records = _judged(records, judge)
+        said = judge_records(records, judge)
+        records = [scored(record, said.get(record.id)) for record in records]
     return _scores(task, records)
 
 
@@ -198,32 +202,21 @@ def _like(task: Task, place: Place) -> str:
     return next(iter(task.samples(place))).id.removeprefix(f"{task.name}/")
 
 
-def _judged(records: Sequence[Record], judge: Judge) -> list[Record]:
-    said = judge_records(records, judge)
-    found = []
-    for record in records:
-        verdict, problem = verdict_on(record, said.get(record.id))
-        found.append(
-            replace(record, extracted=verdict.extracted, score=verdict.score, problem=record.problem or problem)
-        )
-    return found
-
-
 def _scores(task: Task, records: Sequence[Record]) -> Scores:
-    scored = [record for record in records if not record.problem]
-    if not scored:
+    counted = [record for record in records if not record.problem]
+    if not counted:
         why = next((f": {record.problem} ({record.id})" for record in records), "")
         raise UserError(f"No answer to {task.name} can be scored{why}.")
-    units = units_of(task.metric, [scored])
+    units = units_of(task.metric, [counted])
     return Scores(
         task=task,
         value=estimate(units),
-        n=len(scored),
+        n=len(counted),
         units=units.n,
-        points=sum(record.score for record in scored),
-        unparsed=unparsed_share(scored),
+        points=sum(record.score for record in counted),
+        unparsed=unparsed_share(counted),
         details=task.metric.details(units.counts[0].sum(0)),
-        categories=accuracy_by_category(scored),
+        categories=accuracy_by_category(counted),
         problems={record.id: record.problem for record in records if record.problem},
         records=tuple(records),
     )

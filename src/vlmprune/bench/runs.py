@@ -41,8 +41,8 @@ Name = tuple[str, str | None]  # of a row: recipe and position policy
 Groups = dict[Name, dict[str, Group]]  # of each row by task
 
 
-def groups_of(results: Sequence[Result]) -> tuple[Groups, dict[str, frozenset[str]]]:
-    """Runs by row and task, and by task the ids of the samples that could not be asked.
+def groups_of(results: Sequence[Result]) -> tuple[Groups, dict[str, dict[str, str]]]:
+    """Runs by row and task, and by task what `without_problems` left out.
 
     A sample that one run could not ask is in no other run's records either, so that all are compared on the same.
     A task of which nothing could be asked has no group.
@@ -51,7 +51,7 @@ def groups_of(results: Sequence[Result]) -> tuple[Groups, dict[str, frozenset[st
         UserError: records are lost or broken, or runs of a task are not on the same samples.
     """
     records: dict[str, list[Record]] = {}
-    not_asked: dict[str, frozenset[str]] = {}
+    not_asked: dict[str, dict[str, str]] = {}
     for task in dict.fromkeys(result.task for result in results):
         of_task = [result for result in results if result.task == task]
         found = [(METRICS[result.metric], load_records(result)) for result in of_task]

@@ -21,7 +21,6 @@ import math
 import os
 import re
 import shlex
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
@@ -31,7 +30,7 @@ from typing import Any
 from vlmprune.bench.verdicts import Said, read_verdicts, verdict_on
 from vlmprune.core.budget import Keep
 from vlmprune.core.errors import Option, UserError
-from vlmprune.core.outputs import FOLDER_MARK, check_folder, is_our_folder, make_folder
+from vlmprune.core.outputs import FOLDER_MARK, check_folder, is_our_folder, make_folder, write_whole
 
 SCHEMA = 1
 VANILLA = "vanilla"
@@ -337,7 +336,12 @@ def _record(line: bytes, said: Mapping[str, Said]) -> Record:
         values[name] = tuple(values[name])
     values["stages"] = tuple((layer, tokens) for layer, tokens in values["stages"])
     record = Record(**values)
-    verdict, problem = verdict_on(record, said.get(record.id))
+    return scored(record, said.get(record.id))
+
+
+def scored(record: Record, said: Said | None) -> Record:
+    """A record with its score of today: by the rules, or by what a judge has said of it."""
+    verdict, problem = verdict_on(record, said)
     return replace(record, extracted=verdict.extracted, score=verdict.score, problem=record.problem or problem)
 
 
@@ -347,20 +351,8 @@ def records_path(folder: Path, run: Run) -> Path:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a small JSON file so that a reader sees either nothing or all of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            json.dump(content, file, indent=1, ensure_ascii=False, default=str)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # noqa: PTH101 (mkstemp makes it private)
-        os.replace(temporary, path)  # noqa: PTH105
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write a small JSON file: a reader sees either nothing or all of it."""
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
 
 
 def _read_result(path: Path) -> Result | None:

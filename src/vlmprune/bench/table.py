@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import stdev
 
 from vlmprune.bench.flops import Flops
-from vlmprune.bench.problems import problem_notes
+from vlmprune.bench.problems import problem_note
 from vlmprune.bench.ranks import Standing
 from vlmprune.bench.significance import LEVEL, Test
 from vlmprune.bench.stats import Estimate
@@ -194,7 +194,8 @@ class Table:
         rows: vanilla first.
         dimensions: the ability of each task.
         rankings: for each budget with at least two methods, by rel_mean and by abs_mean.
-        not_asked: by task, ids of the samples that no run counts because one of them could not ask them.
+        not_asked: by task, the samples that no run counts because one of them could not ask them: by id the problem,
+            "" for one that goes with its group.
     """
 
     model: str
@@ -204,7 +205,7 @@ class Table:
     rows: tuple[Row, ...]
     dimensions: dict[str, str] = field(default_factory=dict)
     rankings: tuple[Ranking, ...] = ()
-    not_asked: dict[str, frozenset[str]] = field(default_factory=dict)
+    not_asked: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def vanilla(self) -> Row | None:
@@ -251,7 +252,8 @@ class Table:
 
     def gaps(self) -> list[str]:
         """How many questions of each task could not be asked, and why, in sentences."""
-        return problem_notes(cell.result for row in self.rows for cell in row.cells.values())
+        sizes = {task: cell.result.n for row in self.rows for task, cell in row.cells.items()}
+        return [problem_note(task, sizes[task], out) for task, out in self.not_asked.items() if task in sizes]
 
     def absent(self) -> list[str]:
         """Which baselines could not act on this model, in sentences."""

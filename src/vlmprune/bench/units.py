@@ -77,26 +77,29 @@ def units_of(metric: Metric, seeds: Sequence[Sequence[Record]]) -> Units:
     return Units(metric, counts, best, worst)
 
 
-def without_problems(runs: Sequence[tuple[Metric, list[Record]]]) -> tuple[list[list[Record]], frozenset[str]]:
+def without_problems(runs: Sequence[tuple[Metric, list[Record]]]) -> tuple[list[list[Record]], dict[str, str]]:
     """The records of several runs on one task, without the samples that one of them could not ask.
 
     Where the metric counts groups of questions as one, the whole group goes.
 
     Returns:
-        The records of each run, and the ids of the samples left out.
+        The records of each run, and the samples left out: by id the problem, "" for one that goes with its group.
 
     Raises:
         ValueError: the runs are not of the same samples.
     """
     if len({tuple(record.id for record in records) for _, records in runs}) > 1:
         raise ValueError("Runs on other samples cannot be compared.")
-    out = {record.id for _, records in runs for record in records if record.problem}
-    if out:
-        metric, records = runs[0]
-        if len(metric.counts(records)) < len(records):
-            groups = {record.group for record in records if record.id in out}
-            out = {record.id for record in records if record.group in groups}
-    return [[record for record in records if record.id not in out] for _, records in runs], frozenset(out)
+    why: dict[str, str] = {}
+    for _, records in runs:
+        for record in records:
+            if record.problem:
+                why.setdefault(record.id, record.problem)
+    metric, first = runs[0]
+    grouped = bool(why) and len(metric.counts(first)) < len(first)
+    groups = {record.group for record in first if record.id in why} if grouped else ()
+    out = {r.id: why.get(r.id, "") for r in first if r.id in why or r.group in groups}
+    return [[record for record in records if record.id not in out] for _, records in runs], out
 
 
 def _answered(record: Record) -> Record:

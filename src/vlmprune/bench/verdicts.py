@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from vlmprune.core.outputs import write_whole
 from vlmprune.scoring.judge import prompt_key
 from vlmprune.scoring.judged import JUDGED
 from vlmprune.scoring.replies import score_reply
@@ -95,8 +96,5 @@ def judges_of(records: Path) -> list[str]:
 
 def write_verdicts(records: Path, said: Iterable[tuple[str, Said]]) -> None:
     """Write all verdicts of a run: the file is there whole or not at all."""
-    path = verdicts_path(records)
-    temporary = path.with_name(f".{path.name}.tmp")
     lines = (json.dumps({"id": name, **one._asdict()}, ensure_ascii=False) + "\n" for name, one in said)
-    temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
-    temporary.replace(path)
+    write_whole(verdicts_path(records), "".join(lines))

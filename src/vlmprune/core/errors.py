@@ -30,6 +30,11 @@ class Option:
         return flag if self.value is _ALONE or self.value is True else f"{flag} {shlex.quote(str(self.value))}"
 
 
+def sentence_of(error: BaseException) -> str:
+    """The first sentence of an error's text, without its stop; "" where it has none."""
+    return next(iter(str(error).strip().splitlines()), "").split(". ")[0].rstrip(".")
+
+
 class UserError(ValueError):
     """Wrong input from the user: one sentence that says what to do. The command line prints it without a traceback.
 

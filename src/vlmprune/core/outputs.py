@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -94,6 +95,26 @@ def make_folder(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     (path / FOLDER_MARK).touch()
     return path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small text file so that a reader sees either what was there before or all of it.
+
+    Raises:
+        OSError: it cannot be written; what was there is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # noqa: PTH101 (mkstemp makes it private)
+        os.replace(temporary, path)  # noqa: PTH105
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def save_picture(image: Image.Image, path: Path) -> None:

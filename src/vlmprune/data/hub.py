@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from vlmprune.core.errors import Option, UserError
+from vlmprune.core.errors import Option, UserError, sentence_of
 from vlmprune.core.extras import load_package
 from vlmprune.data.rows import FILE, LINE, Row
 
@@ -101,5 +101,4 @@ def _remote(cell: Any) -> Any:
 
 def _reason(error: Exception) -> str:
     """The first sentence of an error, or its kind."""
-    said = next(iter(str(error).strip().splitlines()), "").split(". ")[0].rstrip(".")
-    return said or type(error).__name__
+    return sentence_of(error) or type(error).__name__

@@ -8,7 +8,7 @@ Written for lmms-eval 0.7 (github.com/EvolvingLMMs-Lab/lmms-eval, `api/model.py`
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,6 +23,7 @@ import vlmprune
 from vlmprune.bench.load import Loaded, library_versions, load_model
 from vlmprune.bench.marks import code_of, recorded
 from vlmprune.bench.protocol import generation_kwargs
+from vlmprune.bench.questions import in_batches
 from vlmprune.core.budget import Keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.recipe import Recipe, recipe
@@ -121,7 +122,7 @@ class PrunedModel(lmms):
         questions = sorted((self._question(k, one.args) for k, one in enumerate(requests)), key=_settings_key)
         replies: dict[int, Any] = {}
         for _, alike in groupby(questions, key=_settings_key):
-            for batch in _batches(alike, self.batch_size):
+            for batch in in_batches(alike, self.batch_size):
                 replies |= self._replies(batch)
         return [replies[k] for k in range(len(requests))]
 
@@ -185,17 +186,6 @@ def manifest() -> Any:
 
 def _settings_key(question: Question) -> str:
     return repr(sorted(question.settings.items()))
-
-
-def _batches(questions: Iterable[Question], size: int) -> Iterator[list[Question]]:
-    waiting: list[Question] = []
-    for question in questions:
-        waiting.append(question)
-        if len(waiting) == size:
-            yield waiting
-            waiting = []
-    if waiting:
-        yield waiting
 
 
 def _picture(image: Any) -> Any:

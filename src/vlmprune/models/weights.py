@@ -6,7 +6,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from vlmprune.core.errors import UserError
+from vlmprune.core.errors import UserError, sentence_of
 
 
 def load_whole(kind: Any, path: str, name: str, **settings: Any) -> Any:
@@ -48,6 +48,6 @@ def _shape(sizes: Any) -> str:
 
 def first_sentence(error: Exception) -> str:
     """The first sentence of another library's error, with the error's type if its text was not written for users."""
-    said = next(iter(str(error).strip().splitlines()), "").split(". ")[0].rstrip(".")
+    said = sentence_of(error)
     worded = said and isinstance(error, ImportError | OSError | ValueError | SafetensorError)
     return (said if worded else f"{type(error).__name__} {said}".strip()) + "."
