@@ -241,6 +241,8 @@ def test_presets(name: str, tmp_path: Path) -> None:
         (["--random", "qwen3-vl-8b"], "--speed"),
         (["--batch-size", "1,8"], "--speed"),
         (["--speed", "--tasks", "synth-ocr"], "--tasks is not for timings"),
+        (["--speed", "--replicas", "2"], "--replicas is not for timings"),
+        (["--speed", "--judge-model", "m"], "--judge-model is not for timings"),
         (["--speed", "--random", SMALL, "--model", "llava"], "contradict"),
         (["--speed", "--visual-tokens", "64"], "--random"),
         (["--speed", "--random", SMALL, "--new-tokens", "0"], "at least 1"),

@@ -41,6 +41,7 @@ ALLOWED = {
     | {
         "ask",
         "bench",
+        "cli",
         "doctor",
         "engines",
         "models",

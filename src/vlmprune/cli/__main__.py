@@ -1,0 +1,7 @@
+"""`python -m vlmprune.cli`."""
+
+import sys
+
+from vlmprune.cli import main
+
+sys.exit(main())
