@@ -277,8 +277,9 @@ def _bench(plan: Any, out: Path, force: bool, judge: Any, open_pool: Any) -> Non
         typer.echo(f"Interrupted: finished batches are in {out}, and the same command continues from there.", err=True)
         raise typer.Exit(INTERRUPTED) from None
     failed = None if judge is None else _judge(judge, out)
-    print_tables(console, build_tables(out))
-    for path in build(out, force=force):
+    tables = build_tables(out)
+    print_tables(console, tables)
+    for path in build(out, force=force, tables=tables):
         if path.suffix == ".html":
             console.print(f"Report: {path}", soft_wrap=True, highlight=False)
     if failed is not None:

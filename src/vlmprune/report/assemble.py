@@ -37,7 +37,9 @@ def check_report(folder: str | Path, *, force: bool = False) -> Path:
     return check_folder(Path(folder) / "report", "report", force=force)
 
 
-def build(folder: str | Path, *, force: bool = False, published: bool = False) -> list[Path]:
+def build(
+    folder: str | Path, *, force: bool = False, published: bool = False, tables: list[Table] | None = None
+) -> list[Path]:
     """Write the report of a result folder.
 
     DIR/report/ gets `summary.md`, `summary.csv`, `summary.tex`, `categories.csv`, `ranks.csv`, `flips.csv`, plots of
@@ -50,6 +52,7 @@ def build(folder: str | Path, *, force: bool = False, published: bool = False) -
         folder: what `vlmprune bench --out` named.
         force: write into DIR/report although it holds files that vlmprune has not written.
         published: write `published.md` and `published.csv` too, the papers' figures beside those measured.
+        tables: the folder's, where they have been made already.
 
     Returns:
         The files written, `index.html` last where there are answers.
@@ -67,7 +70,7 @@ def build(folder: str | Path, *, force: bool = False, published: bool = False) -
             return written
     except OSError as error:
         raise UserError(f"The report cannot be written to {str(out)!r}: {error.strerror or error}.") from error
-    tables = build_tables(folder)
+    tables = build_tables(folder) if tables is None else tables
     changed = [(table, flips(table)) for table in tables]
     try:
         for part in (make_folder(out) / "plots", out / "overlays"):
