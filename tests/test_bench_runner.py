@@ -14,9 +14,11 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from harness import RAGGED, alone, built
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_folder import save_clip, save_family, save_llava
 from transformers import LlamaConfig
@@ -31,6 +33,7 @@ from vlmprune.bench.flops import encoder_flops, papers_flops, prefill_flops, vis
 from vlmprune.bench.load import load_model, weights_digest
 from vlmprune.bench.plan import METHODS, Plan, split_methods
 from vlmprune.bench.protocol import PLAIN, Asker, protocol_for
+from vlmprune.bench.protocols import Pixels
 from vlmprune.bench.runner import run_bench
 from vlmprune.bench.shapes import shape_of
 from vlmprune.bench.store import Run, Store, load_records, load_results
@@ -39,6 +42,7 @@ from vlmprune.core.errors import UserError
 from vlmprune.models import adapter_for
 from vlmprune.report.latex import latex
 from vlmprune.report.markdown import markdown
+from vlmprune.runtime.prefill import SharedPrefill
 from vlmprune.tasks import generated_tasks
 from vlmprune.tasks.canvas import canvas_for
 from vlmprune.tasks.task import Place
@@ -465,3 +469,38 @@ def test_a_model_says_whether_its_pictures_can_be_resized(family: str) -> None:
     model = built(family)
     with prune(model, "downsample:0.5"), nullcontext() if adapter_for(model).resizes else pytest.raises(UserError):
         model(**alone(family, RAGGED, 0))
+
+
+def test_pictures_of_different_sizes_are_asked_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And in the data's order in the records, with the replies that each gets alone."""
+    save_family("qwen2_5_vl", tmp_path / "model")
+    rows = []
+    for number, side in enumerate((24, 80, 24, 80)):
+        noise = np.random.default_rng(number).integers(0, 256, (side, side, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{number}.png")
+        rows.append(json.dumps({"image": f"{number}.png", "question": f"What is it, {number}?", "answer": "a"}))
+    (tmp_path / "own.jsonl").write_text("\n".join(rows))
+    asked: list[list[str]] = []
+    inputs = Asker.inputs
+    monkeypatch.setattr(
+        Asker, "inputs", lambda self, samples: asked.append([s.id for s in samples]) or inputs(self, samples)
+    )
+    taken: list[int] = []
+    take = SharedPrefill._take
+    monkeypatch.setattr(
+        SharedPrefill, "_take", lambda self, number, cache: taken.append(number) or take(self, number, cache)
+    )
+    own = {"tasks": (str(tmp_path / "own.jsonl"),), "pixels": Pixels(256, 6400)}
+    plan = small_plan(str(tmp_path / "model"), methods=("fastv@2",), **own)
+    replies = {}
+    for size in (4, 1):
+        asked.clear()
+        taken.clear()
+        results = run_bench(replace(plan, batch_size=size), tmp_path / f"out{size}")
+        replies[size] = {run.recipe: load_records(run) for run in load_results(tmp_path / f"out{size}")}
+        assert len(results) == len(replies[size])
+        assert [[name[-1] for name in ids] for ids in asked] == (
+            [["1", "2", "3", "4"], ["1", "3"], ["2", "4"]] if size == 4 else [["1"], ["2"], ["3"], ["4"]]
+        )
+        assert taken == [0] * (2 if size == 4 else 4)  # of fastv's second budget
+    assert replies[4] == replies[1]

@@ -14,12 +14,14 @@ from vlmprune.bench.protocol import Asker
 from vlmprune.bench.store import Record
 from vlmprune.core.errors import UserError
 from vlmprune.data.sample import Sample
+from vlmprune.runtime.prefill import SharedPrefill
 from vlmprune.scoring.replies import score_reply
 
 if TYPE_CHECKING:
     from vlmprune.bench.plan import Variant
     from vlmprune.bench.worker import Worker
 
+LONGER = 1.25  # a fifth of a row is padding at most, and pictures of about one size stay together
 NO_TOKENS: Mapping[str, Any] = {
     "input_tokens": 0,
     "visual_before": 0,
@@ -30,7 +32,7 @@ NO_TOKENS: Mapping[str, Any] = {
 
 
 class Batch:
-    """Samples, asked under each variant; the encoder runs when the first variant needs it.
+    """Samples, asked under each variant; the encoder runs once, when the first variant needs it.
 
     Args:
         worker: the model, and how sessions are made.
@@ -70,49 +72,89 @@ class Batch:
         return [sample for sample in self.samples if sample.id not in self.problems]
 
     @cached_property
-    def inputs(self) -> Any:
-        model = self.worker.model
-        return self.asker.inputs(self.asked).to(model.device, model.dtype)
-
-    @cached_property
-    def encoded(self) -> Any:
-        sharing = [variant.recipe for variant in self.variants if variant.recipe and not variant.encodes]
-        return vlmprune.encode_images(self.worker.model, self.inputs, sharing)
+    def groups(self) -> list[Group]:
+        """The samples that can be asked, those of about equal length together, so that little of a run is padding."""
+        if not self.asked:
+            return []
+        whole = Group(self, self.asked)
+        cuts = alike(whole.lengths)
+        return [whole] if len(cuts) == 1 else [Group(self, [self.asked[place] for place in cut]) for cut in cuts]
 
     def run(self, variant: Variant) -> list[Record]:
         """The records of one variant, in the order of the samples."""
-        records = {record.id: record for record in self._replies(variant)} if self.asked else {}
+        records = {record.id: record for group in self.groups for record in group.replies(variant)}
         for sample in self.samples:
             if sample.id in self.problems:
-                records[sample.id] = self._record(sample, "", **NO_TOKENS, problem=self.problems[sample.id])
+                records[sample.id] = self.record(sample, "", **NO_TOKENS, problem=self.problems[sample.id])
         return [records[sample.id] for sample in self.samples]
 
+    def record(self, sample: Sample, reply: str, **counts: Any) -> Record:
+        return record_of(sample, reply, self.asker.kind(sample), **counts)
+
+
+class Group:
+    """Samples of a batch that the model sees at once; what its variants share is kept."""
+
+    def __init__(self, batch: Batch, samples: Sequence[Sample]) -> None:
+        self.batch, self.worker, self.asker, self.samples = batch, batch.worker, batch.asker, samples
+
+    @cached_property
+    def inputs(self) -> Any:
+        model = self.worker.model
+        return self.asker.inputs(self.samples).to(model.device, model.dtype)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each prompt."""
+        return self.inputs["attention_mask"].sum(1).tolist()
+
+    @cached_property
+    def encoded(self) -> Any:
+        sharing = [variant.recipe for variant in self.batch.variants if variant.recipe and not variant.encodes]
+        return vlmprune.encode_images(self.worker.model, self.inputs, sharing)
+
+    @cached_property
+    def prefill(self) -> SharedPrefill:
+        """The decoder layers that two variants or more leave as they are."""
+        depths = sorted(self.worker.untouched[variant.text] for variant in self.batch.variants)
+        return SharedPrefill(depths[-2] if len(depths) > 1 else 0)
+
     @torch.no_grad()
-    def _replies(self, variant: Variant) -> list[Record]:
+    def replies(self, variant: Variant) -> list[Record]:
+        """The records of one variant."""
         model, tokenizer = self.worker.model, self.worker.processor.tokenizer
         inputs = dict(self.inputs) if variant.encodes else self.encoded.inputs()
         session = self.worker.session(variant)
         if session is not None:
-            session.question = [sample.question for sample in self.asked]
+            session.question = [sample.question for sample in self.samples]
+            if not variant.encodes:
+                session.share(self.prefill)
         with session or nullcontext():
             ids = model.generate(**inputs, **self.asker.generation(), pad_token_id=tokenizer.pad_token_id)
         prompt = self.inputs["input_ids"]
         replies = tokenizer.batch_decode(ids[:, prompt.shape[1] :], skip_special_tokens=True)
-        visual = _visual(model, prompt)
-        length = self.inputs["attention_mask"].sum(1).tolist()
+        visual, lengths = _visual(model, prompt), self.lengths
         return [
-            self._record(
+            self.batch.record(
                 sample,
                 reply,
-                input_tokens=length[k],
+                input_tokens=lengths[k],
                 visual_before=visual[k],
                 **_counts(session, k, visual[k], variant.resizes),
             )
-            for k, (sample, reply) in enumerate(zip(self.asked, replies, strict=True))
+            for k, (sample, reply) in enumerate(zip(self.samples, replies, strict=True))
         ]
 
-    def _record(self, sample: Sample, reply: str, **counts: Any) -> Record:
-        return record_of(sample, reply, self.asker.kind(sample), **counts)
+
+def alike(lengths: Sequence[int]) -> list[list[int]]:
+    """Places of prompts that are asked together, in their order: none more than `LONGER` times another one's length."""
+    groups: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if groups and lengths[place] <= LONGER * lengths[groups[-1][0]]:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return [sorted(group) for group in groups]
 
 
 def record_of(sample: Sample, reply: str, kind: str, **counts: Any) -> Record:

@@ -119,7 +119,9 @@ class Worker:
         self.left_out = {one.text: CANNOT_RESIZE for one in variants if one.unasked and self._cannot(one)}
         self.variants = [variant for variant in variants if variant.text not in self.left_out]
         # a recipe or text tower that does not fit the model has to fail now, not in an hour
-        self.texts = self._texts()
+        self.texts: dict[str, str | None] = {}
+        self.untouched: dict[str, int] = {}
+        self._try_variants()
         self.place = Place(canvas_for(self.model.config), None if plan.data is None else Path(plan.data).expanduser())
         tasks = [get_task(name) for name in plan.tasks]
         self.askers = {task.name: self._asker(task) for task in tasks}
@@ -129,13 +131,12 @@ class Worker:
     def _cannot(self, variant: Variant) -> bool:
         return variant.resizes and not adapter_for(self.model).resizes
 
-    def _texts(self) -> dict[str, str | None]:
-        """What each recipe's methods compare the images with.
+    def _try_variants(self) -> None:
+        """Note what each recipe's methods compare the images with, and how many decoder layers it leaves alone.
 
         Raises:
             UserError: a recipe cannot act on this model. Budgets out of reach are all named at once.
         """
-        texts: dict[str, str | None] = {}
         refused: dict[str, OutOfReach] = {}
         for variant in self.variants:
             try:
@@ -143,12 +144,12 @@ class Worker:
             except OutOfReach as error:
                 refused[variant.text] = error
                 continue
-            texts[variant.text] = None if session is None else session.text
+            self.texts[variant.text] = None if session is None else session.text
+            self.untouched[variant.text] = 0 if session is None or variant.encodes else session.untouched
         if refused:
             first, *others = refused
             more = f" The same holds for {', '.join(others)}." if others else ""
             raise UserError(f"{refused[first]}{more}")
-        return texts
 
     def _asker(self, task: Task) -> Asker:
         name = self.plan.protocols.get(task.name, self.plan.protocol)

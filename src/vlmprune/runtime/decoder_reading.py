@@ -40,6 +40,7 @@ def check_readable(adapter: Adapter, layer: int, needs: Iterable[Need]) -> None:
 
 
 NOTED = ("attention_output", "mlp_input", "mlp_output")  # by hooks on parts of the layer
+READ_IN_LAYER = {"attention", *NOTED}  # what a layer has to run for
 
 
 class LayerTap:

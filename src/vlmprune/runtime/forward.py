@@ -49,6 +49,8 @@ class Forward:
         self.first = self.adapter.attention_layers[0]
         self.past_places = 0 if self.cache is None else int(self.cache.get_seq_length())
         self.changed = False
+        self.shares = False  # whether its first layers are those of a `SharedPrefill`
+        self.recorded = _asked_outputs(self.adapter.text_model.config, kwargs)
         self.seconds = 0.0
         self.acted = Acted()
         self.known: dict[ImageAt, Known] = {}
@@ -453,3 +455,9 @@ class Forward:
         axes = self.positions[1:] if self.text_row else self.positions
         following = axes.masked_fill(~self.new_valid, -1).amax((0, 2)).expand(len(axes), -1) + 1
         return torch.cat([self.positions[:1, :, -1] + 1, following]) if self.text_row else following
+
+
+def _asked_outputs(config: Any, given: dict[str, Any]) -> list[str]:
+    """The outputs that transformers is asked to record inside decoder layers, such as "output_attentions"."""
+    outputs = {name for name in (*given, "output_attentions") if name.startswith("output_")} - {"output_hidden_states"}
+    return [name for name in sorted(outputs) if given.get(name, getattr(config, name, False))]

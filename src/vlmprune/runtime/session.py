@@ -26,6 +26,7 @@ from vlmprune.runtime.candidates import watch_candidates
 from vlmprune.runtime.expected import EMBEDS, MASK, cache_in, interface, interface_of
 from vlmprune.runtime.flow import Prompt, PromptImage
 from vlmprune.runtime.head import Head, can_generate
+from vlmprune.runtime.prefill import SharedPrefill, untouched
 from vlmprune.runtime.select import check_budgets
 from vlmprune.runtime.text import Call, TextHooks
 from vlmprune.runtime.vision import (
@@ -140,6 +141,15 @@ class Session:
     @question.setter
     def question(self, question: str | list[str] | None) -> None:
         self._text.question = question
+
+    @property
+    def untouched(self) -> int:
+        """How many of the first decoder layers it leaves as they are and does not look into, whatever the prompt."""
+        return untouched(self._text)
+
+    def share(self, prefill: SharedPrefill | None) -> None:
+        """Take the first decoder layers of a prompt from another session's run, or leave them there. Before `with`."""
+        self._text.prefill = prefill
 
     def __enter__(self) -> Session:
         if "_vlmprune_session" in self.model.__dict__:

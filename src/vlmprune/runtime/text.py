@@ -24,6 +24,7 @@ from vlmprune.runtime.decoder_reading import check_readable
 from vlmprune.runtime.expected import EMBEDS, Expected, cache_in, cache_of, interface_of
 from vlmprune.runtime.flow import Prompt
 from vlmprune.runtime.forward import Forward
+from vlmprune.runtime.prefill import SharedPrefill, untouched
 from vlmprune.runtime.select import fused_layers
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class TextHooks:
     Attributes:
         expected: what is taken for granted of the model; known once installed.
         reports: by thread.
-        text_tower, question: see `Session`.
+        text_tower, question, prefill: see `Session`.
     """
 
     expected: Expected
@@ -137,6 +138,7 @@ class TextHooks:
         self._threads, self.reports = Threads(), Reports()
         self.text_tower = text_tower
         self.question: str | list[str] | None = None
+        self.prefill: SharedPrefill | None = None
 
     def install(self, attached: Attachments) -> None:
         text, self.expected = self.adapter.text_model, Expected(self.adapter)
@@ -147,6 +149,8 @@ class TextHooks:
             attached.pre_hook(layer, self._layer_hook(number))
         for number, attention in self.expected.attention.items():
             attached.pre_hook(attention, self._attention_hook(number))
+        if self.prefill is not None:
+            self.prefill.install(attached, self.adapter, lambda: self.running, untouched(self))
         deepstack.wrap(attached, text, self._index_now)
 
     def remove(self) -> None:

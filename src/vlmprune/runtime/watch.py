@@ -76,6 +76,10 @@ class Watch:
         if self.cache is not self.forward.cache and self.forward.cache is not None:
             self.expected.surprise(f"Decoder layer {number} was not given the language model's cache")
 
+    def layer_was_known(self, number: int) -> None:
+        """What a decoder layer would have made was taken from an earlier run (`runtime.prefill`)."""
+        self._attended = number
+
     def at_attention(self, number: int, given: dict[str, Any]) -> None:
         """The attention of a decoder layer gets the mask, the rotary embedding and the cache that the layer got."""
         if self._aside:
