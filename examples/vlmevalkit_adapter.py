@@ -13,7 +13,8 @@
 
 VLMEvalKit names its files of replies after the entry alone: name the method and the budget in it, and take another name
 when you change them. The prompts are VLMEvalKit's general ones; the wordings of its own models for a benchmark are not
-used. It was written from VLMEvalKit 0.1.0 and is not tested by vlmprune.
+used. It was written from VLMEvalKit 0.1.0. vlmprune's tests run it on a stand-in for the one class that it takes from
+there, not inside VLMEvalKit.
 """
 
 from contextlib import nullcontext
