@@ -32,7 +32,7 @@ from vlmprune.report import tables as shown
 from vlmprune.report.flips import flips
 from vlmprune.report.latex import escape, latex
 from vlmprune.report.markdown import markdown
-from vlmprune.report.plots import accuracy_figure, pruned_methods, styles, svg
+from vlmprune.report.plots import accuracy_figure, lines_of, styles, svg
 
 SMALL: dict[str, Any] = {"models": ["llava"], "methods": ["random"], "keeps": [0.25], "n": 4}
 
@@ -199,7 +199,7 @@ def test_flips_are_counted_against_vanilla(tmp_path: Path) -> None:
 
 def test_plots_are_the_same_every_time_and_carry_no_date(tmp_path: Path) -> None:
     (table,) = small(tmp_path, methods=["random", "divprune"], keeps=[0.5, 0.25])
-    style = styles(pruned_methods([table]))
+    style = styles(lines_of([table]))
     first, second = (svg(accuracy_figure(table, "kept", style)) for _ in range(2))
     assert first == second and "<dc:date>" not in first
 
@@ -208,6 +208,17 @@ def test_styles_tell_methods_apart() -> None:
     names = ["random", "random@2", "downsample", *(f"method{k}" for k in range(66))]
     chosen = styles(names)
     assert len({(style.color, style.marker) for style in chosen.values()}) == len(names)
+
+
+def test_another_meaning_of_the_budget_is_another_line(tmp_path: Path) -> None:
+    (table,) = small(tmp_path, methods=["random", "divprune"], keeps=[0.5, 0.25])
+    rows = [replace(row, budget="mean") if row.method != "vanilla" and row.keep == 0.25 else row for row in table.rows]
+    table = replace(table, rows=tuple(rows))
+    lines = lines_of([table])
+    assert lines == ["random", "random (mean)", "divprune", "divprune (mean)"] and len(set(styles(lines).values())) == 4
+    (plot,) = accuracy_figure(table, "kept", styles(lines)).axes
+    drawn = {line.get_label(): len(line.get_xdata()) for line in plot.get_lines()}
+    assert [drawn[line] for line in lines] == [1] * 4
 
 
 @pytest.mark.parametrize("count", [8, 40])

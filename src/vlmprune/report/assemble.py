@@ -21,7 +21,7 @@ from vlmprune.report.flips import flips
 from vlmprune.report.latex import latex
 from vlmprune.report.markdown import markdown
 from vlmprune.report.page import examples_of, render
-from vlmprune.report.plots import AXES, Style, accuracy_figure, png, pruned_methods, styles, svg
+from vlmprune.report.plots import AXES, Style, accuracy_figure, lines_of, png, styles, svg
 from vlmprune.report.rank_plot import rank_figure
 from vlmprune.report.sheets import sheet_of
 from vlmprune.report.tables import blocks, rankings
@@ -83,7 +83,7 @@ def build(
             _text(out / "flips.csv", comma_separated.flipped(changed)),
             _text(out / "summary.tex", latex(tables)),
         ]
-        style = styles(pruned_methods(tables))
+        style = styles(lines_of(tables))
         for table in tables:
             written += _plots(out / "plots", table, style)
             written += _overlays(out / "overlays", folder, table)

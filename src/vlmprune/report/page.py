@@ -22,7 +22,7 @@ from vlmprune.bench.table import Cell, Row, Table
 from vlmprune.core.view import Grid
 from vlmprune.report import tables as shown
 from vlmprune.report.flips import Flips
-from vlmprune.report.plots import AXES, MANY, Style, accuracy_figure, inline_svg, pruned_methods
+from vlmprune.report.plots import AXES, MANY, Style, accuracy_figure, inline_svg, lines_of
 from vlmprune.report.rank_plot import rank_figure
 from vlmprune.report.tables import Block, blocks
 
@@ -108,7 +108,7 @@ def _model(folder: Path, number: int, table: Table, found: Sequence[Flips], styl
         "table": table,
         "blocks": parts,
         "overview": overview,
-        "intervals": len(pruned_methods([table])) <= MANY,
+        "intervals": len(lines_of([table])) <= MANY,
         "plots": [
             (axis, words, inline_svg(accuracy_figure(table, axis, style), f"m{number + 1}-{axis}"))
             for axis, words in AXES.items()

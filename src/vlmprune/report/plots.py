@@ -38,24 +38,28 @@ class Style:
     dash: str
 
 
-def styles(methods: Iterable[str]) -> dict[str, Style]:
-    """A style for each method, by its place in the list; baselines have fixed ones."""
+def styles(lines: Iterable[str]) -> dict[str, Style]:
+    """A style for each line, by its place in the list; baselines have fixed ones."""
     chosen: dict[str, Style] = {}
     others = 0
-    for method in dict.fromkeys(methods):
-        key = "random@" if method.startswith("random@") else method
-        if key in _BASELINES:
-            chosen[method] = Style(*_BASELINES[key], "--" if key == "random" else ":")
+    for line in dict.fromkeys(lines):
+        key = "random@" if line.startswith("random@") else line
+        if key in _BASELINES and " (" not in line:
+            chosen[line] = Style(*_BASELINES[key], "--" if key == "random" else ":")
             continue
         dash = _DASHES[others // len(_COLORS) % len(_DASHES)]
-        chosen[method] = Style(_COLORS[others % len(_COLORS)], _MARKERS[others % len(_MARKERS)], dash)
+        chosen[line] = Style(_COLORS[others % len(_COLORS)], _MARKERS[others % len(_MARKERS)], dash)
         others += 1
     return chosen
 
 
-def pruned_methods(tables: Iterable[Table]) -> list[str]:
-    """Every method but vanilla, in table order."""
-    return list(dict.fromkeys(row.method for table in tables for row in table.rows if not row.is_vanilla))
+def lines_of(tables: Iterable[Table]) -> list[str]:
+    """What has a line of its own, in table order: every method but vanilla, and what its budget counts."""
+    return list(dict.fromkeys(_line(row) for table in tables for row in table.rows if not row.is_vanilla))
+
+
+def _line(row: Row) -> str:
+    return f"{row.method} ({row.budget})" if row.budget else row.method
 
 
 def accuracy_figure(table: Table, axis: str, style: dict[str, Style]) -> Figure:
@@ -64,7 +68,7 @@ def accuracy_figure(table: Table, axis: str, style: dict[str, Style]) -> Figure:
     Args:
         table: one model.
         axis: "kept" for the tokens after the last cut, "entering" for the mean that enters a layer.
-        style: of each method (`styles`).
+        style: of each line (`lines_of`, `styles`).
     """
     from matplotlib.figure import Figure
 
@@ -102,19 +106,17 @@ def _draw_task(plot: Axes, table: Table, task: str, axis: str, style: dict[str, 
         plot.axhline(cell.value.value, color=INK, linewidth=1.1, label="vanilla")
     chance = cells[0][1].result.chance
     plot.axhline(chance, color=FAINT, linewidth=0.9, linestyle=(0, (1, 3)), label="chance")
-    methods = list(dict.fromkeys(row.method for row, _ in pruned))
+    lines = list(dict.fromkeys(_line(row) for row, _ in pruned))
     spread = 0.012 * max((_tokens(row, axis) for row, _ in pruned), default=1.0)
-    spread *= min(1.0, (_ABREAST - 1) / max(1, len(methods) - 1))
-    for place, method in enumerate(methods):
-        points = sorted(
-            ((row, cell) for row, cell in pruned if row.method == method), key=lambda p: _tokens(p[0], axis)
-        )
+    spread *= min(1.0, (_ABREAST - 1) / max(1, len(lines) - 1))
+    for place, line in enumerate(lines):
+        points = sorted(((row, cell) for row, cell in pruned if _line(row) == line), key=lambda p: _tokens(p[0], axis))
         # Methods with the same budget would hide each other's intervals; they stand side by side instead.
-        aside = spread * (place - (len(methods) - 1) / 2)
+        aside = spread * (place - (len(lines) - 1) / 2)
         placed = [(_tokens(row, axis) + aside, cell) for row, cell in points]
-        if len(methods) <= MANY:
-            _draw_intervals(plot, placed, style[method])
-        _draw_method(plot, method, placed, style[method])
+        if len(lines) <= MANY:
+            _draw_intervals(plot, placed, style[line])
+        _draw_line(plot, line, placed, style[line])
     name = table.dimensions.get(task, task)
     plot.set_title(name[:1].upper() + name[1:], loc="left", fontsize=10, color=INK, pad=16)
     about = f"{task}, {cells[0][1].result.metric}, n = {cells[0][1].n}"
@@ -139,7 +141,7 @@ def _draw_intervals(plot: Axes, points: Sequence[tuple[float, Cell]], style: Sty
     plot.vlines(x, low, high, color=style.color, linewidth=0.9, alpha=0.4)
 
 
-def _draw_method(plot: Axes, method: str, points: Sequence[tuple[float, Cell]], style: Style) -> None:
+def _draw_line(plot: Axes, name: str, points: Sequence[tuple[float, Cell]], style: Style) -> None:
     plot.plot(
         [tokens for tokens, _ in points],
         [cell.value.value for _, cell in points],
@@ -149,7 +151,7 @@ def _draw_method(plot: Axes, method: str, points: Sequence[tuple[float, Cell]], 
         linewidth=1.3,
         markersize=4.5,
         markeredgewidth=1.2 if style.marker in "x+" else 0,
-        label=method,
+        label=name,
     )
 
 
