@@ -172,6 +172,9 @@ class DecoderReading(Protocol):
     def layer_output(self, tokens: Tensor, norm: str | None = None) -> Tensor:
         """[R, D] as it would enter layer K, or through the "final" or the "next" layer's norm. Tap: "output"."""
 
+    def own_output(self, tokens: Tensor) -> Tensor:
+        """[R, D] as the layer returned it, before the model adds anything (deepstack). Tap: "own_output"."""
+
     def entered(self) -> Tensor:
         """[N, D] embeddings with which the image's tokens entered the LLM, including those dropped since."""
 
@@ -260,7 +263,7 @@ class DecoderNeed(Need):
 
     Attributes:
         taps: what the runtime must record of the layer while it runs: "attention", "ahead" (layer K's attention, before
-            that layer runs), "input", "attention_output", "mlp_input", "mlp_output", "output".
+            that layer runs), "input", "attention_output", "mlp_input", "mlp_output", "own_output", "output".
     """
 
     @property

@@ -104,6 +104,8 @@ INSIDE_THE_LLM = (
     points("autoprune", LLAVA, f"{AUTOPRUNE.format(3)}, LLaVA-1.5-7B"),
     points("autoprune", (288, 144, 58), f"{AUTOPRUNE.format(4)}, LLaVA-1.5-13B"),
     points("autoprune(flash=True)", LLAVA, f"{AUTOPRUNE.format(3)}, LLaVA-1.5-7B: AutoPrune-Flash", "autoprune-flash"),
+    points("v2drop", (0.5,), "V2Drop's code, LLaVA-1.5: 203 of 576 tokens per layer on average"),
+    points("v2drop", (0.25,), "V2Drop's code, Qwen2-VL: a quarter, then a twentieth of these, then one token"),
     points("fitprune", LLAVA, "interpolated (ours) from FitPrune's recipes for LLaVA-1.5-7B"),
     points("mustdrop", LLAVA, f"{UNIPRUNE.format(1)}, LLaVA-1.5, by a threshold of each image's own (ours)"),
     *(
