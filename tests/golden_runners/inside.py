@@ -1,4 +1,4 @@
-"""Runners of V2Drop, PriorTR and CLSE: replayed stage by stage."""
+"""Runners of V2Drop, PriorTR and CLSE: V2Drop and CLSE stage by stage."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from torch import Tensor
 
 from golden_runners.case import LLAVA, Case, Failed, Runner, sequence, view
 from vlmprune.core.plan import acts_of
+from vlmprune.core.selectors import ascending, top_k
 from vlmprune.core.view import ModelInfo
+from vlmprune.methods.decoder.priortr import EPS, PriorTR, excess
 from vlmprune.methods.decoder.v2drop import V2Drop
 
+INTERNVL = ModelInfo("internvl", encoder_layers=24, decoder_layers=32, has_cls=True)
 QWEN2 = ModelInfo("qwen2_vl", encoder_layers=32, decoder_layers=28, has_cls=False)
 HALF = 1e-2  # of scores that the authors rounded to float16
 SAME = 0.95  # of the indices that were chosen by such scores
@@ -76,4 +79,33 @@ def _position_ids(case: Case, columns: Tensor, length: int, before: int, n: int)
     return torch.cat([torch.arange(-before, 0).expand(3, -1), image, after], dim=1) + before
 
 
-RUNNERS: dict[str, Runner] = {"v2drop": v2drop}
+# ---------------------------------------------------------------------- PriorTR
+
+
+def priortr(case: Case) -> None:
+    kind, n = case["kind"], case["n_img"]
+    info = {"llava": LLAVA, "internvl": INTERNVL}.get(kind, QWEN2)
+    method = PriorTR(
+        query=case["query_aggregation"], null_row=case["null_row"], heads=case["head_aggregation"],
+        threshold=case.get("score_threshold"),
+    )  # fmt: skip
+    if method.null_row != PriorTR().null(info):
+        raise Failed(f"null row {PriorTR().null(info)} instead of {method.null_row}")
+    rows = case.input("attn_text_rows")
+    keep = case["keep_tokens"] or int(n * case["keep_ratio"])
+    image = view(n, min(keep, n), {"text": rows if method.heads == "max" else rows.mean(0)}, info)
+    score, kept = method.score(image), method.select(image) if keep else torch.arange(0)
+    if kind == "qwen_2f":  # the library reads no second forward; the formula is the same
+        prior = case.input("prior_attention")
+        score = excess(method.share(image, method.question(info, rows.shape[1])), prior / (prior.sum() + EPS))
+        kept = ascending(top_k(score, keep))
+    half = case.get("dtype") == "float16"
+    case.expect("expected_scores", score, HALF if half else 1e-5)
+    expect_indices(case, "kept_sorted", kept)
+    expect_indices(case, "kept_all_sorted", sequence(kept, case["sys_len"], n, case["n_text"]))
+    case.expect_setting("keep_num", len(kept))
+    if not half:
+        case.expect_setting("n_positive", int((score > 0).sum()))
+
+
+RUNNERS: dict[str, Runner] = {"v2drop": v2drop, "priortr": priortr}

@@ -106,6 +106,10 @@ INSIDE_THE_LLM = (
     points("autoprune(flash=True)", LLAVA, f"{AUTOPRUNE.format(3)}, LLaVA-1.5-7B: AutoPrune-Flash", "autoprune-flash"),
     points("v2drop", (0.5,), "V2Drop's code, LLaVA-1.5: 203 of 576 tokens per layer on average"),
     points("v2drop", (0.25,), "V2Drop's code, Qwen2-VL: a quarter, then a twentieth of these, then one token"),
+    points("priortr", LLAVA, "PriorTR's README, LLaVA-1.5: what is left from layer 3 on"),
+    points("priortr", (320,), "PriorTR's code, LLaVA-NeXT"),
+    points("priortr", (0.25,), "PriorTR's code, InternVL2.5: what is left from layer 2 on"),
+    points("priortr", (0.1111,), "PriorTR's code, Qwen2-VL and Qwen3-VL"),
     points("fitprune", LLAVA, "interpolated (ours) from FitPrune's recipes for LLaVA-1.5-7B"),
     points("mustdrop", LLAVA, f"{UNIPRUNE.format(1)}, LLaVA-1.5, by a threshold of each image's own (ours)"),
     *(
