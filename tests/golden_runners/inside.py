@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor
 from golden_runners.case import LLAVA, Case, Failed, Runner, sequence, view
 from vlmprune.core.plan import acts_of
 from vlmprune.core.selectors import ascending, top_k
-from vlmprune.core.view import ModelInfo
+from vlmprune.core.view import Grid, ModelInfo
+from vlmprune.methods.decoder.clse import CLSE
 from vlmprune.methods.decoder.priortr import EPS, PriorTR, excess
 from vlmprune.methods.decoder.v2drop import V2Drop
+from vlmprune.methods.spectrum import high_pass
 
 INTERNVL = ModelInfo("internvl", encoder_layers=24, decoder_layers=32, has_cls=True)
 QWEN2 = ModelInfo("qwen2_vl", encoder_layers=32, decoder_layers=28, has_cls=False)
@@ -108,4 +111,41 @@ def priortr(case: Case) -> None:
         case.expect_setting("n_positive", int((score > 0).sum()))
 
 
-RUNNERS: dict[str, Runner] = {"v2drop": v2drop, "priortr": priortr}
+# ---------------------------------------------------------------------- CLSE
+
+DEPTHS = {(1, 11, 21): 32, (1, 10, 19): 28, (1, 13, 24): 36, (3,): 32}  # by the layers of the cuts
+FAMILIES = {"llava": "llava", "qwen": "qwen3_vl", "video": "video_llava"}
+
+
+def clse(case: Case) -> None:
+    layers, before = tuple(case["prune_layers"]), case["sys_len"]
+    total = case.input("attn_last_row0").shape[1] - before - case["n_text"]
+    info = ModelInfo(FAMILIES[case["family"]], 24, DEPTHS[layers], has_cls=True)
+    method = CLSE(cutoff=case["cutoff"], temp=case["temp"], fft="3d" if case.get("fft_3d") else "2d")
+    acts = acts_of(method, case["keep_tokens"] if case.get("keep_tokens") else float(case["retain_ratio"]), info)
+    case.expect_setting("prune_layers", [act.layer for act in acts])
+    case.expect_setting("ref_layer", layers[0] - 1)  # whose input and output are compared
+    states = {"before": case.input("z_ref"), "after": case.input("z_cur")}
+    grid = None if case.get("nogrid") else Grid(case["h"], case["w"], case["t"])
+    tolerance = HALF if case.get("dtype") == "float16" else 1e-4
+    for name, suffix in (("before", "ref"), ("after", "cur")) if grid else ():
+        spectrum = high_pass(states[name], grid, torch.arange(total), method.cutoff, method.fft)
+        case.expect(f"expected_spectral_{suffix}", spectrum, tolerance)
+    counts, left = [], torch.arange(total)
+    for number, (act, due) in enumerate(zip(acts, case["keep"], strict=True)):
+        n = len(left)
+        row = case.input(f"attn_last_row{number}").mean(0)[before : before + n]
+        keep = act.budget(n, total) if due else 0  # ours leaves a token at least
+        image = replace(view(n, keep, {"attention": row, **states}, info, grid), act=act)
+        if number == 0:
+            case.expect("expected_factor", method.gate(image), tolerance)
+        case.expect(f"expected_score{number}", method.score(image), tolerance)
+        chosen = method.select(image)
+        case.expect(f"kept_local{number}", chosen)
+        left = left[chosen]
+        case.expect(f"kept_orig{number}", left)
+        counts.append(len(left))
+    case.expect_setting("keep", counts)
+
+
+RUNNERS: dict[str, Runner] = {"v2drop": v2drop, "priortr": priortr, "clse": clse}

@@ -110,6 +110,8 @@ INSIDE_THE_LLM = (
     points("priortr", (320,), "PriorTR's code, LLaVA-NeXT"),
     points("priortr", (0.25,), "PriorTR's code, InternVL2.5: what is left from layer 2 on"),
     points("priortr", (0.1111,), "PriorTR's code, Qwen2-VL and Qwen3-VL"),
+    points("clse", LLAVA, "CLSE's code, LLaVA-1.5: 330, 210 and 62 tokens are left for 192"),
+    points("clse", QWEN, "CLSE's port in PriorTR's code, Qwen2-VL and Qwen3-VL"),
     points("fitprune", LLAVA, "interpolated (ours) from FitPrune's recipes for LLaVA-1.5-7B"),
     points("mustdrop", LLAVA, f"{UNIPRUNE.format(1)}, LLaVA-1.5, by a threshold of each image's own (ours)"),
     *(
