@@ -87,6 +87,14 @@ class PromptReading(Protocol):
     def aligned(self, rows: TowerRows, truncate: bool) -> Aligned:
         """Tower rows [n, C] and the instruction in one space: see `core.signals.Alignment`."""
 
+    def clip_gradient(self, collected: Tensor, state: Tensor) -> Tensor | None:
+        """[f, W] gradient of the cosine of CLIP's image and instruction by `collected`; None without a text tower.
+
+        Args:
+            collected: [f, W] what the CLS token's heads collect in the tower's last layer, side by side.
+            state: [f, D] the CLS token as it enters that layer.
+        """
+
 
 class EncoderReading(Protocol):
     """One image (or video, or tile) in the vision encoder, with one row per slot.

@@ -76,6 +76,7 @@ BEFORE_THE_LLM = (
     points("trim", NEXT, f"{HIPRUNE.format(3)}, LLaVA-NeXT"),
     points("cdpruner", (128, 64, 32), "CDPruner's scripts, LLaVA-1.5"),
     points("cdpruner", NEXT, "CDPruner's scripts, LLaVA-NeXT: 128, 64 and 32 per tile"),
+    points("dcp", (0.25,), "DCP's abstract, LLaVA-1.5-13B; the method is a reconstruction"),
     points("gprune", (0.5,), "G-Prune's code, LLaVA-NeXT"),
     points("holov", (64,), "HoloV's code, LLaVA-1.5"),
     points("gridprune", (320,), "GridPrune's abstract, LLaVA-NeXT: 11.1 %"),

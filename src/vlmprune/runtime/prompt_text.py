@@ -45,6 +45,12 @@ class ImageText:
         text = self.tower.text(self._instruction(self.tower), truncate)
         return Aligned(self.tower.visual(rows.rows).to(features.device), text.to(features.device), clip=True)
 
+    def gradient(self, collected: Tensor, state: Tensor) -> Tensor | None:
+        """[f, W] see `core.needs.PromptReading.clip_gradient`."""
+        if self.tower is None:
+            return None
+        return self.tower.gradient(collected, state, self._instruction(self.tower)).to(collected.device)
+
     def _instruction(self, tower: TextTower) -> str:
         if self.question is not None:
             return self.question
