@@ -9,15 +9,8 @@ import torch
 from torch import Tensor
 
 from vlmprune.author import (
-    Attention,
-    EncoderLayer,
-    EncoderNeed,
-    EncoderReading,
-    Load,
-    PromptNeed,
-    PromptReading,
-    TowerRows,
-)
+    Attention, EncoderLayer, EncoderNeed, EncoderReading, Load, Need, PromptNeed, PromptReading, TowerRows,
+)  # fmt: skip
 
 LAST = -1
 
@@ -26,8 +19,8 @@ def weighted_attention(rows: Tensor, gradient: Tensor) -> Tensor:
     """[n] mean over heads of max(0, G A), A the attention of CLS and G the gradient of CLIP's cosine by A.
 
     Args:
-        rows: [n, W + H] of `Collected`.
-        gradient: [n or 1, W] of `CollectedGradient`, for the frame of each token.
+        rows: [n, W + H] of "collected".
+        gradient: [n or 1, W] of "gradient", for the frame of each token.
     """
     width = gradient.shape[1]
     values, paid = rows[:, :width], rows[:, width:]
@@ -46,12 +39,13 @@ def _collect(call: Attention) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Collected(EncoderNeed):
+class _Collected(EncoderNeed):
     """What CLS reads in the last layer: rows [n, W + H], values and attention paid to them, heads side by side.
 
     cls [frames, W + H + D]: what it collects of them [W], H zeros, and its own state as it enters the layer [D].
     """
 
+    words: ClassVar[str] = "what the CLS token collects"
     cost_words: ClassVar[str] = "a row per head, O(H N d)"
     taps: ClassVar[tuple[str, ...]] = ("attention", "states")
 
@@ -72,15 +66,16 @@ class Collected(EncoderNeed):
 
 
 @dataclass(frozen=True)
-class CollectedGradient(PromptNeed):
+class _Gradient(PromptNeed):
     """Gradient of CLIP's cosine by what the CLS token collects, [frames, W]; None without a text tower."""
 
+    words: ClassVar[str] = "the gradient of CLIP's cosine by it"
     cost_words: ClassVar[str] = "one token forwards and backwards through the rest of a layer"
     compares_text: ClassVar[bool] = True
 
     @property
     def encoder(self) -> tuple[EncoderNeed, ...]:
-        return (Collected(),)
+        return (_Collected(),)
 
     def take(self, value: Tensor | None, tokens: Tensor, frame: int | None = None) -> Tensor | None:
         return value if value is None or frame is None else value[frame : frame + 1]
@@ -95,3 +90,6 @@ class CollectedGradient(PromptNeed):
     def flops(self, load: Load) -> float:
         width, inner = load.shape.encoder_width, load.shape.encoder_mlp
         return 3 * 2.0 * (width**2 + 2 * width * inner)
+
+
+NEEDS: dict[str, Need] = {"collected": _Collected(), "gradient": _Gradient()}

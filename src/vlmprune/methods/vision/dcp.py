@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from torch import Tensor
 
 from vlmprune.author import Alignment, ClsAttention, ImageView, ModelInfo, Need, Scorer, Share
-from vlmprune.methods.gradient import LAST, Collected, CollectedGradient, weighted_attention
+from vlmprune.methods.gradient import LAST, NEEDS, weighted_attention
 from vlmprune.methods.relevance import mean_cosine
 
 
@@ -53,7 +53,7 @@ class DCP(Scorer):
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         needs: dict[str, Need] = {"image": ClsAttention(LAST), "aligned": Alignment()}
-        return {**needs, "collected": Collected(), "gradient": CollectedGradient()} if info.has_cls else needs
+        return {**needs, **NEEDS} if info.has_cls else needs
 
     def score(self, view: ImageView) -> Tensor:
         image = view["image"].float().nan_to_num()
