@@ -23,7 +23,7 @@ from tiny_folder import save_clip, save_family, save_llava
 from transformers import LlamaConfig
 
 import vlmprune
-from vlmprune import prune
+from vlmprune import SharedPrefill, prune
 from vlmprune.ask import write_examples
 from vlmprune.bench import runner
 from vlmprune.bench.batch import Batch
@@ -41,7 +41,6 @@ from vlmprune.core.errors import UserError
 from vlmprune.models import adapter_for
 from vlmprune.report.latex import latex
 from vlmprune.report.markdown import markdown
-from vlmprune.runtime.prefill import SharedPrefill
 from vlmprune.tasks import generated_tasks
 from vlmprune.tasks.canvas import canvas_for
 from vlmprune.tasks.task import Place
