@@ -99,7 +99,7 @@ def shown(keep: int, text: list[float], image: list[float]) -> ImageView:
     if text:
         values = torch.tensor(text)[:, None].expand(-1, 2)
         rows = torch.cat([values, torch.ones(n, 2)], dim=1)
-        signals |= {"collected": TowerRows(rows, None), "gradient": torch.ones(1, 2)}
+        signals["gradient"] = TowerRows(rows, torch.ones(1, 2))
     return ImageView(keep, torch.arange(n), None, LLAVA, signals)
 
 

@@ -19,8 +19,8 @@ def weighted_attention(rows: Tensor, gradient: Tensor) -> Tensor:
     """[n] mean over heads of max(0, G A), A the attention of CLS and G the gradient of CLIP's cosine by A.
 
     Args:
-        rows: [n, W + H] of "collected".
-        gradient: [n or 1, W] of "gradient", for the frame of each token.
+        rows: [n, W + H] those of `CLIP_GRADIENT`.
+        gradient: [n or 1, W] for the frame of each token.
     """
     width = gradient.shape[1]
     values, paid = rows[:, :width], rows[:, width:]
@@ -66,30 +66,35 @@ class _Collected(EncoderNeed):
 
 
 @dataclass(frozen=True)
-class _Gradient(PromptNeed):
-    """Gradient of CLIP's cosine by what the CLS token collects, [frames, W]; None without a text tower."""
+class _ClipGradient(PromptNeed):
+    """What CLS reads in the last layer, [n, W + H]; as cls [frames, W] the gradient of CLIP's cosine by what it collects.
 
-    words: ClassVar[str] = "the gradient of CLIP's cosine by it"
+    None without a text tower.
+    """
+
+    words: ClassVar[str] = "the gradient of CLIP's cosine by attention"
     cost_words: ClassVar[str] = "one token forwards and backwards through the rest of a layer"
     compares_text: ClassVar[bool] = True
+    of_patches: ClassVar[bool] = True
 
     @property
     def encoder(self) -> tuple[EncoderNeed, ...]:
         return (_Collected(),)
 
-    def take(self, value: Tensor | None, tokens: Tensor, frame: int | None = None) -> Tensor | None:
-        return value if value is None or frame is None else value[frame : frame + 1]
+    def take(self, value: TowerRows | None, tokens: Tensor, frame: int | None = None) -> TowerRows | None:
+        return None if value is None else super().take(value, tokens, frame)
 
-    def read(self, at: PromptReading) -> Tensor | None:
+    def read(self, at: PromptReading) -> TowerRows | None:
         rows, cls = at.encoder(*self.encoder)
         if cls is None:
             return None
         width = cls.shape[1] - rows.shape[1]
-        return at.clip_gradient(cls[:, :width], cls[:, -width:])
+        gradient = at.clip_gradient(cls[:, :width], cls[:, -width:])
+        return None if gradient is None else TowerRows(rows, gradient)
 
     def flops(self, load: Load) -> float:
         width, inner = load.shape.encoder_width, load.shape.encoder_mlp
         return 3 * 2.0 * (width**2 + 2 * width * inner)
 
 
-NEEDS: dict[str, Need] = {"collected": _Collected(), "gradient": _Gradient()}
+CLIP_GRADIENT: Need = _ClipGradient()

@@ -44,7 +44,7 @@ class PriorTR(Scorer, Staged):
             code, so that decoding sees no others.
 
     Differences from the authors' code:
-        - Shares are rounded, and scores are float32; theirs rounds shares down, also to no token, and scores to float16.
+        - Shares are rounded, scores are float32; theirs rounds shares down, also to no token, and scores to half.
         - Without a null row besides the question's, the last row alone is the score; theirs is 0 everywhere.
         - Each image has its own rows and budget; theirs takes the first image, or one span over all of them.
         - The null token sees a question before the image, and on PaliGemma any question, because there the tokens of

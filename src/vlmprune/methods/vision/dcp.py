@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from torch import Tensor
 
 from vlmprune.author import Alignment, ClsAttention, ImageView, ModelInfo, Need, Scorer, Share
-from vlmprune.methods.gradient import LAST, NEEDS, weighted_attention
+from vlmprune.methods.gradient import CLIP_GRADIENT, LAST, weighted_attention
 from vlmprune.methods.relevance import mean_cosine, sign_of
 
 
@@ -54,7 +54,8 @@ class DCP(Scorer):
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         needs: dict[str, Need] = {"image": ClsAttention(LAST), "aligned": Alignment()}
-        return {**needs, **NEEDS} if info.has_cls and info.llava else needs  # where the tower may be CLIP's
+        clip = info.has_cls and info.llava  # the tower may be CLIP's
+        return {**needs, "gradient": CLIP_GRADIENT} if clip else needs
 
     def score(self, view: ImageView) -> Tensor:
         image = view["image"].float().nan_to_num()
@@ -62,11 +63,11 @@ class DCP(Scorer):
 
     def text(self, view: ImageView) -> Tensor:
         """The cue by text, [n], not scaled."""
-        gradient = view.signals.get("gradient")
-        if gradient is None:
+        found = view["gradient"] if "gradient" in view.signals else None
+        if found is None:
             return (sign_of(None, view["aligned"]) * mean_cosine(view["aligned"])).clamp(min=0)
-        own = gradient if len(gradient) == 1 else gradient[view.frames]
-        return weighted_attention(view["collected"].rows, own)
+        by_frame = len(found.cls) > 1
+        return weighted_attention(found.rows, found.cls[view.frames] if by_frame else found.cls)
 
 
 def _share(cue: Tensor) -> Tensor:
