@@ -38,6 +38,7 @@ class RunReport:
         prompt: the same for every decoder layer; `columns_of` and `spread` use it.
         grids: the slot grid of each image of each sample (its `frames` are tiles or a video's frames), or None for an
             image without a grid.
+        videos: whether each image of each sample is a video.
         cells: the cell of that grid that each slot shows, -1 for a slot that shows none (image_newline, CLS).
         wholes: how the slots of each image of each sample cover its picture, for drawing; empty for a video.
         fused: for each decoder layer whose attention Prune-Aware Fusion edited: of the attention rows (one query in one
@@ -58,6 +59,7 @@ class RunReport:
     columns: Tensor | None = None
     prompt: PromptColumns | None = None
     grids: list[list[Grid | None]] = field(default_factory=list)
+    videos: list[list[bool]] = field(default_factory=list)
     cells: Kept = field(default_factory=list)
     wholes: list[list[tuple[Whole, ...]]] = field(default_factory=list)
     fused: dict[int, float] = field(default_factory=dict)
