@@ -28,7 +28,7 @@ COVERED = [path for path in PATHS if runner_of(Case(path)) is not None]
 # Arrays that are results, of those whose names do not say so.
 RESULT = re.compile(
     r"permutation|position_ids(_after_)?\d*|(positions_|n_)?after_\d+|cache_rows_\d+|deleted_\w+|keep_mask_all|image_pivots|text_pivots|pivot_order|softmax_scores|scores"
-    r"|counts|sliced_positions|relation|keep_mask|merged|kl_mean|out|\w+_out|out_metric|score_base|score_hires|size|group|hidden_out_\d+|final_hidden"
+    r"|counts|sliced_positions|segment_sizes|relation|keep_mask|merged|kl_mean|out|\w+_out|out_metric|score_base|score_hires|size|group|hidden_out_\d+|final_hidden"
 )
 
 

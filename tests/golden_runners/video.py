@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from golden_runners.case import Case, Failed, Runner, check_exact, sequence
+from golden_runners.case import QWEN, Case, Failed, Runner, check_exact, sequence
 from golden_runners.vision import HALF_PRECISION_SHARE
 from vlmprune.core.method import Method
 from vlmprune.core.plan import acts_of
-from vlmprune.core.view import Grid, ImageView, ModelInfo
+from vlmprune.core.view import Grid, ImageView, Merged, ModelInfo
 from vlmprune.methods.frames import frames_of
+from vlmprune.methods.segments import Segment
 from vlmprune.methods.vision.evs import EVS
+from vlmprune.methods.vision.fastvid import FastVID
 from vlmprune.methods.vision.vcast import VCast
 from vlmprune.methods.vision.vidcom2 import VidCom2
 
@@ -162,7 +165,59 @@ def _positions(case: Case, grid: Grid) -> Tensor:
     return torch.cat([text[0].expand(3, -1), video, text[1].expand(3, -1)], dim=1)
 
 
+def fastvid(case: Case) -> None:
+    family, grid = case["family"], Grid(case["h"], case["w"], case["frames"])
+    compat = {"llava_onevision": "onevision", "llava_video": "paper", "qwen2_5_vl": "qwen"}[family]
+    method = FastVID(
+        segments=case["c"], tau=case["tau"], context=case["d"], stride=case["p"], beta=case["beta"], compat=compat
+    )
+    size, rows = grid.rows * grid.cols, case.input("video").flatten(0, 1)
+    attention = case.input("frame_attn").flatten()
+    frames = list(torch.arange(grid.size).split(size))
+    keep = int(size * case["retention"]) * grid.frames
+    plan = method.plan(case.input("frame_global"), [size] * grid.frames, keep, QWEN)
+    case.expect("segment_sizes", torch.tensor([len(part.frames) for part in plan]))
+    merged = method.merged(rows, attention, frames, plan, _noise(case, plan, grid))
+    kept, features, n = merged.anchors, merged.features, grid.size
+    if family == "llava_video":
+        kept, features, n = _with_touched_newlines(case, kept, features, grid)
+    case.expect_setting("kept", len(kept))
+    case.expect("kept_all", sequence(kept, case["sys_len"], n, case["n_text"]))
+    case.expect("expected_features", torch.cat([case.input("prefix"), features, case.input("suffix")]), 1e-4)
+    default = replace(method, compat="paper")
+    view = video(default, keep, grid, features=rows, attention=attention)
+    if keep < grid.size:
+        _check_merged(default.select(view), keep, grid.size)
+
+
+def _noise(case: Case, plan: list[Segment], grid: Grid) -> dict[int, Tensor]:
+    """The recorded noise by frame: of all frames, or of those with centres in order of time."""
+    values, shapes = case.input("noise"), case["noise_shapes"]
+    chunks = values.split([rows * cols for rows, cols in shapes])
+    if len(shapes) == 1 and shapes[0][0] == grid.frames:
+        return dict(enumerate(chunks[0].view(shapes[0])))
+    marked = [t for part in plan for t, count in zip(part.frames, part.centres, strict=True) if count]
+    return dict(zip(marked, chunks, strict=True))
+
+
+def _with_touched_newlines(case: Case, kept: Tensor, features: Tensor, grid: Grid) -> tuple[Tensor, Tensor, int]:
+    """Columns and rows with LLaVA-Video's newline at the end of each row in which a token stays."""
+    row = kept // grid.cols
+    touched = row.unique()
+    columns = torch.cat([row * (grid.cols + 1) + kept % grid.cols, touched * (grid.cols + 1) + grid.cols])
+    order = columns.argsort()
+    newlines = case.input("newline").expand(len(touched), -1)
+    return columns[order], torch.cat([features, newlines])[order], grid.frames * grid.rows * (grid.cols + 1)
+
+
+def _check_merged(merged: Merged, keep: int, n: int) -> None:
+    check_exact(merged.anchors, keep, n)
+    if not bool(merged.features.isfinite().all()):
+        raise Failed("new tokens are not finite")
+
+
 RUNNERS: dict[str, Runner] = {
+    "fastvid": fastvid,
     "vcast": vcast,
     "evs": evs,
     "vidcom2": vidcom2,
