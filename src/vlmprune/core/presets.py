@@ -83,6 +83,7 @@ BEFORE_THE_LLM = (
     points("tome(inside=True)", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5", "tome-inside"),
     points(LIGHTCOMPRESS, (208,), "LightCompress's ToMe, 16 tokens per layer, LLaVA-1.5", "tome-lightcompress"),
     points("tome", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5, where it merges inside the encoder"),
+    one("pixelprune-lossless", "pixelprune(adaptive=True)", "PixelPrune, Qwen3-VL: 50 to 77 % on pages and screens"),
     points("vidcom2", (0.25, 0.15), "VidCom2's tables, videos on LLaVA-OneVision (32 frames)"),
     points("vidcom2", (0.35,), "VidCom2's project page, videos on Qwen3-VL-8B (64 frames)"),
     points("vcast", (0.25, 0.2, 0.15, 0.1), "V-CAST's tables, videos on Qwen3-VL (64 frames)"),
