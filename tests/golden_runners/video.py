@@ -106,7 +106,7 @@ def _with_newlines(kept: Tensor, grid: Grid) -> Tensor:
 def vcast(case: Case) -> None:
     """Each video of a call by itself; a row of one frame is kept whole."""
     features, dtype = case.input("features"), case.get("dtype", "float32")
-    official = VCast(compat="official", score_dtype=dtype, least=case["min_k"], temperature=case["temperature"])
+    official = VCast(compat="official", score_dtype=dtype, floor=case["min_k"], temperature=case["temperature"])
     grids = [_grid(thw, case["merge"]) for thw in case["grid_thw"]]
     kept, counts, curvatures, weights, budgets, first = [], [], [], [], [], 0
     for grid, own in zip(grids, features.split([grid.size for grid in grids]), strict=True):

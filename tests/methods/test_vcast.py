@@ -57,7 +57,7 @@ def test_every_budget_is_exact(keep: int) -> None:
 
 
 def test_official_raises_small_budgets_and_leaves_single_frames_whole() -> None:
-    official = VCast(compat="official", least=2)
+    official = VCast(compat="official", floor=2)
     assert video(official, 3, GRID, values("noise", GRID.size, 8)).keep == 10
     assert video(official, 0.5, Grid(2, 3, 1), values("noise", 6, 8)).keep == 6
     assert video(VCast(), 0.5, Grid(2, 3, 1), values("noise", 6, 8)).keep == 3

@@ -25,21 +25,21 @@ class VCast(Method):
     2603.27650).
 
     Formula: X [T, m, D] projected features of T frames of m tokens; u_t = the mean of frame t, at length 1.
-    Curvature c_t = 1 - cos(u_t - u_t-1, u_t+1 - u_t), and 1 at both ends. Each frame gets `least` tokens; the rest of
+    Curvature c_t = 1 - cos(u_t - u_t-1, u_t+1 - u_t), and 1 at both ends. Each frame gets `floor` tokens; the rest of
     the budget is divided by w = softmax(c / temperature), with the method of largest remainders. Score of a token:
     1 - cos(x, u_t) + (|x| - min |x|) / (max |x| - min |x|), minimum and maximum of its frame; the highest of each frame
     stay. Time O(T m D), memory O(T m D).
 
     Defaults: 0.25 of the tokens on Qwen3-VL (64 frames), 1 token per frame, temperature 0.7. Positions are kept.
     Other families are ours: LLaVA (positions renumbered), and an image, with all its tiles, as one frame, of which the
-    best tokens stay. A budget of fewer than T `least` tokens is divided by weight alone.
+    best tokens stay. A budget of fewer than T `floor` tokens is divided by weight alone.
 
     Args:
-        least: tokens that every frame gets.
+        floor: tokens that every frame gets.
         temperature: of the softmax; higher spreads the budget more evenly.
         score_dtype: "float32", "float16" or "bfloat16": precision of means and cosines. The authors' is the model's.
         compat: "official" gives all that the floor cut off to the frame with the largest fraction, and, once this is
-            full, to the next; raises a budget below T `least`; and keeps an image, or a video of one frame, whole.
+            full, to the next; raises a budget below T `floor`; and keeps an image, or a video of one frame, whole.
 
     Differences from the authors' code:
         - What the floor cut off goes round, as its comments say and the code does not (see `compat`).
@@ -53,7 +53,7 @@ class VCast(Method):
     stage: ClassVar[str] = "vision"
     summary: ClassVar[str] = "for video: more tokens in frames where it turns; of each those that stand out"
 
-    least: Annotated[int, AtLeast(0)] = 1
+    floor: Annotated[int, AtLeast(0)] = 1
     temperature: Annotated[float, Positive] = 0.7
     score_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     compat: Literal["paper", "official"] = "paper"
@@ -73,7 +73,7 @@ class VCast(Method):
     def budget(self, act: Act, n: int, total: int) -> int:
         if self.compat == "paper":
             return resolve_keep(act.keep, n)
-        return n if act.frames == 1 else max(resolve_keep(act.keep, n), act.frames * self.least)
+        return n if act.frames == 1 else max(resolve_keep(act.keep, n), act.frames * self.floor)
 
     def centres(self, features: Tensor, frames: list[Tensor]) -> Tensor:
         """The mean of each frame's tokens at length 1, [T, D] in `score_dtype`."""
@@ -101,7 +101,7 @@ class VCast(Method):
     def select(self, view: ImageView) -> Tensor:
         features, frames = view["features"], frames_of(view)
         centres, sizes = self.centres(features, frames), [len(tokens) for tokens in frames]
-        counts = share_out(view.keep, self.weights(centres), sizes, self.least, spread=self.compat == "paper")
+        counts = share_out(view.keep, self.weights(centres), sizes, self.floor, spread=self.compat == "paper")
         kept = [
             tokens[top_k(self.scores(features[tokens], centre), m)]
             for tokens, centre, m in zip(frames, centres, counts, strict=True)
