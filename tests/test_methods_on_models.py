@@ -33,6 +33,7 @@ KEEP = 0.3
 RUN = [(name, family) for name in METHODS for family in FAMILIES if (name, family) not in REFUSED]
 
 
+@pytest.mark.complete
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "family"), RUN)
 def test_every_method_on_every_family(name: str, family: str) -> None:
