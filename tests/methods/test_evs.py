@@ -13,6 +13,7 @@ from torch import Tensor
 import vlmprune
 from vlmprune.core.errors import UserError
 from vlmprune.core.plan import acts_of
+from vlmprune.core.report import RunReport
 from vlmprune.core.view import Grid
 from vlmprune.methods.vision.evs import EVS
 
@@ -84,3 +85,23 @@ def test_images_beside_a_video_stay_whole() -> None:
         built("qwen2_5_vl")(**inputs_of("qwen2_5_vl", RAGGED))
     for videos, (before, after) in zip(session.last.videos, session.last.tokens, strict=True):
         assert not any(videos) and before == after
+
+
+def test_on_a_model_every_video_keeps_its_first_frame_and_the_report_tells_frames_apart() -> None:
+    family = "qwen3_vl video"
+    with torch.no_grad(), vlmprune.prune(built(family), "evs", keep=0.6) as session:
+        built(family)(**inputs_of(family, RAGGED))
+    report = session.last
+    for row, seeds in enumerate(RAGGED):
+        for number in range(len(seeds)):
+            frames, grid = report.by_frame(row, number), report.grids[row][number]
+            assert report.videos[row][number] and grid is not None
+            assert torch.equal(torch.cat(frames), report.kept[row][number])
+            size = grid.rows * grid.cols
+            assert frames[0].tolist() == list(range(size))
+            assert all(set((own // size).tolist()) <= {number} for number, own in enumerate(frames))
+
+
+def test_frames_of_slots_without_a_grid_are_refused() -> None:
+    with pytest.raises(UserError, match="form no grid"):
+        RunReport(kept=[[torch.arange(3)]], grids=[[None]]).by_frame()

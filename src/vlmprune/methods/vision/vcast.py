@@ -38,11 +38,11 @@ class VCast(Method):
         floor: tokens that every frame gets.
         temperature: of the softmax; higher spreads the budget more evenly.
         score_dtype: "float32", "float16" or "bfloat16": precision of means and cosines. The authors' is the model's.
-        compat: "official" gives all that the floor cut off to the frame with the largest fraction, and, once this is
-            full, to the next; raises a budget below T `floor`; and keeps an image, or a video of one frame, whole.
+        compat: "official" gives all that rounding down cut off to the frame with the largest fraction and, once this
+            is full, to the next; raises a budget below T `floor`; and keeps an image, or a video of one frame, whole.
 
     Differences from the authors' code:
-        - What the floor cut off goes round, as its comments say and the code does not (see `compat`).
+        - What rounding down cut off goes round, as its comments say and the code does not (see `compat`).
         - The budget holds for images and tiny budgets too (see `compat`).
         - Slots without a patch (LLaVA-OneVision's newline, Video-LLaVA's CLS slots) are dropped first.
         - Batches of several samples work, where theirs prunes nothing.
