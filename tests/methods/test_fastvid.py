@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vlmprune.core.view import Grid, ImageView, Merged
-from vlmprune.methods.segments import anchors, segments, shared_exactly, shared_qwen, taken_up
+from vlmprune.methods.centres import taken_up
+from vlmprune.methods.segments import anchors, segments, shared_exactly, shared_qwen
 from vlmprune.methods.vision.fastvid import FastVID
 
 GRID = Grid(3, 4, 6)

@@ -13,12 +13,10 @@ from torch.nn.functional import cosine_similarity
 from vlmprune.author import (
     Act, AtLeast, ClsAttention, Features, ImageView, Merged, Method, ModelInfo, Need, Share, ascending, resolve_keep,
 )  # fmt: skip
+from vlmprune.methods.centres import kept_of, taken_up
 from vlmprune.methods.frames import frames_of
-from vlmprune.methods.segments import (
-    Segment, kept_of, segments, shared_exactly, shared_onevision, shared_qwen, taken_up,
-)  # fmt: skip
+from vlmprune.methods.segments import Segment, segments, shared_exactly, shared_onevision, shared_qwen
 
-NEIGHBOURS = 4
 SAME = 0.95  # similarity from which on the authors' code for Qwen2.5-VL takes two frames for one
 
 
@@ -33,13 +31,13 @@ class FastVID(Method):
     of the budget, B: int(`context` B) centres, spread over its last frame and every `stride`-th before it, and in all
     its frames evenly, the tokens with the highest a. Of the other tokens of these frames the centres are those with the
     highest rho delta: rho = exp(-mean of d^2 to the 4 nearest), delta = d to the nearest of higher rho, d = |x - x'| /
-    sqrt(D). Every token of the segment that is neither salient nor one of the frame's centres joins the centre of each
-    such frame with the highest cosine. A centre x with c > 0 tokens becomes w x + (1 - w) mean, w = max(1 / (c + 1),
-    beta). Time O(T m^2 D), memory O(m^2).
+    sqrt(D). In each frame with centres every other token of the segment that is not salient joins the one with the
+    highest cosine. With c > 0 tokens it becomes w x + (1 - w) mean, w = max(1 / (c + 1), beta). Time O(T m^2 D), memory
+    O(m^2).
 
     Defaults: 0.1 of the tokens on LLaVA-OneVision (32 frames) with tau 0.9; 0.27 on Qwen2.5-VL with 0.84. Positions are
-    kept. Ours: a is the attention of the CLS token, and without one that received from all tokens, at the layer that is
-    projected. An image, with all its tiles, is one frame.
+    kept. Ours: a is the CLS token's attention, or else that received, at the layer that is projected; an image, with
+    its tiles, is one frame.
 
     Args:
         segments: how many segments there are at least, if there are as many frames.
@@ -47,17 +45,16 @@ class FastVID(Method):
         context: the share of centres.
         stride: frames from one that has centres to the next.
         beta: the least weight of a centre in what it becomes.
-        compat: "onevision" or "qwen": how the authors' code for these models divides int(m keep) T tokens, some of
-            which are lost. Their code for LLaVA-Video divides them as above.
+        compat: "onevision" or "qwen": how the authors' code for these models (not for LLaVA-Video, which is as above)
+            divides int(m keep) T tokens, some of which are lost.
 
     Differences from the authors' code:
         - On LLaVA theirs loads SigLIP's pooling head, which the models lack, for a and g. On Qwen2.5-VL theirs takes a
           from the mean query of a frame and keys averaged over 2 x 2 patches.
-        - The budget is exact; centres that find no room in their frame are salient tokens instead. Theirs fails then,
-          and if there are fewer frames than `segments`.
+        - The budget is exact, and centres without room in their frame are salient tokens; there theirs fails, and if
+          there are fewer frames than `segments`.
         - Equally dense tokens are told apart by their index; theirs adds noise without a seed.
-        - LLaVA-OneVision's newline is dropped first; theirs keeps it, and on LLaVA-Video that of every row in which a
-          token stays.
+        - LLaVA-OneVision's newline is dropped first; theirs keeps it.
     """
 
     name: ClassVar[str] = "fastvid"
@@ -106,21 +103,15 @@ class FastVID(Method):
 
     def select(self, view: ImageView) -> Merged:
         rows, frames = view["features"].float(), frames_of(view)
-        centres = torch.stack([rows[tokens].mean(0) for tokens in frames])
-        plan = self.plan(centres, [len(tokens) for tokens in frames], view.keep, view.info)
-        return self.merged(rows, view["attention"], frames, plan)
+        centres, sizes = torch.stack([rows[tokens].mean(0) for tokens in frames]), [len(tokens) for tokens in frames]
+        return self.merged(rows, view["attention"], frames, self.plan(centres, sizes, view.keep, view.info))
 
     def merged(
         self, rows: Tensor, attention: Tensor, frames: Sequence[Tensor], plan: Sequence[Segment],
         noise: Mapping[int, Tensor] | None = None,
     ) -> Merged:  # fmt: skip
-        """The kept tokens by position, from features [n, D] and attention [n].
-
-        Args:
-            frames: the tokens of each frame.
-            noise: what the authors' code adds to the densities of each frame (see `cluster_merge`).
-        """
-        parts = [kept_of(part, frames, rows, attention, NEIGHBOURS, noise) for part in plan]
+        """The kept tokens by position, from features [n, D] and attention [n]; `noise` by frame, see `kept_of`."""
+        parts = [kept_of(part, frames, rows, attention, noise) for part in plan]
         out = rows.clone()
         for part in parts:
             for centres, pool in part.pools(joined=self.compat == "onevision"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,13 +14,6 @@ from vlmprune.methods.frames import frames_of, share_out
 
 BANDWIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)
 TEMPERATURE = 0.01
-
-
-class Likeness(NamedTuple):
-    """How much each token is like others; high where it repeats them."""
-
-    video: Tensor  # [n] like the video's centre
-    frame: Tensor  # [n] like the centre of its frame
 
 
 @dataclass
@@ -75,27 +68,26 @@ class VidCom2(Method):
             return max(act.frames, int(n * act.keep))
         return resolve_keep(act.keep, n)
 
-    def likeness(self, features: Tensor, frames: list[Tensor]) -> Likeness:
-        """Of the tokens [n, D] to the centres of the video and of their frames, in `score_dtype`."""
+    def likeness(self, features: Tensor, frames: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """How much tokens [n, D] are like the video's centre, v [n], and their frame's, f [n], in `score_dtype`."""
         rows = features.to(getattr(torch, self.score_dtype))
         variance = rows.var(0, unbiased=False)
         unit = normalize(rows[:, top_k(-variance, max(1, rows.shape[1] // 2))], dim=1, eps=1e-12)
         own = torch.empty(len(unit), dtype=unit.dtype, device=unit.device)
         for tokens in frames:
             own[tokens] = _kernel(unit[tokens], unit[tokens].mean(0))
-        return Likeness(_kernel(unit, unit.mean(0)), own)
+        return _kernel(unit, unit.mean(0)), own
 
-    def weights(self, likeness: Likeness, frames: list[Tensor]) -> Tensor:
-        """1 + p_t - 1/T of each frame, [T]."""
-        unusual = -torch.stack([likeness.video[tokens].mean() for tokens in frames])
+    def weights(self, likeness: Tensor, frames: list[Tensor]) -> Tensor:
+        """1 + p_t - 1/T of each frame, [T], from v [n]."""
+        unusual = -torch.stack([likeness[tokens].mean() for tokens in frames])
         share = ((unusual - unusual.max()) / TEMPERATURE).softmax(0)
         return 1 + share - share.mean()
 
     def select(self, view: ImageView) -> Tensor:
         frames = frames_of(view)
-        likeness = self.likeness(view["features"], frames)
-        weights, score = self.weights(likeness, frames), -(likeness.video + likeness.frame)
-        sizes = [len(tokens) for tokens in frames]
+        video, own = self.likeness(view["features"], frames)
+        weights, score, sizes = self.weights(video, frames), -(video + own), [len(tokens) for tokens in frames]
         if self.compat == "paper":
             # a guaranteed token changes the shares, so it is given only where a frame would get none
             enough = view.keep * float(weights.min()) >= float(weights.sum())
