@@ -117,11 +117,17 @@ class EncoderReading(Protocol):
     def values(self, layer: EncoderLayer, joined: bool = False) -> TowerRows:
         """[count, head_dim] mean over (key-value) heads, or side by side. Tap: "attention"."""
 
-    def cls_attention(self, layer: EncoderLayer, joined: bool = False) -> Tensor:
-        """[count] row of the first token (CLS), mean over heads, or all heads treated as one. Tap: "attention"."""
+    def cls_attention(self, layer: EncoderLayer, joined: bool = False, heads: str = "mean") -> Tensor:
+        """[count] row of the first token (CLS), "mean" or "sum" over heads, or all heads treated as one.
 
-    def received_attention(self, layer: EncoderLayer, joined: bool = False) -> Tensor:
-        """[count] mean over heads and queries, CLS included; or all heads treated as one. Tap: "attention"."""
+        Tap: "attention".
+        """
+
+    def received_attention(self, layer: EncoderLayer, joined: bool = False, heads: str = "mean") -> Tensor:
+        """[count] mean over queries, CLS included, "mean" or "sum" over heads; or all heads treated as one.
+
+        Tap: "attention".
+        """
 
     def statistic(self, layer: EncoderLayer, of: Callable[[Attention], Tensor]) -> TowerRows:
         """Any other statistic: `of` turns a call into [B, tokens, ...], a row for each token. Tap: "attention"."""

@@ -76,6 +76,8 @@ BEFORE_THE_LLM = (
     points("trim", NEXT, f"{HIPRUNE.format(3)}, LLaVA-NeXT"),
     points("cdpruner", (128, 64, 32), "CDPruner's scripts, LLaVA-1.5"),
     points("cdpruner", NEXT, "CDPruner's scripts, LLaVA-NeXT: 128, 64 and 32 per tile"),
+    points("scope", (64,), "SCOPE's README, LLaVA-1.5"),
+    points("scope", (160,), "SCOPE's README, LLaVA-NeXT: 32 per tile"),
     points("gprune", (0.5,), "G-Prune's code, LLaVA-NeXT"),
     points("holov", (64,), "HoloV's code, LLaVA-1.5"),
     points("gridprune", (320,), "GridPrune's abstract, LLaVA-NeXT: 11.1 %"),

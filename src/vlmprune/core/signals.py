@@ -135,7 +135,7 @@ class _RowsIfAny(TowerFeatures):
 class ReceivedAttention(EncoderNeed):
     """Attention a token receives at an encoder layer: mean over heads and over all queries, CLS included. Shape [n].
 
-    `joined`: all heads, side by side, are treated as one.
+    `joined`: all heads, side by side, are treated as one. `heads`: "mean" or "sum" over heads.
     """
 
     words: ClassVar[str] = "attention received"
@@ -144,9 +144,10 @@ class ReceivedAttention(EncoderNeed):
 
     layer: EncoderLayer = USED
     joined: bool = False
+    heads: str = "mean"
 
     def read(self, at: EncoderReading) -> Tensor:
-        return at.received_attention(self.layer, self.joined)
+        return at.received_attention(self.layer, self.joined, self.heads)
 
     def flops(self, load: Load) -> float:
         return 2.0 * load.shape.encoder_width * load.encoder_tokens**2
@@ -158,7 +159,7 @@ class ClsAttention(EncoderNeed):
 
     On a tower without a CLS token this is the received attention, as VisionZip's authors advise.
     `joined`: all heads, side by side, are treated as one, with logits divided by the square root of the tower's full
-    width (PruMerge).
+    width (PruMerge). `heads`: "mean" or "sum" over heads.
     """
 
     words: ClassVar[str] = "attention of the CLS token"
@@ -167,13 +168,14 @@ class ClsAttention(EncoderNeed):
 
     layer: EncoderLayer = USED
     joined: bool = False
+    heads: str = "mean"
 
     def resolved(self, tower: Tower) -> EncoderNeed:
         kind = ClsAttention if tower.has_cls else ReceivedAttention
-        return kind(tower.layer(self.layer), self.joined)
+        return kind(tower.layer(self.layer), self.joined, self.heads)
 
     def read(self, at: EncoderReading) -> Tensor:
-        return at.cls_attention(self.layer, self.joined)
+        return at.cls_attention(self.layer, self.joined, self.heads)
 
     def flops(self, load: Load) -> float:
         if not load.shape.has_cls:
