@@ -19,7 +19,7 @@ def most_covering(covers: Tensor, count: int, weigh: Weigh = lambda gain, tokens
 
     A thing i is covered as well as the best of the picks covers it, at first by 0. The gain of token j is the sum over
     i of max(0, covers[j, i] - best_i). Each pick is the token with the highest weighted gain; ties go to the lower
-    index. Gains only fall from pick to pick, so an old one is a bound: only tokens whose bound is the highest are worked
+    index. Gains only fall from pick to pick, so an old one is a bound: only tokens with the highest bounds are worked
     out again, and the picks are those of the plain loop. Time O(n m) and at most O(n m count), memory O(n m).
 
     Args:
