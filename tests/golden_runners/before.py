@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from golden_runners.case import Case, Failed, Runner, view
+from golden_runners.case import LLAVA, Case, Failed, Runner, view
 from golden_runners.vision import HALF_PRECISION_SHARE
+from vlmprune.core.plan import acts_of
 from vlmprune.core.selectors import ascending
 from vlmprune.core.view import TowerRows
+from vlmprune.methods.vision.otprune import OTPrune
 from vlmprune.methods.vision.scope import Scope
 
 
@@ -40,4 +42,24 @@ def scope(case: Case) -> None:
         raise Failed("select differs from the picks")
 
 
-RUNNERS: dict[str, Runner] = {"scope": scope}
+# ---------------------------------------------------------------------- OTPrune
+
+
+def otprune(case: Case) -> None:
+    features, method = case.input("features"), OTPrune(gamma=case["gamma"])
+    n = len(features)
+    act = acts_of(method, case["keep_ratio"], LLAVA)[0]
+    keep = method.budget(act, n, n)
+    case.expect_setting("keep_num", keep)
+    image = view(n, keep, {"features": features})
+    kept, order = method.select(image), method.picks(image)
+    _expect(case, "kept_order", order)
+    _expect(case, "kept_sorted", kept)
+    if not torch.equal(ascending(order), kept):
+        raise Failed("select differs from the picks")
+    # the order in which a Python set of the picks is walked: what the authors feed, and the library does not
+    if not torch.equal(ascending(case.input("as_produced")), case.input("kept_sorted")):
+        raise Failed("as_produced and kept_sorted are not the same tokens")
+
+
+RUNNERS: dict[str, Runner] = {"scope": scope, "otprune": otprune}

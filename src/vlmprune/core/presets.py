@@ -78,6 +78,7 @@ BEFORE_THE_LLM = (
     points("cdpruner", NEXT, "CDPruner's scripts, LLaVA-NeXT: 128, 64 and 32 per tile"),
     points("scope", (64,), "SCOPE's README, LLaVA-1.5"),
     points("scope", (160,), "SCOPE's README, LLaVA-NeXT: 32 per tile"),
+    points("otprune", (0.098,), "OTPrune's scripts, LLaVA-1.5"),
     points("gprune", (0.5,), "G-Prune's code, LLaVA-NeXT"),
     points("holov", (64,), "HoloV's code, LLaVA-1.5"),
     points("gridprune", (320,), "GridPrune's abstract, LLaVA-NeXT: 11.1 %"),
