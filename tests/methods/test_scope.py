@@ -31,7 +31,7 @@ def plain_loop(covers: Tensor, count: int, weights: Tensor, add: bool = False) -
 
 
 def scored(features: Tensor, attention: Tensor, keep: int) -> ImageView:
-    return of_tensors(keep, None, rows=TowerRows(features, None), attention=attention)
+    return of_tensors(keep, None, attention=attention, rows=TowerRows(features, None))
 
 
 @pytest.mark.parametrize(("n", "things"), [(1, 5), (AT_ONCE, 40), (AT_ONCE + 1, 3), (150, 60)])

@@ -22,6 +22,7 @@ from vlmprune.core.errors import Option, UserError
 from vlmprune.core.method import PixelMethod
 from vlmprune.core.outputs import check_picture, save_picture
 from vlmprune.core.recipe import Recipe, recipe
+from vlmprune.core.report import WORDS
 from vlmprune.models.weights import first_sentence
 
 MAX_NEW_TOKENS = 128
@@ -69,7 +70,8 @@ def run_image(
     image = open_image(Path(image_path))
     loaded = load_model(model)
     tower = None if text_tower is None else vlmprune.TextTower.from_pretrained(text_tower, loaded.processor.tokenizer)
-    session = None if asked is None else vlmprune.prune(loaded.model, asked, text_tower=tower)
+    read = {"text_tower": tower, "tokenizer": loaded.processor}
+    session = None if asked is None else vlmprune.prune(loaded.model, asked, **read)
     inputs = chat_inputs(loaded.processor, image, question)
     if unknown := _unknown_words(loaded.processor, question):
         note(f"{model} does not know the words {', '.join(unknown)}: it was trained on a small vocabulary.")
@@ -189,6 +191,9 @@ def what_is_read(text: str | None, text_tower: str | None) -> str | None:
     """
     if text is None:
         return None if text_tower is None else f"No method here reads the question: {text_tower} is not used."
+    if text == WORDS:
+        unused = "" if text_tower is None else f"; {text_tower} is not used"
+        return f"The picture is compared with the language model's embeddings of the question's words{unused}."
     if text_tower is None:
         return (
             "The picture is compared with the language model's embeddings of the question; with a CLIP vision tower, "

@@ -12,7 +12,7 @@ A signal that only one paper uses is a class in the file of its method.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol
 
@@ -80,6 +80,12 @@ class PromptReading(Protocol):
 
     def text(self, after_image: bool = False) -> Tensor:
         """[T, D] float32 embeddings of the prompt's text tokens, or only of those after the image."""
+
+    def words(self, pick: Callable[[str], Sequence[str]]) -> Tensor | None:
+        """[m, D] float32 rows of the LLM's embedding table for the words that `pick` takes from the question.
+
+        None if `prune` was given no tokenizer.
+        """
 
     def encoder(self, need: EncoderNeed) -> Any:
         """What another need read from the encoder. The need that asks must list it in its own `encoder`."""
@@ -214,9 +220,11 @@ class PromptNeed(Need):
 
     Attributes:
         compares_text: whether it reads the instruction through the text tower, if `prune` was given one.
+        reads_words: whether it reads the question's words through the tokenizer, if `prune` was given one.
     """
 
     compares_text: ClassVar[bool] = False
+    reads_words: ClassVar[bool] = False
 
     @property
     def encoder(self) -> tuple[EncoderNeed, ...]:

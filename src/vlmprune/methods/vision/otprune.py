@@ -18,10 +18,10 @@ class OTPrune(Method):
     Paper: OTPrune: Distribution-Aligned Visual Token Pruning via Optimal Transport (CVPR 2026, arXiv 2602.20205).
 
     Formula: F [n, D] projected features; X = F with each channel (column) divided by its length over the n tokens.
-    G = X X^T, L = I + gamma G G^T [n, n]. Greedy maximum of log det of L on the picks: d = diag(L); pick argmax d; with c
-    the row of L at the pick, less what the earlier picks explain, divided by sqrt(d of the pick), d = d - c^2. Ties go to
-    the lower index. The paper derives this from optimal transport between kept and all tokens; no transport plan is
-    computed. Time O(n D min(n, D) + n keep (min(n, D) + keep)), memory O(n (min(n, D) + keep) + min(n, D)^2).
+    G = X X^T, L = I + gamma G G^T [n, n]. Greedy maximum of log det of L on the picks: d = diag(L); pick argmax d; with
+    c the row of L at the pick, less what the earlier picks explain, divided by sqrt(d of the pick), d = d - c^2. Ties
+    go to the lower index. The paper derives this from optimal transport between kept and all tokens; no transport plan
+    is computed. Time O(n D min(n, D) + n keep (min(n, D) + keep)), memory O(n (min(n, D) + keep) + min(n, D)^2).
 
     Defaults: gamma 0.01; 0.098 of the tokens on LLaVA-1.5, with positions renumbered. All tokens of an image or video
     compete, on LLaVA-NeXT with its newline slots. It needs projected features only, so it is the same on any family.
