@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from harness import built, inputs_of
-from harness_views import INTERN, KINDS, LLAVA, NEXT, QWEN, check_picks, image, picked
+from harness_views import INTERN, KINDS, LLAVA, NEXT, QWEN, check_picks, image, picked, values
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -65,6 +65,16 @@ class TestMMTok:
         spoken = image(MMTok(), 60, 9)
         spoken.signals = {**view.signals, "words": torch.zeros(1, 12)}  # as near to each token as to any other
         assert torch.equal(picked(MMTok(), view), picked(MMTok(), spoken))
+
+    @pytest.mark.parametrize(("n", "width"), [(34, 32), (51, 16), (67, 100), (130, 40)])
+    @pytest.mark.parametrize("info", [LLAVA, QWEN])
+    def test_equal_tokens_go_by_index_however_a_product_rounds(self, n: int, width: int, info: ModelInfo) -> None:
+        alike = values("noise", 1, width).repeat(n, 1)
+        for keep in (1, 10, n - 1):
+            view = image(MMTok(), n, keep, info=info)
+            words = values("noise", 5, width, seed=1)
+            view.signals = {"features": alike, "states": TowerRows(alike, None), "words": words}
+            assert MMTok().picks(view).tolist() == list(range(keep))
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_whatever_the_numbers_the_budget_is_exact(self, kind: str) -> None:

@@ -65,6 +65,12 @@ class TestOTPrune:
         order = OTPrune(gamma=100.0).picks(of_tensors(4, None, features=features)).tolist()
         assert order == [0, 2, 4, 6]
 
+    @pytest.mark.parametrize(("n", "width"), [(34, 32), (51, 16), (67, 100), (130, 40)])
+    def test_equal_tokens_go_by_index_however_a_product_rounds(self, n: int, width: int) -> None:
+        alike = values("noise", 1, width).repeat(n, 1)
+        for keep in (1, 10, n - 1):
+            assert OTPrune().picks(of_tensors(keep, None, features=alike)).tolist() == list(range(keep))
+
     @pytest.mark.parametrize("kind", KINDS)
     def test_whatever_the_numbers_the_budget_is_exact(self, kind: str) -> None:
         for keep in (1, 30, 59):

@@ -88,6 +88,15 @@ class TestQuotas:
 
 
 class TestPruneSID:
+    @pytest.mark.parametrize(("n", "width"), [(34, 32), (51, 16), (67, 100), (130, 40)])
+    @pytest.mark.parametrize("info", [LLAVA, QWEN])
+    def test_equal_tokens_go_by_index_however_a_product_rounds(self, n: int, width: int, info: ModelInfo) -> None:
+        alike = numbers("noise", 1, width).repeat(n, 1)
+        for keep in (1, 10, n - 1):
+            view = image(PruneSID(), n, keep, info=info)
+            view.signals = {"rows": TowerRows(alike, alike[:1]) if info is LLAVA else alike, "attention": torch.ones(n)}
+            assert picked(PruneSID(), view).tolist() == list(range(keep))
+
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("info", [LLAVA, QWEN])
     def test_whatever_the_numbers_the_budget_is_exact(self, kind: str, info: ModelInfo) -> None:

@@ -75,6 +75,12 @@ class TestScope:
         assert Scope().picks(scored(torch.eye(4), attention, 3)).tolist() == [2, 1, 0]
         assert Scope().picks(scored(torch.ones(4, 4), attention, 3)).tolist() == [2, 0, 1]
 
+    @pytest.mark.parametrize(("n", "width"), [(34, 32), (51, 16), (67, 100), (130, 40)])
+    def test_equal_tokens_go_by_index_however_a_product_rounds(self, n: int, width: int) -> None:
+        alike = values("noise", 1, width).repeat(n, 1)
+        for keep in (1, 10, n - 1):
+            assert Scope().picks(scored(alike, torch.ones(n), keep)).tolist() == list(range(keep))
+
     def test_a_zero_vector_neither_covers_nor_breaks_anything(self) -> None:
         features = torch.eye(5)
         features[0] = 0

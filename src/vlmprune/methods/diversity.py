@@ -12,6 +12,17 @@ def unit_rows(features: Tensor) -> Tensor:
     return torch.nan_to_num(features / lengths)
 
 
+def first_alike(rows: Tensor) -> Tensor:
+    """For each row [n, D] the number of the first row that is equal to it, [n].
+
+    A matrix product may round the results of equal rows differently. Where ties should go to the lower index, let equal
+    rows have the result of the first of them: `product[first_alike(rows)]`.
+    """
+    group = torch.unique(rows, dim=0, return_inverse=True)[1]
+    places = torch.arange(len(rows), device=rows.device)
+    return torch.full_like(places, len(rows)).scatter_reduce(0, group, places, "amin")[group]
+
+
 def most_diverse(features: Tensor, count: int, again: bool = False) -> Tensor:
     """The greedy order of max-min cosine distance.
 

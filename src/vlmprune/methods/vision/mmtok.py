@@ -15,7 +15,7 @@ from vlmprune.author import (
     ascending,
 )  # fmt: skip
 from vlmprune.methods.coverage import most_covering
-from vlmprune.methods.diversity import unit_rows
+from vlmprune.methods.diversity import first_alike, unit_rows
 from vlmprune.methods.question import content_words, with_heading
 
 PATCH = 14  # pixels along the edge of a patch of LLaVA-1.5
@@ -95,7 +95,8 @@ class MMTok(Method):
         of_image = (states @ states.T / self.image_temperature).softmax(0) * (self.alpha / view.n)
         # below any gain by more than all that can be gained
         behind = -2.0 * (1 + self.alpha) * self.padding(view).float()
-        return most_covering(torch.cat([of_words, of_image], 1), view.keep, lambda gain, at: gain + behind[at])
+        covers = torch.cat([of_words, of_image], 1)[first_alike(torch.cat([tokens, states], 1))]
+        return most_covering(covers, view.keep, lambda gain, at: gain + behind[at])
 
     def padding(self, view: ImageView) -> Tensor:
         """[n] whether a token shows padding.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlmprune.author import Features, ImageView, Method, ModelInfo, Need, Positive, ascending
+from vlmprune.methods.diversity import first_alike
 
 
 @dataclass
@@ -56,16 +57,16 @@ class OTPrune(Method):
     def picks(self, view: ImageView) -> Tensor:
         """Token indices in the order in which they are picked, [keep]."""
         left, right = self.factors(torch.nan_to_num(view["features"].double()))
+        # sums row by row, which equal tokens round alike; a matrix product does not promise that
         gain = (left * right).sum(1).double()  # d - 1; an argmax does not ask for the 1
-        explained, picks = gain.new_zeros(view.keep, view.n), []
+        explained, picks = gain.new_zeros(view.n, view.keep), []
         for step in range(view.keep):
             pick = gain.argmax(keepdim=True)
             picks.append(pick)
-            row = (left @ right.index_select(0, pick)[0]).double()
-            earlier = explained[:step]
-            row = (row - earlier.index_select(1, pick)[:, 0] @ earlier).index_add(0, pick, torch.ones_like(row[:1]))
-            explained[step] = row / (1 + gain[pick].clamp(min=0)).sqrt()
-            gain = (gain - explained[step].square()).index_fill(0, pick, float("-inf"))
+            earlier = explained[:, :step]
+            row = (left * right[pick]).sum(1).double() - (earlier * earlier[pick]).sum(1)
+            explained[:, step] = row.index_add(0, pick, torch.ones_like(row[:1])) / (1 + gain[pick].clamp(min=0)).sqrt()
+            gain = (gain - explained[:, step].square()).index_fill(0, pick, float("-inf"))
         return torch.cat(picks)
 
     def factors(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,6 +80,6 @@ class OTPrune(Method):
         scaled = (features / lengths).float()
         gamma = self.gamma * ((n / width) ** 2 if self.scale_free else 1.0)
         if n <= width:
-            similar = scaled @ scaled.T
-            return gamma * similar, similar
-        return gamma * (scaled @ (scaled.T @ scaled)), scaled
+            right = (scaled @ scaled.T)[first_alike(scaled)]
+            return gamma * right, right
+        return gamma * (scaled @ (scaled.T @ scaled))[first_alike(scaled)], scaled

@@ -11,8 +11,10 @@ from torch import Tensor
 from vlmprune.author import (
     ClsAttention, Features, ImageView, Merged, Method, ModelInfo, Need, Selection, TowerFeatures, ascending, top_k,
 )  # fmt: skip
-from vlmprune.methods.diversity import unit_rows
+from vlmprune.methods.diversity import first_alike, unit_rows
 from vlmprune.methods.quotas import quotas
+
+NOTHING = 1e-12  # share of the largest eigenvalue (a squared singular value) below which only rounding is left
 
 
 @dataclass
@@ -44,7 +46,7 @@ class PruneSID(Method):
         - All K tokens are patches, in order of position (see `compat`). Theirs passes tokens of Qwen group by group
           too, if they are 150 or fewer.
         - The components are exact. Theirs come from a randomised method without a seed, so that groups differ from run
-          to run where singular values are close.
+          to run where singular values are close. Components without any of the spread (equal tokens) have no group.
         - Any budget will do: theirs fails below 4 tokens, and never ends if it has to keep more than there are. On Qwen
           theirs keeps at least 16 tokens.
         - On LLaVA-NeXT features stand at their own places on the canvas; theirs fills the places in order of position
@@ -96,10 +98,15 @@ class PruneSID(Method):
         return max(1, view.keep // 4) if self._attends(view.info) else max(view.keep // 4, min(4, view.keep))
 
     def components(self, features: Tensor, count: int) -> Tensor:
-        """V of the formula for features [n, C]: [n, min(count, n)] in order of falling singular values."""
+        """V of the formula for features [n, C]: [n, min(count, n)] in order of falling singular values.
+
+        A component without any of the spread is 0: nothing but rounding would decide who is in its group.
+        """
         spread = features.double().sigmoid()
         spread = spread - spread.mean(1, keepdim=True)
-        return torch.linalg.eigh(spread @ spread.T).eigenvectors.flip(1)[:, :count].float()
+        found = torch.linalg.eigh(spread @ spread.T)
+        vectors = found.eigenvectors * (found.eigenvalues > NOTHING * found.eigenvalues.max())
+        return vectors.flip(1)[:, :count].float()[first_alike(features)]
 
     def threshold(self, similarity: Tensor, keep: int, attends: bool) -> float:
         """The similarity [n, n] above which a token repeats another."""

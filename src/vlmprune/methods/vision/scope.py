@@ -12,7 +12,7 @@ from vlmprune.author import (
     ClsAttention, ImageView, Method, ModelInfo, Need, NotNegative, TowerFeatures, ascending,
 )  # fmt: skip
 from vlmprune.methods.coverage import most_covering
-from vlmprune.methods.diversity import unit_rows
+from vlmprune.methods.diversity import first_alike, unit_rows
 
 
 @dataclass
@@ -69,4 +69,4 @@ class Scope(Method):
         def weigh(gain: Tensor, tokens: Tensor) -> Tensor:
             return gain * weights[tokens] if self.combined == "multi" else gain + weights[tokens]
 
-        return most_covering(unit @ unit.T, view.keep, weigh)
+        return most_covering((unit @ unit.T)[first_alike(unit)], view.keep, weigh)
