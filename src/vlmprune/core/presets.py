@@ -84,6 +84,14 @@ BEFORE_THE_LLM = (
     points("tome(inside=True)", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5", "tome-inside"),
     points(LIGHTCOMPRESS, (208,), "LightCompress's ToMe, 16 tokens per layer, LLaVA-1.5", "tome-lightcompress"),
     points("tome", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5, where it merges inside the encoder"),
+    one("pixelprune-lossless", "pixelprune(adaptive=True)", "PixelPrune, Qwen3-VL: 50 to 77 % on pages and screens"),
+    points("vidcom2", (0.25, 0.15), "VidCom2's tables, videos on LLaVA-OneVision (32 frames)"),
+    points("vidcom2", (0.35,), "VidCom2's project page, videos on Qwen3-VL-8B (64 frames)"),
+    points("vcast", (0.25, 0.2, 0.15, 0.1), "V-CAST's tables, videos on Qwen3-VL (64 frames)"),
+    points("fastvid", (0.1,), "FastVID's scripts, videos on LLaVA-OneVision (32 frames)"),
+    points("fastvid", (0.27,), "FastVID's scripts, videos on Qwen2.5-VL, where theirs keeps about 0.24"),
+    points("evs", (0.3,), "Nemotron Nano VL v2, which was trained with it: 70 % of a video pruned"),
+    points("evs", (0.2,), "SGLang's runs on Qwen3-VL: 80 % of a video pruned"),
 )
 
 INSIDE_THE_LLM = (
