@@ -1,6 +1,6 @@
 """One runner a golden method: builds the library's views from a case's arrays and compares everything it expects."""
 
-from golden_runners import adaptive, decoder, inside, scored, spatial, staged, texts, video, vision
+from golden_runners import adaptive, before, decoder, inside, scored, spatial, staged, texts, video, vision
 from golden_runners.case import Case, Failed, Runner, Skipped
 
 RUNNERS: dict[str, Runner] = {
@@ -16,6 +16,7 @@ RUNNERS: dict[str, Runner] = {
     **texts.RUNNERS,
     **staged.RUNNERS,
     **adaptive.RUNNERS,
+    **before.RUNNERS,
     **inside.RUNNERS,
     **video.RUNNERS,
 }
