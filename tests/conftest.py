@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and f
 import pytest
 import torch
 from selection import SELECTION
-from thinning import beyond_cover
+from thinning import mark
 
 torch.set_num_threads(1)
 
@@ -36,8 +36,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in beyond_cover(items):
-        item.add_marker("slow")
+    mark(items)
     for item in items:
         part = SELECTION.get(item.path.name)
         if part and isinstance(item, pytest.Function):

@@ -8,7 +8,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from vlmprune.core.budget import Keep
 from vlmprune.core.method import Method
+from vlmprune.core.plan import acts_of
 from vlmprune.core.signals import (
     DecoderKeys,
     DecoderStates,
@@ -144,6 +146,13 @@ def shown(asked: Method, **case: Any) -> ImageView:
 def of_tensors(keep: int, grid: Grid | None, info: ModelInfo = LLAVA, **signals: Any) -> ImageView:
     n = len(next(iter(signals.values())))
     return ImageView(keep, torch.arange(n), grid, info, signals)
+
+
+def video(asked: Method, keep: Keep, grid: Grid, features: Tensor, info: ModelInfo = QWEN, **signals: Any) -> ImageView:
+    """A whole video as a method sees it under a budget."""
+    act = acts_of(asked, keep, info)[0].of(grid.size, grid, video=True)
+    shown = {"features": features, **signals}
+    return ImageView(act.budget(grid.size, grid.size), torch.arange(grid.size), grid, info, shown, act=act)
 
 
 def anyres(asked: Method, keep: int, rows: int, cols: int, kind: str = "noise") -> ImageView:

@@ -1,4 +1,4 @@
-"""Every method in every mode of generation: on three families by default, on all others with `-m slow`.
+"""Every method in every mode of generation, on every family; most combinations are `exhaustive` (`thinning.py`).
 
 test_methods_on_models.py shows on every family that greedy decoding on a dynamic cache equals forwards without a
 cache and, where tokens are only dropped, the oracle; here the other modes are held to these.
@@ -21,7 +21,6 @@ from versions import behind, cache_of
 import vlmprune
 from vlmprune.testing import FAMILIES
 
-DEFAULT = ("llava", "qwen2_5_vl", "gemma3")  # the last one has sliding windows
 KEEP = 0.3
 UNTRIMMED = [name for name in METHODS if not vlmprune.METHODS[name]().trims_cache]  # more in methods/test_mustdrop.py
 # Padding inside tiles makes equal tokens: which of them are the next best to those kept, rounding decides.
@@ -30,12 +29,9 @@ COUNTED = [name for name in METHODS if vlmprune.METHODS[name]().exact]  # the ot
 
 
 def on_models(names: Iterable[str], mode: str = "", but: Collection[tuple[str, str]] = ()) -> pytest.MarkDecorator:
-    """(family, method): the families of `DEFAULT`, and the others as slow tests.
-
-    Left out are families that lack the mode, and the pairs (method, family) of `but`.
-    """
+    """(family, method), but for families that lack the mode, and the pairs (method, family) of `but`."""
     pairs = [
-        pytest.param(family, name, id=f"{family}-{name}", marks=[] if family in DEFAULT else pytest.mark.slow)
+        pytest.param(family, name, id=f"{family}-{name}")
         for family in FAMILIES
         for name in names
         if mode not in FAMILIES[family].lacks and (name, family) not in (*REFUSED, *but)

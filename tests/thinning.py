@@ -1,8 +1,9 @@
-"""Which values of the parameters a test runs with by default, where there are many; with the others it is `slow`.
+"""Which cases of a test with many parameters run when: by default, with `-m slow`, or only with `-m exhaustive`.
 
 A test on every family and every method has hundreds of cases. By default it runs with enough of them that each value
-of each parameter occurs; the others run with `pytest -m slow` (in `.ci/run`). The choice needs no list: it follows from
-the names of the cases, spread over the combinations, and is the same on every machine.
+of each parameter occurs. `pytest -m slow` (in `.ci/run`) runs `MANY` more, and all of a test that is marked `complete`.
+The rest runs with `pytest -m exhaustive`: hours, for a release. The choice needs no list: it follows from the names of
+the tests and cases, so that each test has other combinations, and is the same on every machine.
 """
 
 from __future__ import annotations
@@ -13,20 +14,23 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 FEW = 12  # cases up to which a test runs with all of them
+MANY = 100  # further ones that run with the slow tests
 
 
-def beyond_cover(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """The cases that add no value of a parameter to those before them, of the tests that have more than a few."""
+def mark(items: Iterable[pytest.Item]) -> None:
+    """Mark as `slow` or `exhaustive` what is not run by default."""
     cases: dict[tuple[str, str], list[pytest.Function]] = {}
     for item in items:
         if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
             name = f"{item.cls.__name__}.{item.originalname}" if item.cls else item.originalname
             cases.setdefault((str(item.path), name), []).append(item)
-    beyond: list[pytest.Item] = []
     for of_test in cases.values():
-        if len(of_test) > FEW:
-            beyond += _beyond(of_test)
-    return beyond
+        if len(of_test) <= FEW:
+            continue
+        beyond = _beyond(of_test)
+        complete = of_test[0].get_closest_marker("complete") is not None
+        for number, case in enumerate(beyond):
+            case.add_marker("slow" if number < MANY or complete else "exhaustive")
 
 
 def _values(case: pytest.Function) -> Iterator[tuple[str, object]]:
@@ -37,6 +41,7 @@ def _values(case: pytest.Function) -> Iterator[tuple[str, object]]:
 
 
 def _beyond(cases: list[pytest.Function]) -> list[pytest.Function]:
+    """The cases that add no value of a parameter to those before them."""
     seen: set[tuple[str, object]] = set()
     found = []
     for case in sorted(cases, key=lambda case: (zlib.crc32(case.name.encode()), case.name)):

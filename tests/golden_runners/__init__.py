@@ -1,6 +1,6 @@
 """One runner a golden method: builds the library's views from a case's arrays and compares everything it expects."""
 
-from golden_runners import adaptive, before, decoder, scored, spatial, staged, texts, vision
+from golden_runners import adaptive, before, decoder, inside, scored, spatial, staged, texts, video, vision
 from golden_runners.case import Case, Failed, Runner, Skipped
 
 RUNNERS: dict[str, Runner] = {
@@ -17,6 +17,8 @@ RUNNERS: dict[str, Runner] = {
     **staged.RUNNERS,
     **adaptive.RUNNERS,
     **before.RUNNERS,
+    **inside.RUNNERS,
+    **video.RUNNERS,
 }
 
 

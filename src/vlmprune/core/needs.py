@@ -93,6 +93,14 @@ class PromptReading(Protocol):
     def aligned(self, rows: TowerRows, truncate: bool) -> Aligned:
         """Tower rows [n, C] and the instruction in one space: see `core.signals.Alignment`."""
 
+    def clip_gradient(self, collected: Tensor, state: Tensor) -> Tensor | None:
+        """[f, W] gradient of the cosine of CLIP's image and instruction by `collected`; None without a text tower.
+
+        Args:
+            collected: [f, W] what the CLS token's heads collect in the tower's last layer, side by side.
+            state: [f, D] the CLS token as it enters that layer.
+        """
+
 
 class EncoderReading(Protocol):
     """One image (or video, or tile) in the vision encoder, with one row per slot.
@@ -184,6 +192,9 @@ class DecoderReading(Protocol):
     def layer_output(self, tokens: Tensor, norm: str | None = None) -> Tensor:
         """[R, D] as it would enter layer K, or through the "final" or the "next" layer's norm. Tap: "output"."""
 
+    def own_output(self, tokens: Tensor) -> Tensor:
+        """[R, D] as the layer returned it, before the model adds anything (deepstack). Tap: "own_output"."""
+
     def entered(self) -> Tensor:
         """[N, D] embeddings with which the image's tokens entered the LLM, including those dropped since."""
 
@@ -274,7 +285,7 @@ class DecoderNeed(Need):
 
     Attributes:
         taps: what the runtime must record of the layer while it runs: "attention", "ahead" (layer K's attention, before
-            that layer runs), "input", "attention_output", "mlp_input", "mlp_output", "output".
+            that layer runs), "input", "attention_output", "mlp_input", "mlp_output", "own_output", "output".
     """
 
     @property

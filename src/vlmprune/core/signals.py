@@ -436,6 +436,25 @@ class LayerInput(DecoderNeed):
 
 
 @dataclass(frozen=True)
+class LayerOutput(DecoderNeed):
+    """Hidden states as decoder layer K-1 returned them. Shape [n, D].
+
+    Some models add features of the encoder to them before layer K (deepstack). `HiddenStates` has these, `LayerOutput`
+    does not.
+    """
+
+    words: ClassVar[str] = "hidden states that the layer returns"
+    cost_words: ClassVar[str] = _FREE
+    taps: ClassVar[tuple[str, ...]] = ("own_output",)
+
+    def read(self, at: DecoderReading) -> Tensor:
+        return at.own_output(at.image)
+
+    def flops(self, load: Load) -> float:
+        return load.pairs(load.shape.width)
+
+
+@dataclass(frozen=True)
 class MlpInput(DecoderNeed):
     """Input of the MLP of decoder layer K-1, after attention, residual and norm. Shape [n, D]."""
 

@@ -81,6 +81,9 @@ class PromptReader:
     def aligned(self, rows: TowerRows, truncate: bool) -> Aligned:
         return self.text_around.aligned(self.image.features[self._origin], rows, truncate)
 
+    def clip_gradient(self, collected: Tensor, state: Tensor) -> Tensor | None:
+        return self.text_around.gradient(collected, state)
+
     @property
     def _origin(self) -> Tensor:
         """The row of the image's signals that each token is."""

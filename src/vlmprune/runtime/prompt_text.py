@@ -83,6 +83,12 @@ class ImageText:
         text = self.tower.text(self._instruction(self.tower.read), truncate)
         return Aligned(self.tower.visual(rows.rows).to(features.device), text.to(features.device), clip=True)
 
+    def gradient(self, collected: Tensor, state: Tensor) -> Tensor | None:
+        """[f, W] see `core.needs.PromptReading.clip_gradient`."""
+        if self.tower is None:
+            return None
+        return self.tower.gradient(collected, state, self._instruction(self.tower.read)).to(collected.device)
+
     def words(self, pick: Callable[[str], Sequence[str]]) -> Tensor | None:
         """[m, D] float32 embeddings of the words that `pick` takes from the instruction; None without a tokenizer."""
         if self.vocabulary is None:
