@@ -15,7 +15,9 @@ from vlmprune.core.signals import (
     DecoderKeys,
     DecoderStates,
     EncoderKeys,
+    EncoderStates,
     Features,
+    QuestionWords,
     TowerFeatures,
 )
 from vlmprune.core.view import Aligned, Grid, ImageView, Merged, ModelInfo, Tokens, TowerRows
@@ -65,7 +67,9 @@ def image(
         numbers = numbers.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max).to(dtype)
         if isinstance(need, Features):
             signals[name] = numbers[:n]
-        elif isinstance(need, TowerFeatures | EncoderKeys):
+        elif isinstance(need, QuestionWords):
+            signals[name] = numbers[n : n + texts]
+        elif isinstance(need, TowerFeatures | EncoderKeys | EncoderStates):
             signals[name] = TowerRows(numbers[:n], numbers[n : n + 1] if info.has_cls else None)
         elif isinstance(need, DecoderKeys | DecoderStates):
             signals[name] = Tokens(numbers[:n], numbers[n : n + texts])

@@ -15,6 +15,7 @@ from vlmprune.core.spread import PromptColumns
 from vlmprune.core.view import Grid, Whole
 
 Kept = list[list[Tensor]]
+CLIP, WORDS, INSTRUCTION = "CLIP text tower", "words of the question", "instruction embeddings"  # of `RunReport.text`
 
 
 @dataclass
@@ -34,7 +35,8 @@ class RunReport:
         trimmed: decoder layers whose caches were cut after the prefill (`Method.trims_cache`), each with the layer
             whose tokens its cache has held since then.
         layers: the encoder layer (0-based) that each signal was read from, under the name `method.signal`.
-        text: what text-guided methods compared the image with: "CLIP text tower" or "instruction embeddings".
+        text: what text-guided methods compared the image with: "CLIP text tower", "words of the question" (with a
+            tokenizer) or "instruction embeddings"; in a chain whose methods differ, several of these.
         columns: per sample, the prompt column of each token that is left after the last layer, as `columns_of(-1)`.
         prompt: the same for every decoder layer; `columns_of` and `spread` use it.
         grids: the slot grid of each image of each sample (its `frames` are tiles or a video's frames), or None for an
