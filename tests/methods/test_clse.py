@@ -101,6 +101,9 @@ def test_without_a_whole_grid_attention_decides() -> None:
     pruned = shown(Grid(4, 4), 12, 4)
     pruned.cells = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12])
     assert raster(pruned) is None
+    unread = shown(Grid(4, 4), 16, 4)
+    unread.signals = {"attention": unread["attention"]}
+    assert torch.equal(CLSE().score(unread), unread["attention"])
     merged = shown(Grid(4, 4), 16, 4, cells=torch.full((16,), -1))
     assert torch.equal(CLSE().score(merged), merged["attention"])
 
@@ -152,6 +155,7 @@ def test_layers_and_counts_are_the_authors() -> None:
 def test_later_acts_read_attention_only() -> None:
     acts = acts_of(CLSE(), 0.5, LLAVA)
     assert set(acts[0].needs) == {"attention", "before", "after"}
+    assert set(CLSE().needs(ModelInfo("llava_next", 24, 32, has_cls=True))) == {"attention"}
     assert [act.needs for act in acts[1:]] == [{"attention": LastQueryAttention()}] * 2
 
 

@@ -50,8 +50,8 @@ class CLSE(Scorer, Staged):
             so that decoding sees no others.
 
     Differences from the authors' code:
-        - Without a whole grid (LLaVA-NeXT's unpadded tiles, tokens dropped before) the score is attention alone, as in
-          theirs for several images; here each image has its own grid. Tokens that show no patch have f = 0.5.
+        - On LLaVA-NeXT, whose tiles lose their padding, and where tokens of a grid are missing, the score is attention
+          alone, as in theirs for several images; here each image has its grid. Tokens without a patch have f = 0.5.
         - A grid of one row works; theirs divides by zero. At least one token is left.
         - Only one row of attention is computed; theirs runs these layers with full maps.
         - The authors' code has LLaVA-1.5, Qwen2-VL, Qwen3-VL and Video-LLaVA. Ours: tiles are frames, three cuts on
@@ -73,7 +73,9 @@ class CLSE(Scorer, Staged):
         return self.kv_prune
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
-        return {"attention": LastQueryAttention(), "before": LayerInput(), "after": LayerOutput()}
+        attention: dict[str, Need] = {"attention": LastQueryAttention()}
+        unpadded = info.family == "llava_next"  # so that tiles are not whole
+        return attention if unpadded else {**attention, "before": LayerInput(), "after": LayerOutput()}
 
     def acts(self, info: ModelInfo, keep: Keep) -> Sequence[int | At | None]:
         first, *later = self.schedule(info)
@@ -98,7 +100,7 @@ class CLSE(Scorer, Staged):
 
     def gate(self, view: ImageView) -> Tensor:
         """f [n]; ones without a whole grid."""
-        found = raster(view)
+        found = raster(view) if "before" in view.signals else None
         if found is None:
             return torch.ones_like(view["attention"])
         grid, at, shown = found
