@@ -13,7 +13,7 @@ import check_goldens
 import numpy as np
 import pytest
 import torch
-from golden_runners import RUNNERS, Case, Failed, adaptive, runner_of, spatial
+from golden_runners import RUNNERS, Case, Failed, Runner, Skipped, adaptive, runner_of, spatial
 from golden_runners.case import find, run, view
 
 from vlmprune.methods.cluster import cluster_merge
@@ -138,6 +138,42 @@ def test_the_checker_says_what_failed(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "FAIL fastv/case9: the npz file has no 'hidden'" in out
     assert "FAIL hiprune/case4: unknown kind 'other_scores'" in out
     assert out.endswith("1 passed, 8 failed\n")
+
+
+def test_a_case_that_shows_a_mistake_is_skipped_with_the_reason_and_is_not_passed(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def runner(case: Case) -> None:
+        if case["hf_keep"] == 0:
+            raise Skipped("the authors keep none")
+        usual(case)
+
+    usual: Runner = RUNNERS["fastv"]
+    monkeypatch.setitem(RUNNERS, "fastv", runner)
+    copy("fastv/case4", tmp_path / "fastv/case0")
+    strict = copy("fastv/case4", tmp_path / "fastv/case1")
+    strict.write_text(json.dumps({**json.loads(strict.read_text()), "hf_keep": 0, "strict": "a quirk"}))
+    assert check_goldens.main([str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "skip fastv/case1: the authors keep none"
+    assert lines[1].startswith("fastv: 1 of 2 passed, 1 skipped (")
+    assert lines[-1] == "1 passed, 0 failed, 1 skipped"
+    plain = copy("fastv/case4", tmp_path / "fastv/case2")
+    plain.write_text(json.dumps({**json.loads(plain.read_text()), "hf_keep": 0}))
+    assert check_goldens.main([str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL fastv/case2: skipped (the authors keep none), though its JSON file does not say 'strict'" in out
+    assert out.endswith("1 passed, 1 failed, 1 skipped\n")
+
+
+def test_the_checker_runs_only_the_folders_that_it_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    copy("fastv/case4", tmp_path / "fastv/case0")
+    copy("vtw/case2", tmp_path / "vtw/case2")
+    assert check_goldens.main([str(tmp_path), "--methods", "vtw"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("vtw: 1 of 1 passed (") and lines[1:] == ["1 passed, 0 failed"]
+    assert check_goldens.main([str(tmp_path), "--methods", "vtw,fastw"]) == 2
+    assert capsys.readouterr().err == f"{tmp_path} holds no golden cases of fastw.\n"
 
 
 def changed(path: Path, key: str, value: object) -> Case:

@@ -1,7 +1,7 @@
 """One runner a golden method: builds the library's views from a case's arrays and compares everything it expects."""
 
 from golden_runners import adaptive, decoder, scored, spatial, staged, texts, vision
-from golden_runners.case import Case, Failed, Runner
+from golden_runners.case import Case, Failed, Runner, Skipped
 
 RUNNERS: dict[str, Runner] = {
     "random_pre": vision.random_pre,
@@ -29,4 +29,4 @@ def runner_of(case: Case) -> Runner | None:
     return RUNNERS.get(case.method)
 
 
-__all__ = ["RUNNERS", "Case", "Failed", "Runner", "runner_of"]
+__all__ = ["RUNNERS", "Case", "Failed", "Runner", "Skipped", "runner_of"]

@@ -26,6 +26,13 @@ class Failed(Exception):
     """The library's result is not the golden one; the text says where."""
 
 
+class Skipped(Exception):
+    """The case shows a mistake of the authors' code that the library does not repeat; the text says which and why.
+
+    Only a case whose JSON file says `strict` may be skipped.
+    """
+
+
 class Case:
     """`METHOD/caseN.npz` with `caseN.json`.
 
@@ -132,8 +139,13 @@ Runner = Callable[[Case], None]
 
 
 def run(case: Case, runner: Runner) -> None:
-    """Run a case to its end, or raise Failed (or whatever the library raised)."""
-    runner(case)
+    """Run a case to its end, or raise Failed (or whatever the library raised), or Skipped."""
+    try:
+        runner(case)
+    except Skipped as reason:
+        if "strict" not in case.settings:
+            raise Failed(f"skipped ({reason}), though its JSON file does not say 'strict'") from reason
+        raise
     case.finish()
 
 
