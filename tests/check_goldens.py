@@ -1,7 +1,7 @@
 """Run every golden case under a folder against the library: `python tests/check_goldens.py DIR`.
 
-DIR holds METHOD/caseN.npz with METHOD/caseN.json. Methods without a runner are listed apart. A case that shows a mistake
-which the library does not repeat is skipped, with the reason. The last line is `N passed, M failed`, or
+DIR holds METHOD/caseN.npz with METHOD/caseN.json. Methods without a runner are listed apart. A case that shows a
+mistake which the library does not repeat is skipped, with the reason. The last line is `N passed, M failed`, or
 `N passed, M failed, K skipped` when some were; the exit code is 0 when none failed, 1 when some did, 2 when there is
 nothing to run.
 """
@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from golden_runners import Case, Failed, Skipped, runner_of
 from golden_runners.case import find, run
-
 
 PASSED, FAILED, SKIPPED, APART = "passed", "failed", "skipped", "no runner"
 
