@@ -1,6 +1,6 @@
 """One runner a golden method: builds the library's views from a case's arrays and compares everything it expects."""
 
-from golden_runners import adaptive, decoder, scored, spatial, staged, texts, vision
+from golden_runners import adaptive, apet, decoder, nuwa, scored, spatial, staged, texts, vision, visiondrop, vlmpruner
 from golden_runners.case import Case, Failed, Runner, Skipped
 
 RUNNERS: dict[str, Runner] = {
@@ -16,6 +16,10 @@ RUNNERS: dict[str, Runner] = {
     **texts.RUNNERS,
     **staged.RUNNERS,
     **adaptive.RUNNERS,
+    "apet": apet.apet,
+    "nuwa": nuwa.nuwa,
+    "visiondrop": visiondrop.visiondrop,
+    "vlmpruner": vlmpruner.vlmpruner,
 }
 
 
