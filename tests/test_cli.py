@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
         ("report /nowhere/results", "There is no result folder"),
         ("list colours", "choose one of methods, presets, models, tasks"),
         ("frobnicate", "frobnicate"),
-        ("run", "image"),
+        ("run", "picture"),
     ],
 )
 def test_mistakes_are_one_sentence(

@@ -23,6 +23,7 @@ from vlmprune.core.signals import (
     HiddenStates,
     LastQueryAttention,
     LayerInput,
+    LayerOutput,
     MlpInput,
     PromptText,
     RotaryGain,
@@ -50,6 +51,7 @@ NEEDS: dict[str, Need] = {
     "among text": TextSelfAttention(),
     "hidden": HiddenStates(),
     "input": LayerInput(),
+    "output": LayerOutput(),
     "mlp": MlpInput(),
     "final": DecoderStates(),
     "following": DecoderStates(norm="next"),
@@ -114,6 +116,7 @@ def test_signals_equal_eager_attentions_and_hooks(family: str) -> None:
         close(seen["hidden"].visual, eager["next"][row, image], HIDDEN)
         close(seen["hidden"].text, eager["next"][row, text], HIDDEN)
         close(seen["input"], eager["input"][row, image], HIDDEN)
+        close(seen["output"], eager["output"][row, image], HIDDEN)
         close(seen["mlp"], eager["mlp"][row, image], HIDDEN)
         for name, norm in norms.items():
             close(seen[name].visual, norm(eager["next"])[row, image], HIDDEN)

@@ -14,9 +14,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import vlmprune
-from vlmprune.ask import draw, draw_run, overlay, run_image
+from vlmprune.ask import answer, draw, draw_run, overlay
+from vlmprune.ask.media import open_image
 from vlmprune.ask.overlay import CONTOUR, Window, coarsen, seen_window
-from vlmprune.ask.run import open_image
 from vlmprune.ask.sheet import Panel, fit, sheet
 from vlmprune.core.errors import UserError
 from vlmprune.core.outputs import check_picture
@@ -182,7 +182,7 @@ def test_merged_tokens_are_not_passed_off_as_patches(tmp_path: Path, monkeypatch
     question = "What number is on the plate?"
     Image.new("RGB", (112, 112)).save(tmp_path / "in.png")
     for method in ("divprune:44", "pool:44", "visionzip:44"):
-        run_image(tmp_path / "in.png", question, method=method, overlay=tmp_path / "out.png")
+        answer(tmp_path / "in.png", question, method=method, overlay=tmp_path / "out.png")
     plain, pooled, zipped = (line for line in said if line.startswith("196 visual tokens"))
     assert "merged" not in plain and pooled.endswith("is drawn where it stands")
     assert zipped.endswith("is drawn where it stands, 1 of the 44 at no patch")  # VisionZip's CLS token
@@ -282,7 +282,7 @@ def test_unreadable_pictures_are_one_sentence(kind: str, tmp_path: Path) -> None
 )
 def test_mistakes_are_found_before_a_model_is_loaded(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        run_image(**{"image_path": "photo.png", "question": "what is it ?", "model": "/no/model", **arguments})
+        answer(**{"path": "photo.png", "question": "what is it ?", "model": "/no/model", **arguments})
 
 
 def test_an_overlay_may_not_replace_a_folder(tmp_path: Path) -> None:
@@ -299,12 +299,12 @@ def test_run_answers_and_draws(method: str, keep: Any, model: str, tmp_path: Pat
     notes: list[str] = []
     target = tmp_path / "out.png"
     arguments = (tmp_path / "photo.png", "is there a zebra ?", model, method, keep, target)
-    answer = run_image(*arguments, note=notes.append)
-    assert isinstance(answer, str) and "zebra" in notes[0]
+    said = answer(*arguments, note=notes.append)
+    assert said.text and "zebra" in notes[0]
     with Image.open(target) as drawn:
         panels = 2 if ">" in method else 1
         assert drawn.width == 40 + panels * 450 + (panels - 1) * 16  # 150 pixels, enlarged threefold
-    assert run_image(*arguments, note=notes.append) == answer
+    assert answer(*arguments, note=notes.append).text == said.text
 
 
 def test_run_says_what_the_question_is_read_by(model: str, tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_run_says_what_the_question_is_read_by(model: str, tmp_path: Path) -> No
     def said(method: str, text_tower: str | None) -> list[str]:
         notes: list[str] = []
         arguments = (tmp_path / "photo.png", "what color is the ring ?", model, method, 0.2, None, text_tower)
-        run_image(*arguments, note=notes.append)
+        answer(*arguments, note=notes.append)
         return notes
 
     [embeddings], [tower] = said("trim", None), said("fuse(cdpruner)", clip)
@@ -326,5 +326,6 @@ def test_run_says_what_the_question_is_read_by(model: str, tmp_path: Path) -> No
 
 def test_run_without_a_method_is_the_plain_model(model: str, tmp_path: Path) -> None:
     noise(150, 100).save(tmp_path / "photo.png")
-    plain = run_image(tmp_path / "photo.png", "what color is the ring ?", model)
-    assert plain == run_image(tmp_path / "photo.png", "what color is the ring ?", model, "random", 1.0)
+    plain = answer(tmp_path / "photo.png", "what color is the ring ?", model)
+    pruned = answer(tmp_path / "photo.png", "what color is the ring ?", model, "random", 1.0)
+    assert plain.text == pruned.text and plain.report is None and plain.recipe is None

@@ -9,11 +9,10 @@ import torch
 from harness import RAGGED, built, families, generate, inputs_of
 from torch import Tensor
 
-from vlmprune import prune
+from vlmprune import SharedPrefill, prune
 from vlmprune.bench.batch import alike
 from vlmprune.core.errors import UserError
 from vlmprune.models import adapter_for
-from vlmprune.runtime.prefill import SharedPrefill
 from vlmprune.runtime.session import Session
 
 Answer = tuple[Tensor, Tensor]

@@ -21,6 +21,7 @@ _LAZY = {
     "prune": "vlmprune.runtime.session",
     "encode_images": "vlmprune.runtime.session",
     "load_embedded": "vlmprune.assets",
+    "SharedPrefill": "vlmprune.runtime.prefill",
     "TextTower": "vlmprune.runtime.text_tower",
     "UserError": "vlmprune.core.errors",
 }
@@ -30,10 +31,21 @@ if TYPE_CHECKING:
     from vlmprune.core.errors import UserError
     from vlmprune.core.recipe import recipe
     from vlmprune.core.registry import METHODS
+    from vlmprune.runtime.prefill import SharedPrefill
     from vlmprune.runtime.session import encode_images, prune
     from vlmprune.runtime.text_tower import TextTower
 
-__all__ = ["METHODS", "TextTower", "UserError", "__version__", "encode_images", "load_embedded", "prune", "recipe"]
+__all__ = [
+    "METHODS",
+    "SharedPrefill",
+    "TextTower",
+    "UserError",
+    "__version__",
+    "encode_images",
+    "load_embedded",
+    "prune",
+    "recipe",
+]
 
 
 def __getattr__(name: str) -> Any:

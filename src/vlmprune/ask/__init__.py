@@ -6,18 +6,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _LAZY = {
+    "answer": "vlmprune.ask.run",
     "draw": "vlmprune.ask.overlay",
     "draw_run": "vlmprune.ask.overlay",
-    "run_image": "vlmprune.ask.run",
     "write_examples": "vlmprune.ask.examples",
 }
 
 if TYPE_CHECKING:
     from vlmprune.ask.examples import write_examples
     from vlmprune.ask.overlay import draw, draw_run
-    from vlmprune.ask.run import run_image
+    from vlmprune.ask.run import answer
 
-__all__ = ["draw", "draw_run", "run_image", "write_examples"]
+__all__ = ["answer", "draw", "draw_run", "write_examples"]
 
 
 def __getattr__(name: str) -> Any:

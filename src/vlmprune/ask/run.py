@@ -1,27 +1,33 @@
-"""One question about one picture: `vlmprune run`."""
+"""One question about one picture or video: `vlmprune run`."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 import vlmprune
+from vlmprune.ask.media import open_media
 from vlmprune.ask.overlay import draw_run
 from vlmprune.ask.sheet import shorten
-from vlmprune.bench.load import load_model
+from vlmprune.ask.strip import draw_frames, kept_by_frame
+from vlmprune.bench.load import Loaded, load_model
 from vlmprune.bench.marks import recorded
-from vlmprune.bench.protocol import chat_prompt, generation_kwargs
+from vlmprune.bench.protocol import chat_prompt, generation_kwargs, video_arguments
 from vlmprune.core.budget import Keep
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.method import PixelMethod
 from vlmprune.core.outputs import check_picture, save_picture
 from vlmprune.core.recipe import Recipe, recipe
+from vlmprune.core.report import WORDS, RunReport
+from vlmprune.data.video import Frames
+from vlmprune.models.processors import takes_videos
 from vlmprune.models.weights import first_sentence
 
 MAX_NEW_TOKENS = 128
@@ -31,8 +37,39 @@ def _to_stderr(sentence: str) -> None:
     print(sentence, file=sys.stderr)
 
 
-def run_image(
-    image_path: str | Path,
+@dataclass(frozen=True)
+class Answer:
+    """What a model said.
+
+    Attributes:
+        text: the reply.
+        recipe: by which it was pruned, as results name it; None for the unpruned model.
+        seconds: of generation, the encoder included.
+        report: `session.last`; None for the unpruned model.
+        of_video: whether it was asked about a video.
+    """
+
+    text: str
+    recipe: str | None
+    seconds: float
+    report: RunReport | None = None
+    of_video: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """All of it as plain values, the visual tokens of each frame included."""
+        found: dict[str, Any] = {"answer": self.text, "recipe": self.recipe, "seconds": round(self.seconds, 4)}
+        if self.report is None or not self.report.tokens:
+            return found
+        before, after = self.report.tokens[0]
+        found["visual_tokens"] = {"before": before, "after": after, "entering": round(self.report.entering[0], 2)}
+        found["selecting_seconds"] = round(self.report.seconds, 4)
+        if self.of_video and self.report.grids[0][0] is not None:
+            found["kept_by_frame"] = [kept for kept, _ in kept_by_frame(self.report)]
+        return found
+
+
+def answer(
+    path: str | Path,
     question: str,
     model: str = "llava",
     method: str | None = None,
@@ -40,13 +77,20 @@ def run_image(
     overlay: str | Path | None = None,
     text_tower: str | None = None,
     *,
+    frames: int | None = None,
+    fps: float | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    device: str | None = None,
+    positions: str | None = None,
+    seed: int = 0,
     force: bool = False,
     note: Callable[[str], None] = _to_stderr,
-) -> str:
-    """Answer a question about a picture, pruned or not, and draw what was kept.
+) -> Answer:
+    """Answer a question about a picture or a video, pruned or not, and draw what was kept.
 
     Args:
-        image_path: any picture Pillow reads; its EXIF orientation is respected, transparency is laid on white.
+        path: any picture Pillow reads (its EXIF orientation is respected, transparency is laid on white); or a video,
+            an animated picture, or a folder of frames.
         question: put to the model through its chat template.
         model: an embedded model's name, a local folder, or a hub id.
         method: a method's name, one in a file (scope.py:Scope), or a recipe; the unpruned model without it.
@@ -54,6 +98,10 @@ def run_image(
         overlay: where to draw kept and dropped patches: a .png, .jpg or .webp file.
         text_tower: the CLIP model (folder or hub id) whose vision tower the model has, for methods that compare the
             picture with the question.
+        frames, fps: which frames of a video (`ask.media.open_media`).
+        max_new_tokens: length of the reply at most.
+        device: "cpu", "cuda", ...; the GPU when there is one.
+        positions, seed: as `vlmprune.prune` takes them.
         force: overwrite a file at `overlay` that vlmprune has not written; never the picture that is asked about.
         note: told in one sentence what the user should know beside the answer.
 
@@ -62,38 +110,50 @@ def run_image(
     """
     if not question.strip():
         raise UserError("There is no question: give one, such as ", Option("question", "What is this?"), ".")
+    if max_new_tokens < 1:
+        raise UserError(Option("max_new_tokens", max_new_tokens), " must be at least 1.")
     asked = _recipe(method, keep, overlay)
     target = None
     if overlay is not None:
-        target = check_picture(Path(overlay), "overlay", reads=[Path(image_path)], force=force)
-    image = open_image(Path(image_path))
-    loaded = load_model(model)
-    tower = None if text_tower is None else vlmprune.TextTower.from_pretrained(text_tower, loaded.processor.tokenizer)
-    session = None if asked is None else vlmprune.prune(loaded.model, asked, text_tower=tower)
-    inputs = chat_inputs(loaded.processor, image, question)
+        target = check_picture(Path(overlay), "overlay", reads=[Path(path)], force=force)
+    media = open_media(Path(path), frames, fps)
+    loaded = load_model(model, device, text_tower)
+    session = None
+    if asked is not None:
+        read: dict[str, Any] = {"text_tower": loaded.text_tower, "tokenizer": loaded.processor}
+        session = vlmprune.prune(loaded.model, asked, **read, positions=positions, seed=seed)
+    inputs = chat_inputs(loaded.processor, media, question)
     if unknown := _unknown_words(loaded.processor, question):
         note(f"{model} does not know the words {', '.join(unknown)}: it was trained on a small vocabulary.")
     if session is None:
-        return generate(loaded.model, loaded.processor, inputs)
+        return _timed(loaded, inputs, max_new_tokens)
     session.question = question
     if said := what_is_read(session.text, text_tower):
         note(said)
     with session:
-        answer = generate(loaded.model, loaded.processor, inputs)
+        found = _timed(loaded, inputs, max_new_tokens, session)
+    found = replace(found, of_video=isinstance(media, Frames))
     if target is not None:
+        about: dict[str, Any] = {"title": f"{found.recipe} on {model}", "processor": loaded.processor}
+        about["lines"] = [f"“{question}” {shorten(found.text, 300)}"]
         try:
-            sheet = draw_run(
-                session.last,
-                [image],
-                title=f"{recorded(session.recipe)} on {model}",
-                lines=[f"“{question}” {shorten(answer, 300)}"],
-                processor=loaded.processor,
-                resized=resizes(session.recipe),
-            )
+            if isinstance(media, Frames):
+                sheet = draw_frames(session.last, media, **about)
+            else:
+                sheet = draw_run(session.last, [media], **about, resized=resizes(session.recipe))
             _save(sheet, target)
         except UserError as error:
-            raise UserError(*error.parts, f" The answer was: {answer}") from error
-    return answer
+            raise UserError(*error.parts, f" The answer was: {found.text}") from error
+    return found
+
+
+def _timed(loaded: Loaded, inputs: Any, max_new_tokens: int, session: Any = None) -> Answer:
+    start = time.perf_counter()
+    text = generate(loaded.model, loaded.processor, inputs, max_new_tokens)
+    seconds = time.perf_counter() - start
+    if session is None:
+        return Answer(text, None, seconds)
+    return Answer(text, recorded(session.recipe), seconds, session.last)
 
 
 def _recipe(method: str | None, keep: Keep | None, overlay: object) -> Recipe | None:
@@ -115,59 +175,31 @@ def _save(sheet: Image.Image, target: Path) -> None:
         raise UserError(f"The overlay cannot be written to {str(target)!r}: {error.strerror or error}.") from error
 
 
-def open_image(path: Path) -> Image.Image:
-    """The picture as RGB, upright, transparent parts on white.
-
-    Raises:
-        UserError: there is no such file, or it is not a picture that can be read to its end.
-    """
-    if not path.exists():
-        raise UserError(f"There is no picture {str(path)!r}.")
-    if path.is_dir():
-        raise UserError(f"{str(path)!r} is a folder, not a picture.")
-    try:
-        with Image.open(path) as opened:
-            opened.load()
-            return _as_rgb(ImageOps.exif_transpose(opened))
-    except UnidentifiedImageError:
-        raise UserError(f"{str(path)!r} is not a picture in a format that Pillow reads.") from None
-    except Image.DecompressionBombError:
-        raise UserError(f"The picture {str(path)!r} has too many pixels to be opened safely.") from None
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG
-        raise UserError(f"The picture {str(path)!r} cannot be read: {error}.") from error
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):  # 16 bits per pixel and more: `convert` would clip instead of scaling
-        values = np.asarray(image, np.float32)
-        scale = 255 / 65535 if image.mode.startswith("I") and values.max() > 255 else 1.0
-        return Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        solid = Image.new("RGBA", image.size, "white")
-        solid.alpha_composite(image.convert("RGBA"))
-        return solid.convert("RGB")
-    return image.convert("RGB")
-
-
 def resizes(asked: Recipe) -> bool:
     """Whether a recipe starts by resizing the image."""
     return isinstance(asked.stages[0].method, PixelMethod)
 
 
-def chat_inputs(processor: Any, image: Image.Image, question: str) -> Any:
-    """Model inputs for one picture and one question.
+def chat_inputs(processor: Any, media: Image.Image | Frames, question: str) -> Any:
+    """Model inputs for one picture or video and one question.
 
     Raises:
-        UserError: the processor has no chat template, or refuses the picture.
+        UserError: the processor has no chat template, takes no videos, or refuses the picture.
     """
-    prompt = chat_prompt(processor, question)
-    try:
-        return processor(images=[image], text=[prompt], return_tensors="pt")
-    except ValueError as error:
-        width, height = image.size
+    video = isinstance(media, Frames)
+    if video and not takes_videos(processor):
         raise UserError(
-            f"The processor refuses a picture of {width}x{height} pixels: {first_sentence(error)}"
-        ) from error
+            f"{type(processor).__name__} prepares no videos here: ask about a picture, or choose another model "
+            "(docs/models.md); for some models the torchvision that fits your torch has to be installed."
+        )
+    prompt = chat_prompt(processor, [{"type": "video" if video else "image"}, {"type": "text", "text": question}])
+    given = video_arguments([media]) if isinstance(media, Frames) else {"images": [media]}
+    try:
+        return processor(text=[prompt], return_tensors="pt", **given)
+    except ValueError as error:
+        height, width = media.pixels.shape[1:3] if isinstance(media, Frames) else media.size[::-1]
+        what = "frames" if video else "a picture"
+        raise UserError(f"The processor refuses {what} of {width}x{height} pixels: {first_sentence(error)}") from error
 
 
 @torch.no_grad()
@@ -189,6 +221,9 @@ def what_is_read(text: str | None, text_tower: str | None) -> str | None:
     """
     if text is None:
         return None if text_tower is None else f"No method here reads the question: {text_tower} is not used."
+    if text == WORDS:
+        unused = "" if text_tower is None else f"; {text_tower} is not used"
+        return f"The picture is compared with the language model's embeddings of the question's words{unused}."
     if text_tower is None:
         return (
             "The picture is compared with the language model's embeddings of the question; with a CLIP vision tower, "

@@ -14,7 +14,6 @@ from vlmprune.bench.protocol import Asker
 from vlmprune.bench.store import Record
 from vlmprune.core.errors import UserError
 from vlmprune.data.sample import Sample
-from vlmprune.runtime.prefill import SharedPrefill
 from vlmprune.scoring.replies import score_reply
 
 if TYPE_CHECKING:
@@ -114,10 +113,10 @@ class Group:
         return vlmprune.encode_images(self.worker.model, self.inputs, sharing)
 
     @cached_property
-    def prefill(self) -> SharedPrefill:
+    def prefill(self) -> vlmprune.SharedPrefill:
         """The decoder layers that two variants or more leave as they are."""
         depths = sorted(self.worker.untouched[variant.text] for variant in self.batch.variants)
-        return SharedPrefill(depths[-2] if len(depths) > 1 else 0)
+        return vlmprune.SharedPrefill(depths[-2] if len(depths) > 1 else 0)
 
     @torch.no_grad()
     def replies(self, variant: Variant) -> list[Record]:

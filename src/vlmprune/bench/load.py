@@ -16,7 +16,7 @@ import torch
 
 import vlmprune
 from vlmprune.assets import embedded_names, embedded_path, load_embedded
-from vlmprune.core.errors import UserError
+from vlmprune.core.errors import Option, UserError
 
 if TYPE_CHECKING:
     from vlmprune import TextTower
@@ -76,13 +76,33 @@ def load_model(name: str, device: str | None = None, text_tower: str | None = No
 
 def _load(name: str, device: str | None) -> Loaded:
     find_model(name)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = usable_device(device)
     if name in embedded_names():
         embedded: tuple[Any, Any] = load_embedded(name)
         return Loaded(name, embedded[0].to(device), embedded[1], weights_digest(embedded_path(name)))
     folder = Path(name).expanduser()
     model, processor = _load_pretrained(str(folder) if folder.is_dir() else name, name, device)
     return Loaded(name, model, processor, _digest_or_revision(name, model))
+
+
+def usable_device(name: str | None) -> str:
+    """The device of that name; the GPU, when there is one, without a name.
+
+    Raises:
+        UserError: this machine, or this build of torch, has none of that name.
+    """
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    from vlmprune.models.weights import first_sentence
+
+    try:
+        if torch.device(name).type != "meta":
+            torch.empty(0, device=name)
+            return name
+        why = "it computes nothing"
+    except (RuntimeError, AssertionError) as error:
+        why = first_sentence(error)
+    raise UserError(Option("device", name), f" cannot be used here: {why.rstrip('.')}.")
 
 
 def _digest_or_revision(name: str, model: Any) -> str:

@@ -16,7 +16,7 @@ import torch
 import vlmprune
 from vlmprune.bench.energy import energy_counter
 from vlmprune.bench.flops import Flops, sample_flops
-from vlmprune.bench.load import library_versions, load_model, machine
+from vlmprune.bench.load import library_versions, load_model, machine, usable_device
 from vlmprune.bench.marks import code_of
 from vlmprune.bench.passes import of_passes
 from vlmprune.bench.plan import Variant
@@ -102,7 +102,7 @@ class Subject:
 
 def _subject(plan: SpeedPlan, name: str) -> Subject:
     if plan.architecture is not None:
-        device = plan.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = usable_device(plan.device)
         model = random_model(Architecture.parse(plan.architecture), device, plan.dtype, plan.attention)
 
         def tensors(visual: int, batch: int) -> dict[str, torch.Tensor]:

@@ -32,7 +32,7 @@ from vlmprune.tasks import get_task
 from vlmprune.tasks.canvas import canvas_for
 from vlmprune.tasks.task import Place, Task
 
-CANNOT_RESIZE = "smaller pictures have as many visual tokens on this model"
+CANNOT_RESIZE = "on this model, pictures or videos that are made smaller do not have fewer visual tokens"
 BESIDE = "examples"  # the folder in a result folder that `Then` may write to
 
 Then = Callable[[Path, Loaded, list[Recipe]], object]
@@ -215,6 +215,7 @@ class Worker:
             positions=self.plan.positions,
             seed=variant.seed or 0,
             text_tower=self.loaded.text_tower,
+            tokenizer=self.processor,
         )
 
 

@@ -10,7 +10,19 @@ from vlmprune.cli.bench import bench
 from vlmprune.cli.check import check
 from vlmprune.cli.listing import list_
 from vlmprune.cli.shell import typer
-from vlmprune.cli.words import FORCE, JUDGE, JUDGE_MODEL, MODEL, OK, TEXT_TOWER, UNSOUND, USAGE, quiet
+from vlmprune.cli.words import (
+    DEVICE,
+    FORCE,
+    JUDGE,
+    JUDGE_MODEL,
+    MODEL,
+    OK,
+    POSITION_IDS,
+    TEXT_TOWER,
+    UNSOUND,
+    USAGE,
+    quiet,
+)
 from vlmprune.core.errors import UserError
 from vlmprune.core.extras import check_packages
 
@@ -40,8 +52,10 @@ def _root(
 
 @app.command()
 def run(
-    image: Annotated[Path, typer.Argument(help="The file of a picture.")],
-    question: Annotated[str, typer.Option("--question", "-q", help="What to ask about the picture.")],
+    picture: Annotated[
+        Path, typer.Argument(help="A picture, a video, an animated GIF, or a folder with the frames of a video.")
+    ],
+    question: Annotated[str, typer.Option("--question", "-q", help="What to ask about it.")],
     model: Annotated[str, typer.Option(help=MODEL)] = "llava",
     method: Annotated[
         str | None, typer.Option(help="A method, FILE.py:Class, recipe or preset. Without it nothing is pruned.")
@@ -50,18 +64,28 @@ def run(
     overlay: Annotated[
         Path | None, typer.Option(help="File for a picture of the kept and dropped patches (.png, .jpg, .webp).")
     ] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames of a video, spread evenly. Default: 8.")] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames a second of a video instead; with --frames at most so many.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the reply, in tokens, at most.")] = 128,
+    positions: Annotated[str | None, typer.Option(help=POSITION_IDS)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of methods that draw.")] = 0,
+    device: Annotated[str | None, typer.Option(help=DEVICE)] = None,
     text_tower: Annotated[str | None, typer.Option(help=TEXT_TOWER)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The answer, tokens and times, as JSON.")] = False,
     force: Annotated[bool, typer.Option("--force", help=FORCE)] = False,
 ) -> None:
-    """Ask a model a question about a picture, with or without pruning."""
-    from vlmprune.ask import run_image
+    """Ask a model a question about a picture or a video, with or without pruning."""
+    from vlmprune.ask import answer
     from vlmprune.core.budget import parse_keep
 
     check_packages("run")
     quiet()
-    budget = None if keep is None else parse_keep(keep)
-    asked: dict[str, Any] = {"model": model, "method": method, "keep": budget, "text_tower": text_tower}
-    typer.echo(run_image(image, question, **asked, overlay=overlay, force=force))
+    asked: dict[str, Any] = {"keep": None if keep is None else parse_keep(keep), "text_tower": text_tower}
+    asked |= {"frames": frames, "fps": fps, "max_new_tokens": max_new_tokens, "positions": positions, "seed": seed}
+    found = answer(picture, question, model, method, **asked, device=device, overlay=overlay, force=force)
+    typer.echo(_json(found.facts()) if as_json else found.text)
 
 
 app.command()(bench)

@@ -13,6 +13,7 @@ from vlmprune.cli.words import (
     JUDGE,
     JUDGE_MODEL,
     MODEL,
+    POSITION_IDS,
     TEXT_TOWER,
     keeps_of,
     numbers_of,
@@ -65,9 +66,7 @@ def bench(
     batch_size: Annotated[
         str | None, typer.Option(help="Questions per batch. Default: 32. With --speed several, by commas. Default: 1.")
     ] = None,
-    positions: Annotated[
-        str | None, typer.Option(help="Position ids: original or compact. Default: each method's own policy.")
-    ] = None,
+    positions: Annotated[str | None, typer.Option(help=POSITION_IDS)] = None,
     profile: Annotated[
         str | None,
         typer.Option(help="A paper's table (hiprune, hiprune:table3). Other options override its settings."),

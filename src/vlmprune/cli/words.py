@@ -11,6 +11,8 @@ MODEL = "An embedded model's name, a local folder, or a hub id."
 TEXT_TOWER = "The CLIP model (folder or hub id) whose vision tower the model has, for methods that read the question."
 JUDGE = "URL of a server with OpenAI's chat completions that scores judged tasks; its key is read from OPENAI_API_KEY."
 JUDGE_MODEL = "The judge's name on that server."
+POSITION_IDS = "Position ids: original or compact. Default: each method's own policy."
+DEVICE = "cpu, cuda, ... Default: a GPU, if there is one."
 FORCE = "Overwrite files that vlmprune did not write, and write into folders that hold such files."
 
 

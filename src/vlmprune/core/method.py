@@ -147,6 +147,11 @@ class Method:
         """
         return False
 
+    @property
+    def trims_first_layers(self) -> bool:
+        """Whether a method that `trims_cache` cuts the caches of layers 0 to K-2 too."""
+        return False
+
 
 @dataclass
 class Scorer(Method):

@@ -12,7 +12,7 @@ A signal that only one paper uses is a class in the file of its method.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol
 
@@ -81,11 +81,25 @@ class PromptReading(Protocol):
     def text(self, after_image: bool = False) -> Tensor:
         """[T, D] float32 embeddings of the prompt's text tokens, or only of those after the image."""
 
+    def words(self, pick: Callable[[str], Sequence[str]]) -> Tensor | None:
+        """[m, D] float32 rows of the LLM's embedding table for the words that `pick` takes from the question.
+
+        None if `prune` was given no tokenizer.
+        """
+
     def encoder(self, need: EncoderNeed) -> Any:
         """What another need read from the encoder. The need that asks must list it in its own `encoder`."""
 
     def aligned(self, rows: TowerRows, truncate: bool) -> Aligned:
         """Tower rows [n, C] and the instruction in one space: see `core.signals.Alignment`."""
+
+    def clip_gradient(self, collected: Tensor, state: Tensor) -> Tensor | None:
+        """[f, W] gradient of the cosine of CLIP's image and instruction by `collected`; None without a text tower.
+
+        Args:
+            collected: [f, W] what the CLS token's heads collect in the tower's last layer, side by side.
+            state: [f, D] the CLS token as it enters that layer.
+        """
 
 
 class EncoderReading(Protocol):
@@ -117,11 +131,17 @@ class EncoderReading(Protocol):
     def values(self, layer: EncoderLayer, joined: bool = False) -> TowerRows:
         """[count, head_dim] mean over (key-value) heads, or side by side. Tap: "attention"."""
 
-    def cls_attention(self, layer: EncoderLayer, joined: bool = False) -> Tensor:
-        """[count] row of the first token (CLS), mean over heads, or all heads treated as one. Tap: "attention"."""
+    def cls_attention(self, layer: EncoderLayer, joined: bool = False, heads: str = "mean") -> Tensor:
+        """[count] row of the first token (CLS), "mean" or "sum" over heads, or all heads treated as one.
 
-    def received_attention(self, layer: EncoderLayer, joined: bool = False) -> Tensor:
-        """[count] mean over heads and queries, CLS included; or all heads treated as one. Tap: "attention"."""
+        Tap: "attention".
+        """
+
+    def received_attention(self, layer: EncoderLayer, joined: bool = False, heads: str = "mean") -> Tensor:
+        """[count] mean over queries, CLS included, "mean" or "sum" over heads; or all heads treated as one.
+
+        Tap: "attention".
+        """
 
     def statistic(self, layer: EncoderLayer, of: Callable[[Attention], Tensor]) -> TowerRows:
         """Any other statistic: `of` turns a call into [B, tokens, ...], a row for each token. Tap: "attention"."""
@@ -175,6 +195,9 @@ class DecoderReading(Protocol):
     def layer_output(self, tokens: Tensor, norm: str | None = None) -> Tensor:
         """[R, D] as it would enter layer K, or through the "final" or the "next" layer's norm. Tap: "output"."""
 
+    def own_output(self, tokens: Tensor) -> Tensor:
+        """[R, D] as the layer returned it, before the model adds anything (deepstack). Tap: "own_output"."""
+
     def entered(self) -> Tensor:
         """[N, D] embeddings with which the image's tokens entered the LLM, including those dropped since."""
 
@@ -211,9 +234,11 @@ class PromptNeed(Need):
 
     Attributes:
         compares_text: whether it reads the instruction through the text tower, if `prune` was given one.
+        reads_words: whether it reads the question's words through the tokenizer, if `prune` was given one.
     """
 
     compares_text: ClassVar[bool] = False
+    reads_words: ClassVar[bool] = False
 
     @property
     def encoder(self) -> tuple[EncoderNeed, ...]:
@@ -263,7 +288,7 @@ class DecoderNeed(Need):
 
     Attributes:
         taps: what the runtime must record of the layer while it runs: "attention", "ahead" (layer K's attention, before
-            that layer runs), "input", "attention_output", "mlp_input", "mlp_output", "output".
+            that layer runs), "input", "attention_output", "mlp_input", "mlp_output", "own_output", "output".
     """
 
     @property

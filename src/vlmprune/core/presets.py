@@ -76,6 +76,15 @@ BEFORE_THE_LLM = (
     points("trim", NEXT, f"{HIPRUNE.format(3)}, LLaVA-NeXT"),
     points("cdpruner", (128, 64, 32), "CDPruner's scripts, LLaVA-1.5"),
     points("cdpruner", NEXT, "CDPruner's scripts, LLaVA-NeXT: 128, 64 and 32 per tile"),
+    points("scope", (64,), "SCOPE's README, LLaVA-1.5"),
+    points("scope", (160,), "SCOPE's README, LLaVA-NeXT: 32 per tile"),
+    points("mmtok", (64,), "MMTok's code, LLaVA-1.5"),
+    points("mmtok", (160,), "MMTok's README, LLaVA-NeXT: 32 per tile"),
+    points("mmtok", (0.2,), "MMTok's code, Qwen2.5-VL"),
+    points("otprune", (0.098,), "OTPrune's scripts, LLaVA-1.5"),
+    points("prunesid", (64,), "PruneSID's code, LLaVA-1.5, where one of the 64 is the CLS token"),
+    points("prunesid", (320,), "PruneSID's code, LLaVA-NeXT: 64 per tile"),
+    points("dcp", (0.25,), "DCP's abstract, LLaVA-1.5-13B; the method is a reconstruction"),
     *(
         one(f"nuwa-{mean}", f"nuwa:{anchors} > fastv@16:{left}", f"Nuwa's code, LLaVA-1.5: {mean} on average")
         for mean, anchors, left in ((192, 336, 48), (128, 224, 32), (64, 112, 16))
@@ -102,6 +111,14 @@ BEFORE_THE_LLM = (
     points("tome(inside=True)", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5", "tome-inside"),
     points(LIGHTCOMPRESS, (208,), "LightCompress's ToMe, 16 tokens per layer, LLaVA-1.5", "tome-lightcompress"),
     points("tome", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5, where it merges inside the encoder"),
+    one("pixelprune-lossless", "pixelprune(adaptive=True)", "PixelPrune, Qwen3-VL: 50 to 77 % on pages and screens"),
+    points("vidcom2", (0.25, 0.15), "VidCom2's tables, videos on LLaVA-OneVision (32 frames)"),
+    points("vidcom2", (0.35,), "VidCom2's project page, videos on Qwen3-VL-8B (64 frames)"),
+    points("vcast", (0.25, 0.2, 0.15, 0.1), "V-CAST's tables, videos on Qwen3-VL (64 frames)"),
+    points("fastvid", (0.1,), "FastVID's scripts, videos on LLaVA-OneVision (32 frames)"),
+    points("fastvid", (0.27,), "FastVID's scripts, videos on Qwen2.5-VL, where theirs keeps about 0.24"),
+    points("evs", (0.3,), "Nemotron Nano VL v2, which was trained with it: 70 % of a video pruned"),
+    points("evs", (0.2,), "SGLang's runs on Qwen3-VL: 80 % of a video pruned"),
 )
 
 INSIDE_THE_LLM = (
@@ -125,6 +142,14 @@ INSIDE_THE_LLM = (
     points("autoprune", LLAVA, f"{AUTOPRUNE.format(3)}, LLaVA-1.5-7B"),
     points("autoprune", (288, 144, 58), f"{AUTOPRUNE.format(4)}, LLaVA-1.5-13B"),
     points("autoprune(flash=True)", LLAVA, f"{AUTOPRUNE.format(3)}, LLaVA-1.5-7B: AutoPrune-Flash", "autoprune-flash"),
+    points("v2drop", (0.5,), "V2Drop's code, LLaVA-1.5: 203 of 576 tokens per layer on average"),
+    points("v2drop", (0.25,), "V2Drop's code, Qwen2-VL: a quarter, then a twentieth of these, then one token"),
+    points("priortr", LLAVA, "PriorTR's README, LLaVA-1.5: what is left from layer 3 on"),
+    points("priortr", (320,), "PriorTR's code, LLaVA-NeXT"),
+    points("priortr", (0.25,), "PriorTR's code, InternVL2.5: what is left from layer 2 on"),
+    points("priortr", (0.1111,), "PriorTR's code, Qwen2-VL and Qwen3-VL"),
+    points("clse", LLAVA, "CLSE's code, LLaVA-1.5: 330, 210 and 62 tokens are left for 192"),
+    points("clse", QWEN, "CLSE's port in PriorTR's code, Qwen2-VL and Qwen3-VL"),
     points("fitprune", LLAVA, "interpolated (ours) from FitPrune's recipes for LLaVA-1.5-7B"),
     points("mustdrop", LLAVA, f"{UNIPRUNE.format(1)}, LLaVA-1.5, by a threshold of each image's own (ours)"),
     *(

@@ -6,6 +6,7 @@ scores of encoder patches have already been mapped to slots (a 2x2 merger averag
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -69,6 +70,31 @@ class PromptText(PromptNeed):
 
 
 @dataclass(frozen=True)
+class QuestionWords(PromptNeed):
+    """Embeddings of words of the question, each by itself and without context, from the LLM's table. Shape [m, D].
+
+    `pick` turns the question into the words that are wanted, of which each may be several tokens. If `prune` was given
+    no tokenizer, these are the embeddings of the instruction's tokens, as of `PromptText(after_image=True)`.
+    """
+
+    words: ClassVar[str] = "words of the question"
+    cost_words: ClassVar[str] = "a look-up for each token"
+    reads_words: ClassVar[bool] = True
+
+    pick: Callable[[str], Sequence[str]] = str.split
+
+    def take(self, value: Tensor, tokens: Tensor, frame: int | None = None) -> Tensor:
+        return value
+
+    def read(self, at: PromptReading) -> Tensor:
+        found = at.words(self.pick)
+        return at.text(after_image=True) if found is None else found
+
+    def flops(self, load: Load) -> float:
+        return 0.0  # the comparison is counted with the image's signal
+
+
+@dataclass(frozen=True)
 class Alignment(PromptNeed):
     """The image's tokens and the instruction in one space, as `Aligned(visual [n, C], text [M, C], clip)`.
 
@@ -125,6 +151,26 @@ class TowerFeatures(EncoderNeed):
 
 
 @dataclass(frozen=True)
+class EncoderStates(EncoderNeed):
+    """Output of an encoder layer, before any norm, as `TowerRows(rows [n, width], cls [frames, width] or None)`.
+
+    If several patches make one slot, its row is their mean.
+    """
+
+    words: ClassVar[str] = "encoder states"
+    cost_words: ClassVar[str] = _FREE
+    taps: ClassVar[tuple[str, ...]] = ("states",)
+
+    layer: EncoderLayer = USED
+
+    def read(self, at: EncoderReading) -> TowerRows:
+        return at.states(self.layer)
+
+    def flops(self, load: Load) -> float:
+        return load.pairs(load.shape.encoder_width)
+
+
+@dataclass(frozen=True)
 class _RowsIfAny(TowerFeatures):
     """The same, but the projected features on a model whose encoder tokens cannot be mapped to slots."""
 
@@ -135,7 +181,7 @@ class _RowsIfAny(TowerFeatures):
 class ReceivedAttention(EncoderNeed):
     """Attention a token receives at an encoder layer: mean over heads and over all queries, CLS included. Shape [n].
 
-    `joined`: all heads, side by side, are treated as one.
+    `joined`: all heads, side by side, are treated as one. `heads`: "mean" or "sum" over heads.
     """
 
     words: ClassVar[str] = "attention received"
@@ -144,9 +190,10 @@ class ReceivedAttention(EncoderNeed):
 
     layer: EncoderLayer = USED
     joined: bool = False
+    heads: str = "mean"
 
     def read(self, at: EncoderReading) -> Tensor:
-        return at.received_attention(self.layer, self.joined)
+        return at.received_attention(self.layer, self.joined, self.heads)
 
     def flops(self, load: Load) -> float:
         return 2.0 * load.shape.encoder_width * load.encoder_tokens**2
@@ -158,7 +205,7 @@ class ClsAttention(EncoderNeed):
 
     On a tower without a CLS token this is the received attention, as VisionZip's authors advise.
     `joined`: all heads, side by side, are treated as one, with logits divided by the square root of the tower's full
-    width (PruMerge).
+    width (PruMerge). `heads`: "mean" or "sum" over heads.
     """
 
     words: ClassVar[str] = "attention of the CLS token"
@@ -167,13 +214,14 @@ class ClsAttention(EncoderNeed):
 
     layer: EncoderLayer = USED
     joined: bool = False
+    heads: str = "mean"
 
     def resolved(self, tower: Tower) -> EncoderNeed:
         kind = ClsAttention if tower.has_cls else ReceivedAttention
-        return kind(tower.layer(self.layer), self.joined)
+        return kind(tower.layer(self.layer), self.joined, self.heads)
 
     def read(self, at: EncoderReading) -> Tensor:
-        return at.cls_attention(self.layer, self.joined)
+        return at.cls_attention(self.layer, self.joined, self.heads)
 
     def flops(self, load: Load) -> float:
         if not load.shape.has_cls:
@@ -401,6 +449,25 @@ class LayerInput(DecoderNeed):
 
     def read(self, at: DecoderReading) -> Tensor:
         return at.layer_input(at.image)
+
+    def flops(self, load: Load) -> float:
+        return load.pairs(load.shape.width)
+
+
+@dataclass(frozen=True)
+class LayerOutput(DecoderNeed):
+    """Hidden states as decoder layer K-1 returned them. Shape [n, D].
+
+    Some models add features of the encoder to them before layer K (deepstack). `HiddenStates` has these, `LayerOutput`
+    does not.
+    """
+
+    words: ClassVar[str] = "hidden states that the layer returns"
+    cost_words: ClassVar[str] = _FREE
+    taps: ClassVar[tuple[str, ...]] = ("own_output",)
+
+    def read(self, at: DecoderReading) -> Tensor:
+        return at.own_output(at.image)
 
     def flops(self, load: Load) -> float:
         return load.pairs(load.shape.width)

@@ -72,8 +72,7 @@ class Clip:
         """The numbers of the frames that are shown, of `total` in a file of `fps` frames a second."""
         if total < 1:
             raise ValueError("it has no frames")
-        count = self.frames if self.rate is None else min(self.frames, max(1, round(total / fps * self.rate)))
-        return tuple(np.linspace(0, total - 1, count).astype(int).tolist())
+        return evenly(total, fps, self.frames, self.rate)
 
     def digest(self) -> bytes:
         """What tells these frames from others: how they are chosen, the size of the file and its beginning."""
@@ -83,6 +82,12 @@ class Clip:
                 return chosen + str(self.path.stat().st_size).encode() + sha256(file.read(_HEAD)).digest()
         except OSError:
             return chosen
+
+
+def evenly(total: int, fps: float, frames: int, rate: float | None) -> tuple[int, ...]:
+    """The numbers of `frames` frames of `total` that are `fps` a second; or of `rate` a second, at most `frames`."""
+    count = frames if rate is None else min(frames, max(1, round(total / fps * rate)))
+    return tuple(np.linspace(0, total - 1, count).astype(int).tolist())
 
 
 def load_av() -> Any:

@@ -363,7 +363,7 @@ class Adapter:
 
     @property
     def resizes(self) -> bool:
-        """Whether smaller pictures have fewer slots, so that `resize` saves tokens."""
+        """Whether smaller pictures, and frames, have fewer slots, so that `resize` saves tokens of any input."""
         return False
 
     def resize(self, modality: str, call: dict[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class PatchAdapter(Adapter):
 
     @property
     def resizes(self) -> bool:
-        return self.interpolates
+        return self.interpolates and not any(map(self.cls_slot, self.feature_functions))
 
     def resize(self, modality: str, call: dict[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
         if not self.interpolates:

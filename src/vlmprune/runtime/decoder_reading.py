@@ -26,7 +26,7 @@ def taps_of(needs: Iterable[Need]) -> set[str]:
 def check_readable(adapter: Adapter, layer: int, needs: Iterable[Need]) -> None:
     """Raise UserError where a method that acts before `layer` reads what the layer before it does not have."""
     taps = taps_of(needs)
-    if unknown := taps - {*NOTED, "attention", "ahead", "input", "output"}:
+    if unknown := taps - {*NOTED, "attention", "ahead", "input", "own_output", "output"}:
         raise TypeError(f"no such tap: {', '.join(sorted(unknown))}")
     if taps & {"attention", "attention_output"}:
         adapter.decoder_attention(layer - 1)
@@ -61,6 +61,8 @@ class LayerTap:
             self._handles.append(module.mlp.register_forward_pre_hook(self._note_input))
         if "mlp_output" in taps:
             self._handles.append(module.mlp.register_forward_hook(self._noter("mlp_output")))
+        if "own_output" in taps:
+            self._handles.append(module.register_forward_hook(self._noter("own_output")))
         if "attention_output" in taps:
             attention = adapter.decoder_attention(layer)
             self._handles.append(attention.register_forward_hook(self._noter("attention_output")))
@@ -216,6 +218,9 @@ class ImageAtLayer:
 
     def mlp_output(self, tokens: Tensor) -> Tensor:
         return self._rows(self.reader.noted("mlp_output"), tokens)
+
+    def own_output(self, tokens: Tensor) -> Tensor:
+        return self._rows(self.reader.noted("own_output"), tokens)
 
     def layer_output(self, tokens: Tensor, norm: str | None = None) -> Tensor:
         states = self.reader.hidden[self.row, tokens.to(self.reader.hidden.device)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,9 @@ class PromptReader:
     def text(self, after_image: bool = False) -> Tensor:
         return self.text_around.embeddings(after_image)
 
+    def words(self, pick: Callable[[str], Sequence[str]]) -> Tensor | None:
+        return self.text_around.words(pick)
+
     def encoder(self, need: EncoderNeed) -> Any:
         origin, key = self._origin, resolved(self.image.adapter, need)
         if key not in self.image.signals:
@@ -76,6 +80,9 @@ class PromptReader:
 
     def aligned(self, rows: TowerRows, truncate: bool) -> Aligned:
         return self.text_around.aligned(self.image.features[self._origin], rows, truncate)
+
+    def clip_gradient(self, collected: Tensor, state: Tensor) -> Tensor | None:
+        return self.text_around.gradient(collected, state)
 
     @property
     def _origin(self) -> Tensor:

@@ -116,7 +116,7 @@ def run_vision_acts(acts: Sequence[Act], image: ImageTokens, shown: Tensor, know
         now = states[-1]
         so_far = known.so_far[act.stage]
         so_far.reached = so_far.reached or len(now.slots)
-        act = act.of(so_far.reached)
+        act = act.of(so_far.reached, image.grid, image.video)
         keep = act.budget(len(now.slots), so_far.reached)
         acted, stays = changes_encoding(act.method), keep >= len(now.slots)
         if acted or (stays and not isinstance(act.method, Observes)):

@@ -82,5 +82,27 @@ class TextTower:
     @torch.no_grad()
     def visual(self, rows: Tensor) -> Tensor:
         """Rows of the vision tower [n, width] in CLIP's common space, float32 [n, C]."""
-        normed = self.clip.vision_model.post_layernorm(rows.to(self.clip.device, self.clip.dtype))
-        return self.clip.visual_projection(normed).float()
+        return self._projected(rows.to(self.clip.device, self.clip.dtype)).float()
+
+    def _projected(self, rows: Tensor) -> Tensor:
+        return self.clip.visual_projection(self.clip.vision_model.post_layernorm(rows))
+
+    def gradient(self, collected: Tensor, state: Tensor, sentence: str) -> Tensor:
+        """Gradient of the cosine of image and sentence (mean over its pieces), float32 [f, W].
+
+        It is open in here only, whatever the caller has switched off, and no parameter gets one.
+
+        Args:
+            collected: [f, W] what the CLS token's heads collect in the vision tower's last layer, side by side.
+            state: [f, D] the CLS token as it enters that layer.
+        """
+        text, layer = self.text(sentence), self.clip.vision_model.encoder.layers[-1]
+        with torch.inference_mode(False), torch.enable_grad():
+            text, state, leaf = (
+                rows.detach().to(self.clip.device, self.clip.dtype).clone() for rows in (text, state, collected)
+            )
+            leaf.requires_grad_()
+            row = state + layer.self_attn.out_proj(leaf)
+            row = row + layer.mlp(layer.layer_norm2(row))
+            cosines = nn.functional.cosine_similarity(self._projected(row)[:, None], text[None], dim=-1)
+            return torch.autograd.grad(cosines.mean(1).sum(), leaf)[0].float()

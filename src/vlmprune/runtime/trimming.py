@@ -31,7 +31,9 @@ class Cut(NamedTuple):
 def trim_caches(
     cache: Cache, adapter: Adapter, segments: Sequence[Segment], acts: Mapping[int, Act], cuts: Sequence[Cut]
 ) -> tuple[list[Segment], dict[int, int]]:
-    """Let the layers from before the first stage that trims caches keep only what the last of these stages left.
+    """Let the layers from before the first act that trims caches keep only what the last of these acts left.
+
+    These are the layers from the one that the act reads, or from layer 0 if its method says so.
 
     Args:
         cuts: all that were made, in order, those of other stages too: they shorten what the next one counts among.
@@ -44,7 +46,8 @@ def trim_caches(
     if last is None:
         return list(segments), {}
     cuts = cuts[: last + 1]
-    begin, end, valid = min(trimming) - 1, cuts[-1].number, cuts[-1].valid
+    begin = min(0 if acts[number].method.trims_first_layers else number - 1 for number in trimming)
+    end, valid = cuts[-1].number, cuts[-1].valid
     stored: list[Segment] = []
     trimmed: dict[int, int] = {}
     previous: tuple[Segment, bool] | None = None

@@ -38,8 +38,8 @@ def following(adapter: Adapter, layer: int, run: Callable[[], Any]) -> nn.Module
 
 @contextmanager
 def watched(adapter: Adapter, layer: int) -> Iterator[dict[str, Tensor]]:
-    """A layer's "input", its attention "maps" (eager attention only), what its "mlp" reads and the "next" layer gets,
-    and the "embeds" that enter the language model."""
+    """A layer's "input" and "output", its attention "maps" (eager attention only), what its "mlp" reads and the "next"
+    layer gets, and the "embeds" that enter the language model."""
     seen: dict[str, Tensor] = {}
     module: Any = adapter.decoder_layers[layer]
     following = adapter.decoder_layers[layer + 1 : layer + 2]
@@ -53,8 +53,12 @@ def watched(adapter: Adapter, layer: int) -> Iterator[dict[str, Tensor]]:
     def note_text(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen["embeds"] = kwargs["inputs_embeds"]
 
+    def note_output(module: Any, args: Any, output: Any) -> None:
+        seen["output"] = output[0] if isinstance(output, tuple) else output
+
     handles = [
         module.register_forward_pre_hook(note_input("input"), with_kwargs=True),
+        module.register_forward_hook(note_output),
         # what the next layer gets: deepstack adds to the output in between
         *(after.register_forward_pre_hook(note_input("next"), with_kwargs=True) for after in following),
         module.mlp.register_forward_pre_hook(lambda _, args: seen.__setitem__("mlp", args[0])),

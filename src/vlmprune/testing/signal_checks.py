@@ -19,6 +19,7 @@ from vlmprune.core.signals import (
     HiddenStates,
     LastQueryAttention,
     LayerInput,
+    LayerOutput,
     MlpInput,
     ReceivedAttention,
     TextQueryAttention,
@@ -133,7 +134,8 @@ def _tower_needs(layer: EncoderLayer) -> dict[str, Need]:
 def decoder_signals(subject: AdapterSubject) -> None:
     needs: dict[str, Need] = {
         "last": LastQueryAttention(), "text": TextQueryAttention(heads="all"), "hidden": HiddenStates(),
-        "input": LayerInput(), "mlp": MlpInput(), "keys": _Stored("keys"), "values": _Stored("values"),
+        "input": LayerInput(), "output": LayerOutput(), "mlp": MlpInput(),
+        "keys": _Stored("keys"), "values": _Stored("values"),
         "final": DecoderStates(), "following": DecoderStates(norm="next"),
     }  # fmt: skip
     adapter, ground = subject.adapter, subject.ground
@@ -153,6 +155,7 @@ def decoder_signals(subject: AdapterSubject) -> None:
             expect(f"the attention of the last token {where}", view["last"], maps.mean(0)[-1, image])
             expect(f"the attention of the text {where}", view["text"], maps[:, text][..., image])
             expect(f"the input {where}", view["input"], seen["input"][row, image])
+            expect(f"what is returned {where}", view["output"], seen["output"][row, image])
             expect(f"the input of the MLP {where}", view["mlp"], seen["mlp"][row, image])
             expect(f"the output {where} at the image", view["hidden"].visual, seen["next"][row, image])
             expect(f"the output {where} at the text", view["hidden"].text, seen["next"][row, text])

@@ -23,6 +23,7 @@ class Staged(Method):
 
     stage: ClassVar[str] = "decoder"
     looks_ahead: ClassVar[bool] = False  # reads layer K instead of layer K-1
+    reads_attention: ClassVar[bool] = True  # so that it needs a layer with an attention map
 
     layers: tuple[int, ...] | None = None
 
@@ -48,7 +49,7 @@ class Staged(Method):
         """The layers before which it acts on this model."""
         if self.layers is not None:
             return tuple(layer_within(self.name, layer, info) for layer in self.layers)
-        layers = spread(*self.usual_layers(info), info, self.looks_ahead)
+        layers = spread(*self.usual_layers(info), info, self.looks_ahead, self.reads_attention)
         if not layers:
             raise UserError(
                 f"{self.name}: this model has no decoder layer whose attention it could read and cut behind."
@@ -75,13 +76,17 @@ def share_of(keep: Keep, total: int) -> float:
     return keep if isinstance(keep, float) else min(1.0, keep / max(1, total))
 
 
-def spread(layers: Sequence[int], depth: int, info: ModelInfo, ahead: bool = False) -> tuple[int, ...]:
+def spread(
+    layers: Sequence[int], depth: int, info: ModelInfo, ahead: bool = False, attention: bool = True
+) -> tuple[int, ...]:
     """`layers` of a model with `depth` layers, moved to the same share of this model's depth.
 
     Each becomes the nearest layer K before which it can act: layer K-1 (`ahead`: layer K itself) has an attention map,
-    and no layer is taken twice. If the model is not deep enough for all of them, the last ones are left out.
+    if it reads one (`attention`), and no layer is taken twice. If the model is not deep enough for all of them, the
+    last ones are left out.
     """
-    readable = range(info.decoder_layers) if info.attention_layers is None else info.attention_layers
+    maps = info.attention_layers if attention else None
+    readable = range(info.decoder_layers) if maps is None else maps
     places = [layer for layer in range(1, info.decoder_layers) if (layer if ahead else layer - 1) in readable]
     chosen: list[int] = []
     for layer in layers:

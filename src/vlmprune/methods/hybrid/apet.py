@@ -60,6 +60,7 @@ class ApET(Staged):
     summary: ClassVar[str] = "tokens that a few basis tokens explain worst; the rest is merged into them"
     budget_means: ClassVar[str] = "an average over layers"
     merges: ClassVar[bool] = True
+    reads_attention: ClassVar[bool] = False
 
     inside: bool = True
     basis: Annotated[int, AtLeast(1)] = 10
