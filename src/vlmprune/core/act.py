@@ -24,11 +24,16 @@ class At(NamedTuple):
         layer: the decoder layer before which it acts, None for before the LLM.
         needs: the signals that it reads there, if they are not those that its `needs` declares for every act.
         fuses: for a `Fusing` method, whether attention is edited before this act.
+        pool: which tokens compete there, if not those that the method's `pool` names. The user's `per` overrides both.
+        sees_every_slot: whether slots that show no patch compete there, if that is not as the method's function of this
+            name says. A method that reads the encoder only before the LLM says so for its acts inside it.
     """
 
     layer: int | None
     needs: Mapping[str, Need] | None = None
     fuses: bool = True
+    pool: str | None = None
+    sees_every_slot: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class Act:
         needs: the signals that it reads, by name.
         positions: the method's policy, "original" or "compact"; the user's choice overrides it.
         fusion: how attention is edited before it, or None if it is not edited.
+        pool: which tokens compete, those of the "image" or of each "frame".
+        sees_every_slot: whether slots that show no patch compete.
         stage: which of the recipe's stages it belongs to.
         keeps: the budget of each image, if the user gave a list; then take the act `at` an image to ask its budget.
         variants: the same act under each of these budgets.
@@ -64,6 +71,8 @@ class Act:
     positions: str = "original"
     fusion: Fusion | None = None
     stage: int = 0
+    pool: str = "image"
+    sees_every_slot: bool = True
     keeps: Keeps | None = None
     variants: tuple[Act, ...] = ()
     aim: Aim | None = None

@@ -168,8 +168,11 @@ class DecoderReading(Protocol):
         computed before it runs; their tap is "ahead".
         """
 
-    def keys(self, tokens: Tensor) -> Tensor:
-        """[R, C] keys after rotary embedding, KV heads side by side. Tap: "attention"."""
+    def keys(self, tokens: Tensor, joined: bool = True, ahead: bool = False) -> Tensor:
+        """[R, C] keys after rotary embedding, KV heads side by side, or their mean [R, head_dim]. Tap: "attention".
+
+        With `ahead` they are the keys of layer K, computed before it runs; their tap is "ahead".
+        """
 
     def values(self, tokens: Tensor) -> Tensor:
         """[R, C] values, KV heads side by side. Tap: "attention"."""

@@ -85,6 +85,25 @@ BEFORE_THE_LLM = (
     points("prunesid", (64,), "PruneSID's code, LLaVA-1.5, where one of the 64 is the CLS token"),
     points("prunesid", (320,), "PruneSID's code, LLaVA-NeXT: 64 per tile"),
     points("dcp", (0.25,), "DCP's abstract, LLaVA-1.5-13B; the method is a reconstruction"),
+    *(
+        one(f"nuwa-{mean}", f"nuwa:{anchors} > fastv@16:{left}", f"Nuwa's code, LLaVA-1.5: {mean} on average")
+        for mean, anchors, left in ((192, 336, 48), (128, 224, 32), (64, 112, 16))
+    ),
+    *(
+        one(
+            f"nuwa-{mean}",
+            f"nuwa(quota={quota}, percentile=0.5):{anchors} > fastv@16:0.1",
+            f"Nuwa's code, LLaVA-NeXT, for {mean}: {anchors} before the LLM, newlines not counted",
+        )
+        for mean, quota, anchors in ((640, 3, 1162), (320, 3, 582), (160, 2, 290))
+    ),
+    *(
+        one(f"nuwa-qwen-{mean}", f"nuwa(quota={quota}):{anchors} > fastv@16:{left}", "Nuwa's code, Qwen2.5-VL")
+        for mean, quota, anchors, left in ((0.75, 4, 0.85, 0.7), (0.5, 3, 0.6, 0.66), (0.25, 3, 0.35, 0.42))
+    ),
+    points("apet", LLAVA, "ApET's scripts, LLaVA-1.5, for 64; the others by its rule: 3 to 1 in two stages"),
+    points("apet", (640,), "ApET's scripts, LLaVA-NeXT: 192 per tile, then 64"),
+    points("apet(inside=False, basis_write=half)", (0.3,), "ApET's scripts, Qwen2.5-VL", "apet-qwen"),
     points("gprune", (0.5,), "G-Prune's code, LLaVA-NeXT"),
     points("holov", (64,), "HoloV's code, LLaVA-1.5"),
     points("gridprune", (320,), "GridPrune's abstract, LLaVA-NeXT: 11.1 %"),
@@ -115,6 +134,8 @@ INSIDE_THE_LLM = (
     points("sparsevlm", (640, 320), f"{HIPRUNE.format(3)}, LLaVA-NeXT"),
     points("sparsevlm(version=1.0)", LLAVA, "SparseVLM's first version, LLaVA-1.5", "sparsevlm-1.0"),
     points("sparsevlm(version=+)", (192, 128, 96, 64), "SparseVLM+, its code's version 2.0, LLaVA-1.5", "sparsevlm+"),
+    points("visiondrop", (32,), "VisionDrop's scripts, LLaVA-1.5: 48 tokens before the LLM, then 35, 26 and 19"),
+    points("vlmpruner@2", LLAVA, "VLM-Pruner's scripts, LLaVA-1.5: 66.7, 77.8 and 88.9 % pruned", "vlmpruner"),
     points("adaptinfer", (192,), "between AdaptInfer's 128 and all tokens (ours), LLaVA-1.5"),
     points("adaptinfer", (128, 64, 48, 32), "AdaptInfer's code, LLaVA-1.5-7B"),
     points("adaptinfer", (0.5, 0.3, 0.1), "AdaptInfer's code, Qwen2-VL-2B"),

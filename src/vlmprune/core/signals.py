@@ -276,6 +276,11 @@ class Pixels(EncoderNeed):
 # ---------------------------------------------------------------- of a decoder layer
 
 
+def _projections(load: Load) -> float:
+    """Operations for queries, keys and values of all tokens, which looking ahead computes once more."""
+    return 2.0 * load.shape.width * (load.shape.q_width + 2 * load.shape.kv_width) * (load.text + load.present)
+
+
 @dataclass(frozen=True)
 class LastQueryAttention(DecoderNeed):
     """Attention that the last prompt token pays to each visual token at decoder layer K-1. Shape [n].
@@ -297,9 +302,7 @@ class LastQueryAttention(DecoderNeed):
         return at.attention(at.last, ahead=self.ahead)[0, at.image]
 
     def flops(self, load: Load) -> float:
-        shape = load.shape
-        projections = 2.0 * shape.width * (shape.q_width + 2 * shape.kv_width) * (load.text + load.present)
-        return load.row + (projections if self.ahead else 0.0)
+        return load.row + (_projections(load) if self.ahead else 0.0)
 
 
 @dataclass(frozen=True)
@@ -331,19 +334,24 @@ class VisualQueryAttention(DecoderNeed):
     """Attention each token receives at decoder layer K-1 from the image's own tokens, mean over these. Shape [n].
 
     `heads`: "mean" or "max" over heads, before the mean over queries.
+    `ahead`: at layer K instead, by that layer's norm and projections, before it has run (VisionDrop).
     """
 
     words: ClassVar[str] = "attention of the image's own tokens"
     cost_words: ClassVar[str] = "n rows per head, O(H n L d)"
-    taps: ClassVar[tuple[str, ...]] = ("attention",)
 
     heads: str = "mean"
+    ahead: bool = False
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        return ("ahead",) if self.ahead else ("attention",)
 
     def read(self, at: DecoderReading) -> Tensor:
-        return at.attention(at.image, self.heads)[:, at.image].mean(0)
+        return at.attention(at.image, self.heads, self.ahead)[:, at.image].mean(0)
 
     def flops(self, load: Load) -> float:
-        return load.row * load.present
+        return load.row * load.present + (_projections(load) if self.ahead else 0.0)
 
 
 @dataclass(frozen=True)
@@ -372,14 +380,25 @@ class _TokensNeed(DecoderNeed):
 
 @dataclass(frozen=True)
 class DecoderKeys(_TokensNeed):
-    """Keys of decoder layer K-1 after rotary embedding, KV heads side by side: `Tokens(visual [n, C], text [T, C])`."""
+    """Keys of decoder layer K-1 after rotary embedding, KV heads side by side: `Tokens(visual [n, C], text [T, C])`.
+
+    `joined`: if False, the mean over KV heads instead, C = head_dim.
+    `ahead`: the keys of layer K instead, before it has run. A method reads them with another signal that looks ahead,
+    which counts the projections.
+    """
 
     words: ClassVar[str] = "LLM keys"
     cost_words: ClassVar[str] = "one projection, O(L D C)"
-    taps: ClassVar[tuple[str, ...]] = ("attention",)
+
+    joined: bool = True
+    ahead: bool = False
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        return ("ahead",) if self.ahead else ("attention",)
 
     def read(self, at: DecoderReading) -> Tokens:
-        return Tokens(at.keys(at.image), at.keys(at.text))
+        return Tokens(*(at.keys(tokens, self.joined, self.ahead) for tokens in (at.image, at.text)))
 
     def flops(self, load: Load) -> float:
         return load.pairs(load.shape.kv_width)
