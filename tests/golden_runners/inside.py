@@ -13,8 +13,9 @@ from vlmprune.core.plan import acts_of
 from vlmprune.core.selectors import ascending, top_k
 from vlmprune.core.view import Grid, ModelInfo
 from vlmprune.methods.decoder.clse import CLSE
-from vlmprune.methods.decoder.priortr import EPS, PriorTR, excess
+from vlmprune.methods.decoder.priortr import PriorTR
 from vlmprune.methods.decoder.v2drop import V2Drop
+from vlmprune.methods.relevance import EPS, excess
 from vlmprune.methods.spectrum import high_pass
 
 INTERNVL = ModelInfo("internvl", encoder_layers=24, decoder_layers=32, has_cls=True)

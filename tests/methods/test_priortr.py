@@ -15,7 +15,8 @@ from versions import cache_of
 import vlmprune
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.view import ImageView, ModelInfo
-from vlmprune.methods.decoder.priortr import PriorTR, excess
+from vlmprune.methods.decoder.priortr import PriorTR
+from vlmprune.methods.relevance import excess
 
 QWEN = ModelInfo("qwen2_5_vl", 32, 28, has_cls=False)
 INTERN = ModelInfo("internvl", 24, 28, has_cls=True)

@@ -1,10 +1,12 @@
-"""The relevance of tokens to the instruction, from `Alignment`."""
+"""The relevance of tokens to the instruction, from `Alignment` or from attention."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from vlmprune.author import Aligned
+
+EPS = 1e-10  # added to attention inside a logarithm
 
 
 def mean_cosine(aligned: Aligned) -> Tensor:
@@ -19,3 +21,8 @@ def mean_cosine(aligned: Aligned) -> Tensor:
 def sign_of(chosen: int | None, aligned: Aligned) -> int:
     """The sign of relevance: as chosen, or else -1 for CLIP, whose patches point away from text that describes them."""
     return chosen or (-1 if aligned.clip else 1)
+
+
+def excess(task: Tensor, prior: Tensor) -> Tensor:
+    """[n] each token's part of the divergence of `task` [n] from `prior` [n], both with sum 1."""
+    return task * ((task + EPS) / (prior + EPS)).log()

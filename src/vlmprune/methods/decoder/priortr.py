@@ -13,8 +13,7 @@ from vlmprune.author import (
     Act, AtLeast, ImageView, ModelInfo, Need, NotNegative, Scorer, Selection, TextQueryAttention, resolve_keep, top_k,
 )  # fmt: skip
 from vlmprune.methods.decoder.staged import Staged
-
-EPS = 1e-10
+from vlmprune.methods.relevance import EPS, excess
 
 
 @dataclass
@@ -45,10 +44,9 @@ class PriorTR(Scorer, Staged):
             code, so that decoding sees no others.
 
     Differences from the authors' code:
-        - The number kept is the library's count. Theirs rounds shares down, on LLaVA and InternVL also to no token.
+        - Shares are rounded, and scores are float32; theirs rounds shares down, also to no token, and scores to float16.
         - Without a null row besides the question's, the last row alone is the score; theirs is 0 everywhere.
         - Each image has its own rows and budget; theirs takes the first image, or one span over all of them.
-        - Scores are float32; theirs are rounded to the model's type before they are compared.
         - The null token sees a question before the image, and on PaliGemma any question, because there the tokens of
           a prompt see each other in both directions. Then little is corrected.
         - Not offered: several layers with one budget, and the variant 2F, which takes Q from a second forward.
@@ -120,8 +118,3 @@ class PriorTR(Scorer, Staged):
         score = self.score(view)
         above = (score > self.threshold).nonzero().squeeze(1)
         return above if len(above) else top_k(score, 1)
-
-
-def excess(task: Tensor, prior: Tensor) -> Tensor:
-    """[n] each token's part of the divergence of `task` [n] from `prior` [n], both with sum 1."""
-    return task * ((task + EPS) / (prior + EPS)).log()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlmprune.author import Alignment, ClsAttention, ImageView, ModelInfo, Need, Scorer, Share
 from vlmprune.methods.gradient import LAST, NEEDS, weighted_attention
-from vlmprune.methods.relevance import mean_cosine
+from vlmprune.methods.relevance import mean_cosine, sign_of
 
 
 @dataclass
@@ -40,7 +40,8 @@ class DCP(Scorer):
         - The gradient is Grad-CAM's on attention maps: times the map, without what is negative, mean over heads.
         - Each cue is scaled to sum to 1; the question is what follows the image, in pieces of 77 tokens, of whose
           cosines the mean is taken; tiles and frames have an image embedding each, and all their tokens compete.
-        - Towers without a CLS token have the received attention as image, and no gradient.
+        - Towers without a CLS token have the received attention as image; they and families other than LLaVA have no
+          gradient, and with a text tower the cosine of CLIP's patches, which point away from text that fits.
 
     Differences from the authors' code: not known.
     """
@@ -53,7 +54,7 @@ class DCP(Scorer):
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         needs: dict[str, Need] = {"image": ClsAttention(LAST), "aligned": Alignment()}
-        return {**needs, **NEEDS} if info.has_cls else needs
+        return {**needs, **NEEDS} if info.has_cls and info.llava else needs  # where the tower may be CLIP's
 
     def score(self, view: ImageView) -> Tensor:
         image = view["image"].float().nan_to_num()
@@ -63,7 +64,7 @@ class DCP(Scorer):
         """The cue by text, [n], not scaled."""
         gradient = view.signals.get("gradient")
         if gradient is None:
-            return mean_cosine(view["aligned"]).clamp(min=0)
+            return (sign_of(None, view["aligned"]) * mean_cosine(view["aligned"])).clamp(min=0)
         own = gradient if len(gradient) == 1 else gradient[view.frames]
         return weighted_attention(view["collected"].rows, own)
 
