@@ -47,7 +47,7 @@ class VlmPrune(BaseModel):
         super().__init__()
         loaded = load_model(model_path)
         self.model, self.processor = loaded.model, loaded.processor
-        self.method, self.options = method, {"keep": keep, **options}
+        self.method, self.options = method, {"keep": keep, "tokenizer": self.processor, **options}
         self.arguments = generation_kwargs(max_new_tokens)
 
     def session(self):

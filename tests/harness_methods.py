@@ -9,7 +9,7 @@ from vlmprune.core.act import Act
 from vlmprune.core.method import Method, PixelMethod
 from vlmprune.core.plan import acts_of
 from vlmprune.core.roles import Fusing
-from vlmprune.core.view import ModelInfo
+from vlmprune.core.view import Grid, ModelInfo
 from vlmprune.testing import FAMILIES
 
 METHODS = [name for name in vlmprune.METHODS if not issubclass(vlmprune.METHODS[name], PixelMethod)]
@@ -22,11 +22,11 @@ def cutting(name: str) -> Method:
     return method.unfused() if isinstance(method, Fusing) else method
 
 
-def left(acts: Sequence[Act], n: int) -> int:
-    """Of an image's `n` tokens those that its budget leaves after all acts of an exact method."""
+def left(acts: Sequence[Act], n: int, grid: Grid | None = None, video: bool = False) -> int:
+    """Of an image's (or video's) `n` tokens those that its budget leaves after all acts of an exact method."""
     total = n
     for act in acts:
-        n = min(n, act.budget(n, total))
+        n = min(n, act.of(total, grid, video).budget(n, total))
     return n
 
 

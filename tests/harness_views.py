@@ -8,12 +8,16 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from vlmprune.core.budget import Keep
 from vlmprune.core.method import Method
+from vlmprune.core.plan import acts_of
 from vlmprune.core.signals import (
     DecoderKeys,
     DecoderStates,
     EncoderKeys,
+    EncoderStates,
     Features,
+    QuestionWords,
     TowerFeatures,
 )
 from vlmprune.core.view import Aligned, Grid, ImageView, Merged, ModelInfo, Tokens, TowerRows
@@ -63,7 +67,9 @@ def image(
         numbers = numbers.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max).to(dtype)
         if isinstance(need, Features):
             signals[name] = numbers[:n]
-        elif isinstance(need, TowerFeatures | EncoderKeys):
+        elif isinstance(need, QuestionWords):
+            signals[name] = numbers[n : n + texts]
+        elif isinstance(need, TowerFeatures | EncoderKeys | EncoderStates):
             signals[name] = TowerRows(numbers[:n], numbers[n : n + 1] if info.has_cls else None)
         elif isinstance(need, DecoderKeys | DecoderStates):
             signals[name] = Tokens(numbers[:n], numbers[n : n + texts])
@@ -140,6 +146,13 @@ def shown(asked: Method, **case: Any) -> ImageView:
 def of_tensors(keep: int, grid: Grid | None, info: ModelInfo = LLAVA, **signals: Any) -> ImageView:
     n = len(next(iter(signals.values())))
     return ImageView(keep, torch.arange(n), grid, info, signals)
+
+
+def video(asked: Method, keep: Keep, grid: Grid, features: Tensor, info: ModelInfo = QWEN, **signals: Any) -> ImageView:
+    """A whole video as a method sees it under a budget."""
+    act = acts_of(asked, keep, info)[0].of(grid.size, grid, video=True)
+    shown = {"features": features, **signals}
+    return ImageView(act.budget(grid.size, grid.size), torch.arange(grid.size), grid, info, shown, act=act)
 
 
 def anyres(asked: Method, keep: int, rows: int, cols: int, kind: str = "noise") -> ImageView:

@@ -64,7 +64,7 @@ def test_every_built_in_method_meets_it_or_says_that_it_cannot(name: str, kind: 
             acts = acts_of(method, keep, DEEP, budget=kind)
         except OutOfReach as error:
             if UNTOLD in str(error):
-                assert not method.exact and method.stage == "decoder"
+                assert any(act.method.left(act, 576, 576) is None for act in acts_of(method, keep, DEEP))
             else:
                 assert all(off(kind, keep, 576, found) > 1 for found in reachable(name))
             continue

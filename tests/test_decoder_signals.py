@@ -17,6 +17,7 @@ import vlmprune
 from vlmprune.core.needs import Need
 from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.signals import (
+    DecoderKeys,
     DecoderStates,
     EnteredEmbeddings,
     HiddenStates,
@@ -127,7 +128,7 @@ def test_signals_equal_eager_attentions_and_hooks(family: str) -> None:
 @pytest.mark.parametrize("layer", [2, 3])  # Gemma 3's sliding layer and its full one
 @pytest.mark.parametrize("family", SIX)
 def test_looking_ahead_shows_what_the_next_layer_does(family: str, layer: int) -> None:
-    needs = {"ahead": LastQueryAttention(ahead=True)}
+    needs = {"ahead": LastQueryAttention(ahead=True), "visual": VisualQueryAttention(ahead=True)}
     if family == "qwen3_5" and layer == 2:
         with pytest.raises(vlmprune.UserError, match="linear attention"):
             shown(family, layer, needs)
@@ -136,6 +137,17 @@ def test_looking_ahead_shows_what_the_next_layer_does(family: str, layer: int) -
         built(family, "eager")(**inputs_of(family, RAGGED))
     for seen, (row, image, _) in zip(shown(family, layer, needs), columns(family), strict=True):
         close(seen["ahead"], eager["maps"][row].mean(0)[-1, image])
+        close(seen["visual"], eager["maps"][row].mean(0)[image][:, image].mean(0))
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+def test_keys_that_are_read_ahead_are_those_of_the_next_layer(family: str) -> None:
+    ahead = shown(family, 2, {"keys": DecoderKeys(ahead=True), "mean": DecoderKeys(joined=False, ahead=True)})
+    heads = adapter_for(built(family)).text_config.num_key_value_heads
+    for early, late in zip(ahead, shown(family, 3, {"keys": DecoderKeys()}), strict=True):
+        for got, mean, due in zip(early["keys"], early["mean"], late["keys"], strict=True):
+            close(got, due, HIDDEN)
+            close(mean, due.unflatten(1, (heads, -1)).mean(1), HIDDEN)
 
 
 @pytest.mark.parametrize("layer", [2, 3])

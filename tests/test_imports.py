@@ -151,10 +151,26 @@ def test_who_imports_the_internals_of_transformers() -> None:
 
 
 def test_method_files_are_small() -> None:
-    lines = {path: len(path.read_text().splitlines()) for path in (PACKAGE / "methods").rglob("*.py")}
-    assert max(lines.values()) <= 120, max(lines, key=lambda path: lines[path])
+    """In lines of code: what documents a method may be as long as it needs."""
+    lines = {path: _lines_of_code(path) for path in (PACKAGE / "methods").rglob("*.py")}
+    assert max(lines.values()) <= 90, max(lines, key=lambda path: lines[path])
     methods = {target.partition(":")[0].rpartition(".")[2] for target in built_in().values()}
-    assert median(count for path, count in lines.items() if path.stem in methods) <= 100
+    assert median(count for path, count in lines.items() if path.stem in methods) <= 60
+
+
+def _lines_of_code(path: Path) -> int:
+    """Without docstrings, comments and empty lines."""
+    text = path.read_text()
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    firsts = [node.body[0] for node in ast.walk(ast.parse(text)) if isinstance(node, documented) and node.body]
+    docs = {
+        line
+        for first in firsts
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+        for line in range(first.lineno, (first.end_lineno or first.lineno) + 1)
+    }
+    left = [line.strip() for number, line in enumerate(text.splitlines(), 1) if number not in docs]
+    return sum(bool(line) and not line.startswith("#") for line in left)
 
 
 def test_no_test_file_imports_another() -> None:

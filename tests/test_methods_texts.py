@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -20,10 +19,8 @@ import vlmprune
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
 from vlmprune.core.recipe import Recipe, Stage, format_method
-from vlmprune.core.registry import METHODS
 from vlmprune.core.signals import Alignment, ClsAttention, EncoderKeys, Features, TowerFeatures
 from vlmprune.core.view import Aligned, Grid, ImageView, Merged, TowerRows
-from vlmprune.methods.absent import NOT_IMPLEMENTED
 from vlmprune.methods.vision.cdpruner import CDPruner
 from vlmprune.methods.vision.recoverable import Recoverable
 from vlmprune.methods.vision.trim import Trim
@@ -179,11 +176,6 @@ def test_what_each_reads() -> None:
         "rows": TowerFeatures(),
         "aligned": Alignment(truncate=True),
     }
-
-
-def test_methods_that_are_not_here_say_why() -> None:
-    for name, reason in NOT_IMPLEMENTED.items():
-        assert name not in METHODS and re.fullmatch(r"[A-Z][^\n]*[^.\n]\.", reason)
 
 
 def recipe_of(method: Method, keep: float | int) -> Recipe:

@@ -46,7 +46,7 @@ def test_names_are_the_presets_own() -> None:
     assert all(preset.source.strip() for preset in PRESETS.values())
 
 
-OTHER_NUMBERS = ("mustdrop-textvqa-", "mustdrop-vizwiz-", "vtw-", "fuse-", "unibench-pool-")
+OTHER_NUMBERS = ("nuwa-", "mustdrop-textvqa-", "mustdrop-vizwiz-", "vtw-", "fuse-", "unibench-pool-")
 
 
 def test_a_number_in_a_name_is_the_budget() -> None:
@@ -116,7 +116,10 @@ def test_images_tell_what_adaptive_ones_keep(name: str, scene: tuple) -> None:
     assert before == 196 and 1 <= after < 150
 
 
-DEEP = {"vtw-7b", "vtw-13b", "hilo-staged-0.2", "hilo-staged-0.1", *(f"unibench-pdrop-{keep}" for keep in SHARES)}
+DEEP = {
+    "vtw-7b", "vtw-13b", "hilo-staged-0.2", "hilo-staged-0.1", *(f"unibench-pdrop-{keep}" for keep in SHARES),
+    *(name for name in PRESETS if name.startswith("nuwa-")),
+}  # fmt: skip
 
 EARLY = {"fastv-average-64"}  # of 196 tokens: the layers before it alone see more
 

@@ -270,7 +270,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "methods-defaults": made_by("docs_methods", "defaults"),
     "methods-in-full": made_by("docs_methods", "in_full"),
     "budgets": made_by("docs_methods", "budgets"),
-    "methods-absent": made_by("docs_methods", "absent"),
     "signals": made_by("docs_methods", "costs"),
     "signals-prompt": made_by("docs_methods", "prompt_signals"),
     "signals-encoder": made_by("docs_methods", "encoder_signals"),

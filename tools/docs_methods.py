@@ -29,7 +29,6 @@ from vlmprune.core.presets import PRESETS
 from vlmprune.core.recipe import format_method, recipe
 from vlmprune.core.registry import METHODS, built_in
 from vlmprune.core.view import ModelInfo
-from vlmprune.methods.absent import NOT_IMPLEMENTED
 from vlmprune.testing.docstrings import cost, told
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -161,10 +160,6 @@ def budgets() -> str:
     """Methods whose budget is something else than what is left when they have acted."""
     rows = ([f"`{name}`", cls.budget_means] for name, cls in methods() if cls.budget_means)
     return table(("method", "its budget is"), rows)
-
-
-def absent() -> str:
-    return table(("method", "why not"), ([f"`{name}`", plain(why)] for name, why in NOT_IMPLEMENTED.items()))
 
 
 def presets() -> str:

@@ -1,6 +1,21 @@
 """One runner a golden method: builds the library's views from a case's arrays and compares everything it expects."""
 
-from golden_runners import adaptive, decoder, inside, scored, spatial, staged, texts, vision
+from golden_runners import (
+    adaptive,
+    apet,
+    before,
+    decoder,
+    inside,
+    nuwa,
+    scored,
+    spatial,
+    staged,
+    texts,
+    video,
+    vision,
+    visiondrop,
+    vlmpruner,
+)  # fmt: skip
 from golden_runners.case import Case, Failed, Runner, Skipped
 
 RUNNERS: dict[str, Runner] = {
@@ -16,7 +31,13 @@ RUNNERS: dict[str, Runner] = {
     **texts.RUNNERS,
     **staged.RUNNERS,
     **adaptive.RUNNERS,
+    **before.RUNNERS,
     **inside.RUNNERS,
+    **video.RUNNERS,
+    "apet": apet.apet,
+    "nuwa": nuwa.nuwa,
+    "visiondrop": visiondrop.visiondrop,
+    "vlmpruner": vlmpruner.vlmpruner,
 }
 
 

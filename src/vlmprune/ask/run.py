@@ -25,7 +25,7 @@ from vlmprune.core.errors import Option, UserError
 from vlmprune.core.method import PixelMethod
 from vlmprune.core.outputs import check_picture, save_picture
 from vlmprune.core.recipe import Recipe, recipe
-from vlmprune.core.report import RunReport
+from vlmprune.core.report import WORDS, RunReport
 from vlmprune.data.video import Frames
 from vlmprune.models.processors import takes_videos
 from vlmprune.models.weights import first_sentence
@@ -118,10 +118,10 @@ def answer(
         target = check_picture(Path(overlay), "overlay", reads=[Path(path)], force=force)
     media = open_media(Path(path), frames, fps)
     loaded = load_model(model, device, text_tower)
-    tower = loaded.text_tower
     session = None
     if asked is not None:
-        session = vlmprune.prune(loaded.model, asked, text_tower=tower, positions=positions, seed=seed)
+        read: dict[str, Any] = {"text_tower": loaded.text_tower, "tokenizer": loaded.processor}
+        session = vlmprune.prune(loaded.model, asked, **read, positions=positions, seed=seed)
     inputs = chat_inputs(loaded.processor, media, question)
     if unknown := _unknown_words(loaded.processor, question):
         note(f"{model} does not know the words {', '.join(unknown)}: it was trained on a small vocabulary.")
@@ -221,6 +221,9 @@ def what_is_read(text: str | None, text_tower: str | None) -> str | None:
     """
     if text is None:
         return None if text_tower is None else f"No method here reads the question: {text_tower} is not used."
+    if text == WORDS:
+        unused = "" if text_tower is None else f"; {text_tower} is not used"
+        return f"The picture is compared with the language model's embeddings of the question's words{unused}."
     if text_tower is None:
         return (
             "The picture is compared with the language model's embeddings of the question; with a CLIP vision tower, "

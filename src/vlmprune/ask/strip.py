@@ -28,10 +28,9 @@ def kept_by_frame(report: RunReport, sample: int = 0, number: int = 0) -> list[t
     Raises:
         UserError: its slots form no grid.
     """
-    grid, cells, kept = _grid(report, sample, number), report.cells[sample][number], report.kept[sample][number]
-    size = grid.rows * grid.cols
-    had, left = (torch.bincount(c[c >= 0] // size, minlength=grid.frames) for c in (cells.cpu(), cells.cpu()[kept]))
-    return list(zip(left.tolist(), had.tolist(), strict=True))
+    grid, cells = _grid(report, sample, number), report.cells[sample][number].cpu()
+    had = torch.bincount(cells[cells >= 0] // (grid.rows * grid.cols), minlength=grid.frames)
+    return list(zip(map(len, report.by_frame(sample, number)), had.tolist(), strict=True))
 
 
 def draw_frames(

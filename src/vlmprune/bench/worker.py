@@ -215,6 +215,7 @@ class Worker:
             positions=self.plan.positions,
             seed=variant.seed or 0,
             text_tower=self.loaded.text_tower,
+            tokenizer=self.processor,
         )
 
 

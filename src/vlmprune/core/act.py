@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from vlmprune.core.errors import UserError
+
 if TYPE_CHECKING:
     from vlmprune.core.aim import Aim
     from vlmprune.core.budget import Keep, Keeps
     from vlmprune.core.fusion import Fusion
     from vlmprune.core.method import Method
     from vlmprune.core.needs import Need
-    from vlmprune.core.view import ModelInfo
+    from vlmprune.core.view import Grid, ModelInfo
 
 
 class At(NamedTuple):
@@ -22,11 +24,16 @@ class At(NamedTuple):
         layer: the decoder layer before which it acts, None for before the LLM.
         needs: the signals that it reads there, if they are not those that its `needs` declares for every act.
         fuses: for a `Fusing` method, whether attention is edited before this act.
+        pool: which tokens compete there, if not those that the method's `pool` names. The user's `per` overrides both.
+        sees_every_slot: whether slots that show no patch compete there, if that is not as the method's function of this
+            name says. A method that reads the encoder only before the LLM says so for its acts inside it.
     """
 
     layer: int | None
     needs: Mapping[str, Need] | None = None
     fuses: bool = True
+    pool: str | None = None
+    sees_every_slot: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,15 @@ class Act:
         needs: the signals that it reads, by name.
         positions: the method's policy, "original" or "compact"; the user's choice overrides it.
         fusion: how attention is edited before it, or None if it is not edited.
+        pool: which tokens compete, those of the "image" or of each "frame".
+        sees_every_slot: whether slots that show no patch compete.
         stage: which of the recipe's stages it belongs to.
         keeps: the budget of each image, if the user gave a list; then take the act `at` an image to ask its budget.
         variants: the same act under each of these budgets.
         aim: what the user's budget asks of all the method's acts, where that is not the method's own meaning; then take
             the act `of` an image's tokens, whose number decides on the `keep` that meets it.
+        grid: the slot grid of the image or video, once the act is taken `of` it; None where it has none.
+        video: whether that is a video.
     """
 
     method: Method
@@ -60,9 +71,13 @@ class Act:
     positions: str = "original"
     fusion: Fusion | None = None
     stage: int = 0
+    pool: str = "image"
+    sees_every_slot: bool = True
     keeps: Keeps | None = None
     variants: tuple[Act, ...] = ()
     aim: Aim | None = None
+    grid: Grid | None = None
+    video: bool = False
 
     def __str__(self) -> str:
         return self.method.name if self.layer is None else f"{self.method.name} before decoder layer {self.layer}"
@@ -79,9 +94,32 @@ class Act:
         keep = self.keeps.at(sample, image)
         return next(act for act in self.variants if (type(act.keep), act.keep) == (type(keep), keep))
 
-    def of(self, total: int) -> Act:
-        """The same act with the method's own budget for an image of whose tokens `total` reached its first act."""
-        return self if self.aim is None else replace(self, keep=self.aim.own_keep(self, total), aim=None)
+    @property
+    def frames(self) -> int:
+        """Frames of the video that it was taken `of`; 1 for an image, whose tiles are not frames.
+
+        Raises:
+            UserError: nobody knows how a video of this model is divided into frames.
+        """
+        if not self.video:
+            return 1
+        if self.grid is None:
+            raise UserError(
+                f"{self.method.name} chooses frame by frame, but vlmprune does not know the frames of a video of "
+                f"{self.info.family}: choose a method that does without them, such as divprune."
+            )
+        return self.grid.frames
+
+    def of(self, total: int, grid: Grid | None = None, video: bool = False) -> Act:
+        """The same act for one image or video, with the method's own budget.
+
+        Args:
+            total: how many of its tokens reached the method's first act.
+            grid: its slot grid, None where it has none.
+            video: whether it is a video.
+        """
+        keep = self.keep if self.aim is None else self.aim.own_keep(self, total)
+        return replace(self, keep=keep, aim=None, grid=grid, video=video)
 
     def budget(self, n: int, total: int) -> int:
         """Tokens to keep of the `n` of an image that reach this act (see `Method.budget`)."""

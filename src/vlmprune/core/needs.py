@@ -12,7 +12,7 @@ A signal that only one paper uses is a class in the file of its method.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol
 
@@ -81,6 +81,12 @@ class PromptReading(Protocol):
     def text(self, after_image: bool = False) -> Tensor:
         """[T, D] float32 embeddings of the prompt's text tokens, or only of those after the image."""
 
+    def words(self, pick: Callable[[str], Sequence[str]]) -> Tensor | None:
+        """[m, D] float32 rows of the LLM's embedding table for the words that `pick` takes from the question.
+
+        None if `prune` was given no tokenizer.
+        """
+
     def encoder(self, need: EncoderNeed) -> Any:
         """What another need read from the encoder. The need that asks must list it in its own `encoder`."""
 
@@ -125,11 +131,17 @@ class EncoderReading(Protocol):
     def values(self, layer: EncoderLayer, joined: bool = False) -> TowerRows:
         """[count, head_dim] mean over (key-value) heads, or side by side. Tap: "attention"."""
 
-    def cls_attention(self, layer: EncoderLayer, joined: bool = False) -> Tensor:
-        """[count] row of the first token (CLS), mean over heads, or all heads treated as one. Tap: "attention"."""
+    def cls_attention(self, layer: EncoderLayer, joined: bool = False, heads: str = "mean") -> Tensor:
+        """[count] row of the first token (CLS), "mean" or "sum" over heads, or all heads treated as one.
 
-    def received_attention(self, layer: EncoderLayer, joined: bool = False) -> Tensor:
-        """[count] mean over heads and queries, CLS included; or all heads treated as one. Tap: "attention"."""
+        Tap: "attention".
+        """
+
+    def received_attention(self, layer: EncoderLayer, joined: bool = False, heads: str = "mean") -> Tensor:
+        """[count] mean over queries, CLS included, "mean" or "sum" over heads; or all heads treated as one.
+
+        Tap: "attention".
+        """
 
     def statistic(self, layer: EncoderLayer, of: Callable[[Attention], Tensor]) -> TowerRows:
         """Any other statistic: `of` turns a call into [B, tokens, ...], a row for each token. Tap: "attention"."""
@@ -156,8 +168,11 @@ class DecoderReading(Protocol):
         computed before it runs; their tap is "ahead".
         """
 
-    def keys(self, tokens: Tensor) -> Tensor:
-        """[R, C] keys after rotary embedding, KV heads side by side. Tap: "attention"."""
+    def keys(self, tokens: Tensor, joined: bool = True, ahead: bool = False) -> Tensor:
+        """[R, C] keys after rotary embedding, KV heads side by side, or their mean [R, head_dim]. Tap: "attention".
+
+        With `ahead` they are the keys of layer K, computed before it runs; their tap is "ahead".
+        """
 
     def values(self, tokens: Tensor) -> Tensor:
         """[R, C] values, KV heads side by side. Tap: "attention"."""
@@ -219,9 +234,11 @@ class PromptNeed(Need):
 
     Attributes:
         compares_text: whether it reads the instruction through the text tower, if `prune` was given one.
+        reads_words: whether it reads the question's words through the tokenizer, if `prune` was given one.
     """
 
     compares_text: ClassVar[bool] = False
+    reads_words: ClassVar[bool] = False
 
     @property
     def encoder(self) -> tuple[EncoderNeed, ...]:

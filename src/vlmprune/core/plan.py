@@ -67,10 +67,13 @@ def _acts(method: Method, keep: Keep, info: ModelInfo, stage: int) -> tuple[Act,
     places = [place if isinstance(place, At) else At(place) for place in method.acts(info, keep)]
     layers, needs, positions = tuple(place.layer for place in places), method.needs(info), method.positions(info)
     fusion = method.fusion(info) if isinstance(method, Fusing) else None
+    pool, every_slot = method.pool(info), method.sees_every_slot(info)
     return tuple(
         Act(
             method, info, keep, place.layer, number, layers, needs if place.needs is None else place.needs,
             positions, fusion if place.fuses else None, stage,
+            method.per or place.pool or pool,
+            every_slot if place.sees_every_slot is None else place.sees_every_slot,
         )
         for number, place in enumerate(places)
     )  # fmt: skip

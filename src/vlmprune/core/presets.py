@@ -76,7 +76,34 @@ BEFORE_THE_LLM = (
     points("trim", NEXT, f"{HIPRUNE.format(3)}, LLaVA-NeXT"),
     points("cdpruner", (128, 64, 32), "CDPruner's scripts, LLaVA-1.5"),
     points("cdpruner", NEXT, "CDPruner's scripts, LLaVA-NeXT: 128, 64 and 32 per tile"),
+    points("scope", (64,), "SCOPE's README, LLaVA-1.5"),
+    points("scope", (160,), "SCOPE's README, LLaVA-NeXT: 32 per tile"),
+    points("mmtok", (64,), "MMTok's code, LLaVA-1.5"),
+    points("mmtok", (160,), "MMTok's README, LLaVA-NeXT: 32 per tile"),
+    points("mmtok", (0.2,), "MMTok's code, Qwen2.5-VL"),
+    points("otprune", (0.098,), "OTPrune's scripts, LLaVA-1.5"),
+    points("prunesid", (64,), "PruneSID's code, LLaVA-1.5, where one of the 64 is the CLS token"),
+    points("prunesid", (320,), "PruneSID's code, LLaVA-NeXT: 64 per tile"),
     points("dcp", (0.25,), "DCP's abstract, LLaVA-1.5-13B; the method is a reconstruction"),
+    *(
+        one(f"nuwa-{mean}", f"nuwa:{anchors} > fastv@16:{left}", f"Nuwa's code, LLaVA-1.5: {mean} on average")
+        for mean, anchors, left in ((192, 336, 48), (128, 224, 32), (64, 112, 16))
+    ),
+    *(
+        one(
+            f"nuwa-{mean}",
+            f"nuwa(quota={quota}, percentile=0.5):{anchors} > fastv@16:0.1",
+            f"Nuwa's code, LLaVA-NeXT, for {mean}: {anchors} before the LLM, newlines not counted",
+        )
+        for mean, quota, anchors in ((640, 3, 1162), (320, 3, 582), (160, 2, 290))
+    ),
+    *(
+        one(f"nuwa-qwen-{mean}", f"nuwa(quota={quota}):{anchors} > fastv@16:{left}", "Nuwa's code, Qwen2.5-VL")
+        for mean, quota, anchors, left in ((0.75, 4, 0.85, 0.7), (0.5, 3, 0.6, 0.66), (0.25, 3, 0.35, 0.42))
+    ),
+    points("apet", LLAVA, "ApET's scripts, LLaVA-1.5, for 64; the others by its rule: 3 to 1 in two stages"),
+    points("apet", (640,), "ApET's scripts, LLaVA-NeXT: 192 per tile, then 64"),
+    points("apet(inside=False, basis_write=half)", (0.3,), "ApET's scripts, Qwen2.5-VL", "apet-qwen"),
     points("gprune", (0.5,), "G-Prune's code, LLaVA-NeXT"),
     points("holov", (64,), "HoloV's code, LLaVA-1.5"),
     points("gridprune", (320,), "GridPrune's abstract, LLaVA-NeXT: 11.1 %"),
@@ -84,6 +111,14 @@ BEFORE_THE_LLM = (
     points("tome(inside=True)", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5", "tome-inside"),
     points(LIGHTCOMPRESS, (208,), "LightCompress's ToMe, 16 tokens per layer, LLaVA-1.5", "tome-lightcompress"),
     points("tome", LLAVA, f"{HIPRUNE.format(2)}, LLaVA-1.5, where it merges inside the encoder"),
+    one("pixelprune-lossless", "pixelprune(adaptive=True)", "PixelPrune, Qwen3-VL: 50 to 77 % on pages and screens"),
+    points("vidcom2", (0.25, 0.15), "VidCom2's tables, videos on LLaVA-OneVision (32 frames)"),
+    points("vidcom2", (0.35,), "VidCom2's project page, videos on Qwen3-VL-8B (64 frames)"),
+    points("vcast", (0.25, 0.2, 0.15, 0.1), "V-CAST's tables, videos on Qwen3-VL (64 frames)"),
+    points("fastvid", (0.1,), "FastVID's scripts, videos on LLaVA-OneVision (32 frames)"),
+    points("fastvid", (0.27,), "FastVID's scripts, videos on Qwen2.5-VL, where theirs keeps about 0.24"),
+    points("evs", (0.3,), "Nemotron Nano VL v2, which was trained with it: 70 % of a video pruned"),
+    points("evs", (0.2,), "SGLang's runs on Qwen3-VL: 80 % of a video pruned"),
 )
 
 INSIDE_THE_LLM = (
@@ -99,6 +134,8 @@ INSIDE_THE_LLM = (
     points("sparsevlm", (640, 320), f"{HIPRUNE.format(3)}, LLaVA-NeXT"),
     points("sparsevlm(version=1.0)", LLAVA, "SparseVLM's first version, LLaVA-1.5", "sparsevlm-1.0"),
     points("sparsevlm(version=+)", (192, 128, 96, 64), "SparseVLM+, its code's version 2.0, LLaVA-1.5", "sparsevlm+"),
+    points("visiondrop", (32,), "VisionDrop's scripts, LLaVA-1.5: 48 tokens before the LLM, then 35, 26 and 19"),
+    points("vlmpruner@2", LLAVA, "VLM-Pruner's scripts, LLaVA-1.5: 66.7, 77.8 and 88.9 % pruned", "vlmpruner"),
     points("adaptinfer", (192,), "between AdaptInfer's 128 and all tokens (ours), LLaVA-1.5"),
     points("adaptinfer", (128, 64, 48, 32), "AdaptInfer's code, LLaVA-1.5-7B"),
     points("adaptinfer", (0.5, 0.3, 0.1), "AdaptInfer's code, Qwen2-VL-2B"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
+import torch
 from torch import Tensor
 
 from vlmprune.core.errors import UserError
@@ -14,6 +15,7 @@ from vlmprune.core.spread import PromptColumns
 from vlmprune.core.view import Grid, Whole
 
 Kept = list[list[Tensor]]
+CLIP, WORDS, INSTRUCTION = "CLIP text tower", "words of the question", "instruction embeddings"  # of `RunReport.text`
 
 
 @dataclass
@@ -33,11 +35,13 @@ class RunReport:
         trimmed: decoder layers whose caches were cut after the prefill (`Method.trims_cache`), each with the layer
             whose tokens its cache has held since then.
         layers: the encoder layer (0-based) that each signal was read from, under the name `method.signal`.
-        text: what text-guided methods compared the image with: "CLIP text tower" or "instruction embeddings".
+        text: what text-guided methods compared the image with: "CLIP text tower", "words of the question" (with a
+            tokenizer) or "instruction embeddings"; in a chain whose methods differ, several of these.
         columns: per sample, the prompt column of each token that is left after the last layer, as `columns_of(-1)`.
         prompt: the same for every decoder layer; `columns_of` and `spread` use it.
         grids: the slot grid of each image of each sample (its `frames` are tiles or a video's frames), or None for an
             image without a grid.
+        videos: whether each image of each sample is a video.
         cells: the cell of that grid that each slot shows, -1 for a slot that shows none (image_newline, CLS).
         wholes: how the slots of each image of each sample cover its picture, for drawing; empty for a video.
         fused: for each decoder layer whose attention Prune-Aware Fusion edited: of the attention rows (one query in one
@@ -58,10 +62,31 @@ class RunReport:
     columns: Tensor | None = None
     prompt: PromptColumns | None = None
     grids: list[list[Grid | None]] = field(default_factory=list)
+    videos: list[list[bool]] = field(default_factory=list)
     cells: Kept = field(default_factory=list)
     wholes: list[list[tuple[Whole, ...]]] = field(default_factory=list)
     fused: dict[int, float] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def by_frame(self, sample: int = 0, number: int = 0) -> list[Tensor]:
+        """The slots kept at the end of each frame of a video, or of each tile of an image, in order.
+
+        Args:
+            sample, number: which sample of the batch, and which of its images or videos.
+
+        Returns:
+            For each frame the slots of `kept` that show a part of it, counted as there from the first slot of the
+            whole; empty for a frame that lost all. A slot that shows no patch (newline, CLS) is in none of them.
+
+        Raises:
+            UserError: nobody knows which frame a slot shows.
+        """
+        grid, kept = self.grids[sample][number], self.kept[sample][number]
+        if grid is None:
+            raise UserError("The visual tokens of this model form no grid, so their frames cannot be told apart.")
+        cells = self.cells[sample][number].cpu()[kept]
+        frame = torch.where(cells >= 0, cells // (grid.rows * grid.cols), -1)
+        return [kept[frame == number] for number in range(grid.frames)]
 
     def columns_of(self, layer: int) -> Tensor:
         """The prompt columns of the tokens that a decoder layer ran on.

@@ -6,6 +6,7 @@ scores of encoder patches have already been mapped to slots (a 2x2 merger averag
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -69,6 +70,31 @@ class PromptText(PromptNeed):
 
 
 @dataclass(frozen=True)
+class QuestionWords(PromptNeed):
+    """Embeddings of words of the question, each by itself and without context, from the LLM's table. Shape [m, D].
+
+    `pick` turns the question into the words that are wanted, of which each may be several tokens. If `prune` was given
+    no tokenizer, these are the embeddings of the instruction's tokens, as of `PromptText(after_image=True)`.
+    """
+
+    words: ClassVar[str] = "words of the question"
+    cost_words: ClassVar[str] = "a look-up for each token"
+    reads_words: ClassVar[bool] = True
+
+    pick: Callable[[str], Sequence[str]] = str.split
+
+    def take(self, value: Tensor, tokens: Tensor, frame: int | None = None) -> Tensor:
+        return value
+
+    def read(self, at: PromptReading) -> Tensor:
+        found = at.words(self.pick)
+        return at.text(after_image=True) if found is None else found
+
+    def flops(self, load: Load) -> float:
+        return 0.0  # the comparison is counted with the image's signal
+
+
+@dataclass(frozen=True)
 class Alignment(PromptNeed):
     """The image's tokens and the instruction in one space, as `Aligned(visual [n, C], text [M, C], clip)`.
 
@@ -125,6 +151,26 @@ class TowerFeatures(EncoderNeed):
 
 
 @dataclass(frozen=True)
+class EncoderStates(EncoderNeed):
+    """Output of an encoder layer, before any norm, as `TowerRows(rows [n, width], cls [frames, width] or None)`.
+
+    If several patches make one slot, its row is their mean.
+    """
+
+    words: ClassVar[str] = "encoder states"
+    cost_words: ClassVar[str] = _FREE
+    taps: ClassVar[tuple[str, ...]] = ("states",)
+
+    layer: EncoderLayer = USED
+
+    def read(self, at: EncoderReading) -> TowerRows:
+        return at.states(self.layer)
+
+    def flops(self, load: Load) -> float:
+        return load.pairs(load.shape.encoder_width)
+
+
+@dataclass(frozen=True)
 class _RowsIfAny(TowerFeatures):
     """The same, but the projected features on a model whose encoder tokens cannot be mapped to slots."""
 
@@ -135,7 +181,7 @@ class _RowsIfAny(TowerFeatures):
 class ReceivedAttention(EncoderNeed):
     """Attention a token receives at an encoder layer: mean over heads and over all queries, CLS included. Shape [n].
 
-    `joined`: all heads, side by side, are treated as one.
+    `joined`: all heads, side by side, are treated as one. `heads`: "mean" or "sum" over heads.
     """
 
     words: ClassVar[str] = "attention received"
@@ -144,9 +190,10 @@ class ReceivedAttention(EncoderNeed):
 
     layer: EncoderLayer = USED
     joined: bool = False
+    heads: str = "mean"
 
     def read(self, at: EncoderReading) -> Tensor:
-        return at.received_attention(self.layer, self.joined)
+        return at.received_attention(self.layer, self.joined, self.heads)
 
     def flops(self, load: Load) -> float:
         return 2.0 * load.shape.encoder_width * load.encoder_tokens**2
@@ -158,7 +205,7 @@ class ClsAttention(EncoderNeed):
 
     On a tower without a CLS token this is the received attention, as VisionZip's authors advise.
     `joined`: all heads, side by side, are treated as one, with logits divided by the square root of the tower's full
-    width (PruMerge).
+    width (PruMerge). `heads`: "mean" or "sum" over heads.
     """
 
     words: ClassVar[str] = "attention of the CLS token"
@@ -167,13 +214,14 @@ class ClsAttention(EncoderNeed):
 
     layer: EncoderLayer = USED
     joined: bool = False
+    heads: str = "mean"
 
     def resolved(self, tower: Tower) -> EncoderNeed:
         kind = ClsAttention if tower.has_cls else ReceivedAttention
-        return kind(tower.layer(self.layer), self.joined)
+        return kind(tower.layer(self.layer), self.joined, self.heads)
 
     def read(self, at: EncoderReading) -> Tensor:
-        return at.cls_attention(self.layer, self.joined)
+        return at.cls_attention(self.layer, self.joined, self.heads)
 
     def flops(self, load: Load) -> float:
         if not load.shape.has_cls:
@@ -228,6 +276,11 @@ class Pixels(EncoderNeed):
 # ---------------------------------------------------------------- of a decoder layer
 
 
+def _projections(load: Load) -> float:
+    """Operations for queries, keys and values of all tokens, which looking ahead computes once more."""
+    return 2.0 * load.shape.width * (load.shape.q_width + 2 * load.shape.kv_width) * (load.text + load.present)
+
+
 @dataclass(frozen=True)
 class LastQueryAttention(DecoderNeed):
     """Attention that the last prompt token pays to each visual token at decoder layer K-1. Shape [n].
@@ -249,9 +302,7 @@ class LastQueryAttention(DecoderNeed):
         return at.attention(at.last, ahead=self.ahead)[0, at.image]
 
     def flops(self, load: Load) -> float:
-        shape = load.shape
-        projections = 2.0 * shape.width * (shape.q_width + 2 * shape.kv_width) * (load.text + load.present)
-        return load.row + (projections if self.ahead else 0.0)
+        return load.row + (_projections(load) if self.ahead else 0.0)
 
 
 @dataclass(frozen=True)
@@ -283,19 +334,24 @@ class VisualQueryAttention(DecoderNeed):
     """Attention each token receives at decoder layer K-1 from the image's own tokens, mean over these. Shape [n].
 
     `heads`: "mean" or "max" over heads, before the mean over queries.
+    `ahead`: at layer K instead, by that layer's norm and projections, before it has run (VisionDrop).
     """
 
     words: ClassVar[str] = "attention of the image's own tokens"
     cost_words: ClassVar[str] = "n rows per head, O(H n L d)"
-    taps: ClassVar[tuple[str, ...]] = ("attention",)
 
     heads: str = "mean"
+    ahead: bool = False
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        return ("ahead",) if self.ahead else ("attention",)
 
     def read(self, at: DecoderReading) -> Tensor:
-        return at.attention(at.image, self.heads)[:, at.image].mean(0)
+        return at.attention(at.image, self.heads, self.ahead)[:, at.image].mean(0)
 
     def flops(self, load: Load) -> float:
-        return load.row * load.present
+        return load.row * load.present + (_projections(load) if self.ahead else 0.0)
 
 
 @dataclass(frozen=True)
@@ -324,14 +380,25 @@ class _TokensNeed(DecoderNeed):
 
 @dataclass(frozen=True)
 class DecoderKeys(_TokensNeed):
-    """Keys of decoder layer K-1 after rotary embedding, KV heads side by side: `Tokens(visual [n, C], text [T, C])`."""
+    """Keys of decoder layer K-1 after rotary embedding, KV heads side by side: `Tokens(visual [n, C], text [T, C])`.
+
+    `joined`: if False, the mean over KV heads instead, C = head_dim.
+    `ahead`: the keys of layer K instead, before it has run. A method reads them with another signal that looks ahead,
+    which counts the projections.
+    """
 
     words: ClassVar[str] = "LLM keys"
     cost_words: ClassVar[str] = "one projection, O(L D C)"
-    taps: ClassVar[tuple[str, ...]] = ("attention",)
+
+    joined: bool = True
+    ahead: bool = False
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        return ("ahead",) if self.ahead else ("attention",)
 
     def read(self, at: DecoderReading) -> Tokens:
-        return Tokens(at.keys(at.image), at.keys(at.text))
+        return Tokens(*(at.keys(tokens, self.joined, self.ahead) for tokens in (at.image, at.text)))
 
     def flops(self, load: Load) -> float:
         return load.pairs(load.shape.kv_width)

@@ -114,7 +114,12 @@ class PrunedModel(lmms):
             return None
         loaded = self.loaded
         return vlmprune.prune(
-            loaded.model, self.recipe, positions=self.positions, seed=self.seed, text_tower=loaded.text_tower
+            loaded.model,
+            self.recipe,
+            positions=self.positions,
+            seed=self.seed,
+            text_tower=loaded.text_tower,
+            tokenizer=loaded.processor,
         )
 
     def generate_until(self, requests: Sequence[Any]) -> list[Any]:

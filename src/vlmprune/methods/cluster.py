@@ -27,9 +27,7 @@ class Clusters(NamedTuple):
 def cluster_merge(tokens: Tensor, count: int, noise: Tensor | None = None) -> Clusters:
     """Cluster `tokens` [n, D] around `count` of them and merge each cluster into its mean, in float32.
 
-    Distance d(i, j) = |x_i - x_j| / sqrt(D). Density of i: exp(-mean of d^2 to its `count` nearest, itself included).
-    The prominence of a token is its density times its distance to the nearest denser token (the largest of all
-    distances, if none is denser). The most prominent are centres; every other token joins the nearest centre.
+    The most prominent tokens are centres (see `prominences`); every other token joins the nearest centre.
 
     Source: Du et al., 2016 (DPC-kNN). SparseVLM (arXiv 2410.04417) uses one number for clusters and neighbours.
 
@@ -41,8 +39,27 @@ def cluster_merge(tokens: Tensor, count: int, noise: Tensor | None = None) -> Cl
             the first of two equally dense tokens counts as the denser one.
     """
     tokens, count = tokens.float(), min(count, len(tokens))
+    distance, prominence = prominences(tokens, count, noise)
+    centres = top_k(prominence, count) if noise is None else prominence.topk(count).indices
+    members = distance[:, centres].argmin(1)
+    members[centres] = torch.arange(count, device=tokens.device)
+    belongs = (members[None] == torch.arange(count, device=tokens.device)[:, None]).float()
+    return Clusters(belongs @ tokens / belongs.sum(1, keepdim=True), centres, members)
+
+
+def prominences(tokens: Tensor, neighbours: int, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """How far tokens [n, D] are from each other, [n, n], and how prominent each is among them, [n].
+
+    Distance d(i, j) = |x_i - x_j| / sqrt(D). Density of i: exp(-mean of d^2 to its nearest `neighbours`, itself
+    included). The prominence of a token is its density times its distance to the nearest denser token (the largest of
+    all distances, if none is denser).
+
+    Args:
+        tokens: float32.
+        noise: [n] see `cluster_merge`.
+    """
     distance = torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist") / tokens.shape[1] ** 0.5
-    nearest = torch.sort(distance, dim=1).values[:, :count]
+    nearest = torch.sort(distance, dim=1).values[:, :neighbours]
     density = (-(nearest**2).mean(1)).exp()
     if noise is not None:
         density = density + 1e-6 * noise.to(density)
@@ -50,12 +67,7 @@ def cluster_merge(tokens: Tensor, count: int, noise: Tensor | None = None) -> Cl
     if noise is None:
         denser = denser | (density[None] == density[:, None]).tril(-1)
     separation = distance.masked_fill(~denser, distance.max()).amin(1)
-    prominence = density * separation
-    centres = top_k(prominence, count) if noise is None else prominence.topk(count).indices
-    members = distance[:, centres].argmin(1)
-    members[centres] = torch.arange(count, device=tokens.device)
-    belongs = (members[None] == torch.arange(count, device=tokens.device)[:, None]).float()
-    return Clusters(belongs @ tokens / belongs.sum(1, keepdim=True), centres, members)
+    return distance, density * separation
 
 
 def recycled(others: int) -> int:

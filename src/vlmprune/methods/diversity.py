@@ -6,6 +6,23 @@ import torch
 from torch import Tensor
 
 
+def unit_rows(features: Tensor) -> Tensor:
+    """Rows [n, D] of length 1, in their own precision; one whose length overflows counts as a zero vector."""
+    lengths = features.norm(dim=1, keepdim=True).clamp(min=torch.finfo(features.dtype).tiny)
+    return torch.nan_to_num(features / lengths)
+
+
+def first_alike(rows: Tensor) -> Tensor:
+    """For each row [n, D] the number of the first row that is equal to it, [n].
+
+    A matrix product may round the results of equal rows differently. Where ties should go to the lower index, let equal
+    rows have the result of the first of them: `product[first_alike(rows)]`.
+    """
+    group = torch.unique(rows, dim=0, return_inverse=True)[1]
+    places = torch.arange(len(rows), device=rows.device)
+    return torch.full_like(places, len(rows)).scatter_reduce(0, group, places, "amin")[group]
+
+
 def most_diverse(features: Tensor, count: int, again: bool = False) -> Tensor:
     """The greedy order of max-min cosine distance.
 
@@ -21,8 +38,7 @@ def most_diverse(features: Tensor, count: int, again: bool = False) -> Tensor:
     Returns:
         Indices in the order in which they are picked, [count].
     """
-    lengths = features.norm(dim=1, keepdim=True).clamp(min=torch.finfo(features.dtype).tiny)
-    unit = torch.nan_to_num(features / lengths)  # an overflowed feature counts as a zero vector
+    unit = unit_rows(features)
     distance = (unit @ unit.T).neg_().add_(1)
     # the smallest is the distance to itself
     nearest = distance.topk(min(2, len(features)), dim=0, largest=False).values[-1]

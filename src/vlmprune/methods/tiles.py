@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -27,17 +29,34 @@ def whole_tile(view: ImageView) -> int | None:
     return 0 if canvas else None
 
 
-def shown_by(view: ImageView) -> Tensor | None:
-    """For each cell of the tile with the whole image, the canvas tile that shows the same place: [rows * cols].
+class Canvas(NamedTuple):
+    """Where on the canvas the tokens of its tiles lie, in the order of the view, which leaves out the whole image's.
 
-    None for families that write tiles one after another, so that the order of slots does not tell how tiles lie.
+    Attributes:
+        tokens: [m] indices into the view.
+        row, col: [m] of the canvas, padding included.
+        across: how many tiles lie side by side.
+    """
+
+    tokens: Tensor
+    row: Tensor
+    col: Tensor
+    across: int
+
+
+def canvas_of(view: ImageView) -> Canvas | None:
+    """The canvas of an image that is cut into tiles.
+
+    None if no token of it is there, and for families that write tiles one after another, so that the order of slots
+    does not tell how tiles lie.
     """
     if view.info.family not in WHOLE_FIRST or view.grid is None:
         return None
     rows, cols, frames = view.grid
-    part = view.cells[view.cells >= rows * cols]
-    if not len(part):
+    tokens = (view.cells >= rows * cols).nonzero().squeeze(1)
+    if not len(tokens):
         return None
+    part = view.cells[tokens]
     tile, row, col = part // (rows * cols) - 1, part // cols % rows, part % cols
 
     def place(across: int) -> tuple[Tensor, Tensor]:
@@ -48,9 +67,21 @@ def shown_by(view: ImageView) -> Tensor | None:
         return int(((down * across * cols + right).diff() < 0).sum())
 
     across = min((n for n in range(1, frames) if (frames - 1) % n == 0), key=steps_back)
+    return Canvas(tokens, *place(across), across)
+
+
+def shown_by(view: ImageView) -> Tensor | None:
+    """For each cell of the tile with the whole image, the canvas tile that shows the same place: [rows * cols].
+
+    None where there is no `canvas_of` the view.
+    """
+    canvas = canvas_of(view)
+    if canvas is None or view.grid is None:
+        return None
+    rows, cols, _ = view.grid
     # The canvas without its padding shows the whole image, and so does the tile with the whole image.
-    down, right = (_stretched(axis, size) for axis, size in zip(place(across), (rows, cols), strict=True))
-    return (1 + down[:, None] // rows * across + right // cols).flatten()
+    down, right = (_stretched(axis, size) for axis, size in zip((canvas.row, canvas.col), (rows, cols), strict=True))
+    return (1 + down[:, None] // rows * canvas.across + right // cols).flatten()
 
 
 def _stretched(places: Tensor, size: int) -> Tensor:

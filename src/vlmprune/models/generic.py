@@ -198,7 +198,8 @@ class GenericAdapter(Adapter):
         """A grid only where each slot can be nothing but a patch in its place."""
         if counts is None:  # asked by a method that resizes
             raise UserError(f"vlmprune cannot resize pictures for {self.family}: choose a method that drops tokens.")
-        grid = self._patch_grid(call[self.pixels[modality]])
+        # frames of a video may be pooled, and then count as many slots as one of them has patches
+        grid = self._patch_grid(call[self.pixels[modality]]) if modality == "image" else None
         return [
             raster(grid) if grid is not None and grid.size == count else Slots(None, torch.arange(count))
             for count in counts

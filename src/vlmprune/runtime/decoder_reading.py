@@ -185,16 +185,18 @@ class ImageAtLayer:
         rows = attention_rows(query, key, call.scaling, visible[None], heads, call.softcap, call.sinks)
         return rows[0, ..., start:].to(self.reader.device)
 
-    def keys(self, tokens: Tensor) -> Tensor:
-        return self._stored("key", tokens)
+    def keys(self, tokens: Tensor, joined: bool = True, ahead: bool = False) -> Tensor:
+        heads = self._stored("key", tokens, ahead)
+        return heads.flatten(1) if joined else heads.mean(1)
 
     def values(self, tokens: Tensor) -> Tensor:
-        return self._stored("value", tokens)
+        return self._stored("value", tokens).flatten(1)
 
-    def _stored(self, part: str, tokens: Tensor) -> Tensor:
-        segment, call = self.reader.called()
+    def _stored(self, part: str, tokens: Tensor, ahead: bool = False) -> Tensor:
+        """[R, KV heads, head_dim]."""
+        segment, call = self.reader.called(ahead)
         rows = getattr(call, part)[self.row, :, first_new(call, segment) :]
-        return self._float(rows[:, tokens.to(rows.device)].transpose(0, 1).flatten(1))
+        return self._float(rows[:, tokens.to(rows.device)].transpose(0, 1))
 
     def rotary_gain(self, queries: Tensor, keys: Tensor) -> Tensor:
         _, call = self.reader.called()

@@ -193,22 +193,30 @@ class _Image:
     def values(self, layer: EncoderLayer, joined: bool = False) -> TowerRows:
         return self._heads("value", layer, joined)
 
-    def cls_attention(self, layer: EncoderLayer, joined: bool = False) -> Tensor:
+    def cls_attention(self, layer: EncoderLayer, joined: bool = False, heads: str = "mean") -> Tensor:
         def make() -> list[Tensor]:
             calls = self._reader.calls(layer, joined)
-            return [attention_rows(c.query[:, :, :1], c.key, c.scaling, c.visible(0, 1))[:, 0] for c in calls]
+            rows = [attention_rows(c.query[:, :, :1], c.key, c.scaling, c.visible(0, 1))[:, 0] for c in calls]
+            return _over_heads(rows, calls, heads)
 
-        return self._of(("cls", layer, joined), make).rows
+        return self._of(("cls", layer, joined, heads), make).rows
 
-    def received_attention(self, layer: EncoderLayer, joined: bool = False) -> Tensor:
+    def received_attention(self, layer: EncoderLayer, joined: bool = False, heads: str = "mean") -> Tensor:
         def make() -> list[Tensor]:
             calls = self._reader.calls(layer, joined)
-            return [received_attention(c.query, c.key, c.scaling, c.real) for c in calls]
+            return _over_heads([received_attention(c.query, c.key, c.scaling, c.real) for c in calls], calls, heads)
 
-        return self._of(("received", layer, joined), make).rows
+        return self._of(("received", layer, joined, heads), make).rows
 
     def statistic(self, layer: EncoderLayer, of: Callable[[Any], Tensor]) -> TowerRows:
         return self._of((of, layer), lambda: [of(call) for call in self._reader.calls(layer)])
 
     def project(self, rows: Tensor) -> Tensor:
         return self._adapter.project(rows)
+
+
+def _over_heads(means: list[Tensor], calls: list[AttentionCall], heads: str) -> list[Tensor]:
+    """Means over heads as they are, or as sums."""
+    if heads not in ("mean", "sum"):
+        raise ValueError(f'heads={heads!r}: encoder attention is read as "mean" or "sum" over heads')
+    return [mean * call.query.shape[1] if heads == "sum" else mean for mean, call in zip(means, calls, strict=True)]

@@ -218,7 +218,7 @@ class Forward:
         end = int(prompt[at].columns[-1])
         question = question_of(self.hooks.question, prompt.samples[row])
         ids = None if prompt.ids is None else prompt.ids[row]
-        return ImageText(self.embeds[row], columns, end, ids, self.hooks.text_tower, question)
+        return ImageText(self.embeds[row], columns, end, ids, self.hooks.text_tower, question, self.hooks.vocabulary)
 
     def _shorten(self, prompt: Prompt, finals: list[list[Picked]]) -> Tensor:
         """Cut every band down to the tokens that reach layer 0, and give their embeddings."""

@@ -41,12 +41,13 @@ def candidates_of(act: Act, layout: Layout, prompt: Prompt, at: ImageAt, known: 
     """Physical indices of the tokens of one image to which fusion draws attention, of those that are there now."""
     tokens = layout.tokens_of(at)
     reached = known.so_far[act.stage].reached or len(tokens)
-    act = act.at(prompt.samples[at.row], at.number).of(reached)
+    image = prompt[at].tokens
+    act = act.at(prompt.samples[at.row], at.number).of(reached, image.grid, image.video)
     keep = act.budget(len(tokens), reached)
     if keep >= len(tokens) or not isinstance(act.method, Fusing):
         return tokens[:0]
     now = Picked(layout.origin[at.row, tokens], layout.slot[at.row, tokens])
-    return tokens[fusion_candidates(act.method, view_of(act, prompt[at].tokens, now, keep, known))]
+    return tokens[fusion_candidates(act.method, view_of(act, image, now, keep, known))]
 
 
 @dataclass
@@ -72,12 +73,13 @@ class Inside:
         tokens = layout.tokens_of(at)
         slots, origin = layout.slot[at.row, tokens], layout.origin[at.row, tokens]
         so_far.reached = so_far.reached or len(tokens)
-        act = self.act.at(self.prompt.samples[at.row], at.number).of(so_far.reached)
+        image = self.prompt[at].tokens
+        act = self.act.at(self.prompt.samples[at.row], at.number).of(so_far.reached, image.grid, image.video)
         keep = act.budget(len(tokens), so_far.reached)
         stays = keep >= len(tokens)
         if stays and not isinstance(act.method, Observes):
             return Chosen(tokens, slots, origin)
-        view = view_of(act, self.prompt[at].tokens, Picked(origin, slots), min(keep, len(tokens)), known)
+        view = view_of(act, image, Picked(origin, slots), min(keep, len(tokens)), known)
         reading = self.reader.at(at.row, tokens)
         inner = {name: need.read(reading) for name, need in act.needs.items() if isinstance(need, DecoderNeed)}
         view = replace(view, signals={**view.signals, **inner})

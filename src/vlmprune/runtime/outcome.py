@@ -85,6 +85,7 @@ def report_of(done: Prefill) -> RunReport:
         columns=columns.of(-1),
         prompt=columns,
         grids=[[image.tokens.grid for image in images[row]] for row in first_of],
+        videos=[[image.tokens.video for image in images[row]] for row in first_of],
         cells=[[image.tokens.places.cells.cpu() for image in images[row]] for row in first_of],
         wholes=[[image.tokens.places.wholes or () for image in images[row]] for row in first_of],
         trimmed=done.trimmed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,9 @@ class PromptReader:
 
     def text(self, after_image: bool = False) -> Tensor:
         return self.text_around.embeddings(after_image)
+
+    def words(self, pick: Callable[[str], Sequence[str]]) -> Tensor | None:
+        return self.text_around.words(pick)
 
     def encoder(self, need: EncoderNeed) -> Any:
         origin, key = self._origin, resolved(self.image.adapter, need)

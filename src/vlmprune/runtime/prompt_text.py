@@ -2,16 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from vlmprune.core.errors import UserError
 from vlmprune.core.view import Aligned, TowerRows
 
 if TYPE_CHECKING:
     from vlmprune.runtime.text_tower import TextTower
+
+
+@dataclass
+class Vocabulary:
+    """A model's words as its LLM reads them.
+
+    Attributes:
+        tokenizer: the model's.
+        table: token ids to embeddings, the LLM's own input embeddings.
+    """
+
+    tokenizer: Any
+    table: nn.Module
+
+    def read(self, ids: Tensor) -> str:
+        """The text of these token ids, without special tokens."""
+        return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()
+
+    @torch.no_grad()
+    def embeddings(self, words: Sequence[str], like: Tensor) -> Tensor:
+        """[m, D] float32 embeddings of the tokens of these words, each word by itself; on the device of `like` [S, D].
+
+        Raises:
+            UserError: the tokenizer has tokens that the model has not.
+        """
+        if not words:
+            return like.new_zeros(0, like.shape[1], dtype=torch.float32)
+        ids = self.tokenizer(list(words), is_split_into_words=True, add_special_tokens=False).input_ids
+        known = int(self.table.weight.shape[0])  # type: ignore[union-attr, index, arg-type]
+        if max(ids, default=0) >= known:
+            raise UserError(
+                f"This tokenizer is not the model's: it has a token {max(ids)}, and the model knows {known} tokens."
+            )
+        return self.table(torch.tensor(ids, dtype=torch.long, device=like.device)).float()
 
 
 @dataclass
@@ -25,6 +61,7 @@ class ImageText:
         ids: [S] token ids, or None when embeddings were given.
         tower: the text tower that goes with the model's vision tower, if the user gave one.
         question: the instruction in the user's words, if given.
+        vocabulary: the model's tokenizer and embedding table, if the user gave a tokenizer.
     """
 
     embeds: Tensor
@@ -33,6 +70,7 @@ class ImageText:
     ids: Tensor | None
     tower: TextTower | None
     question: str | None
+    vocabulary: Vocabulary | None = None
 
     def embeddings(self, after_image: bool) -> Tensor:
         """[T, D] float32."""
@@ -42,22 +80,29 @@ class ImageText:
         """Tokens with these projected features [n, D] and tower rows beside the instruction."""
         if self.tower is None:
             return Aligned(features.float(), self.embeddings(after_image=True), clip=False)
-        text = self.tower.text(self._instruction(self.tower), truncate)
+        text = self.tower.text(self._instruction(self.tower.read), truncate)
         return Aligned(self.tower.visual(rows.rows).to(features.device), text.to(features.device), clip=True)
 
     def gradient(self, collected: Tensor, state: Tensor) -> Tensor | None:
         """[f, W] see `core.needs.PromptReading.clip_gradient`."""
         if self.tower is None:
             return None
-        return self.tower.gradient(collected, state, self._instruction(self.tower)).to(collected.device)
+        return self.tower.gradient(collected, state, self._instruction(self.tower.read)).to(collected.device)
 
-    def _instruction(self, tower: TextTower) -> str:
+    def words(self, pick: Callable[[str], Sequence[str]]) -> Tensor | None:
+        """[m, D] float32 embeddings of the words that `pick` takes from the instruction; None without a tokenizer."""
+        if self.vocabulary is None:
+            return None
+        return self.vocabulary.embeddings(pick(self._instruction(self.vocabulary.read)), self.embeds)
+
+    def _instruction(self, read: Callable[[Tensor], str]) -> str:
+        """The question if it was given, or else what `read` makes of the token ids after the image."""
         if self.question is not None:
             return self.question
         if self.ids is None:
             raise UserError("The prompt was given as embeddings: set session.question to what it asks.")
         columns = self.columns[self.columns > self.end]
-        return tower.read(self.ids.to(columns.device)[columns])
+        return read(self.ids.to(columns.device)[columns])
 
 
 def question_of(questions: str | list[str] | None, sample: int) -> str | None:

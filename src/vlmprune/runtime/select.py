@@ -116,7 +116,7 @@ def run_vision_acts(acts: Sequence[Act], image: ImageTokens, shown: Tensor, know
         now = states[-1]
         so_far = known.so_far[act.stage]
         so_far.reached = so_far.reached or len(now.slots)
-        act = act.of(so_far.reached)
+        act = act.of(so_far.reached, image.grid, image.video)
         keep = act.budget(len(now.slots), so_far.reached)
         acted, stays = changes_encoding(act.method), keep >= len(now.slots)
         if acted or (stays and not isinstance(act.method, Observes)):
@@ -154,7 +154,7 @@ def choose(view: ImageView) -> Selection:
         Kept indices in increasing order, or merged tokens.
     """
     method = view.act.method
-    shown = _shown(method, view)
+    shown = _shown(view)
     if _counts_itself(method):  # which of those that show a patch stay is its own business
         view = replace(view, keep=max(1, len(shown) - 1))
     if len(shown) <= view.keep:  # everything that shows a patch stays, and the first of the others
@@ -163,7 +163,7 @@ def choose(view: ImageView) -> Selection:
         return torch.sort(torch.cat([shown, others.nonzero().squeeze(1)[: view.keep - len(shown)]])).values
     found: list[tuple[Tensor, Selection, int]] = []
     merges = False
-    for tokens, keep, frame in sorted(_competing(method, view, shown), key=lambda part: len(part[0]) == part[1]):
+    for tokens, keep, frame in sorted(_competing(view, shown), key=lambda part: len(part[0]) == part[1]):
         if keep == len(tokens) and not merges:
             found.append((tokens, torch.arange(keep, device=tokens.device), frame or 0))
         elif keep > 0:  # a method that merges makes the tokens of a frame it keeps whole too
@@ -174,9 +174,9 @@ def choose(view: ImageView) -> Selection:
 
 def fusion_candidates(method: Fusing, view: ImageView) -> Tensor:
     """What a method that fuses gives up last, of the same parts in which it selects: indices in increasing order."""
-    shown = _shown(method, view)
+    shown = _shown(view)
     found = [shown[:0]]
-    for tokens, keep, frame in _competing(method, view, shown) if len(shown) > view.keep else []:
+    for tokens, keep, frame in _competing(view, shown) if len(shown) > view.keep else []:
         if 0 < keep < len(tokens):
             part = _part(view, tokens, keep, frame)
             found.append(tokens[method.candidates(part).to(tokens.device)])
@@ -191,20 +191,20 @@ def _counts_itself(method: Method) -> bool:
     return not (method.budgeted or method.exact)
 
 
-def _shown(method: Method, view: ImageView) -> Tensor:
+def _shown(view: ImageView) -> Tensor:
     """The tokens that the method sees: all, or those that show a patch."""
-    if method.sees_every_slot(view.info):
+    if view.act.sees_every_slot:
         return torch.arange(view.n, device=view.slots.device)
     return (view.cells >= 0).nonzero().squeeze(1)
 
 
-def _competing(method: Method, view: ImageView, shown: Tensor) -> list[tuple[Tensor, int, int | None]]:
+def _competing(view: ImageView, shown: Tensor) -> list[tuple[Tensor, int, int | None]]:
     """Tokens that compete with each other, their budget, and their frame where that is what they have in common."""
-    if (method.per or method.pool(view.info)) == "image" or view.grid is None or view.grid.frames == 1:
+    if view.act.pool == "image" or view.grid is None or view.grid.frames == 1:
         return [(shown, view.keep, None)]
     frames = view.frames[shown]
     numbers, sizes = (values.tolist() for values in torch.unique(frames, return_counts=True))
-    budgets = [max(1, size - 1) for size in sizes] if _counts_itself(method) else shares(sizes, view.keep)
+    budgets = [max(1, size - 1) for size in sizes] if _counts_itself(view.act.method) else shares(sizes, view.keep)
     return [(shown[frames == number], keep, number) for number, keep in zip(numbers, budgets, strict=True)]
 
 

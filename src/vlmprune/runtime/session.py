@@ -54,6 +54,7 @@ def prune(
     positions: str | None = None,
     seed: int = 0,
     text_tower: TextTower | None = None,
+    tokenizer: Any = None,
     **options: Any,
 ) -> Session:
     """Prune the visual tokens of an unmodified transformers model inside a `with` block.
@@ -73,6 +74,8 @@ def prune(
         seed: for methods that draw random numbers.
         text_tower: for methods that compare the image with the question (`vlmprune.TextTower`): CLIP's, where the model
             has CLIP's vision tower. Without it they compare the LLM's own embeddings; `session.last.text` says which.
+        tokenizer: the model's tokenizer or processor, for methods that read the question word by word. Without it they
+            read the instruction's tokens as they stand in the prompt; `session.last.text` says which.
         options: the method's hyperparameters.
 
     Returns:
@@ -89,7 +92,12 @@ def prune(
         raise UserError(f"seed={seed!r} must be a whole number.")
     if text_tower is not None and not hasattr(text_tower, "text"):
         raise UserError("text_tower takes a tower, not its name: vlmprune.TextTower.from_pretrained(name, tokenizer).")
-    return Session(model, recipe(method, keep, budget=budget, **options), positions, int(seed), text_tower)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "decode")):
+        raise UserError(
+            "tokenizer takes the model's tokenizer or processor, not its name: AutoProcessor.from_pretrained(name)."
+        )
+    return Session(model, recipe(method, keep, budget=budget, **options), positions, int(seed), text_tower, tokenizer)
 
 
 class Session:
@@ -102,6 +110,7 @@ class Session:
         positions: str | None = None,
         seed: int = 0,
         text_tower: TextTower | None = None,
+        tokenizer: Any = None,
     ) -> None:
         self.recipe, self.adapter = recipe, adapter_for(model)
         self.model = self.adapter.model
@@ -109,8 +118,8 @@ class Session:
         if isinstance(model, nn.Module) and model is not self.model:  # what is wrapped around it; not a pipeline
             self._called.append(model)
         recipe.check(self.adapter.info)
-        self._text = TextHooks(self.adapter, recipe, positions, seed, text_tower)
-        if text_tower is not None and self.text is not None:
+        self._text = TextHooks(self.adapter, recipe, positions, seed, text_tower, tokenizer)
+        if text_tower is not None and self._text.needs_tower:
             clip = self.adapter.tower_rows and self.adapter.has_cls
             text_tower.check(self.adapter.family, self.adapter.config.vision_config if clip else None)
         self._attached = Attachments()
@@ -132,7 +141,9 @@ class Session:
 
     @property
     def question(self) -> str | list[str] | None:
-        """What the prompts ask, one for all samples or one for each: for a text tower, instead of reading the prompt.
+        """What the prompts ask, one for all samples or one for each: for methods that read the question.
+
+        Where it is not set, a text tower or a tokenizer reads the prompt behind the image.
 
         Set it where the prompt says more after the image than the question (options, "answer with one word").
         """

@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache
 from vlmprune.core.errors import UserError
 from vlmprune.core.needs import PromptNeed
 from vlmprune.core.recipe import Recipe
-from vlmprune.core.report import RunReport
+from vlmprune.core.report import CLIP, INSTRUCTION, WORDS, RunReport
 from vlmprune.models.base import Adapter
 from vlmprune.runtime import deepstack
 from vlmprune.runtime.attributes import Attachments
@@ -25,6 +25,7 @@ from vlmprune.runtime.expected import EMBEDS, Expected, cache_in, cache_of, inte
 from vlmprune.runtime.flow import Prompt
 from vlmprune.runtime.forward import Forward
 from vlmprune.runtime.prefill import SharedPrefill, untouched
+from vlmprune.runtime.prompt_text import Vocabulary
 from vlmprune.runtime.select import fused_layers
 
 if TYPE_CHECKING:
@@ -121,12 +122,19 @@ class TextHooks:
         expected: what is taken for granted of the model; known once installed.
         reports: by thread.
         text_tower, question, prefill: see `Session`.
+        vocabulary: the tokenizer that the session was given, with the model's embedding table.
     """
 
     expected: Expected
 
     def __init__(
-        self, adapter: Adapter, recipe: Recipe, positions: str | None, seed: int, text_tower: TextTower | None
+        self,
+        adapter: Adapter,
+        recipe: Recipe,
+        positions: str | None,
+        seed: int,
+        text_tower: TextTower | None,
+        tokenizer: Any = None,
     ) -> None:
         self.adapter, self.recipe, self.seed = adapter, recipe, seed
         self.plan = recipe.on(adapter.info)
@@ -137,6 +145,7 @@ class TextHooks:
             check_readable(adapter, layer, act.needs.values())
         self._threads, self.reports = Threads(), Reports()
         self.text_tower = text_tower
+        self.vocabulary = None if tokenizer is None else Vocabulary(tokenizer, adapter.inner.get_input_embeddings())
         self.question: str | list[str] | None = None
         self.prefill: SharedPrefill | None = None
 
@@ -165,12 +174,26 @@ class TextHooks:
         return self._threads.traced() if torch.compiler.is_compiling() else self._threads.now()
 
     @property
+    def needs_tower(self) -> bool:
+        """Whether a method here compares the image with the question by a text tower, if there is one."""
+        return any(need.compares_text for need in self._prompt_needs)
+
+    @property
     def text_read(self) -> str | None:
-        """What text-guided methods compared the image with."""
+        """What text-guided methods compared the image with; several things where methods of a chain differ."""
+        ways = {
+            CLIP if need.compares_text and self.text_tower is not None
+            else WORDS if need.reads_words and self.vocabulary is not None
+            else INSTRUCTION
+            for need in self._prompt_needs
+            if need.compares_text or need.reads_words
+        }  # fmt: skip
+        return ", ".join(sorted(ways)) or None
+
+    @property
+    def _prompt_needs(self) -> list[PromptNeed]:
         needs = (need for act in self.plan.acts for need in act.needs.values())
-        if not any(isinstance(need, PromptNeed) and need.compares_text for need in needs):
-            return None
-        return "instruction embeddings" if self.text_tower is None else "CLIP text tower"
+        return [need for need in needs if isinstance(need, PromptNeed)]
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         interface = interface_of(module)

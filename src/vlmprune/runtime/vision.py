@@ -45,6 +45,7 @@ class ImageTokens:
         signals: what needs (as they are resolved on this model) read of the encoder, as rows of the m tokens.
         made: whether the tokens were made by merging inside the encoder, so that no statistic is theirs.
         keep: its own budget, where one of several told how it was resized.
+        video: whether it is a video.
     """
 
     features: Tensor
@@ -54,6 +55,7 @@ class ImageTokens:
     signals: dict[EncoderNeed, Any] = field(default_factory=dict)
     made: bool = False
     keep: Keep | None = None
+    video: bool = False
 
     @property
     def count(self) -> int:
@@ -102,7 +104,7 @@ def joined(pieces: Sequence[ImageTokens]) -> ImageTokens:
     whole = Slots(last.grid._replace(frames=frames), torch.cat(cells), (thumbnail,))
     signals = {key: _joined_signal([piece.signals[key] for piece in pieces]) for key in pieces[0].signals}
     features = torch.cat([piece.features for piece in pieces])
-    return ImageTokens(features, torch.cat(slots), whole, last.adapter, signals)
+    return ImageTokens(features, torch.cat(slots), whole, last.adapter, signals, video=last.video)
 
 
 def _joined_signal(values: list[Any]) -> Any:
@@ -186,6 +188,8 @@ class VisionWrapper:
         features = self.adapter.features(self.modality, used, getattr(output, "pooler_output", None))
         places = self.adapter.slots(self.modality, used, [len(piece) for piece in features])
         record = VisionRecord([_tokens(f, p, self.adapter) for f, p in zip(features, places, strict=True)])
+        for image in record.images:
+            image.video = self.modality == "video"
         for image, keep in zip(record.images, budgets or (), strict=bool(budgets)):
             image.keep = keep
         for image, signals in zip(record.images, reader.read(used, features), strict=True):
@@ -231,7 +235,8 @@ class VisionWrapper:
         for rows, place, anchors in zip(features, places, merging.anchors(), strict=True):
             order = anchors.argsort() if method.restores_order else torch.arange(keep, device=rows.device)
             own = replace(place, cells=place.cells.to(rows.device))
-            record.images.append(ImageTokens(rows[order], anchors[order], own, adapter, made=True))
+            video = self.modality == "video"
+            record.images.append(ImageTokens(rows[order], anchors[order], own, adapter, made=True, video=video))
         output.pooler_output = _spread_rows(record, output.pooler_output, [image.features for image in record.images])
         output["vlmprune_record"] = record
         self.seen(self.modality, record)

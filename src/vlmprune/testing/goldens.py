@@ -5,7 +5,8 @@ A case is `NAME.json` beside `NAME.npz`, in a folder or the folders in it. The J
     {"keep": 64, "family": "llava", "grid": [24, 24, 1], "options": {"alpha": 0.2}}
 
 `keep` alone is required: tokens to keep. `options` are the method's, `seed` that of `view.generator()`;
-`encoder_layers`, `decoder_layers` and `has_cls` describe the model (24, 32 and false without them). The npz file has
+`encoder_layers`, `decoder_layers` and `has_cls` describe the model (24, 32 and false without them); `video` is true
+where the frames of `grid` are a video's and not tiles of an image. The npz file has
 
     SIGNAL              each signal that the method declares, by its name in `needs`, tokens in slot order
     SIGNAL.PART         the parts of one that has several: `rows` and `cls`, or `visual` and `text`
@@ -106,12 +107,13 @@ def _due(name: str, arrays: dict[str, Tensor]) -> Tensor:
 def _view(method: Method, told: dict[str, Any], arrays: dict[str, Tensor]) -> ImageView:
     layers = told.get("encoder_layers", 24), told.get("decoder_layers", 32)
     info = ModelInfo(told.get("family", "llava"), *layers, told.get("has_cls", False))
+    grid = Grid(*told["grid"]) if told.get("grid") else None
     act = acts_of(method, told["keep"], info)[0]
     signals = {name: _signal(name, arrays) for name in act.needs}
-    grid = Grid(*told["grid"]) if told.get("grid") else None
     slots = arrays.get("slots")
     if slots is None:
         slots = torch.arange(grid.size if grid else _rows(next(iter(signals.values()))))
+    act = act.of(len(slots), grid, told.get("video", False))
     return ImageView(told["keep"], slots, grid, info, signals, told.get("seed", 0), act=act)
 
 

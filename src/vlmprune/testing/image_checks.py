@@ -34,7 +34,7 @@ def several_images(subject: AdapterSubject) -> None:
 def _images_of_their_own(probe: Subject) -> None:
     run = model_checks.run_of(probe)
     numbers, mask = probe.ground.numbers, probe.ground.inputs["attention_mask"]
-    for row, due in enumerate(model_checks.due_counts(probe, KEEP)):
+    for row, due in enumerate(model_checks.due_counts(probe, KEEP, run.report)):
         left = [len(kept) for kept in run.report.kept[row]]
         if left != due:
             raise Failed(f"expected {due} tokens to be left of the images of sample {row}, but got {left}")

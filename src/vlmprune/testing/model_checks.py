@@ -9,7 +9,9 @@ from torch import Tensor
 
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import PixelMethod
+from vlmprune.core.report import RunReport
 from vlmprune.core.roles import merges_inside
+from vlmprune.core.view import Grid
 from vlmprune.runtime import oracle as oracles
 from vlmprune.runtime.session import prune
 from vlmprune.testing.check import Failed, Skipped, check, in_words
@@ -48,15 +50,18 @@ def runs(subject: Subject) -> None:
         raise Failed(f"expected {KEEP} of the tokens to be kept, but {in_words(subject.failure)} was raised")
 
 
-def due_counts(subject: Subject, keep: float | int) -> list[list[int]]:
+def due_counts(subject: Subject, keep: float | int, report: RunReport) -> list[list[int]]:
     """By sample and image, the tokens that its `budget` says are left in the end."""
-    return [[_left(subject, keep, slots) for slots in row] for row in subject.ground.slots]
+    return [
+        [_left(subject, keep, *image) for image in zip(*row, strict=True)]
+        for row in zip(subject.ground.slots, report.grids, report.videos, strict=True)
+    ]
 
 
-def _left(subject: Subject, keep: float | int, total: int) -> int:
+def _left(subject: Subject, keep: float | int, total: int, grid: Grid | None, video: bool) -> int:
     n = total
     for act in subject.plan(keep).acts:
-        n = min(n, act.budget(n, total))
+        n = min(n, act.of(total, grid, video).budget(n, total))
     return n
 
 
@@ -64,7 +69,7 @@ def _left(subject: Subject, keep: float | int, total: int) -> int:
 def exact_on_model(subject: Subject) -> None:
     run = run_of(subject)
     method = subject.method
-    due = due_counts(subject, KEEP)
+    due = due_counts(subject, KEEP, run.report)
     for row, ((before, after), wanted) in enumerate(zip(run.report.tokens, due, strict=True)):
         fits = after <= sum(wanted) if isinstance(method, PixelMethod) else after == sum(wanted)
         if after > before or (method.exact and method.budgeted and not merges_inside(method) and not fits):
@@ -76,7 +81,7 @@ def exact_on_model(subject: Subject) -> None:
                 raise Failed(f"expected the kept slots of image {image} of sample {row} in order, got {kept.tolist()}")
 
 
-@check("a budget of one token leaves one token of each image")
+@check("a budget of one token leaves one token of each image, or what `budget` says is the least")
 def one_token(subject: Subject) -> None:
     run_of(subject)
     if not subject.method.budgeted:
@@ -85,7 +90,7 @@ def one_token(subject: Subject) -> None:
         report = subject.forward(subject.ground.inputs, keep=1).report
     except UserError as error:
         raise Skipped(f"it refuses such a budget: {error}") from error
-    due = due_counts(subject, 1)
+    due = due_counts(subject, 1, report)
     left = [after for _, after in report.tokens]
     if subject.method.exact and subject.selects and left != [sum(row) for row in due]:
         raise Failed(f"expected {[sum(row) for row in due]} tokens to be left of the samples, but {left} are")

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlmprune.author import (
     AtLeast, ClsAttention, EncoderKeys, ImageView, Merged, ModelInfo, Need, OrdersParts, Share, TowerFeatures,
     TowerRows, ascending, top_k,
 )  # fmt: skip
+from vlmprune.methods.contextual import Clusters, clusters, contextual_count, contextual_tokens
 from vlmprune.methods.tiles import whole_tile
-
-
-class Clusters(NamedTuple):
-    """Row numbers of the tower, with the CLS token as row 0 if there is one."""
-
-    dominant: Tensor  # [D] kept as they are, CLS first, then by falling attention
-    targets: Tensor  # [C] rows that lend their place to a contextual token, ascending
-    members: Tensor  # [M - C] rows that are merged, ascending
-    assignment: Tensor  # [M - C] the target (0..C-1) that each member joins
 
 
 @dataclass
@@ -67,32 +59,23 @@ class VisionZip(OrdersParts):
 
     def contextual_of(self, keep: int) -> int:
         """C, for a budget of `keep` tokens."""
-        wanted = self.contextual if isinstance(self.contextual, int) else round(self.contextual * keep)
-        return min(wanted, keep - 1)
+        return contextual_count(self.contextual, keep)
 
     def clusters(self, view: ImageView) -> Clusters:
-        """Which rows are kept, which are targets, and which target each other row joins."""
-        keys = nn.functional.normalize(_all_rows(view["keys"]), dim=-1)
+        """Which rows of the tower are kept, targets, and merged; row 0 is the CLS token if there is one.
+
+        Dominant: CLS first, then by falling attention.
+        """
+        keys = _all_rows(view["keys"])
         cls = keys.shape[0] - view.n  # 1 with a CLS token, 0 without
         count = self.contextual_of(view.keep)
         dominant = top_k(view["attention"], view.keep - count - cls) + cls
-        dominant = torch.cat([dominant.new_zeros(cls), dominant])
-        left = torch.ones(keys.shape[0], dtype=torch.bool, device=keys.device)
-        left[dominant] = False
-        rest = left.nonzero().squeeze(1)
-        targets = rest[:: max(1, len(rest) // max(1, count))][:count]
-        left[targets] = False
-        members = left.nonzero().squeeze(1) if count else rest[:0]
-        assignment = (keys[members] @ keys[targets].T).argmax(dim=1) if count else members
-        return Clusters(dominant, targets, members, assignment)
+        return clusters(keys, torch.cat([dominant.new_zeros(cls), dominant]), count)
 
     def select(self, view: ImageView) -> Merged:
         rows, parts = _all_rows(view["rows"]), self.clusters(view)
-        # sums by a product with 0/1 weights: a scattered sum would depend on the order of threads on a GPU
-        joined = (parts.assignment == torch.arange(len(parts.targets), device=rows.device)[:, None]).to(rows.dtype)
-        means = (joined @ rows[parts.members]) / joined.sum(1, keepdim=True).clamp(min=1)
         dominant = ascending(parts.dominant)
-        features = torch.cat([rows[dominant], rows[parts.targets] + means])
+        features = torch.cat([rows[dominant], contextual_tokens(rows, parts)])
         anchors = torch.cat([dominant, parts.targets]) - (rows.shape[0] - view.n)
         if rows.shape[0] == view.n:
             order = anchors.argsort()
