@@ -67,7 +67,7 @@ class _Collected(EncoderNeed):
 
 @dataclass(frozen=True)
 class _ClipGradient(PromptNeed):
-    """What CLS reads in the last layer, [n, W + H]; as cls [frames, W] the gradient of CLIP's cosine by what it collects.
+    """What CLS reads in the last layer [n, W + H]; as cls [frames, W] the gradient of CLIP's cosine by what it gets.
 
     None without a text tower.
     """
