@@ -64,6 +64,7 @@ def test_layers_spread_over_other_depths() -> None:
     [
         (lambda: PyramidDrop(layers=(8, 4)), "increasing order"),
         (lambda: PyramidDrop(layers=()), "increasing order"),
+        (lambda: PyramidDrop(layers=4), "increasing order"),  # type: ignore[arg-type]
         (lambda: PyramidDrop(layers=(0, 4)), "at least 1"),
         (lambda: PyramidDrop(average="yes"), "True or False"),  # type: ignore[arg-type]
         (lambda: SparseVLM(version="2"), "'1.5' or '1.0' or '\\+'"),

@@ -31,11 +31,14 @@ class Staged(Method):
         super().__post_init__()
         if self.layers is None:
             return
+        wrong = UserError(f"{self.name}: layers={self.layers} must be layer numbers from 1 in increasing order.")
+        if not isinstance(self.layers, tuple | list):
+            raise wrong
         self.layers = tuple(self.layers)
         for layer in self.layers:
             AtLeast(1).check(self.name, "layer", layer)
         if not self.layers or list(self.layers) != sorted(set(self.layers)):
-            raise UserError(f"{self.name}: layers={self.layers} must be layer numbers from 1 in increasing order.")
+            raise wrong
 
     def usual_layers(self, info: ModelInfo) -> tuple[tuple[int, ...], int]:
         """The authors' layers, and the number of layers of their model."""
