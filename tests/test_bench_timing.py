@@ -250,7 +250,7 @@ def test_presets(name: str, tmp_path: Path) -> None:
         (["--speed", "--random", SMALL, "--repeats", "0"], "at least 1"),
         (["--speed", "--random", SMALL, "--methods", "fastw"], "did you mean 'fastv'"),
         (["--speed", "--random", SMALL, "--dtype", "int3"], "choose float32"),
-        (["--speed", "--random", SMALL, "--device", "mars"], "cannot be made on 'mars'"),
+        (["--speed", "--random", SMALL, "--device", "mars"], "--device mars is not a device"),
         (["--speed", "--preset", "table9"], "choose hilo-table8"),
         (["--speed", "--preset", "hilo-table8", "--model", "llava"], "architecture of its own"),
         (["--speed", "--preset", "hilo-table8", "--methods", "divprune"], "has no budget"),

@@ -196,7 +196,10 @@ def test_a_plan_tells_how_tokens_are_numbered_behind_each_place() -> None:
     assert Recipe((Stage(old, 0.5),)).on(LLAVA).policies() == {0: "original"}
 
 
-def test_a_method_is_asked_once_however_often_it_acts() -> None:
-    Numbering.asked.clear()
-    assert len(acts_of(Numbering(layer=4), 0.5, LLAVA)) == 3
-    assert sorted(Numbering.asked) == ["needs", "positions"]
+def test_a_method_is_asked_no_more_the_more_often_it_acts() -> None:
+    asked = []
+    for method, acts in ((Numbering(), 1), (Numbering(layer=4), 3)):
+        Numbering.asked.clear()
+        assert len(acts_of(method, 0.5, LLAVA)) == acts
+        asked.append(sorted(Numbering.asked))
+    assert asked[0] == asked[1] and set(asked[0]) == {"needs", "positions"}

@@ -87,7 +87,7 @@ def test_what_the_frames_are(folder: Path) -> None:
         ("w.mp4", (), "There is no video"),
         ("w.gif", (), "There is no video"),
         ("v.mp4", ("--max-new-tokens", "0"), "--max-new-tokens 0 must be at least 1"),
-        ("v.mp4", ("--device", "cudo"), "--device cudo cannot be used here"),
+        ("v.mp4", ("--device", "cudo"), "--device cudo is not a device"),
         ("v.mp4", ("--device", "meta"), "--device meta cannot be used here"),
     ],
 )

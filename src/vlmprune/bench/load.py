@@ -93,16 +93,18 @@ def usable_device(name: str | None) -> str:
     """
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    from vlmprune.models.weights import first_sentence
-
     try:
-        if torch.device(name).type != "meta":
+        kind = torch.device(name).type
+    except RuntimeError:
+        raise UserError(Option("device", name), " is not a device: give cpu, cuda, cuda:1, ...") from None
+    try:
+        if kind != "meta":
             torch.empty(0, device=name)
             return name
         why = "it computes nothing"
     except (RuntimeError, AssertionError) as error:
-        why = first_sentence(error)
-    raise UserError(Option("device", name), f" cannot be used here: {why.rstrip('.')}.")
+        why = str(error).partition("\n")[0].rstrip(".")
+    raise UserError(Option("device", name), f" cannot be used here: {why}.")
 
 
 def _digest_or_revision(name: str, model: Any) -> str:
