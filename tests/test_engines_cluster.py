@@ -189,9 +189,9 @@ def content(out: Path) -> dict[str, object]:
 @pytest.mark.slow
 def test_one_of_two_replicas_is_killed_and_the_files_are_those_of_a_local_run(tmp_path: Path) -> None:
     ray = pytest.importorskip("ray", reason="Ray is not installed: python3 tools/extras.py ray runs this with it")
-    model = str(save_llava(tmp_path / "model"))
+    models = tuple(str(save_llava(tmp_path / name)) for name in ("model", "second"))
     plan = Plan(
-        models=(model,), methods=("fastv",), keeps=(0.5,), tasks=("synth-mme", "synth-choice"), limit=12,
+        models=models, methods=("fastv",), keeps=(0.5,), tasks=("synth-mme", "synth-choice"), limit=12,
         batch_size=2, device="cpu",
     )  # fmt: skip
     run_bench(plan, tmp_path / "here", then=write_examples)

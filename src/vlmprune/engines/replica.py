@@ -12,6 +12,7 @@ from vlmprune.bench.plan import Plan
 from vlmprune.bench.store import Record
 from vlmprune.bench.worker import BESIDE, Facts, Then, Unit, Worker
 from vlmprune.core.errors import UserError
+from vlmprune.core.outputs import make_folder
 
 
 class Replica:
@@ -39,6 +40,7 @@ class Replica:
     def then(self, then: Then, files: Mapping[str, bytes]) -> dict[str, bytes] | UserError:
         """The files that `then` leaves in `BESIDE`, where it finds `files`."""
         with TemporaryDirectory() as folder:
+            make_folder(Path(folder))  # what an earlier model left there is ours
             beside = Path(folder) / BESIDE
             if files:
                 beside.mkdir()
