@@ -100,6 +100,16 @@ def test_another_prompt_runs_as_always() -> None:
     assert shared.taken == kept.taken == 0
 
 
+def test_pictures_that_see_themselves_otherwise_are_another_prompt() -> None:
+    model, shared, inputs = built("gemma3"), SharedPrefill(1), inputs_of("gemma3", RAGGED)
+    causal = {**inputs, "token_type_ids": torch.zeros_like(inputs["token_type_ids"])}
+    session = prune(model, "random@2:0.5")
+    first, second = answer(session, inputs), answer(session, causal)
+    assert not torch.equal(first[1], second[1])
+    assert same(answer(session, inputs, shared), first) and same(answer(session, causal, shared), second)
+    assert shared.taken == 0
+
+
 def test_a_run_that_fails_leaves_nothing_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs, shared = built("llava"), inputs_of("llava", RAGGED), SharedPrefill(2)
     session = prune(model, "random@2:0.5")

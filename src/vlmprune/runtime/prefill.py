@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.cache_utils import Cache
 
 from vlmprune.models.base import Adapter
@@ -50,7 +50,7 @@ class SharedPrefill:
     _outputs: list[Any] = field(default_factory=list)  # by layer
     _stored: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)  # calls of the cache's `update`
 
-    def install(self, attached: Attachments, adapter: Adapter, running: Any, layers: int) -> None:
+    def install(self, attached: Attachments, adapter: Adapter, running: Callable[[], Running], layers: int) -> None:
         """Stand before the forwards of a session's first `layers` decoder layers."""
         for number, layer in enumerate(adapter.decoder_layers[: min(layers, self.depth)]):
             attached.put(layer, "forward", self._standing_before(layer, number, running))
@@ -66,7 +66,9 @@ class SharedPrefill:
                 return original(*args, **kwargs)
             assert now.forward is not None
             if number == 0:
-                now.forward.shares = self._meets(now.forward.new_valid, given)
+                assert now.forward.prompt is not None
+                self_seeing = now.forward.prompt.blocks  # which tokens see each other in both directions
+                now.forward.shares = self._meets((now.forward.new_valid, self_seeing, given[HIDDEN], given[ROTARY]))
             if not now.forward.shares:
                 return original(*args, **kwargs)
             if number < len(self._outputs):
@@ -81,9 +83,8 @@ class SharedPrefill:
 
         return forward
 
-    def _meets(self, valid: Tensor, given: dict[str, Any]) -> bool:
+    def _meets(self, entering: tuple[Any, ...]) -> bool:
         """Whether this is the prompt that is kept, or the first to be kept."""
-        entering = valid, given[HIDDEN], given[ROTARY]
         if not self._outputs:
             self._given = entering
         return same(self._given, entering)
