@@ -35,17 +35,22 @@ def rotated(states: Tensor, at: Tensor, base: float) -> Tensor:
     return states * cos + torch.cat([-states[..., half:], states[..., :half]], dim=-1) * sin
 
 
-def last_row(case: Case, stage: int, hidden: Tensor, at: Tensor) -> Tensor:
-    """[L] what the last of these tokens attends to, mean over heads, at the layer that ranks them."""
+def queries_and_keys(case: Case, stage: int, hidden: Tensor, at: Tensor) -> list[Tensor]:
+    """[H, L, head_dim] each, rotated, of the layer that ranks these tokens [L, D]."""
     x = hidden * (hidden.square().mean(1, keepdim=True) + case["rms_eps"]).rsqrt() * case.input(f"norm_w{stage}")
-    query, key = (
+    return [
         rotated(
             (x @ case.input(f"w{name}{stage}").T).unflatten(1, (case["heads"], -1)).transpose(0, 1),
             at,
             case["rope_base"],
         )
         for name in "qk"
-    )
+    ]
+
+
+def last_row(case: Case, stage: int, hidden: Tensor, at: Tensor) -> Tensor:
+    """[L] what the last of these tokens attends to, mean over heads, at the layer that ranks them."""
+    query, key = queries_and_keys(case, stage, hidden, at)
     return attention_rows(query[None, :, -1:], key[None], query.shape[-1] ** -0.5)[0, 0]
 
 

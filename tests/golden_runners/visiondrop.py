@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from golden_runners.case import LLAVA, Case, Failed, acting, positions, sequence, view
-from golden_runners.staged import rotated
+from golden_runners.staged import queries_and_keys
 from vlmprune.core.plan import acts_of
 from vlmprune.core.view import ImageView, Tokens, TowerRows
 from vlmprune.methods.hybrid.visiondrop import VisionDrop
@@ -83,16 +83,7 @@ def _within(method: VisionDrop, image: ImageView) -> ImageView:
 
 def _layer(case: Case, stage: int, hidden: Tensor, before: int, n: int) -> tuple[Tensor, Tensor]:
     """Of the layer that ranks: [n, L] rows of the image's tokens, mean over heads, and [L, head_dim] mean keys."""
-    x = hidden * (hidden.square().mean(1, keepdim=True) + case["rms_eps"]).rsqrt() * case.input(f"norm_w{stage}")
-    at = torch.arange(len(hidden))
-    query, key = (
-        rotated(
-            (x @ case.input(f"w{name}{stage}").T).unflatten(1, (case["heads"], -1)).transpose(0, 1),
-            at,
-            case["rope_base"],
-        )
-        for name in "qk"
-    )
+    query, key = queries_and_keys(case, stage, hidden, torch.arange(len(hidden)))
     causal = torch.ones(len(hidden), len(hidden), dtype=torch.bool).tril()[before : before + n]
     rows = attention_rows(query[None, :, before : before + n], key[None], case["head_dim"] ** -0.5, causal[None])
     return rows[0], key.mean(0)

@@ -14,7 +14,6 @@ from vlmprune.data.video import ENDINGS, Clip, Frames, evenly
 FRAMES = 8
 _MOST = 768  # what Qwen's processors take at most
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-_MAY_MOVE = (".gif", ".webp", ".png")  # a picture, or several that follow one another
 
 
 def open_media(path: Path, frames: int | None = None, fps: float | None = None) -> Image.Image | Frames:
@@ -45,8 +44,8 @@ def open_media(path: Path, frames: int | None = None, fps: float | None = None) 
 
 
 def _stands(path: Path) -> bool:
-    """Whether a file that may be animated is one picture; an unreadable one is left to what reads it."""
-    if path.suffix.lower() not in _MAY_MOVE:
+    """Whether a GIF is one picture; an unreadable one is left to what reads it."""
+    if path.suffix.lower() != ".gif":
         return False
     try:
         with Image.open(path) as opened:

@@ -58,6 +58,18 @@ def seen_window(processor: Any, size: tuple[int, int]) -> Window:
     return Window(left * across, top * down, (left + crop["width"]) * across, (top + crop["height"]) * down)
 
 
+def window_on(picture: Image.Image, image: Image.Image, processor: Any) -> Window:
+    """The part that the model saw of an image, in pixels of the `picture` that it was enlarged or reduced to."""
+    window = seen_window(processor, image.size)
+    return window.scaled(picture.width / image.width, picture.height / image.height)
+
+
+def counts_line(report: RunReport, sample: int) -> str:
+    """A sample's token counts in words."""
+    before, after = report.tokens[sample]
+    return f"{before} visual tokens, {after} after pruning, {report.entering[sample]:.1f} entering a layer on average"
+
+
 def _sizes(size: Any) -> dict[str, int]:
     """A processor's size settings as a plain dict without the entries that are not set."""
     return {key: value for key, value in dict(size or {}).items() if value}
@@ -191,8 +203,7 @@ def draw_run(
         if not wholes:
             raise UserError("The visual tokens of this model form no grid over the picture, so they cannot be drawn.")
         picture = fit(image)
-        window = seen_window(processor, image.size)
-        window = window.scaled(picture.width / image.width, picture.height / image.height)
+        window = window_on(picture, image, processor)
         for whole in wholes:
             for layer, kept in stages:
                 slots = kept[sample][number]
@@ -203,10 +214,10 @@ def draw_run(
                 place = place if len(wholes) == 1 else f"{whole.name}, {place}"
                 drawn = draw(picture, *(coarse or (whole.grid, cells)), window=window, cells=coarse is not None)
                 panels.append(Panel(drawn, f"{place}: {len(cells)} of {int((whole.cells >= 0).sum())}"))
-    before, after = report.tokens[sample]
-    counts = f"{before} visual tokens, {after} after pruning, {report.entering[sample]:.1f} entering a layer on average"
+    counts = counts_line(report, sample)
     if report.merged and report.merged[sample]:
         counts += "; a token merged from several patches is drawn where it stands"
+        after = report.tokens[sample][1]
         placeless = after - sum(len(slots) for slots in report.kept[sample])
         counts += f", {placeless} of the {after} at no patch" if placeless > 0 else ""
     return sheet(panels, min(len(stages), _ACROSS), [*([title] if title else []), *lines, counts])

@@ -16,7 +16,7 @@ import vlmprune
 from vlmprune.ask.media import open_media
 from vlmprune.ask.overlay import draw_run
 from vlmprune.ask.sheet import shorten
-from vlmprune.ask.strip import draw_frames, kept_by_frame
+from vlmprune.ask.strip import draw_frames
 from vlmprune.bench.load import Loaded, load_model
 from vlmprune.bench.marks import recorded
 from vlmprune.bench.protocol import chat_prompt, generation_kwargs, video_arguments
@@ -64,7 +64,7 @@ class Answer:
         found["visual_tokens"] = {"before": before, "after": after, "entering": round(self.report.entering[0], 2)}
         found["selecting_seconds"] = round(self.report.seconds, 4)
         if self.of_video and self.report.grids[0][0] is not None:
-            found["kept_by_frame"] = [kept for kept, _ in kept_by_frame(self.report)]
+            found["kept_by_frame"] = [len(kept) for kept in self.report.by_frame()]
         return found
 
 

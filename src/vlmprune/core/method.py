@@ -143,9 +143,9 @@ class Method:
         """Whether decoding sees fewer tokens than the prefill did. Only for methods inside the LLM.
 
         After the prefill, the caches of decoder layers K-1 (K: its first act) up to its last act keep only the tokens
-        that the last act kept.
+        that the last act kept. By default an option `kv_prune` decides, if the method has one.
         """
-        return False
+        return getattr(self, "kv_prune", False)
 
     @property
     def trims_first_layers(self) -> bool:

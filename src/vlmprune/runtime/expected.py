@@ -166,5 +166,5 @@ def same(given: Any, arrived: Any) -> bool:
     if isinstance(given, Tensor) and isinstance(arrived, Tensor) and given.shape == arrived.shape:
         if given.untyped_storage().data_ptr() == arrived.untyped_storage().data_ptr():
             return given.stride() == arrived.stride() and given.storage_offset() == arrived.storage_offset()
-        return torch.equal(given.cpu(), arrived.cpu())
+        return torch.equal(given, arrived.to(given.device))
     return False

@@ -68,10 +68,6 @@ class CLSE(Scorer, Staged):
     fft: Literal["2d", "3d"] = "2d"
     kv_prune: bool = True
 
-    @property
-    def trims_cache(self) -> bool:
-        return self.kv_prune
-
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         attention: dict[str, Need] = {"attention": LastQueryAttention()}
         unpadded = info.family == "llava_next"  # so that tiles are not whole

@@ -75,10 +75,6 @@ class MustDrop(Staged, Observes):
     def exact(self) -> bool:
         return self.budgeted
 
-    @property
-    def trims_cache(self) -> bool:
-        return self.kv_prune
-
     def positions(self, info: ModelInfo) -> str:
         return "compact" if info.llava else "original"
 

@@ -71,10 +71,6 @@ class PriorTR(Scorer, Staged):
     def exact(self) -> bool:
         return self.budgeted
 
-    @property
-    def trims_cache(self) -> bool:
-        return self.kv_prune
-
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"text": TextQueryAttention(heads="all" if self.heads == "max" else "mean")}
 
