@@ -193,6 +193,10 @@ def chat_inputs(processor: Any, media: Image.Image | Frames, question: str) -> A
             "(docs/models.md); for some models the torchvision that fits your torch has to be installed."
         )
     prompt = chat_prompt(processor, [{"type": "video" if video else "image"}, {"type": "text", "text": question}])
+    if video and processor.video_token not in prompt:
+        raise UserError(
+            "This model's chat template has no place for a video: ask about a picture, or choose another model."
+        )
     given = video_arguments([media]) if isinstance(media, Frames) else {"images": [media]}
     try:
         return processor(text=[prompt], return_tensors="pt", **given)
