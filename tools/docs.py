@@ -176,16 +176,18 @@ def overviews(summary: str, first: bool = False) -> list[str]:
     """Of the text of a report's summary.md, for each model its name and its tables over all tasks with their words.
 
     Args:
-        first: only the first of them, at equal mean tokens where methods cut inside the language model.
+        first: only what is at equal mean tokens, where methods cut inside the language model.
     """
+    from vlmprune.report.markdown import BUDGET_WORDS
+
     parts = []
     for section in re.split(r"^## ", summary, flags=re.MULTILINE)[1:]:
         title, _, body = section.partition("\n")
         if title == "Notes":  # they explain marks in cells that the overview does not have
             continue
         _, *said = body.partition("\n### ")[0].strip().split("\n\n")  # without the sizes of the tasks
-        if first:
-            said = said[: next(place for place, part in enumerate(said) if part.startswith("|")) + 1]
+        if first and BUDGET_WORDS in said:
+            said = said[: said.index(BUDGET_WORDS)]
         parts += [f"**{title}**", *said]
     return parts
 
@@ -288,6 +290,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sets": made_by("docs_sets", "sets"),
     "layouts": made_by("docs_sets", "layouts"),
     "agreement": made_by("docs_sets", "agreement"),
+    "fusion": made_by("docs_fusion", "fusion"),
     "protocols": made_by("docs_sets", "protocols"),
     **{f"profiles-{paper}": made_by("docs_sets", "tables_of", paper) for paper in PAPERS},
     "families-short": made_by("docs_models", "families_short"),

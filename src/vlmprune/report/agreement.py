@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlmprune.assets import embedded_names
-from vlmprune.bench.ranks import drawn_means, spearman
-from vlmprune.bench.runs import Name, groups_of
-from vlmprune.bench.stats import LEVEL, Estimate
+from vlmprune.bench.drawn import drawn_rows, interval
+from vlmprune.bench.ranks import spearman
+from vlmprune.bench.stats import Estimate
 from vlmprune.bench.table import Row, Table
 from vlmprune.published import is_model
 from vlmprune.published.averages import Average, Averages, averages
@@ -67,10 +67,7 @@ class _Drawn:
     draws: np.ndarray
 
     def estimate(self) -> Estimate:
-        tail = (100.0 - LEVEL) / 2
-        known = self.draws[~np.isnan(self.draws)]
-        low, high = np.percentile(known, (tail, 100.0 - tail)) if len(known) else (np.nan, np.nan)
-        return Estimate(self.value, float(low), float(high))
+        return interval(self.value, self.draws)
 
 
 def is_compared(model: str, printed: str) -> bool:
@@ -153,16 +150,8 @@ _CHOICE: dict[str, Callable[[Sequence[Row], Average], Row | None]] = {MEAN: _at_
 
 def _means(table: Table, rows: Sequence[Row]) -> dict[int, _Drawn]:
     """The rel_mean of rows as measured and in each draw, by id of the row; the same weights for all."""
-    every = [result for row in table.rows for cell in row.cells.values() for result in cell.results]
-    groups, _ = groups_of(every)
-    vanilla = next(of_row for of_row in groups.values() if next(iter(of_row.values())).is_vanilla)
-    units = [[groups[_name(row)][task].units for task in table.averaged] for row in rows]
-    draws = drawn_means(units, [vanilla[task].units for task in table.averaged])
+    draws = drawn_rows(table, rows)
     return {id(row): _Drawn(row.rel_mean or 0.0, draws[:, place]) for place, row in enumerate(rows)}
-
-
-def _name(row: Row) -> Name:
-    return row.recipe, next(iter(row.cells.values())).result.positions
 
 
 def _figures(pairs: Sequence[Pair], means: dict[int, _Drawn]) -> tuple[dict[float, _Drawn], _Drawn]:
