@@ -26,20 +26,24 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "white": (242, 242, 242),
 }
 SIZES: dict[str, tuple[int, ...]] = {
-    "small": (11, 12, 13),
-    "medium": (16, 17, 18),
-    "large": (22, 23, 24),
-    "huge": (30, 31, 32),
+    "small": (15, 16, 17),
+    "medium": (21, 22, 23),
+    "large": (27, 28, 29),
+    "huge": (35, 36, 37),
 }
 TEXTURES = ("plain", "stripes", "dots", "checks", "waves", "noise", "photo")
 DIGITS = tuple("0123456789")
 LETTERS = tuple("fhkmrstwxz")
 
 PHOTO_FOLDER = Path(__file__).parent / "photos"
-_GLYPH_STEP = 12  # pixels from one digit of a plate to the next
-_GLYPH_HEIGHT = 18
-_TILE = (18, 22)  # width and height of the tile under the letter
+_GLYPH_STEP = 13  # pixels from one digit of a plate to the next
+_GLYPH_HEIGHT = 20
+_TILE = (20, 24)  # width and height of the tile under the letter
 _SUPERSAMPLE = 8
+_FAINT_SHARE, _FAINT = 0.25, 0.7  # of the objects; how much of its colour a faint one has
+_CLUTTER_SHARE = 0.35  # of the scenes
+_FRAME_SHARE = 0.2  # of the scenes, which end before the picture does
+_SMALLEST_FRAME = 72  # pixels
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,10 @@ class _Canvas:
         is_photo = rng.random() < photo_share
         self.background = "photo" if is_photo else TEXTURES[int(rng.integers(len(TEXTURES) - 1))]
         ground = _photo(rng, width, height, photos) if is_photo else _texture(rng, width, height, self.background)
-        self.pixels = np.clip(ground, 0, 255)
+        if rng.random() < _CLUTTER_SHARE:
+            ground = _clutter(rng, ground)
+        self.frame = _frame(rng, width, height) if rng.random() < _FRAME_SHARE else (0, 0, width, height)
+        self.pixels = _margins(rng, np.clip(ground, 0, 255), self.frame)
         self.masks = np.zeros((height, width), np.uint8)
         self.taken: list[tuple[int, int, int, int]] = []
         self.objects: list[SceneObject] = []
@@ -144,8 +151,9 @@ class _Canvas:
 
     def place(self, width: int, height: int, margin: int = 2) -> tuple[int, int] | None:
         """A free left-top corner for a box, or None when 40 draws found none."""
-        columns = self.rng.integers(0, self.width - width + 1, 40).tolist()
-        rows = self.rng.integers(0, self.height - height + 1, 40).tolist()
+        x0, y0, x1, y1 = self.frame
+        columns = self.rng.integers(x0, x1 - width + 1, 40).tolist()
+        rows = self.rng.integers(y0, y1 - height + 1, 40).tolist()
         for x, y in zip(columns, rows, strict=True):
             right, bottom = x + width + margin, y + height + margin
             if all(
@@ -175,8 +183,9 @@ class _Canvas:
     def add_object(self, shape: str, color: str, label: str, side: int, corner: tuple[int, int]) -> None:
         x, y = corner
         alpha = _shape_alpha(shape, side)
+        strength = _FAINT if self.rng.random() < _FAINT_SHARE else 1.0
         tint = np.asarray(COLORS[color], np.float32) + self.rng.uniform(-12, 12, 3).astype(np.float32)
-        self._blend(x, y, alpha, tint)
+        self._blend(x, y, strength * alpha, tint)
         identifier = len(self.objects) + 1
         self.masks[y : y + side, x : x + side][alpha > 0.5] = identifier
         self.objects.append(SceneObject(shape, color, label, (x, y, x + side, y + side), (x + side / 2, y + side / 2)))
@@ -222,6 +231,42 @@ class _Canvas:
         height, width = alpha.shape
         patch = self.pixels[y : y + height, x : x + width]
         patch += alpha[:, :, None] * (color.astype(np.float32) - patch)
+
+
+def _frame(rng: np.random.Generator, width: int, height: int) -> tuple[int, int, int, int]:
+    """A random part of the picture, (left, top, right, bottom)."""
+    wide = int(rng.integers(min(_SMALLEST_FRAME, width), width + 1))
+    high = int(rng.integers(min(_SMALLEST_FRAME, height), height + 1))
+    left, top = int(rng.integers(width - wide + 1)), int(rng.integers(height - high + 1))
+    return left, top, left + wide, top + high
+
+
+def _margins(rng: np.random.Generator, ground: np.ndarray, frame: tuple[int, int, int, int]) -> np.ndarray:
+    """The ground inside `frame`, one grey outside."""
+    left, top, right, bottom = frame
+    if (right - left, bottom - top) == (ground.shape[1], ground.shape[0]):
+        return ground
+    framed = np.full_like(ground, rng.uniform(0, 200))
+    framed[top:bottom, left:right] = ground[top:bottom, left:right]
+    return framed
+
+
+def _clutter(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
+    """Muted strokes and patches on the ground: there to be looked at, but no question asks for them."""
+    height, width, _ = ground.shape
+    base = ground.mean(axis=(0, 1))
+    picture = Image.fromarray(np.clip(ground, 0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    for _ in range(int(rng.integers(4, 20))):
+        tone = np.clip(base + rng.uniform(-38, 38) + rng.uniform(-10, 10, 3), 0, 255).astype(int)
+        color = (int(tone[0]), int(tone[1]), int(tone[2]))
+        x, y = float(rng.uniform(-8, width)), float(rng.uniform(-8, height))
+        w, h = (float(v) for v in rng.uniform(3, 26, 2))
+        if rng.random() < 0.5:
+            draw.line((x, y, x + w * float(rng.choice((-1, 1))), y + h), fill=color, width=int(rng.integers(1, 4)))
+        else:
+            draw.pieslice((x, y, x + w, y + h), *sorted(float(v) for v in rng.uniform(0, 360, 2)), fill=color)
+    return np.asarray(picture, np.float32)
 
 
 @cache
