@@ -35,8 +35,9 @@ class TextBatch:
 
 @dataclass(frozen=True)
 class Forward:
-    """features: [B, slots, hidden], the projector's output, row-major; logits: [B, T, words]; cls: [B, d] or None;
-    placed: [B, slots or kept, hidden], states of the visual tokens that should know their row and column;
+    """features: [pictures, slots, hidden], the projector's output, row-major; logits: [B, T, words];
+    cls: [pictures, d] or None; placed: states of the visual tokens that should know their row and column, in the
+    shape of `features` where a row has one picture;
     early: [B, T, hidden], the text's states in the middle of the decoder, through the final norm."""
 
     features: Tensor
@@ -97,9 +98,10 @@ class Backend(Protocol):
         offset: Tensor,
         cut: Callable[[Tensor], Kept] | None = None,
     ) -> Forward:
-        """Image and packed questions; equal to the Hugging Face forward of each question alone.
+        """Images and packed questions; equal to the Hugging Face forward of each question alone.
 
-        `cut` chooses, from the features, the visual tokens that the decoder gets.
+        A row of B has as many pictures as there are for it, side by side in `pixels`. `cut` chooses, from the features
+        [pictures, slots, hidden], the visual tokens that the decoder gets.
         """
 
     def forward_text(self, model: nn.Module, ids: Tensor, segment: Tensor, offset: Tensor) -> Tensor:

@@ -138,8 +138,8 @@ class LlavaBackend:
         cut: Callable[[Tensor], Kept] | None = None,
     ) -> Forward:
         features, cls = self.features(model, pixels, constants)
-        kept = cut(features) if cut else None
-        logits, early = self._read(model, features, ids, segment, offset, kept)
+        kept = cut(features).of_rows(len(ids), features.shape[1]) if cut else None
+        logits, early = self._read(model, features.reshape(len(ids), -1, HIDDEN), ids, segment, offset, kept)
         return Forward(features, logits, cls, features, early)
 
     def forward_text(self, model: nn.Module, ids: Tensor, segment: Tensor, offset: Tensor) -> Tensor:

@@ -238,17 +238,17 @@ def rope_table(config: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cut_positions(positions: Tensor, kept: Kept) -> Tensor:
-    """M-RoPE positions [B, 3, F + S + 1] of what is left, [B, 3, F + K + 1].
+    """M-RoPE positions [B, 3, 1 + S + 1] of a picture between its two marks: what is left, [B, 3, 1 + K + 1].
 
     A row keeps the positions, or each axis counts the values that are left without gaps, as a smaller image's would.
     """
-    head = len(_HEAD)
-    slots = positions[:, :, head:-1].gather(2, kept.index[:, None].expand(-1, 3, -1)) - head
+    head = positions[:, :, :1] + 1
+    slots = positions[:, :, 1:-1].gather(2, kept.index[:, None].expand(-1, 3, -1)) - head
     there = torch.zeros(*slots.shape[:2], int(positions.max()) + 1, dtype=slots.dtype, device=slots.device)
     ranks = (there.scatter(2, slots, 1).cumsum(2) - 1).gather(2, slots)
     own = kept.original[:, None, None]
     last = torch.where(own, positions[:, :, -1:], head + ranks.amax((1, 2), keepdim=True) + 1)
-    return torch.cat((positions[:, :, :head], head + torch.where(own, slots, ranks), last), dim=2)
+    return torch.cat((positions[:, :, :1], head + torch.where(own, slots, ranks), last), dim=2)
 
 
 class QwenBackend:
@@ -311,16 +311,24 @@ class QwenBackend:
         cut: Callable[[Tensor], Kept] | None = None,
     ) -> Forward:
         features, _ = self.features(model, pixels, constants)
-        shown, positions = features, constants.positions.expand(len(ids), -1, -1)
-        if cut:
-            kept = cut(features)
-            shown = features.gather(1, kept.index[..., None].expand(-1, -1, features.shape[2]))
-            positions = cut_positions(positions, kept)
         table = self.embedding(model)
-        head = table[torch.tensor(_HEAD, device=ids.device)].expand(len(ids), -1, -1)
-        after = table[_ID["<|vision_end|>"]].expand(len(ids), 1, -1)
-        shared = torch.cat((head, shown, after), dim=1)
-        logits, tapped, early = self._read(model, shared, positions, ids, segment, offset)
+        kept = cut(features) if cut else None
+        shared = [table[torch.tensor(_HEAD[:-1], device=ids.device)].expand(len(ids), -1, -1)]
+        positions = [constants.positions[:, : len(_HEAD) - 1].expand(len(ids), -1, -1)]
+        pictures = len(features) // len(ids)
+        for number in range(pictures):
+            shown, places = (
+                features[number::pictures],
+                constants.positions[:, len(_HEAD) - 1 :].expand(len(ids), -1, -1),
+            )
+            if kept is not None:
+                own = Kept(kept.index[number::pictures], kept.original[::pictures])
+                shown = shown.gather(1, own.index[..., None].expand(-1, -1, shown.shape[2]))
+                places = cut_positions(places, own)
+            ends = table[torch.tensor([_HEAD[-1], _ID["<|vision_end|>"]], device=ids.device)].expand(len(ids), -1, -1)
+            shared += [ends[:, :1], shown, ends[:, 1:]]
+            positions.append(places - places[:, :, :1] + positions[-1][:, :, -1:] + 1)
+        logits, tapped, early = self._read(model, torch.cat(shared, 1), torch.cat(positions, 2), ids, segment, offset)
         return Forward(features, logits, None, tapped[:, len(_HEAD) : -1], early)
 
     def forward_text(self, model: nn.Module, ids: Tensor, segment: Tensor, offset: Tensor) -> Tensor:

@@ -31,6 +31,13 @@ class Kept:
     index: Tensor
     original: Tensor
 
+    def of_rows(self, rows: int, slots: int) -> Kept:
+        """The pictures of each row as one picture of that many slots more."""
+        pictures = len(self.index) // rows
+        start = slots * torch.arange(pictures, device=self.index.device)[None, :, None]
+        index = (self.index.view(rows, pictures, -1) + start).flatten(1)
+        return Kept(index, self.original[::pictures])
+
 
 def draw_cut(rng: np.random.Generator, features: Tensor, grid: tuple[int, int], count: int) -> Kept:
     """A cut of each row to `count` tokens.

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from training.backend import Backend, TextBatch, autocast, get_backend, matrices, parameter_count
 from training.contrast import CHANGE_WEIGHT, PAIRS_A_STEP, Contrast, caption
 from training.cuts import COUNTS, Kept, draw_cut
+from training.examples import draw_examples
 from training.losses import METRICS, AuxiliaryHeads, answer_loss
 from training.muon import Muon
 from training.packing import Labels, draw_questions, make_labels, pack
@@ -269,17 +270,18 @@ class Trainer:
         """Questions about scenes, with the auxiliary losses."""
         rng = self.rng()
         size = self.backend.sizes[int(rng.integers(len(self.backend.sizes)))]
-        scenes = [draw_scene(rng, size) for _ in range(IMAGES_A_STEP)]
-        labels = make_labels(scenes, *self.backend.grid(size)).to(self.device)
-        pixels = self.backend.pixels(np.stack([scene.image for scene in scenes])).to(self.device)
+        names, shares_of = zip(*stage.kinds, strict=True)
         mix = mix_at(stage, self.step, self.accuracy)
         shares = {
             "first_wording_share": stage.first_wording_share,
             "two_option_share": knots(stage.two_option_share, self.step),
         }
-        rows = [draw_questions(scene, rng, mix, **shares) for scene in scenes]
-        batch, kept = pack(rows, TEXT_LENGTH, self.backend, self.ids, scenes, self.backend.grid(size))
-
+        drawn = draw_examples(str(rng.choice(names, p=shares_of)), rng, size, mix, **shares)
+        labels = make_labels(drawn.scenes, *self.backend.grid(size)).to(self.device)
+        pixels = self.backend.pixels(np.stack([scene.image for scene in drawn.scenes])).to(self.device)
+        hinted = drawn.scenes if drawn.pictures == 1 else None
+        batch, kept = pack(drawn.questions, TEXT_LENGTH, self.backend, self.ids, hinted, self.backend.grid(size))
+        alone = drawn.pictures == 1
         constants = self.backend.constants(size, self.device)
         count = int(rng.choice(COUNTS)) if rng.random() < stage.cut_share else None
         cut = None if count is None else partial(draw_cut, rng, grid=self.backend.grid(size), count=count)
@@ -305,7 +307,7 @@ class Trainer:
             if self.heads.states:
                 hints, more = self.heads.states.read_words(out.early, hint)
                 metrics = torch.cat((metrics, more))
-                if cut is None:
+                if cut is None and alone:
                     slots, more = self.heads.states.read_slots(out.placed, labels)
                     auxiliary, metrics = auxiliary + slots, torch.cat((metrics, more))
             else:
@@ -316,14 +318,18 @@ class Trainer:
         fading = (stage.auxiliary, stage.hints)
         weights = [torch.tensor(knots(points, self.step), device=self.device) for points in fading]
         with autocast(self.device, not self.args.no_autocast):
-            graph = self.graph("joint", losses) if cut is None else losses  # a cut draws random numbers in between
+            graph = (
+                self.graph(("joint", alone), losses) if cut is None else losses
+            )  # a cut draws random numbers
             total, answers, hints, metrics, said = graph(pixels, constants, *self.text(batch), labels, *weights, cut)
         total.backward()
         if count is not None:
             return {f"answers_{count}": answers.item()}
         self.score(batch, kept, said)
-        names = (*METRICS, *WORD_METRICS, *SLOT_METRICS) if self.heads.states else METRICS
-        return {"answers": answers.item(), "hints": hints.item(), **dict(zip(names, metrics.tolist(), strict=True))}
+        if not alone:
+            return {"answers_two": answers.item()}
+        named = (*METRICS, *WORD_METRICS, *SLOT_METRICS) if self.heads.states else METRICS
+        return {"answers": answers.item(), "hints": hints.item(), **dict(zip(named, metrics.tolist(), strict=True))}
 
     def contrast_step(self, stage: Stage) -> dict[str, float]:
         """Scenes against their captions."""
