@@ -19,6 +19,7 @@ from training.backend import Backend
 from training.tokenizer import build_tokenizer, encode
 from vlmprune.assets.questions import Asker
 from vlmprune.assets.world import Scene
+from vlmprune.runtime.text_tower import SIGN
 
 PAIRS_A_STEP = 96
 CHANGE_WEIGHT = 4.0  # of the change of the patches, beside the contrastive loss
@@ -99,7 +100,9 @@ class Contrast(nn.Module):
         """Write the CLIP model with this text tower and the VLM's vision tower, float16, and its tokenizer."""
         folder.mkdir(parents=True, exist_ok=True)
         text = self.text_model.config.to_dict()
-        clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision.to_dict(), projection_dim=WIDTH))
+        config = CLIPConfig(text_config=text, vision_config=vision.to_dict(), projection_dim=WIDTH)
+        setattr(config, SIGN, 1)
+        clip = CLIPModel(config)
         clip.vision_model.load_state_dict(tower.state_dict())
         clip.text_model.load_state_dict(self.text_model.state_dict())
         clip.text_projection.load_state_dict(self.text_projection.state_dict())

@@ -30,6 +30,7 @@ from training.recipes import IMAGES_A_STEP, RECIPES, TEXT_LENGTH, WARMUP_STEPS, 
 from training.start import load_start
 from training.states import SLOT_METRICS, WORD_METRICS, StateHeads
 from training.tokenizer import build_tokenizer, word_ids
+from vlmprune.assets import CLIP
 from vlmprune.assets.questions import Question
 from vlmprune.assets.world import draw_scene
 from vlmprune.core.errors import UserError
@@ -190,7 +191,7 @@ class Trainer:
             make_folder(folder)
         self.backend.export(self.model.eval().cpu(), tokenizer, folder)
         if self.backend.cls_width:
-            self.contrast.export(self.backend.tower(self.model), self.model.config.vision_config, folder / "clip")
+            self.contrast.export(self.backend.tower(self.model), self.model.config.vision_config, folder / CLIP)
         for path in folder.rglob("*.*"):
             path.chmod(0o644)  # safetensors writes files that only their owner can read
         self.log(event="exported", cpu_seconds=round(self.seconds))
@@ -318,9 +319,7 @@ class Trainer:
         fading = (stage.auxiliary, stage.hints)
         weights = [torch.tensor(knots(points, self.step), device=self.device) for points in fading]
         with autocast(self.device, not self.args.no_autocast):
-            graph = (
-                self.graph(("joint", alone), losses) if cut is None else losses
-            )  # a cut draws random numbers
+            graph = self.graph(("joint", alone), losses) if cut is None else losses  # a cut draws random numbers
             total, answers, hints, metrics, said = graph(pixels, constants, *self.text(batch), labels, *weights, cut)
         total.backward()
         if count is not None:
