@@ -16,7 +16,7 @@ from vlmprune.assets.questions import vocabulary
 
 TINY = (
     Stage("warm-up", 2, 1e-3, 1e-3, dense=True),
-    Stage("contrast", 3, 1e-3, 1e-3, contrastive=True),
+    Stage("contrast", 3, 1e-3, 1e-3, contrastive=True, pairs=2),
     Stage(
         "all",
         3,
@@ -53,7 +53,6 @@ def weights(folder: Path) -> dict:
 def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(train.RECIPES, "llava", TINY)
     monkeypatch.setattr(train, "IMAGES_A_STEP", 2)
-    monkeypatch.setattr(train, "PAIRS_A_STEP", 2)
     monkeypatch.setattr(examples, "IMAGES_A_STEP", 2)
     monkeypatch.setattr(train, "LOG_EVERY", 1)
     monkeypatch.setattr(train, "SAVE_EVERY", 2)
