@@ -115,11 +115,12 @@ _END = _ALL | {"side": 0.1, "option": 0.0, "spatial": 1.1, "compare": 0.9}
 
 _MATCH = _END | {"option": 1.5, "mcq": 1.8}
 _WIDE = _END | {"side": 0.3, "mcq_size": 0.8, "size": 1.0, "box": 1.5}
+_SETTLE = _WIDE | {"box": 0.0}
 _KINDS = (("scene", 0.45), ("page", 0.2), ("screen", 0.2), ("pair", 0.15))
 _POLISH = _END | {"mcq_size": 1.6, "size": 0.9, "count": 1.1}
 
 
-def _later(wide: int, contrast: int, pairs: int, cuts: int) -> tuple[Stage, ...]:
+def _later(wide: int, settle: int, contrast: int, pairs: int, cuts: int) -> tuple[Stage, ...]:
     """What follows when a model can do the first tasks: more kinds of pictures, captions, missing tokens."""
     return (
         Stage(
@@ -134,19 +135,30 @@ def _later(wide: int, contrast: int, pairs: int, cuts: int) -> tuple[Stage, ...]
             kinds=_KINDS,
             cut_share=0.25,
         ),
+        Stage(
+            "settle",
+            settle,
+            1.4e-3,
+            1.0e-3,
+            mixes=((0, _SETTLE),),
+            auxiliary=((0, 0.3), (settle, 0.1)),
+            decay_from=settle // 3,
+            adaptive=True,
+            hints=((0, 0.4), (settle, 0.1)),
+            cut_share=0.4,
+        ),
         Stage("contrast", contrast, 1.0e-3, 1.0e-3, decay_from=contrast // 4, contrastive=True, pairs=pairs),
         Stage(
             "cuts",
             cuts,
             8.0e-4,
             5.0e-4,
-            mixes=((0, _WIDE), (cuts * 2 // 3, _POLISH)),
+            mixes=((0, _SETTLE), (cuts * 2 // 3, _POLISH)),
             auxiliary=((0, 0.08),),
             decay_from=cuts // 6,
             adaptive=True,
             hints=((0, 0.1), (cuts * 2 // 3, 0.05)),
-            kinds=_KINDS,
-            cut_share=0.7,
+            cut_share=0.65,
             frozen_tower=True,
         ),
     )
@@ -211,7 +223,7 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
             adaptive=True,
             hints=((0, 0.1),),
         ),
-        *_later(wide=750, contrast=380, pairs=96, cuts=1100),
+        *_later(wide=300, settle=450, contrast=300, pairs=96, cuts=800),
     ),
     "qwen2_5_vl": (
         Stage("warm-up", 750, 3.9e-3, 1.3e-3, dense=True),
@@ -237,6 +249,6 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
             adaptive=True,
             two_option_share=((0, 0.5), (500, 0.5), (1300, 0.2), (1600, 0.2), (1800, 0.0)),
         ),
-        *_later(wide=550, contrast=150, pairs=48, cuts=800),
+        *_later(wide=200, settle=400, contrast=120, pairs=48, cuts=600),
     ),
 }
