@@ -223,7 +223,7 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
             adaptive=True,
             hints=((0, 0.1),),
         ),
-        *_later(wide=300, settle=450, contrast=300, pairs=96, cuts=800),
+        *_later(wide=400, settle=450, contrast=300, pairs=96, cuts=800),
     ),
     "qwen2_5_vl": (
         Stage("warm-up", 750, 3.9e-3, 1.3e-3, dense=True),
