@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from vlmprune.assets.grounds import PHOTO_FOLDER
 from vlmprune.assets.questions import (
     BENCHMARK_TASKS,
     CHANCE,
@@ -16,7 +17,7 @@ from vlmprune.assets.questions import (
     split_words,
     vocabulary,
 )
-from vlmprune.assets.world import COLORS, PHOTO_FOLDER, TEXTURES, Scene, draw_scene
+from vlmprune.assets.world import COLORS, TEXTURES, Scene, draw_scene
 
 MANY = 60
 
