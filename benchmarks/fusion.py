@@ -5,8 +5,8 @@
 writes benchmarks/results/fusion.json. Each row is a recipe and the one it is held against: the same without fusion, or
 for one of the two choices alone, both together. Of each:
 
-- accuracy: the mean over the generated tasks of both, and their paired change with its 95 % interval (the questions of
-  every task get random weights, the same for both);
+- accuracy: the mean over the generated tasks of both, and their paired change with its 95 % interval, which stays open
+  where all answers are equal (Gaffke's, as for the differences in the tables of `vlmprune bench`);
 - distance: the mean L2 distance of the logits after the prompt to the unpruned model's, its change in percent with a
   95 % bootstrap interval over questions, and for how many questions the recipe came nearer.
 
@@ -29,12 +29,12 @@ from torch import Tensor
 import vlmprune
 from vlmprune.assets import embedded_names
 from vlmprune.bench.compare import build_tables
-from vlmprune.bench.drawn import drawn_rows, interval
+from vlmprune.bench.drawn import units_of_rows
 from vlmprune.bench.plan import Plan, Variant, variants_of
 from vlmprune.bench.protocol import Asker, protocol_for
 from vlmprune.bench.questions import Questions
-from vlmprune.bench.ranks import ABS
 from vlmprune.bench.runner import run_bench
+from vlmprune.bench.stats import mean_difference
 from vlmprune.bench.table import Table
 from vlmprune.tasks import generated_tasks
 from vlmprune.tasks.canvas import canvas_for
@@ -105,11 +105,11 @@ def accuracy(table: Table, held: Sequence[Held]) -> dict[str, Any]:
     if table.vanilla is None or table.vanilla.abs_mean is None:
         raise SystemExit(f"{table.model}: no task is left to average.")
     names = list(dict.fromkeys(recipe for one in held for recipe in (one.recipe, one.against)))
-    draws = dict(zip(names, drawn_rows(table, [by_recipe[name] for name in names], ABS).T, strict=True))
+    units = dict(zip(names, units_of_rows(table, [by_recipe[name] for name in names])[:-1], strict=True))
     found = []
     for one in held:
         own, other = (by_recipe[name].abs_mean or 0.0 for name in (one.recipe, one.against))
-        change = interval(own - other, draws[one.recipe] - draws[one.against])
+        change = mean_difference(units[one.recipe], units[one.against])
         figures = {"mean": round(own, 2), "against_mean": round(other, 2), "change": rounded(change)}
         found.append(one._asdict() | figures)
     return {"vanilla": round(table.vanilla.abs_mean, 2), "tasks": list(table.averaged), "rows": found}

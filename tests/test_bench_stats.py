@@ -13,7 +13,7 @@ from fake_results import make_record, make_run
 from vlmprune.bench.questions import Questions
 from vlmprune.bench.ranks import ABS, REL, drawn_means, standings
 from vlmprune.bench.significance import MCNEMAR, PERMUTATION, compare, holm, mcnemar
-from vlmprune.bench.stats import difference, estimate
+from vlmprune.bench.stats import difference, estimate, mean_difference
 from vlmprune.bench.store import VANILLA, Record
 from vlmprune.bench.units import Units, units_of, without_problems
 from vlmprune.scoring.metrics import ACCURACY, F1, MME, Metric
@@ -201,6 +201,16 @@ def test_the_permutation_rejects_a_true_hypothesis_as_often_as_it_says() -> None
 def test_holm() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.9]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_the_mean_difference_of_one_task_is_its_difference_and_more_tasks_narrow_it() -> None:
+    own, base = units(np.arange(60) < 50), units(np.arange(60) < 40)
+    one, of_one = difference(own, base), mean_difference([own], [base])
+    assert of_one.value == one.value and (of_one.low, of_one.high) == pytest.approx((one.low, one.high), abs=1.5)
+    four = mean_difference([own] * 4, [base] * 4)
+    assert four.value == pytest.approx(one.value) and four.high - four.low < 0.7 * (one.high - one.low)
+    mixed = mean_difference([own, base], [base, own])
+    assert mixed.value == 0 and mixed.low < 0 < mixed.high
 
 
 # ---------------------------------------------------------------- ranks

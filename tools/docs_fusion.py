@@ -29,7 +29,7 @@ def _accuracy(models: dict[str, Any], questions: int) -> list[str]:
         [*_named(name, row), f"{row['mean']:.1f}", f"{row['against_mean']:.1f}", _change(row)] for name, row in rows
     ]
     about = f"Accuracy: the mean over the tasks, {questions} questions of each; unpruned {whole}. {_sides(rows)}"
-    return [about, table((*HEAD, "accuracy", "held against", "change, points"), cells)]
+    return [about, table((*HEAD, "accuracy", "of the other", "change, points"), cells)]
 
 
 def _distance(models: dict[str, Any]) -> list[str]:
@@ -39,7 +39,7 @@ def _distance(models: dict[str, Any]) -> list[str]:
         for name, row in rows
     ]
     about = f"Distance of the last logits to the unpruned model's; a fall is nearer. {_sides(rows)}"
-    return [about, table((*HEAD, "distance", "held against", "change", "nearer"), cells)]
+    return [about, table((*HEAD, "distance", "of the other", "change", "nearer"), cells)]
 
 
 def _named(model: str, row: dict[str, Any]) -> list[str]:

@@ -6,25 +6,30 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlmprune.bench.ranks import REL, drawn_means
+from vlmprune.bench.ranks import drawn_means
 from vlmprune.bench.runs import groups_of
 from vlmprune.bench.stats import LEVEL, Estimate
 from vlmprune.bench.table import Row, Table
+from vlmprune.bench.units import Units
 
 
-def drawn_rows(table: Table, rows: Sequence[Row], measure: str = REL) -> np.ndarray:
-    """Means over the table's averaged tasks: [draws, rows], percent, from the records of the table's runs.
+def drawn_rows(table: Table, rows: Sequence[Row]) -> np.ndarray:
+    """rel_mean, over the table's averaged tasks: [draws, rows], percent, from the records of the table's runs.
 
     Args:
         rows: of this table, all run on the averaged tasks, as is vanilla.
-        measure: `bench.ranks.REL` or `ABS`.
     """
+    *units, vanilla = units_of_rows(table, rows)
+    return drawn_means(units, vanilla)
+
+
+def units_of_rows(table: Table, rows: Sequence[Row]) -> list[list[Units]]:
+    """Of each of a table's rows, and of vanilla at the end, the units by averaged task."""
     every = [result for row in table.rows for cell in row.cells.values() for result in cell.results]
     groups, _ = groups_of(every)
-    vanilla = next(of_row for of_row in groups.values() if next(iter(of_row.values())).is_vanilla)
+    vanilla = next(name for name, of_row in groups.items() if next(iter(of_row.values())).is_vanilla)
     names = [(row.recipe, next(iter(row.cells.values())).result.positions) for row in rows]
-    units = [[groups[name][task].units for task in table.averaged] for name in names]
-    return drawn_means(units, [vanilla[task].units for task in table.averaged], measure)
+    return [[groups[name][task].units for task in table.averaged] for name in (*names, vanilla)]
 
 
 def interval(value: float, draws: np.ndarray) -> Estimate:
