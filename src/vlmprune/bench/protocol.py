@@ -97,13 +97,19 @@ class Asker:
 
     def refuses(self, sample: Sample) -> str:
         """Why the model cannot be asked about what a sample shows, in words; "" where it can."""
-        if sample.video is None or takes_videos(self.processor):
+        why = "" if sample.video is None else self.refuses_videos
+        return f"it has a video, and {why}" if why else ""
+
+    @property
+    def refuses_videos(self) -> str:
+        """Why the model cannot be asked about videos, in words; "" where it can."""
+        if takes_videos(self.processor):
             return ""
         if getattr(self.processor, "video_token", None) is None:
-            return f"it has a video, and {self.model_type} takes pictures only"
+            return f"{self.model_type} takes pictures only"
         return (
-            f"it has a video, for which the processor of {self.model_type} needs torchvision: install the one that "
-            "fits your torch (https://pytorch.org)"
+            f"the processor of {self.model_type} needs torchvision for videos: install the one that fits your torch "
+            "(https://pytorch.org)"
         )
 
     def generation(self) -> dict[str, Any]:
