@@ -81,8 +81,8 @@ def make_labels(scenes: list[Scene], rows: int, columns: int) -> Labels:
                 lookup["char"][region.id] = _INDEX["char"][region.name]
                 if region.kind == "letter":
                     seen.append(len(SHAPES) + len(COLORS) + LETTERS.index(region.name))
-        digits = [region.id for region in scene.regions if region.kind == "digit"]
-        lookup["order"][digits] = np.arange(1, len(digits) + 1)
+        for region in scene.regions:
+            lookup["order"][region.id] = region.place
         present[b, seen] = 1
         slots = slot_regions(scene.masks, rows, columns)
         for name in tables:

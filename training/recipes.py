@@ -21,6 +21,10 @@ class Stage:
         two_option_share: (step, share of multiple-choice questions with two options) knots.
         first_wording_share: share of questions in their task's first wording, beside its share of the rest.
         hints: (step, weight of the loss on `TextBatch.hint`) knots.
+        kinds: shares of the kinds of pictures (`training.examples`), of which a step draws one.
+        cut_share: share of the steps in which the decoder gets a part of the visual tokens (`training.cuts`).
+        frozen_tower: the vision tower stays as it is.
+        contrastive: pictures against captions, for the layers of the tower that methods read (`training.contrast`).
         feature_factor: what the projector's output is multiplied by before the stage (losses do not change).
     """
 
@@ -36,6 +40,10 @@ class Stage:
     two_option_share: tuple[tuple[int, float], ...] = ((0, 0.0),)
     first_wording_share: float = 0.4
     hints: tuple[tuple[int, float], ...] = ((0, 0.0),)
+    kinds: tuple[tuple[str, float], ...] = (("scene", 1.0),)
+    cut_share: float = 0.0
+    frozen_tower: bool = False
+    contrastive: bool = False
     feature_factor: float = 1.0
 
 
@@ -104,7 +112,39 @@ _ALL = {
 _END = _ALL | {"side": 0.1, "option": 0.0, "spatial": 1.1, "compare": 0.9}
 
 _MATCH = _END | {"option": 1.5, "mcq": 1.8}
+_WIDE = _END | {"side": 0.3, "mcq_size": 0.8, "size": 1.0, "box": 1.5}
+_KINDS = (("scene", 0.5), ("page", 0.15), ("screen", 0.2), ("pair", 0.15))
 _POLISH = _END | {"mcq_size": 1.6, "size": 0.9, "count": 1.1}
+
+_LATER = (
+    Stage(
+        "wide",
+        900,
+        1.2e-3,
+        8.0e-4,
+        mixes=((0, _WIDE),),
+        auxiliary=((0, 0.3), (700, 0.15)),
+        adaptive=True,
+        hints=((0, 0.4), (700, 0.1)),
+        kinds=_KINDS,
+        cut_share=0.5,
+    ),
+    Stage("contrast", 380, 1.0e-3, 1.0e-3, decay_from=100, contrastive=True),
+    Stage(
+        "cuts",
+        1200,
+        8.0e-4,
+        5.0e-4,
+        mixes=((0, _WIDE), (800, _POLISH)),
+        auxiliary=((0, 0.08),),
+        decay_from=200,
+        adaptive=True,
+        hints=((0, 0.1), (800, 0.05)),
+        kinds=_KINDS,
+        cut_share=0.7,
+        frozen_tower=True,
+    ),
+)
 
 RECIPES: dict[str, tuple[Stage, ...]] = {
     "llava": (
@@ -165,6 +205,7 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
             adaptive=True,
             hints=((0, 0.1),),
         ),
+        *_LATER,
     ),
     "qwen2_5_vl": (
         Stage("warm-up", 750, 3.9e-3, 1.3e-3, dense=True),
@@ -190,5 +231,6 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
             adaptive=True,
             two_option_share=((0, 0.5), (500, 0.5), (1300, 0.2), (1600, 0.2), (1800, 0.0)),
         ),
+        *_LATER,
     ),
 }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import vlmprune
-from vlmprune.assets import embedded_names, embedded_path, load_embedded
+from vlmprune.assets import CLIP, embedded_names, embedded_path, load_embedded, load_embedded_tower
 from vlmprune.core.errors import Option, UserError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def load_model(name: str, device: str | None = None, text_tower: str | None = No
     Args:
         name: an embedded model's name, a local folder, or a hub id such as "llava-hf/llava-1.5-7b-hf".
         device: "cpu", "cuda", ...; the GPU when there is one.
-        text_tower: the CLIP model (folder or hub id) whose vision tower the model has.
+        text_tower: the CLIP model (folder or hub id) whose vision tower the model has; an embedded model has its own.
 
     Raises:
         UserError: there is nothing of that name, it is not a vision-language model that transformers can load, or the
@@ -79,7 +79,11 @@ def _load(name: str, device: str | None) -> Loaded:
     device = usable_device(device)
     if name in embedded_names():
         embedded: tuple[Any, Any] = load_embedded(name)
-        return Loaded(name, embedded[0].to(device), embedded[1], weights_digest(embedded_path(name)))
+        weights, tower = weights_digest(embedded_path(name)), load_embedded_tower(name, embedded[1])
+        if tower is not None:
+            tower.clip.to(device)
+            weights += f", text tower {weights_digest(embedded_path(name) / CLIP)}"
+        return Loaded(name, embedded[0].to(device), embedded[1], weights, tower)
     folder = Path(name).expanduser()
     model, processor = _load_pretrained(str(folder) if folder.is_dir() else name, name, device)
     return Loaded(name, model, processor, _digest_or_revision(name, model))
