@@ -151,7 +151,10 @@ def _starts(rng: np.random.Generator, roles: list[str], frames: int) -> list[int
 def _stander(
     rng: np.random.Generator, places: Places, frames: int, look: _Look, role: str, start: int
 ) -> ClipObject | None:
-    """An object that stays in its place, and from frame `start` on has another colour or is there; None without room."""
+    """An object that stays in its place, and from frame `start` on has another colour or is there.
+
+    None where there is no room for it.
+    """
     corner = places.take(look.side, look.side)
     if corner is None:
         return None

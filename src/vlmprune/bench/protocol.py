@@ -104,7 +104,9 @@ class Asker:
     def refuses_videos(self) -> str:
         """Why the model cannot be asked about videos, in words; "" where it can."""
         if takes_videos(self.processor):
-            return ""
+            return (
+                "" if places_videos(self.processor) else f"the chat template of {self.model_type} has no place for one"
+            )
         if getattr(self.processor, "video_token", None) is None:
             return f"{self.model_type} takes pictures only"
         return (
@@ -176,6 +178,11 @@ def chat_prompt(processor: Any, question: str | list[dict[str, str]], system: st
         return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     except (ValueError, TemplateError) as error:
         raise UserError(f"This model's processor cannot word a chat prompt: {first_sentence(error)}") from error
+
+
+def places_videos(processor: Any) -> bool:
+    """Whether the chat template of a processor that takes videos has a place for one."""
+    return processor.video_token in chat_prompt(processor, [{"type": "video"}, {"type": "text", "text": "?"}])
 
 
 def protocol_for(processor: Any) -> Protocol:
