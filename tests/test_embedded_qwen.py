@@ -9,7 +9,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.utils import is_torchvision_available
 
-from training.backend_qwen import SIZES, QwenBackend
+from training.backend_qwen import PLACE_LAYER, SIZES, QwenBackend
 from training.packing import draw_questions, pack
 from training.tokenizer import build_tokenizer, word_ids
 from vlmprune.assets.questions import TASKS, Question, ask_all, normalise_answer
@@ -76,7 +76,8 @@ def test_packed_forward_equals_hugging_face(backend, model, processor, size) -> 
             here_logits = packed.logits[b, here][:asked]
             torch.testing.assert_close(here_logits, alone.logits[0, -asked:], atol=4e-6, rtol=0)
             slots = inputs["input_ids"][0] == model.config.image_token_id
-            torch.testing.assert_close(packed.placed[b], alone.hidden_states[2][0, slots], atol=2e-5, rtol=0)
+            placed = alone.hidden_states[PLACE_LAYER + 1][0, slots]
+            torch.testing.assert_close(packed.placed[b], placed, atol=2e-5, rtol=0)
 
 
 def test_text_without_an_image_equals_hugging_face(backend, model, processor) -> None:

@@ -21,7 +21,6 @@ from vlmprune.assets.questions import Asker
 from vlmprune.assets.world import Scene
 from vlmprune.runtime.text_tower import SIGN
 
-PAIRS_A_STEP = 96
 CHANGE_WEIGHT = 4.0  # of the change of the patches, beside the contrastive loss
 WIDTH, LAYERS, LONGEST = 128, 2, 77
 _QUESTION_SHARE = 0.3  # of the captions begin with a question about the scene
