@@ -450,8 +450,8 @@ class Forward:
     def _next_ids(self) -> Tensor | None:
         """The ids with which the model may go on behind this prompt, [ways, B] or [ways, axes, B].
 
-        After the last one, as `generate` counts, or after the largest, as the model does by itself. They differ behind a
-        video of Qwen2.5-VL whose times are larger than the ids of the text after it.
+        After the last one, as `generate` counts, or after the largest, as the model does by itself. They differ behind
+        a video of Qwen2.5-VL whose times are larger than the ids of the text after it.
         """
         if self.prompt is None or not bool(self.new_valid[:, -1].all()):
             return None
