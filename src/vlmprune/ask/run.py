@@ -19,7 +19,7 @@ from vlmprune.ask.sheet import shorten
 from vlmprune.ask.strip import draw_frames
 from vlmprune.bench.load import Loaded, load_model
 from vlmprune.bench.marks import recorded
-from vlmprune.bench.protocol import chat_prompt, generation_kwargs, video_arguments
+from vlmprune.bench.protocol import chat_prompt, generation_kwargs, places_videos, video_arguments
 from vlmprune.core.budget import Keep
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.method import PixelMethod
@@ -193,7 +193,7 @@ def chat_inputs(processor: Any, media: Image.Image | Frames, question: str) -> A
             "(docs/models.md); for some models the torchvision that fits your torch has to be installed."
         )
     prompt = chat_prompt(processor, [{"type": "video" if video else "image"}, {"type": "text", "text": question}])
-    if video and processor.video_token not in prompt:
+    if video and not places_videos(processor):
         raise UserError(
             "This model's chat template has no place for a video: ask about a picture, or choose another model."
         )

@@ -66,8 +66,8 @@ class PrunedState:
         owner: id of the text model, whose hooks the cache needs.
         first: the first decoder layer that stores keys (not a recurrent one), by which lengths are told.
         removed: logical minus physical length of that layer.
-        next_ids: [B] or [axes, B] the position ids with which decoding goes on behind a prefill; None once it did, or
-            where the cache was cut since.
+        next_ids: [ways, B] or [ways, axes, B] the position ids with which decoding may go on behind a prefill; None
+            once it did, or where the cache was cut since.
     """
 
     bands: list[Band]

@@ -107,9 +107,10 @@ class Forward:
         self.text_row = positions.ndim == 3 and positions.shape[0] == 4
         awaited = None if self.state is None else self.state.next_ids
         if awaited is not None:
-            axes = min(len(awaited), len(self.positions)) if awaited.ndim == self.positions.ndim - 1 == 2 else 0
-            due, found = awaited[-axes:].to(self.device), self.positions[-axes:, ..., 0]
-            if not bool((due == found)[..., self.new_valid[:, 0]].all()):
+            axes = min(awaited.shape[1], len(self.positions)) if awaited.ndim == self.positions.ndim == 3 else 0
+            due, found = awaited[:, -axes:].to(self.device), self.positions[-axes:, ..., 0]
+            agree = (due == found)[..., self.new_valid[:, 0]]
+            if not bool(agree.flatten(1).all(1).any()):
                 self.expected.surprise("The position ids do not go on where those of the pruned prompt ended")
 
     def _whole_layout(self) -> Layout:
@@ -447,14 +448,20 @@ class Forward:
         )
 
     def _next_ids(self) -> Tensor | None:
-        """The ids with which the model goes on behind this prompt, [B] or [axes, B]."""
+        """The ids with which the model may go on behind this prompt, [ways, B] or [ways, axes, B].
+
+        After the last one, as `generate` counts, or after the largest, as the model does by itself. They differ behind
+        a video of Qwen2.5-VL whose times are larger than the ids of the text after it.
+        """
         if self.prompt is None or not bool(self.new_valid[:, -1].all()):
             return None
         if self.positions.ndim == 2:
-            return self.positions[:, -1] + 1
+            return self.positions[None, :, -1] + 1
+        last = self.positions[..., -1] + 1
         axes = self.positions[1:] if self.text_row else self.positions
         following = axes.masked_fill(~self.new_valid, -1).amax((0, 2)).expand(len(axes), -1) + 1
-        return torch.cat([self.positions[:1, :, -1] + 1, following]) if self.text_row else following
+        largest = torch.cat([last[:1], following]) if self.text_row else following
+        return torch.stack([last, largest])
 
 
 def _asked_outputs(config: Any, given: dict[str, Any]) -> list[str]:
