@@ -28,15 +28,17 @@ _ASKED = ("color", "shape", "position", "size")
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Some of what the scene holds, in random order: "red star . number 4 0 7 . stripes"."""
+    """Half or more of what the scene holds, in random order: "red star . number 4 0 7 . blue ring".
+
+    The ground is not named: people caption what is there, and a tower whose captions name the ground looks at it.
+    """
     facts = [
         f"{thing.size} {thing.color} {thing.shape}" if rng.random() < 0.3 else f"{thing.color} {thing.shape}"
         for thing in scene.objects
     ]
     facts += [f"number {' '.join(scene.plate)}"] if scene.plate else []
     facts += [f"letter {scene.letter}"] if scene.letter else []
-    facts += [scene.background]
-    order = rng.permutation(len(facts))[: int(rng.integers(1, len(facts) + 1))]
+    order = rng.permutation(len(facts))[: int(rng.integers((len(facts) + 1) // 2, len(facts) + 1))]
     told = [facts[int(k)] for k in order]
     if rng.random() < _QUESTION_SHARE:
         task = _ASKED[int(rng.integers(len(_ASKED)))]
