@@ -116,7 +116,7 @@ def make_record(run: Run, sample: Sample) -> Record:
 def _reply(run: Run, sample: Sample) -> str:
     draw = np.random.default_rng(zlib.crc32(f"{run.model} {run.recipe} {run.seed or ''} {sample.id}".encode()))
     share = run.keep if isinstance(run.keep, float) else run.keep / 196
-    skill = 0.97 if run.method == VANILLA else _SKILL[run.method.split("@")[0]] * share**0.08
+    skill = 0.97 if run.method == VANILLA else _SKILL.get(run.method.split("@")[0], 0.8) * share**0.08
     right = draw.random() < skill - (0.4 * (1 - share) if sample.category == "ocr" else 0)
     return sample.answers[0] if right else _wrong(sample, draw)
 

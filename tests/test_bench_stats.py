@@ -11,7 +11,7 @@ import pytest
 from fake_results import make_record, make_run
 
 from vlmprune.bench.questions import Questions
-from vlmprune.bench.ranks import ABS, REL, standings
+from vlmprune.bench.ranks import ABS, REL, drawn_means, standings
 from vlmprune.bench.significance import MCNEMAR, PERMUTATION, compare, holm, mcnemar
 from vlmprune.bench.stats import difference, estimate
 from vlmprune.bench.store import VANILLA, Record
@@ -215,6 +215,12 @@ def test_ranks_tell_what_is_better_and_leave_open_what_is_not() -> None:
     assert last.best == 0 and last.rank == 3 and (last.low, last.high) == (3, 3)
     assert first.best + second.best == pytest.approx(100) and 25 < first.best < 75
     assert (first.low, first.high) == (1, 2)
+
+
+def test_the_same_weights_hold_for_every_method() -> None:
+    same = units(np.arange(60) % 3 > 0)
+    draws = drawn_means([[same], [same]], [units(np.ones(60))])
+    assert draws.shape == (2000, 2) and (draws[:, 0] == draws[:, 1]).all() and draws[:, 0].std() > 1
 
 
 def test_equal_methods_share_the_draw_and_the_rank() -> None:

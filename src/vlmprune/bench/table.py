@@ -19,6 +19,7 @@ from vlmprune.core.budget import BUDGET_WORDS, Keep
 TOO_GOOD = 105.0  # percent of vanilla, above which the tables say so
 NOT_MEASURED = "not measured"
 VAGUE = 2.0  # percent of replies without an answer, above which the tables say so
+ROUNDING = 1e-3  # tokens, of a mean over layers in the records
 ENOUGH_HARD = 10  # questions that downsampling gets wrong, below which nothing is said of them
 
 
@@ -160,6 +161,16 @@ class Row:
     @property
     def is_vanilla(self) -> bool:
         return next(iter(self.cells.values())).result.is_vanilla
+
+    @property
+    def mean_share(self) -> float:
+        """Visual tokens that enter a layer, mean over the layers, as a share of the full image's."""
+        return self.tokens_entering / self.tokens_before
+
+    @property
+    def inside(self) -> bool:
+        """Whether some layers of the language model see more tokens than are left at the end."""
+        return self.tokens_entering > self.tokens_kept + ROUNDING
 
     @property
     def seeds(self) -> tuple[int, ...]:

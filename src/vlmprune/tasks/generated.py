@@ -44,9 +44,11 @@ class GeneratedTask(Task):
 
     Attributes:
         drawer: draws what is shown, and asks about it.
+        learnt: whether the embedded models can do it; it is then asked where no tasks are named.
     """
 
     drawer: Drawer = scenes
+    learnt: bool = True
     endless: ClassVar[bool] = True
 
     @property
