@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
 from vlmprune.core.errors import UserError
+from vlmprune.runtime.continuing import Continuation
 from vlmprune.runtime.expected import EMBEDS, POSITIONS
 
 _OPEN: set[int] = set()  # id of the text model of every open session
@@ -66,15 +67,14 @@ class PrunedState:
         owner: id of the text model, whose hooks the cache needs.
         first: the first decoder layer that stores keys (not a recurrent one), by which lengths are told.
         removed: logical minus physical length of that layer.
-        next_ids: [B] or [axes, B] the position ids with which decoding goes on behind a prefill; None once it did, or
-            where the cache was cut since.
+        going_on: the position ids with which later tokens may go on behind the last prompt; None where nobody knows.
     """
 
     bands: list[Band]
     owner: int
     first: int = 0
     removed: int = 0
-    next_ids: Tensor | None = None
+    going_on: Continuation | None = None
 
     def tail(self, cache: Cache) -> int:
         """Tokens added since the bands were written, the same number in all of them; negative if some were removed."""
@@ -100,7 +100,6 @@ class PrunedCacheMixin:
 
     def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)  # type: ignore[misc]
-        self.vlmprune_state.next_ids = None
         tail = self.vlmprune_state.tail(self)  # type: ignore[arg-type]
         if tail < 0:
             for band in self.vlmprune_state.bands:
@@ -126,8 +125,8 @@ class PrunedCacheMixin:
     def _select(self, rows: Tensor) -> None:
         state = self.vlmprune_state
         state.bands = [band.select(rows) for band in state.bands]
-        if state.next_ids is not None:
-            state.next_ids = state.next_ids.index_select(-1, rows.to(state.next_ids.device))
+        if state.going_on is not None:
+            state.going_on = state.going_on.select(rows)
 
     def _require_session(self) -> None:
         if self.vlmprune_state.owner not in _OPEN:

@@ -15,6 +15,7 @@ from vlmprune.core.errors import UserError
 from vlmprune.core.report import RunReport
 from vlmprune.runtime import deepstack
 from vlmprune.runtime.cache import Band, PrunedState, adopt, mark_whole, physical_length, state_of
+from vlmprune.runtime.continuing import Continuation, behind
 from vlmprune.runtime.decoder_reading import DecoderReader, LayerTap, call_ahead, taps_of
 from vlmprune.runtime.encoder_reading import layers_read
 from vlmprune.runtime.expected import EMBEDS, HIDDEN, MASK, POSITIONS, ROTARY, cache_in, cache_of
@@ -105,11 +106,11 @@ class Forward:
             positions = torch.arange(self.past_places, self.past_places + self.length, device=self.device)[None]
         self.positions = positions.to(self.device).expand(*positions.shape[:-2], self.batch, self.length)
         self.text_row = positions.ndim == 3 and positions.shape[0] == 4
-        awaited = None if self.state is None else self.state.next_ids
-        if awaited is not None:
-            axes = min(len(awaited), len(self.positions)) if awaited.ndim == self.positions.ndim - 1 == 2 else 0
-            due, found = awaited[-axes:].to(self.device), self.positions[-axes:, ..., 0]
-            if not bool((due == found)[..., self.new_valid[:, 0]].all()):
+        self.step: Tensor | None = None  # by how much they are ahead of those that `generate` counts, where it matters
+        awaited = self.state.going_on if self.state else None
+        if awaited is not None and (awaited.apart or not awaited.met):
+            self.step = awaited.step(self.positions, self.new_valid, self.past_places)
+            if self.step is None:
                 self.expected.surprise("The position ids do not go on where those of the pruned prompt ended")
 
     def _whole_layout(self) -> Layout:
@@ -143,6 +144,8 @@ class Forward:
         written = torch.arange(self.past_places - tail, self.past_places, device=self.device).expand(self.batch, -1)
         places = torch.cat([band.place.to(self.device), written], dim=1)
         delta = None if band.delta is None else band.delta.to(self.device)
+        if delta is not None and self.step is not None:
+            delta = delta + self.step  # renumbered, text goes on behind the largest id in either way
         positions = self.positions if delta is None else self.positions - delta.unsqueeze(-1)
         return Segment(band.start, layout, positions, past, places, None, delta, band.own_positions)
 
@@ -417,11 +420,12 @@ class Forward:
             bands = [Band(s.start, s.valid, s.places, s.delta, s.own_positions) for s in stored]
             first = next(s for s in reversed(stored) if s.start <= self.first)
             removed = self.length - first.layout.source.shape[1] + (self.state.removed if self.state else 0)
-            adopt(cache, PrunedState(bands, id(self.adapter.text_model), self.first, removed, self._next_ids()))
+            adopt(cache, PrunedState(bands, id(self.adapter.text_model), self.first, removed, self._going_on()))
             if self.prompt is not None and int(cache.get_seq_length()) != self.past_places + self.length:
                 self.expected.surprise("The cache does not tell how many tokens were fed to it")
         elif self.state is not None:
-            self.state.next_ids = None
+            if self.state.going_on is not None and not self.state.going_on.met:
+                self.state.going_on = replace(self.state.going_on, met=True)
         else:
             mark_whole(cache)
         return None if self.prompt is None else report_of(self._prefill(self.prompt))
@@ -446,15 +450,15 @@ class Forward:
             self.seconds + sum(layer.seconds for layer in fused) + prompt.seconds,
         )
 
-    def _next_ids(self) -> Tensor | None:
-        """The ids with which the model goes on behind this prompt, [B] or [axes, B]."""
-        if self.prompt is None or not bool(self.new_valid[:, -1].all()):
+    def _going_on(self) -> Continuation | None:
+        """The position ids that may follow this forward."""
+        before = self.state.going_on if self.state else None
+        if self.prompt is not None:
+            columns = self.past_places + self.length
+            return behind(self.positions, self.new_valid, self.text_row, columns, before)
+        if before is None:
             return None
-        if self.positions.ndim == 2:
-            return self.positions[:, -1] + 1
-        axes = self.positions[1:] if self.text_row else self.positions
-        following = axes.masked_fill(~self.new_valid, -1).amax((0, 2)).expand(len(axes), -1) + 1
-        return torch.cat([self.positions[:1, :, -1] + 1, following]) if self.text_row else following
+        return before.after(torch.zeros_like(before.ahead) if self.step is None else self.step, self.new_valid)
 
 
 def _asked_outputs(config: Any, given: dict[str, Any]) -> list[str]:
