@@ -1,8 +1,8 @@
 """With which position ids transformers goes on behind a prompt.
 
-`generate` counts on from the ids of the prompt's last token. The model itself, asked without position ids, and `generate`
-in a further turn, count on from the largest id of the prompt (`rope_deltas`). The two differ where text behind a video
-has smaller ids than the video's frames: few frames a second on Qwen2.5-VL, many small frames on Qwen2-VL.
+`generate` counts on from the ids of the prompt's last token. The model itself, asked without position ids, and
+`generate` in a further turn, count on from the largest id of the prompt (`rope_deltas`). The two differ where text
+behind a video has smaller ids than the video's frames: few frames a second on Qwen2.5-VL, many small ones on Qwen2-VL.
 """
 
 from __future__ import annotations

@@ -198,8 +198,8 @@ class Forward:
         return self.embeds if whole else self._shorten(prompt, finals)
 
     def _run_vision_acts(self, prompt: Prompt, at: ImageAt) -> list[Picked]:
-        image = prompt[at]
-        acts = [act.at(prompt.samples[at.row], at.number) for act in self.hooks.before_llm]
+        image, images = prompt[at], len(prompt.rows[at.row])
+        acts = [act.at(prompt.samples[at.row], at.number, images) for act in self.hooks.before_llm]
         return run_vision_acts(acts, image.tokens, self.shown(at.row, image.columns), self._known(at))
 
     def _known(self, at: ImageAt) -> Known:

@@ -82,8 +82,8 @@ def masking_oracle(
         policies: layer -> "compact" where a stage re-numbers positions; "original" elsewhere.
         image: [B, S] number of the image in its sample that a prompt column shows, -1 for text. By default each stretch
             of placeholders is one.
-        positions: [B, S + T - 1] or [axes, B, S + T - 1] ids of the prompt and of the tokens that were fed behind it, as
-            they were counted; by default as `generate` counts them.
+        positions: [B, S + T - 1] or [axes, B, S + T - 1] ids of the prompt and of what was fed behind it, as they were
+            counted; by default as `generate` counts them.
 
     Returns:
         [B, T, V]: the logits from which each generated token was chosen. Float32 models only.

@@ -65,7 +65,8 @@ def prune(
         method: a name (`"hiprune"`), a recipe (`"divprune:0.333 > fastv@2:0.333"`), or such an object.
         keep: share of each image's visual tokens in (0, 1], or a number of tokens per image. A list has one for each
             image or video of a prompt, in prompt order, `[0.5, 0.1]` for every sample or `[[0.5, 0.1], [64]]` sample by
-            sample. A recipe may carry its own.
+            sample. "16/frame" is a budget for each frame of a video; `[128, 64, 32]`, where the prompt has one video of
+            three frames, or "[128, 64, 32]/frame" in any case, frame by frame. A recipe may carry its own.
         budget: what `keep` counts. "own", the default, is what the method's authors count (the mean over the layers in
             some methods, what the cut leaves in others). "mean" is the visual tokens that enter a decoder layer, mean
             over the layers (`session.last.entering`); "final" those left at the end. Both are solved for each image.
@@ -357,7 +358,7 @@ class Session:
             row_images.sort(key=lambda image: int(image.columns[0]))
         seconds = sum(record.seconds for record in records.values() if not record.shared)
         prompt = Prompt(rows, [row // copies for row in range(len(rows))], ids, tail, blocks, seconds)
-        check_budgets(self.recipe, prompt)
+        check_budgets(self.recipe, prompt, self.adapter.info)
         return prompt
 
     def _copies(self, masks: dict[str, Tensor], records: dict[str, VisionRecord]) -> int:
