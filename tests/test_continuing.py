@@ -153,3 +153,15 @@ def test_ids_that_go_on_in_neither_way_are_refused(long: bool, off: int) -> None
         out = model(**inputs, use_cache=True)
         with pytest.raises(vlmprune.UserError, match="do not go on where"):
             model(input_ids=QUESTION[:, :1], position_ids=positions[..., -1:] + 1 + off, **behind(cache_of(out)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["divprune", "fastv@2"])
+def test_a_row_that_keeps_everything_keeps_its_ids(method: str) -> None:
+    """Beside one that is cut, under compact positions: a row of a batch is what it is alone, the unpruned model."""
+    name, samples = "qwen2_5_vl", [[0], [1]]  # 32 and 36 slots
+    model, inputs = built(name), inputs_of(name, True, samples, 4.0)
+    with vlmprune.prune(model, method, [[32], [20]], positions="compact"):
+        together = generate(model, inputs)[1]
+    single = {**alone(videos(name, True), samples, 0), "second_per_grid_ts": torch.tensor([4.0])}
+    assert largest(together[0], generate(model, single)[1][0]) < TOLERANCE

@@ -39,6 +39,7 @@ class Band:
         valid: [B, L] which physical slots hold a real token; slots beyond L were decoded since and are all real.
         place: [B, L] their places in the whole sequence, by which sliding windows are measured.
         delta: what to subtract from an incoming position id, [B] or [axes, B]; None for original positions.
+        renumbered: [B] rows whose ids were re-numbered; None with `delta`.
         own_positions: ids differ from those of layer 0.
     """
 
@@ -46,13 +47,17 @@ class Band:
     valid: Tensor
     place: Tensor
     delta: Tensor | None = None
+    renumbered: Tensor | None = None
     own_positions: bool = False
 
     def select(self, rows: Tensor) -> Band:
         rows = rows.to(self.valid.device)
-        delta = None if self.delta is None else self.delta.index_select(-1, rows)
+        delta, renumbered = (
+            None if value is None else value.index_select(-1, rows.to(value.device))
+            for value in (self.delta, self.renumbered)
+        )
         valid, place = (values.index_select(0, rows) for values in (self.valid, self.place))
-        return Band(self.start, valid, place, delta, self.own_positions)
+        return Band(self.start, valid, place, delta, renumbered, self.own_positions)
 
     def crop(self, length: int) -> None:
         self.valid, self.place = self.valid[:, :length], self.place[:, :length]
@@ -159,10 +164,22 @@ def state_of(cache: Cache | None) -> PrunedState | None:
     return getattr(cache, "vlmprune_state", None)
 
 
-def mark_whole(cache: Cache | None) -> None:
-    """Note that a cache holds every token that it was fed: a session saw them."""
+def going_on_of(cache: Cache | None) -> Continuation | None:
+    """How position ids go on behind the last prompt in a cache; None where no session saw one."""
+    state = state_of(cache)
+    return getattr(cache, "vlmprune_going_on", None) if state is None else state.going_on
+
+
+def mark_whole(cache: Cache | None, going_on: Continuation | None = None) -> None:
+    """Note that a cache holds every token that it was fed: a session saw them.
+
+    Args:
+        going_on: how position ids go on behind the prompt that was fed last; None where that had no images.
+    """
     if cache is not None:
         cache.vlmprune_whole = True  # type: ignore[attr-defined]
+        if going_on is not None:
+            cache.vlmprune_going_on = going_on  # type: ignore[attr-defined]
 
 
 def is_whole(cache: Cache) -> bool:

@@ -229,9 +229,10 @@ class _Reference:
             self.visible[layer] = self.real & _kept_columns(self.image, kept)
         self.positions = {0: _positions(self.adapter, self.full) if positions is None else positions}
         for layer in sorted(self.visible):
-            before = self.positions[max(at for at in self.positions if at <= layer)]
-            compact = policies.get(layer) == "compact"
-            self.positions[layer] = _renumber(before, self.visible[layer], self.image) if compact else before
+            last = max(at for at in self.positions if at <= layer)
+            before, seen = self.positions[last], self.real if layer == last else self.visible[last]
+            dropped = (self.visible[layer] != seen).any(1) & (policies.get(layer) == "compact")
+            self.positions[layer] = _renumber(before, self.visible[layer], self.image, dropped)
 
     def note_positions(self, given: Tensor | None) -> None:
         """What the model itself counts: [B or 1, S] or [axes, B, S], without the row that counts text."""
@@ -316,11 +317,11 @@ def _positions(adapter: Adapter, inputs: Mapping[str, Any]) -> Tensor:
     return adapter.inner.get_rope_index(inputs["input_ids"], attention_mask=mask, **known)[0]
 
 
-def _renumber(positions: Tensor, visible: Tensor, image: Tensor) -> Tensor:
-    """Compact ids, token by token: text counts on, an image's axes are ranked in each stretch of it, and text goes on
-    after the largest id."""
+def _renumber(positions: Tensor, visible: Tensor, image: Tensor, dropped: Tensor) -> Tensor:
+    """Compact ids of the rows that lost tokens ([B] `dropped`), token by token: text counts on, an image's axes are
+    ranked in each stretch of it, and text goes on after the largest id."""
     table = positions.clone() if positions.ndim == 3 else positions[None].clone()
-    for row in range(visible.shape[0]):
+    for row in dropped.nonzero().squeeze(1).tolist():
         columns = visible[row].nonzero().squeeze(1).tolist()
         cursor = int(table[:, row, columns[0]].min())
         while columns:

@@ -25,6 +25,7 @@ from vlmprune.runtime.cache import session_closed, session_opened, state_of
 from vlmprune.runtime.candidates import watch_candidates
 from vlmprune.runtime.expected import EMBEDS, MASK, cache_in, interface, interface_of
 from vlmprune.runtime.flow import Prompt, PromptImage
+from vlmprune.runtime.growing import place_new_images
 from vlmprune.runtime.head import Head, can_generate
 from vlmprune.runtime.prefill import SharedPrefill, untouched
 from vlmprune.runtime.select import check_budgets
@@ -202,6 +203,7 @@ class Session:
             if hasattr(self.model, name):
                 self._attached.put(self.model, name, _refuse_continuous)
         self._watch_generate_mask()
+        place_new_images(self._attached, self.adapter)
         trims = any(act.method.trims_cache for act in self._text.at_layer.values())
         watch_candidates(self._attached, self.model, hold_back=trims)
 

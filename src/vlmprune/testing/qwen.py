@@ -20,7 +20,6 @@ IDS = {
     "vision_end_token_id": VISION_END,
 }  # fmt: skip
 TYPES = ("mm_token_type_ids", (0, 1, 2))
-LACKS = {"new image": "transformers cannot place a new image's M-RoPE ids behind a cache"}
 
 
 def _grid(seed: int) -> tuple[int, int, int]:
