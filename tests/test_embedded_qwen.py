@@ -12,7 +12,7 @@ from transformers.utils import is_torchvision_available
 from training.backend_qwen import PLACE_LAYER, SIZES, QwenBackend
 from training.packing import draw_questions, pack
 from training.tokenizer import build_tokenizer, word_ids
-from vlmprune.assets.questions import TASKS, Question, ask_all, normalise_answer
+from vlmprune.assets.questions import SCENE_TASKS, Question, ask_all, normalise_answer
 from vlmprune.assets.world import draw_scene
 from vlmprune.core.errors import UserError
 from vlmprune.models.processors import ImageOnlyQwenProcessor, load_processor
@@ -57,7 +57,7 @@ def test_packed_forward_equals_hugging_face(backend, model, processor, size) -> 
     ids = word_ids(backend)
     rng = np.random.default_rng(0)
     scenes = [draw_scene(rng, size) for _ in range(2)]
-    mix = dict.fromkeys(TASKS, 0.4)
+    mix = dict.fromkeys(SCENE_TASKS, 0.4)
     rows = [draw_questions(s, rng, mix, first_wording_share=0.0, two_option_share=0.0) for s in scenes]
     batch, kept = pack(rows, 120, backend, ids)
     pixels = backend.pixels(np.stack([scene.image for scene in scenes]))

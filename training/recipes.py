@@ -223,7 +223,8 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
             adaptive=True,
             hints=((0, 0.1),),
         ),
-        *_later(wide=400, settle=450, contrast=300, pairs=96, cuts=800),
+        *_later(wide=400, settle=450, contrast=300, pairs=96, cuts=550),
+        Stage("captions", 200, 2.0e-3, 1.0e-3, decay_from=120, contrastive=True, pairs=96),
     ),
     "qwen2_5_vl": (
         Stage("warm-up", 750, 3.9e-3, 1.3e-3, dense=True),
@@ -249,6 +250,6 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
             adaptive=True,
             two_option_share=((0, 0.5), (500, 0.5), (1300, 0.2), (1600, 0.2), (1800, 0.0)),
         ),
-        *_later(wide=200, settle=400, contrast=120, pairs=48, cuts=600),
+        *_later(wide=200, settle=400, contrast=120, pairs=48, cuts=420),
     ),
 }

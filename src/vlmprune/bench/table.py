@@ -267,11 +267,11 @@ class Table:
         return [problem_note(task, sizes[task], out) for task, out in self.not_asked.items() if task in sizes]
 
     def absent(self) -> list[str]:
-        """Which baselines could not act on this model, in sentences."""
+        """Which baselines and tasks could not be run on this model, in sentences."""
         reasons = {
             text: why for row in self.rows for cell in row.cells.values() for text, why in cell.result.left_out.items()
         }
-        shown = {row.recipe for row in self.rows}
+        shown = {row.recipe for row in self.rows} | {*self.tasks}
         return [f"Without {text}: {why}." for text, why in reasons.items() if text not in shown]
 
     def notes(self) -> list[str]:
