@@ -224,6 +224,7 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
             hints=((0, 0.1),),
         ),
         *_later(wide=400, settle=450, contrast=300, pairs=96, cuts=550),
+        Stage("captions", 200, 2.0e-3, 1.0e-3, decay_from=120, contrastive=True, pairs=96),
     ),
     "qwen2_5_vl": (
         Stage("warm-up", 750, 3.9e-3, 1.3e-3, dense=True),

@@ -18,7 +18,7 @@ from vlmprune.bench.load import find_model
 from vlmprune.bench.marks import marked, recorded
 from vlmprune.bench.protocols import Pixels, get_protocol
 from vlmprune.bench.store import VANILLA
-from vlmprune.core.budget import OWN, Keep, Keeps, check_keep, check_kind
+from vlmprune.core.budget import OWN, ByFrame, Keep, Keeps, check_keep, check_kind
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.files import IN_FILE
 from vlmprune.core.method import POSITIONS, PixelMethod
@@ -182,9 +182,11 @@ def variants_of(text: str, keeps: Sequence[Keep], budget: str = OWN) -> list[Var
 
 
 def _variant(parsed: Recipe) -> Variant:
-    keeps = [stage.keep for stage in parsed.stages if not isinstance(stage.keep, Keeps)]
+    keeps = [stage.keep for stage in parsed.stages if not isinstance(stage.keep, Keeps | ByFrame)]
     if len(keeps) < len(parsed.stages):
-        raise UserError(f"{parsed} has a budget for each image of one prompt: a benchmark gives all images the same.")
+        raise UserError(
+            f"{parsed} has a budget for each image or frame of one prompt: a benchmark gives all images the same."
+        )
     text = recorded(parsed)
     if len(parsed.stages) > 1:
         return Variant(text, None, text, parsed)
