@@ -104,11 +104,8 @@ class Asker:
     def refuses_videos(self) -> str:
         """Why the model cannot be asked about videos, in words; "" where it can."""
         if takes_videos(self.processor):
-            return (
-                ""
-                if places_videos(self.processor)
-                else f"the chat template of {self.model_type} has no place for a video"
-            )
+            placed = places_videos(self.processor)
+            return "" if placed else f"the chat template of {self.model_type} has no place for a video"
         if getattr(self.processor, "video_token", None) is None:
             return f"{self.model_type} takes pictures only"
         return (
