@@ -43,7 +43,8 @@ def build(
     """Write the report of a result folder.
 
     DIR/report/ gets `summary.md`, `summary.csv`, `summary.tex`, `categories.csv`, `ranks.csv`, `flips.csv`, plots of
-    each model (accuracy by each token count, ranks) as .svg and .png under `plots/`, a sheet of overlays for each
+    each model (accuracy by each token count, ranks) as .svg and .png under `plots/`, `frames.csv` where tasks were run
+    with several numbers of frames, a sheet of overlays for each
     example scene under `overlays/`, and `index.html`; of timings `speed.md` and `speed.csv`, and these alone where the
     folder holds no answers.
     The same results give the same bytes.
@@ -83,6 +84,10 @@ def build(
             _text(out / "flips.csv", comma_separated.flipped(changed)),
             _text(out / "summary.tex", latex(tables)),
         ]
+        if any(table.by_frames for table in tables):
+            written.append(_text(out / "frames.csv", comma_separated.frames(tables)))
+        else:
+            (out / "frames.csv").unlink(missing_ok=True)  # of older results
         style = styles(lines_of(tables))
         for table in tables:
             written += _plots(out / "plots", table, style)
