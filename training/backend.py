@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from training.cuts import Kept
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,9 @@ class TextBatch:
 
 @dataclass(frozen=True)
 class Forward:
-    """features: [B, slots, hidden], the projector's output, row-major; logits: [B, T, words]; cls: [B, d] or None;
-    placed: [B, slots, hidden], states of the visual tokens that should know their row and column;
+    """features: [pictures, slots, hidden], the projector's output, row-major; logits: [B, T, words];
+    cls: [pictures, d] or None; placed: states of the visual tokens that should know their row and column, in the
+    shape of `features` where a row has one picture;
     early: [B, T, hidden], the text's states in the middle of the decoder, through the final norm."""
 
     features: Tensor
@@ -53,6 +57,7 @@ class Backend(Protocol):
     assistant: str  # special token between question and answer
     end: str  # special token after an answer
     cls_width: int | None  # width of Forward.cls, None when the family has no CLS token
+    contrast_width: int  # width of what `contrast` pools
     token_names: dict[str, str]  # the tokenizer's named special tokens besides padding, unknown and end
     places_features: bool  # the projector's output can know its place (the tower has absolute positions)
 
@@ -64,6 +69,9 @@ class Backend(Protocol):
 
     def output_map(self, model: nn.Module) -> nn.Module:
         """The projector's last linear map."""
+
+    def tower(self, model: nn.Module) -> nn.Module:
+        """The vision tower without its projector."""
 
     def embedding(self, model: nn.Module) -> Tensor:
         """The tied word embedding [words, hidden]."""
@@ -81,12 +89,32 @@ class Backend(Protocol):
         """The projector's output [B, slots, hidden] and the CLS output."""
 
     def forward(
-        self, model: nn.Module, pixels: Tensor, constants: Any, ids: Tensor, segment: Tensor, offset: Tensor
+        self,
+        model: nn.Module,
+        pixels: Tensor,
+        constants: Any,
+        ids: Tensor,
+        segment: Tensor,
+        offset: Tensor,
+        cut: Callable[[Tensor], Kept] | None = None,
     ) -> Forward:
-        """Image and packed questions; equal to the Hugging Face forward of each question alone."""
+        """Images and packed questions; equal to the Hugging Face forward of each question alone.
+
+        A row of B has as many pictures as there are for it, side by side in `pixels`. `cut` chooses, from the features
+        [pictures, slots, hidden], the visual tokens that the decoder gets.
+        """
 
     def forward_text(self, model: nn.Module, ids: Tensor, segment: Tensor, offset: Tensor) -> Tensor:
         """Logits [B, T, words] of packed questions without an image."""
+
+    def contrasted(self, model: nn.Module) -> tuple[nn.Module, ...]:
+        """The parts of the tower that contrastive training changes."""
+
+    def contrast(
+        self, model: nn.Module, before: nn.Module, pixels: Tensor, constants: Any
+    ) -> tuple[list[Tensor], Tensor]:
+        """What the layers that methods read collect, each [B, contrast_width], and how far the patches have moved
+        from where the tower `before` has them (relative mean square)."""
 
     def processor(self, tokenizer: Any) -> Any:
         """The Hugging Face processor, chat template included."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from training.backend import Forward
+from training.cuts import Kept
 from training.decoder import decode, rotary
 
 SIDE, PATCH = 112, 8
 GRID = SIDE // PATCH
 HIDDEN = 128
+DECODER_LAYERS = 8
+NAMING_LAYER = 5  # the decoder layer after which words that name an object should know it
 CHAT_TEMPLATE = (
     "{{ '<s>' }}"
     "{% for message in messages %}"
@@ -51,6 +55,7 @@ class LlavaBackend:
     end = "</s>"
     cls_width: int | None = HIDDEN
     token_names = {"bos_token": "<s>", "image_token": "<image>"}
+    contrast_width = HIDDEN
     places_features = True
     prefix_words = ("<s>", "USER:")
 
@@ -70,7 +75,7 @@ class LlavaBackend:
                 vocab_size=words,
                 hidden_size=HIDDEN,
                 intermediate_size=344,
-                num_hidden_layers=5,
+                num_hidden_layers=DECODER_LAYERS,
                 num_attention_heads=4,
                 num_key_value_heads=4,
                 max_position_embeddings=2048,
@@ -100,6 +105,9 @@ class LlavaBackend:
     def output_map(self, model: nn.Module) -> nn.Module:
         return model.model.multi_modal_projector.linear_2
 
+    def tower(self, model: nn.Module) -> nn.Module:
+        return _tower(model)
+
     def embedding(self, model: nn.Module) -> Tensor:
         return model.model.language_model.embed_tokens.weight
 
@@ -120,10 +128,18 @@ class LlavaBackend:
         return projector.linear_2(hidden), cls
 
     def forward(
-        self, model: nn.Module, pixels: Tensor, constants: None, ids: Tensor, segment: Tensor, offset: Tensor
+        self,
+        model: nn.Module,
+        pixels: Tensor,
+        constants: None,
+        ids: Tensor,
+        segment: Tensor,
+        offset: Tensor,
+        cut: Callable[[Tensor], Kept] | None = None,
     ) -> Forward:
         features, cls = self.features(model, pixels, constants)
-        logits, early = self._read(model, features, ids, segment, offset)
+        kept = cut(features).of_rows(len(ids), features.shape[1]) if cut else None
+        logits, early = self._read(model, features.reshape(len(ids), -1, HIDDEN), ids, segment, offset, kept)
         return Forward(features, logits, cls, features, early)
 
     def forward_text(self, model: nn.Module, ids: Tensor, segment: Tensor, offset: Tensor) -> Tensor:
@@ -131,17 +147,30 @@ class LlavaBackend:
         return self._read(model, empty, ids, segment, offset)[0]
 
     def _read(
-        self, model: nn.Module, features: Tensor, ids: Tensor, segment: Tensor, offset: Tensor
+        self,
+        model: nn.Module,
+        features: Tensor,
+        ids: Tensor,
+        segment: Tensor,
+        offset: Tensor,
+        kept: Kept | None = None,
     ) -> tuple[Tensor, Tensor]:
         text_model = model.model.language_model
         config = model.config.text_config
         table = text_model.embed_tokens.weight
         start = torch.tensor([self.specials.index(word) for word in self.prefix_words], device=ids.device)
         first = table[start].expand(ids.shape[0], -1, -1)
+        slots = torch.arange(features.shape[1], device=ids.device).expand(ids.shape[0], -1)
+        after = torch.full_like(offset[:, :1], len(start) + features.shape[1])  # the position of the text's first token
+        if kept is not None:
+            features = features.gather(1, kept.index[..., None].expand(-1, -1, features.shape[2]))
+            own = kept.original[:, None]
+            slots = torch.where(own, kept.index, slots[:, : features.shape[1]])
+            after = torch.where(own, after, len(start) + features.shape[1])
         hidden = torch.cat((first, features.float(), table[ids]), dim=1)
         prefix = hidden.shape[1] - ids.shape[1]
-        before = torch.arange(prefix, device=ids.device).expand(ids.shape[0], -1)
-        positions = torch.cat((before, prefix + offset), dim=1)
+        before = torch.arange(len(start), device=ids.device).expand(ids.shape[0], -1)
+        positions = torch.cat((before, len(start) + slots, after + offset), dim=1)
         cos, sin = rotary(positions, HIDDEN // config.num_attention_heads, config.rope_parameters["rope_theta"])
         states, _, early = decode(
             text_model.layers,
@@ -153,8 +182,32 @@ class LlavaBackend:
             segment,
             cos,
             sin,
+            early=NAMING_LAYER,
         )
         return functional.linear(states, table), early
+
+    def contrasted(self, model: nn.Module) -> tuple[nn.Module, ...]:
+        tower = _tower(model)
+        return (*tower.encoder.layers[-2:], tower.post_layernorm)
+
+    def contrast(
+        self, model: nn.Module, before: nn.Module, pixels: Tensor, constants: None
+    ) -> tuple[list[Tensor], Tensor]:
+        """The CLS token after the layer whose patches the decoder gets, and after the last, which is CLIP's own; then
+        what each head of that layer collects for it: of two heads, one would otherwise rest on the ground."""
+        tower = _tower(model)
+        *_, selected, last = tower.encoder.layers
+        with torch.no_grad():
+            hidden = _embed(tower, pixels)
+            for layer in tower.encoder.layers[:-2]:
+                hidden = _encoder_layer(layer, hidden, hidden)
+            old = _encoder_layer(before.encoder.layers[-2], hidden, hidden)[:, 1:]
+        collected = _collected(selected, hidden)
+        hidden = _encoder_layer(selected, hidden, hidden)
+        output = _encoder_layer(last, hidden[:, :1], hidden)
+        change = (hidden[:, 1:] - old).pow(2).mean() / old.var()
+        pooled = [_layer_norm(tower.post_layernorm, rows[:, 0]) for rows in (hidden, output)]
+        return pooled + list(collected.unbind(1)), change
 
     def processor(self, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
         images = CLIPImageProcessorPil(
@@ -186,18 +239,23 @@ def _tower(model: nn.Module) -> nn.Module:
 
 def _encode(tower: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Patches [B, slots, d] after the layer before the last, and the CLS output [B, d] of the last."""
+    hidden = _embed(tower, pixels)
+    layers = tower.encoder.layers
+    for layer in layers[:-1]:
+        hidden = _encoder_layer(layer, hidden, hidden)
+    output = _encoder_layer(layers[-1], hidden[:, :1], hidden)
+    return hidden[:, 1:], _layer_norm(tower.post_layernorm, output[:, 0])
+
+
+def _embed(tower: nn.Module, pixels: Tensor) -> Tensor:
+    """CLS token and patches, [B, 1 + slots, d]."""
     batch = pixels.shape[0]
     embeddings = tower.embeddings
     cells = pixels.view(batch, 3, GRID, PATCH, GRID, PATCH).permute(0, 2, 4, 1, 3, 5).reshape(batch, GRID * GRID, -1)
     patches = functional.linear(cells, embeddings.patch_embedding.weight.flatten(1))
     cls = embeddings.class_embedding.expand(batch, 1, -1)
     hidden = torch.cat((cls, patches.float()), dim=1) + embeddings.position_embedding.weight
-    hidden = _layer_norm(tower.pre_layrnorm, hidden)
-    layers = tower.encoder.layers
-    for layer in layers[:-1]:
-        hidden = _encoder_layer(layer, hidden, hidden)
-    output = _encoder_layer(layers[-1], hidden[:, :1], hidden)
-    return hidden[:, 1:], _layer_norm(tower.post_layernorm, output[:, 0])
+    return _layer_norm(tower.pre_layrnorm, hidden)
 
 
 def _encoder_layer(layer: nn.Module, asking: Tensor, hidden: Tensor) -> Tensor:
@@ -216,6 +274,22 @@ def _encoder_layer(layer: nn.Module, asking: Tensor, hidden: Tensor) -> Tensor:
     asking = asking + attention.out_proj(mixed)
     inner = layer.mlp.fc1(_layer_norm(layer.layer_norm2, asking))
     return asking + layer.mlp.fc2(inner * torch.sigmoid(1.702 * inner))
+
+
+def _collected(layer: nn.Module, hidden: Tensor) -> Tensor:
+    """What each head of a CLIP layer brings to the CLS token, [B, heads, d]."""
+    attention = layer.self_attn
+    normed = _layer_norm(layer.layer_norm1, hidden)
+    batch, _, width = hidden.shape
+    query = attention.q_proj(normed[:, 0]).view(batch, attention.num_heads, 1, -1)
+    key, value = (
+        project(normed).view(batch, -1, attention.num_heads, width // attention.num_heads).transpose(1, 2)
+        for project in (attention.k_proj, attention.v_proj)
+    )
+    weights = ((query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5).softmax(-1)
+    mixed = (weights.to(value.dtype) @ value)[:, :, 0]
+    parts = attention.out_proj.weight.view(width, attention.num_heads, -1)
+    return torch.einsum("bhc,dhc->bhd", mixed, parts)
 
 
 def _layer_norm(norm: nn.Module, hidden: Tensor) -> Tensor:

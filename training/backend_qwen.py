@@ -10,6 +10,7 @@ Shapes: B images, P patches an image, S = P / 4 visual slots, F = 3 tokens befor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLFo
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from training.backend import Forward
+from training.cuts import Kept
 from training.decoder import attend, decode, rms_norm, rotary, rotate
 from vlmprune.models.processors import ImageOnlyQwenProcessor
 
@@ -31,7 +33,9 @@ CELL = PATCH * MERGE  # pixels a slot side
 WINDOW = 4  # slots a window side
 WINDOWS = 12  # windows that every grid is padded to, so that all of them run through one compiled graph
 SIZES = ((120, 120), (160, 90), (90, 160))  # (width, height) of the training images; 144 slots each
-PLACE_LAYER = 1  # the decoder layer after which visual tokens should know their place
+DECODER_LAYERS = 8
+PLACE_LAYER = 4  # the decoder layer after which visual tokens should know their place
+NAMING_LAYER = 5  # the one after which words that name an object should know it
 IMAGE_MEAN = (0.5, 0.5, 0.5)
 IMAGE_STD = (0.5, 0.5, 0.5)
 SPECIALS = (
@@ -76,7 +80,7 @@ def make_config(words: int) -> Qwen2_5_VLConfig:
             "vocab_size": words,
             "hidden_size": 128,
             "intermediate_size": 344,
-            "num_hidden_layers": 5,
+            "num_hidden_layers": DECODER_LAYERS,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 1024,
@@ -181,23 +185,38 @@ def patchify(images: Tensor) -> Tensor:
 def tower(model: Qwen2_5_VLForConditionalGeneration, patches: Tensor, grid: Grid) -> Tensor:
     """Patches [B, P, 75] to slot features [B, S, d], the slots in raster order."""
     visual = model.model.visual
-    heads = visual.config.num_heads
+    x = _embed(visual, patches, grid)
+    for index in range(len(visual.blocks)):
+        x, _ = _block(visual, index, x, grid)
+    return _merge(visual, x, grid)
+
+
+def _embed(visual: nn.Module, patches: Tensor, grid: Grid) -> Tensor:
+    """[B, P, d] in window order."""
     # A still image fills both frames of a temporal patch with itself, so the two kernels add up.
     kernel = visual.patch_embed.proj.weight.sum(2).flatten(1)
-    b, p, d = patches.shape[0], patches.shape[1], kernel.shape[0]
-    cells = patches.view(b, len(grid.order), MERGE * MERGE, -1)[:, grid.order]
-    x = functional.linear(cells.view(b, p, -1), kernel).float()
-    for index, block in enumerate(visual.blocks):
-        qkv = block.attn.qkv(rms_norm(block.norm1, x))
-        q, k, v = qkv.view(b, p, 3, heads, d // heads).permute(2, 0, 3, 1, 4)  # each B, heads, P, head_dim
-        q, k = rotate(q, grid.cos, grid.sin), rotate(k, grid.cos, grid.sin)
-        full = index in visual.fullatt_block_indexes
-        y = attend(q, k, v) if full else _window_attention(q, k, v, grid)
-        x = x + block.attn.proj(y.transpose(1, 2).reshape(b, p, d))
-        h = rms_norm(block.norm2, x)
-        x = x + block.mlp.down_proj(functional.silu(block.mlp.gate_proj(h)) * block.mlp.up_proj(h))
-    x = rms_norm(visual.merger.ln_q, x).view(b, p // (MERGE * MERGE), -1)
-    return visual.merger.mlp(x)[:, grid.inverse]
+    cells = patches.view(len(patches), len(grid.order), MERGE * MERGE, -1)[:, grid.order]
+    return functional.linear(cells.view(*patches.shape[:2], -1), kernel).float()
+
+
+def _block(visual: nn.Module, index: int, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """The states [B, P, d] after a block, and what its attention added to them."""
+    block, heads = visual.blocks[index], visual.config.num_heads
+    b, p, d = x.shape
+    qkv = block.attn.qkv(rms_norm(block.norm1, x))
+    q, k, v = qkv.view(b, p, 3, heads, d // heads).permute(2, 0, 3, 1, 4)  # each B, heads, P, head_dim
+    q, k = rotate(q, grid.cos, grid.sin), rotate(k, grid.cos, grid.sin)
+    y = attend(q, k, v) if index in visual.fullatt_block_indexes else _window_attention(q, k, v, grid)
+    collected = block.attn.proj(y.transpose(1, 2).reshape(b, p, d))
+    x = x + collected
+    h = rms_norm(block.norm2, x)
+    return x + block.mlp.down_proj(functional.silu(block.mlp.gate_proj(h)) * block.mlp.up_proj(h)), collected
+
+
+def _merge(visual: nn.Module, x: Tensor, grid: Grid) -> Tensor:
+    """Slot features [B, S, d] in raster order."""
+    cells = rms_norm(visual.merger.ln_q, x).view(len(x), x.shape[1] // (MERGE * MERGE), -1)
+    return visual.merger.mlp(cells)[:, grid.inverse]
 
 
 def _window_attention(q: Tensor, k: Tensor, v: Tensor, grid: Grid) -> Tensor:
@@ -218,6 +237,20 @@ def rope_table(config: Any, positions: Tensor) -> tuple[Tensor, Tensor]:
     return cos, sin
 
 
+def cut_positions(positions: Tensor, kept: Kept) -> Tensor:
+    """M-RoPE positions [B, 3, 1 + S + 1] of a picture between its two marks: what is left, [B, 3, 1 + K + 1].
+
+    A row keeps the positions, or each axis counts the values that are left without gaps, as a smaller image's would.
+    """
+    head = positions[:, :, :1] + 1
+    slots = positions[:, :, 1:-1].gather(2, kept.index[:, None].expand(-1, 3, -1)) - head
+    there = torch.zeros(*slots.shape[:2], int(positions.max()) + 1, dtype=slots.dtype, device=slots.device)
+    ranks = (there.scatter(2, slots, 1).cumsum(2) - 1).gather(2, slots)
+    own = kept.original[:, None, None]
+    last = torch.where(own, positions[:, :, -1:], head + ranks.amax((1, 2), keepdim=True) + 1)
+    return torch.cat((positions[:, :, :1], head + torch.where(own, slots, ranks), last), dim=2)
+
+
 class QwenBackend:
     """See `training.backend.Backend`."""
 
@@ -233,6 +266,7 @@ class QwenBackend:
         "image_token": "<|image_pad|>",
         "video_token": "<|video_pad|>",
     }
+    contrast_width = 128
     places_features = False  # rotary positions are relative: the tower cannot know them, the decoder can
 
     def build(self, words: int) -> Qwen2_5_VLForConditionalGeneration:
@@ -247,6 +281,9 @@ class QwenBackend:
 
     def output_map(self, model: nn.Module) -> nn.Module:
         return model.model.visual.merger.mlp[2]
+
+    def tower(self, model: nn.Module) -> nn.Module:
+        return model.model.visual
 
     def embedding(self, model: nn.Module) -> Tensor:
         return model.model.language_model.embed_tokens.weight
@@ -264,20 +301,40 @@ class QwenBackend:
         return tower(model, pixels, constants).float(), None
 
     def forward(
-        self, model: nn.Module, pixels: Tensor, constants: Grid, ids: Tensor, segment: Tensor, offset: Tensor
+        self,
+        model: nn.Module,
+        pixels: Tensor,
+        constants: Grid,
+        ids: Tensor,
+        segment: Tensor,
+        offset: Tensor,
+        cut: Callable[[Tensor], Kept] | None = None,
     ) -> Forward:
         features, _ = self.features(model, pixels, constants)
         table = self.embedding(model)
-        head = table[torch.tensor(_HEAD, device=ids.device)].expand(len(ids), -1, -1)
-        after = table[_ID["<|vision_end|>"]].expand(len(ids), 1, -1)
-        shared = torch.cat((head, features, after), dim=1)
-        logits, tapped, early = self._read(model, shared, constants.positions, ids, segment, offset)
+        kept = cut(features) if cut else None
+        shared = [table[torch.tensor(_HEAD[:-1], device=ids.device)].expand(len(ids), -1, -1)]
+        positions = [constants.positions[:, : len(_HEAD) - 1].expand(len(ids), -1, -1)]
+        pictures = len(features) // len(ids)
+        for number in range(pictures):
+            shown, places = (
+                features[number::pictures],
+                constants.positions[:, len(_HEAD) - 1 :].expand(len(ids), -1, -1),
+            )
+            if kept is not None:
+                own = Kept(kept.index[number::pictures], kept.original[::pictures])
+                shown = shown.gather(1, own.index[..., None].expand(-1, -1, shown.shape[2]))
+                places = cut_positions(places, own)
+            ends = table[torch.tensor([_HEAD[-1], _ID["<|vision_end|>"]], device=ids.device)].expand(len(ids), -1, -1)
+            shared += [ends[:, :1], shown, ends[:, 1:]]
+            positions.append(places - places[:, :, :1] + positions[-1][:, :, -1:] + 1)
+        logits, tapped, early = self._read(model, torch.cat(shared, 1), torch.cat(positions, 2), ids, segment, offset)
         return Forward(features, logits, None, tapped[:, len(_HEAD) : -1], early)
 
     def forward_text(self, model: nn.Module, ids: Tensor, segment: Tensor, offset: Tensor) -> Tensor:
         head = torch.tensor(_HEAD[:2], device=ids.device)
         shared = self.embedding(model)[head].expand(len(ids), -1, -1)
-        positions = torch.arange(len(head), device=ids.device).expand(3, -1)
+        positions = torch.arange(len(head), device=ids.device).expand(len(ids), 3, -1)
         return self._read(model, shared, positions, ids, segment, offset)[0]
 
     def _read(
@@ -289,10 +346,10 @@ class QwenBackend:
         segment: Tensor,
         offset: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of the packed text behind `shared` embeddings; the shared states after `PLACE_LAYER`; early states."""
+        """Logits of the packed text behind `shared` embeddings, whose positions are [B, 3, prefix]; the shared states
+        after `PLACE_LAYER`; the text's after `NAMING_LAYER`."""
         config, text_model = model.config.text_config, model.model.language_model
-        before = positions.expand(len(ids), -1, -1)
-        after = (positions[0, -1] + 1 + offset)[:, None].expand(-1, 3, -1)
+        after = (positions[:, :1, -1] + 1 + offset)[:, None].expand(-1, 3, -1)
         states, tapped, early = decode(
             text_model.layers,
             text_model.norm,
@@ -301,11 +358,30 @@ class QwenBackend:
             torch.cat((shared, text_model.embed_tokens(ids)), dim=1),
             shared.shape[1],
             segment,
-            *rope_table(config, torch.cat((before, after), dim=2)),
+            *rope_table(config, torch.cat((positions, after), dim=2)),
             PLACE_LAYER,
+            NAMING_LAYER,
         )
         table = text_model.embed_tokens.weight
         return functional.linear(states, table), tapped, early
+
+    def contrasted(self, model: nn.Module) -> tuple[nn.Module, ...]:
+        return (model.model.visual.blocks[-1],)
+
+    def contrast(
+        self, model: nn.Module, before: nn.Module, pixels: Tensor, constants: Grid
+    ) -> tuple[list[Tensor], Tensor]:
+        """The mean of what the last block's attention adds: each patch's value, by the attention that it receives."""
+        visual = self.tower(model)
+        last = len(visual.blocks) - 1
+        with torch.no_grad():
+            hidden = _embed(visual, pixels, constants)
+            for index in range(last):
+                hidden, _ = _block(visual, index, hidden, constants)
+            old = _merge(before, _block(before, last, hidden, constants)[0], constants)
+        hidden, collected = _block(visual, last, hidden, constants)
+        change = (_merge(visual, hidden, constants) - old).pow(2).mean() / old.var()
+        return [collected.float().mean(1)], change
 
     def processor(self, tokenizer: PreTrainedTokenizerFast) -> ImageOnlyQwenProcessor:
         images = Qwen2VLImageProcessorPil(

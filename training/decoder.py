@@ -65,7 +65,7 @@ def decode(
     cos: Tensor,
     sin: Tensor,
     tap: int = 0,
-    early: int = 2,
+    early: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Final hidden states of the text rows, those of the prefix after layer `tap`, of the text after `early`.
 

@@ -19,7 +19,7 @@ from vlmprune.assets.world import COLORS, SHAPES, SIZES
 _PLATE = 4  # digits on the longest plate
 _KINDS = {"shape": len(SHAPES), "color": len(COLORS), "size": len(SIZES), "char": len(CHARACTERS), "order": _PLATE}
 _HINT_WEIGHTS = (1.0, 1.0, 0.5, 0.3, 0.3, 1.0, 3.0)  # in the order of `TextBatch.hint`
-STATE_METRICS = (
+WORD_METRICS = (
     "word_shape",
     "word_color",
     "word_size",
@@ -27,11 +27,8 @@ STATE_METRICS = (
     "word_column",
     "word_marker",
     "word_match",
-    "slot_row",
-    "slot_column",
-    "slot_shape",
-    "slot_order",
 )
+SLOT_METRICS = ("slot_row", "slot_column", "slot_shape", "slot_order")
 
 
 class StateHeads(nn.Module):
@@ -49,18 +46,24 @@ class StateHeads(nn.Module):
         self.slots = nn.ModuleDict({name: nn.Linear(hidden, count + 1) for name, count in _KINDS.items()})
         self.row, self.column = nn.Linear(hidden, rows), nn.Linear(hidden, columns)
 
-    def forward(self, slots: Tensor, text: Tensor, labels: Labels, hint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss of the slots, the loss of the words, and the values of `STATE_METRICS`.
+    def read_words(self, text: Tensor, hint: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of the words, and the values of `WORD_METRICS`.
 
         Args:
-            slots: [B, slots, hidden]; text: [B, T, hidden]; hint: see `TextBatch.hint`.
+            text: [B, T, hidden]; hint: see `TextBatch.hint`.
         """
-        slots, text = _normed(slots), _normed(text)
+        text = _normed(text)
         words = []
         for head, fact in zip(self.words, hint.unbind(-1), strict=True):
             known = fact.flatten()
             losses = _cross_entropy(head, text, known)
             words.append(losses.sum() / (known >= 0).sum().clamp(min=1))
+        asked = torch.stack([weight * loss for weight, loss in zip(_HINT_WEIGHTS, words, strict=True)]).sum()
+        return asked, torch.stack(words).detach()
+
+    def read_slots(self, slots: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
+        """The loss of the slots [B, slots, hidden], and the values of `SLOT_METRICS`."""
+        slots = _normed(slots)
         row = _cross_entropy(self.row, slots, labels.row.repeat(len(slots))).mean()
         column = _cross_entropy(self.column, slots, labels.column.repeat(len(slots))).mean()
         content = torch.zeros_like(row)
@@ -70,9 +73,7 @@ class StateHeads(nn.Module):
             losses, front = _cross_entropy(head, slots, label), (label > 0).float()
             fronts.append((losses * front).sum() / front.sum().clamp(min=1))
             content = content + fronts[-1] + 0.25 * losses.mean()
-        asked = torch.stack([weight * loss for weight, loss in zip(_HINT_WEIGHTS, words, strict=True)]).sum()
-        metrics = torch.stack([*words, row, column, fronts[0], fronts[-1]]).detach()
-        return row + column + 0.5 * content, asked, metrics
+        return row + column + 0.5 * content, torch.stack([row, column, fronts[0], fronts[-1]]).detach()
 
 
 def _cross_entropy(head: nn.Module, states: Tensor, label: Tensor) -> Tensor:

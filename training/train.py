@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,17 @@ import transformers
 from torch import Tensor, nn
 
 from training.backend import Backend, TextBatch, autocast, get_backend, matrices, parameter_count
+from training.contrast import CHANGE_WEIGHT, Contrast, caption
+from training.cuts import COUNTS, Kept, draw_cut
+from training.examples import draw_examples
 from training.losses import METRICS, AuxiliaryHeads, answer_loss
+from training.muon import Muon
 from training.packing import Labels, draw_questions, make_labels, pack
 from training.recipes import IMAGES_A_STEP, RECIPES, TEXT_LENGTH, WARMUP_STEPS, Stage
-from training.states import STATE_METRICS, StateHeads
+from training.start import load_start
+from training.states import SLOT_METRICS, WORD_METRICS, StateHeads
 from training.tokenizer import build_tokenizer, word_ids
+from vlmprune.assets import CLIP
 from vlmprune.assets.questions import Question
 from vlmprune.assets.world import draw_scene
 from vlmprune.core.errors import UserError
@@ -71,7 +79,13 @@ class Trainer:
         hidden = self.backend.hidden(self.model)
         states = None if self.backend.places_features else StateHeads(hidden, rows, columns)
         self.heads = AuxiliaryHeads(hidden, self.backend.cls_width, rows, columns, self.ids, states).to(self.device)
+        self.contrast = Contrast(self.backend.contrast_width, self.ids, self.backend).to(self.device)
+        self.before: nn.Module | None = None  # the vision tower as a contrastive stage found it
         self.stage = self.step = 0
+        if args.start:
+            load_start(self.model, args.start, self.ids)
+        if args.stage:
+            self.stage = [stage.name for stage in self.stages].index(args.stage)
         self.accuracy: dict[str, float] = {}
         self.seconds = 0.0
         self.folder: Path = args.checkpoints / args.model
@@ -87,6 +101,8 @@ class Trainer:
         else:
             self.log(
                 event="start",
+                start=str(args.start) if args.start else None,
+                stage=self.stages[self.stage].name,
                 seed=args.seed,
                 parameters=parameter_count(self.model),
                 words=len(self.ids),
@@ -102,16 +118,28 @@ class Trainer:
     def start_stage(self) -> None:
         """New optimisers for the current stage."""
         stage = self.stages[self.stage]
-        hidden = matrices(self.model)
+        self.model.requires_grad_(not stage.contrastive)
+        self.contrast.requires_grad_(stage.contrastive)
+        if stage.contrastive:
+            self.before = copy.deepcopy(self.backend.tower(self.model))
+            for part in self.backend.contrasted(self.model):
+                part.requires_grad_(True)
+        elif stage.frozen_tower:
+            self.backend.tower(self.model).requires_grad_(False)
+        hidden = [p for part in (self.model, self.contrast) for p in matrices(part) if p.requires_grad]
         chosen = {id(parameter) for parameter in hidden}
-        rest = [p for p in (*self.model.parameters(), *self.heads.parameters()) if id(p) not in chosen]
-        self.muon = torch.optim.Muon(hidden, lr=stage.muon_lr, weight_decay=0.03, adjust_lr_fn="match_rms_adamw")
+        self.trained = [p for part in self.parts() for p in part.parameters() if p.requires_grad]
+        rest = [parameter for parameter in self.trained if id(parameter) not in chosen]
+        self.muon = Muon(hidden, lr=stage.muon_lr)
         self.adamw = torch.optim.AdamW(rest, lr=stage.adamw_lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+
+    def parts(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        return self.model, self.heads, self.contrast
 
     def load(self, path: Path) -> None:
         state = torch.load(path, map_location=self.device, weights_only=False)
-        self.model.load_state_dict(state["model"])
-        self.heads.load_state_dict(state["heads"])
+        for part, saved in zip(self.parts(), state["parts"], strict=True):
+            part.load_state_dict(saved)
         self.stage, self.step = state["stage"], state["step"]
         self.accuracy, self.seconds = state["accuracy"], state["seconds"]
         if self.stage < len(self.stages):
@@ -119,12 +147,14 @@ class Trainer:
             if self.step:
                 self.muon.load_state_dict(state["muon"])
                 self.adamw.load_state_dict(state["adamw"])
+                if self.before is not None:
+                    self.before.load_state_dict(state["before"])
         self.log(event="resumed", stage=self.stage, step=self.step)
 
     def save(self, name: str = "last.pt") -> None:
         state = {
-            "model": self.model.state_dict(),
-            "heads": self.heads.state_dict(),
+            "parts": [part.state_dict() for part in self.parts()],
+            "before": self.before.state_dict() if self.before is not None else None,
             "muon": self.muon.state_dict(),
             "adamw": self.adamw.state_dict(),
             "stage": self.stage,
@@ -160,7 +190,9 @@ class Trainer:
         if self.args.out != ASSETS:
             make_folder(folder)
         self.backend.export(self.model.eval().cpu(), tokenizer, folder)
-        for path in folder.iterdir():
+        if self.backend.cls_width:
+            self.contrast.export(self.backend.tower(self.model), self.model.config.vision_config, folder / CLIP)
+        for path in folder.rglob("*.*"):
             path.chmod(0o644)  # safetensors writes files that only their owner can read
         self.log(event="exported", cpu_seconds=round(self.seconds))
 
@@ -179,9 +211,10 @@ class Trainer:
             factor = rate(stage, self.step)
             self.muon.param_groups[0]["lr"] = stage.muon_lr * factor
             self.adamw.param_groups[0]["lr"] = stage.adamw_lr * factor
-            for name, value in (self.dense_step if stage.dense else self.joint_step)(stage).items():
+            take = self.contrast_step if stage.contrastive else self.dense_step if stage.dense else self.joint_step
+            for name, value in take(stage).items():
                 totals.setdefault(name, []).append(value)
-            nn.utils.clip_grad_norm_([*self.model.parameters(), *self.heads.parameters()], 1.0)
+            nn.utils.clip_grad_norm_(self.trained, 1.0)
             self.muon.step()
             self.adamw.step()
             self.muon.zero_grad(set_to_none=True)
@@ -238,18 +271,21 @@ class Trainer:
         """Questions about scenes, with the auxiliary losses."""
         rng = self.rng()
         size = self.backend.sizes[int(rng.integers(len(self.backend.sizes)))]
-        scenes = [draw_scene(rng, size) for _ in range(IMAGES_A_STEP)]
-        labels = make_labels(scenes, *self.backend.grid(size)).to(self.device)
-        pixels = self.backend.pixels(np.stack([scene.image for scene in scenes])).to(self.device)
+        names, shares_of = zip(*stage.kinds, strict=True)
         mix = mix_at(stage, self.step, self.accuracy)
         shares = {
             "first_wording_share": stage.first_wording_share,
             "two_option_share": knots(stage.two_option_share, self.step),
         }
-        rows = [draw_questions(scene, rng, mix, **shares) for scene in scenes]
-        batch, kept = pack(rows, TEXT_LENGTH, self.backend, self.ids, scenes, self.backend.grid(size))
-
+        drawn = draw_examples(str(rng.choice(names, p=shares_of)), rng, size, mix, **shares)
+        labels = make_labels(drawn.scenes, *self.backend.grid(size)).to(self.device)
+        pixels = self.backend.pixels(np.stack([scene.image for scene in drawn.scenes])).to(self.device)
+        hinted = drawn.scenes if drawn.pictures == 1 else None
+        batch, kept = pack(drawn.questions, TEXT_LENGTH, self.backend, self.ids, hinted, self.backend.grid(size))
+        alone = drawn.pictures == 1
         constants = self.backend.constants(size, self.device)
+        count = int(rng.choice(COUNTS)) if rng.random() < stage.cut_share else None
+        cut = None if count is None else partial(draw_cut, rng, grid=self.backend.grid(size), count=count)
 
         def losses(
             pixels: Tensor,
@@ -262,15 +298,19 @@ class Trainer:
             labels: Labels,
             weight: Tensor,
             hint_weight: Tensor,
+            cut: Callable[[Tensor], Kept] | None,
         ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-            out = self.backend.forward(self.model, pixels, constants, ids, segment, offset)
+            out = self.backend.forward(self.model, pixels, constants, ids, segment, offset, cut)
             embedding = self.backend.embedding(self.model)
             placed = None if self.heads.states else out.placed
             auxiliary, metrics = self.heads(out.features, placed, out.cls, embedding, labels)
             answers = answer_loss(out.logits, target)
             if self.heads.states:
-                slots, hints, more = self.heads.states(out.placed, out.early, labels, hint)
-                auxiliary, metrics = auxiliary + slots, torch.cat((metrics, more))
+                hints, more = self.heads.states.read_words(out.early, hint)
+                metrics = torch.cat((metrics, more))
+                if cut is None and alone:
+                    slots, more = self.heads.states.read_slots(out.placed, labels)
+                    auxiliary, metrics = auxiliary + slots, torch.cat((metrics, more))
             else:
                 hints = self.heads.hints(out.early, embedding, hint, labels)
             total = answers + weight * auxiliary + hint_weight * hints
@@ -279,12 +319,30 @@ class Trainer:
         fading = (stage.auxiliary, stage.hints)
         weights = [torch.tensor(knots(points, self.step), device=self.device) for points in fading]
         with autocast(self.device, not self.args.no_autocast):
-            graph = self.graph("joint", losses)
-            total, answers, hints, metrics, said = graph(pixels, constants, *self.text(batch), labels, *weights)
+            graph = self.graph(("joint", alone), losses) if cut is None else losses  # a cut draws random numbers
+            total, answers, hints, metrics, said = graph(pixels, constants, *self.text(batch), labels, *weights, cut)
         total.backward()
+        if count is not None:
+            return {f"answers_{count}": answers.item()}
         self.score(batch, kept, said)
-        names = (*METRICS, *STATE_METRICS) if self.heads.states else METRICS
-        return {"answers": answers.item(), "hints": hints.item(), **dict(zip(names, metrics.tolist(), strict=True))}
+        if not alone:
+            return {"answers_two": answers.item()}
+        named = (*METRICS, *WORD_METRICS, *SLOT_METRICS) if self.heads.states else METRICS
+        return {"answers": answers.item(), "hints": hints.item(), **dict(zip(named, metrics.tolist(), strict=True))}
+
+    def contrast_step(self, stage: Stage) -> dict[str, float]:
+        """Scenes against their captions."""
+        rng = self.rng()
+        size = self.backend.sizes[int(rng.integers(len(self.backend.sizes)))]
+        scenes = [draw_scene(rng, size) for _ in range(stage.pairs)]
+        pixels = self.backend.pixels(np.stack([scene.image for scene in scenes])).to(self.device)
+        constants = self.backend.constants(size, self.device)
+        captions = [caption(scene, rng) for scene in scenes]
+        with autocast(self.device, not self.args.no_autocast):
+            pooled, change = self.backend.contrast(self.model, self.before, pixels, constants)
+            loss, right = self.contrast(pooled, captions)
+        (loss + CHANGE_WEIGHT * change).backward()
+        return {"contrast": loss.item(), "change": change.item(), "retrieved": right.item()}
 
     def graph(self, key: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         """The compiled function, once a key."""
@@ -320,6 +378,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--no-autocast", action="store_true", help="float32 all through")
+    parser.add_argument("--start", type=Path, help="exported model to go on from; it may have fewer words and layers")
+    parser.add_argument("--stage", help="name of the first stage; by default the recipe's first")
     parser.add_argument("--checkpoints", type=Path, default=ROOT / "checkpoints")
     parser.add_argument("--logs", type=Path, default=ROOT / "logs")
     parser.add_argument("--out", type=Path, default=ASSETS)

@@ -19,7 +19,7 @@ from vlmprune.ask.sheet import shorten
 from vlmprune.ask.strip import draw_frames
 from vlmprune.bench.load import Loaded, load_model
 from vlmprune.bench.marks import recorded
-from vlmprune.bench.protocol import chat_prompt, generation_kwargs, video_arguments
+from vlmprune.bench.protocol import chat_prompt, generation_kwargs, places_videos, video_arguments
 from vlmprune.core.budget import Budget
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.method import PixelMethod
@@ -128,7 +128,7 @@ def answer(
     if session is None:
         return _timed(loaded, inputs, max_new_tokens)
     session.question = question
-    if said := what_is_read(session.text, text_tower):
+    if said := what_is_read(session.text, text_tower, loaded.text_tower is not None):
         note(said)
     with session:
         found = _timed(loaded, inputs, max_new_tokens, session)
@@ -193,7 +193,7 @@ def chat_inputs(processor: Any, media: Image.Image | Frames, question: str) -> A
             "(docs/models.md); for some models the torchvision that fits your torch has to be installed."
         )
     prompt = chat_prompt(processor, [{"type": "video" if video else "image"}, {"type": "text", "text": question}])
-    if video and processor.video_token not in prompt:
+    if video and not places_videos(processor):
         raise UserError(
             "This model's chat template has no place for a video: ask about a picture, or choose another model."
         )
@@ -216,24 +216,25 @@ def generate(model: Any, processor: Any, inputs: Any, max_new_tokens: int = MAX_
     return tokenizer.decode(ids[0, moved["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
-def what_is_read(text: str | None, text_tower: str | None) -> str | None:
+def what_is_read(text: str | None, text_tower: str | None, has_tower: bool) -> str | None:
     """What a method compares the picture with, in a sentence; None where there is nothing to say.
 
     Args:
         text: as `Session.text`.
         text_tower: the CLIP model that was given.
+        has_tower: whether there is one, given or the model's own.
     """
     if text is None:
         return None if text_tower is None else f"No method here reads the question: {text_tower} is not used."
     if text == WORDS:
         unused = "" if text_tower is None else f"; {text_tower} is not used"
         return f"The picture is compared with the language model's embeddings of the question's words{unused}."
-    if text_tower is None:
+    if not has_tower:
         return (
             "The picture is compared with the language model's embeddings of the question; with a CLIP vision tower, "
             "--text-tower gives its text tower."
         )
-    return f"The picture is compared with the question by the text tower of {text_tower}."
+    return f"The picture is compared with the question by the text tower of {text_tower or 'its CLIP'}."
 
 
 def _unknown_words(processor: Any, question: str) -> list[str]:

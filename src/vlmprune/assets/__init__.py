@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _FOLDER = Path(__file__).parent
 _NAMES = ("llava", "qwen2_5_vl")
+CLIP = "clip"  # subfolder of a model whose vision tower came with a text tower
 
 
 def embedded_names() -> tuple[str, ...]:

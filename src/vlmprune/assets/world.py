@@ -7,12 +7,14 @@ Photographs come in two disjoint sets: `train` for training scenes, `held_out` f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+
+from vlmprune.assets.grounds import TEXTURES as TEXTURES
+from vlmprune.assets.grounds import clutter, frame, margins, photo, texture
+from vlmprune.assets.ink import Box, Places, blend, glyph_alpha, shape_alpha, tinted, to_image
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -26,20 +28,21 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "white": (242, 242, 242),
 }
 SIZES: dict[str, tuple[int, ...]] = {
-    "small": (11, 12, 13),
-    "medium": (16, 17, 18),
-    "large": (22, 23, 24),
-    "huge": (30, 31, 32),
+    "small": (15, 16, 17),
+    "medium": (21, 22, 23),
+    "large": (27, 28, 29),
+    "huge": (35, 36, 37),
 }
-TEXTURES = ("plain", "stripes", "dots", "checks", "waves", "noise", "photo")
 DIGITS = tuple("0123456789")
 LETTERS = tuple("fhkmrstwxz")
 
-PHOTO_FOLDER = Path(__file__).parent / "photos"
-_GLYPH_STEP = 12  # pixels from one digit of a plate to the next
-_GLYPH_HEIGHT = 18
-_TILE = (18, 22)  # width and height of the tile under the letter
-_SUPERSAMPLE = 8
+SMALLEST_SIDE = 64  # pixels
+_GLYPH_STEP = 13  # pixels from one digit of a plate to the next
+_GLYPH_HEIGHT = 20
+_TILE = (20, 24)  # width and height of the tile under the letter
+_FAINT_SHARE, _FAINT = 0.25, 0.7  # of the objects; how much of its colour a faint one has
+_CLUTTER_SHARE = 0.35  # of the scenes
+_FRAME_SHARE = 0.2  # of the scenes, which end before the picture does
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class SceneObject:
     shape: str
     color: str
     size: str
-    box: tuple[int, int, int, int]
+    box: Box
     center: tuple[float, float]
 
 
@@ -58,11 +61,33 @@ class Region:
     """What the pixels equal to `id` in `Scene.masks` show.
 
     `kind` is "object", "digit" or "letter"; `name` is "red circle", "7" or "k". An object's id is its index + 1.
+    `place` counts a digit within its number, from 1; it is 0 for all else.
     """
 
     id: int
     kind: str
     name: str
+    place: int = 0
+
+
+@dataclass(frozen=True)
+class Glyph:
+    """A digit or a letter that was drawn; see `Region`."""
+
+    kind: str
+    name: str
+    box: Box
+    place: int = 0
+
+
+def mark_glyphs(masks: np.ndarray, glyphs: Sequence[Glyph], used: int = 0) -> tuple[Region, ...]:
+    """Mark each glyph's box in `masks` [H, W]; the regions, with ids after the `used` ones."""
+    regions = []
+    for identifier, glyph in enumerate(glyphs, start=used + 1):
+        left, top, right, bottom = glyph.box
+        masks[top:bottom, left:right] = identifier
+        regions.append(Region(identifier, glyph.kind, glyph.name, glyph.place))
+    return tuple(regions)
 
 
 @dataclass(frozen=True)
@@ -93,6 +118,12 @@ class Scene:
         return self.image.shape[1], self.image.shape[0]
 
 
+def check_size(size: tuple[int, int]) -> None:
+    """Raise ValueError where a picture would be too small to hold what is drawn in it."""
+    if min(size) < SMALLEST_SIDE:
+        raise ValueError(f"A picture needs at least {SMALLEST_SIDE} pixels per side, not {size[0]}x{size[1]}.")
+
+
 def draw_scene(
     rng: np.random.Generator,
     size: tuple[int, int] = (112, 112),
@@ -111,8 +142,7 @@ def draw_scene(
         dense: many small objects, two plates and three letters, for warming up a vision tower.
     """
     width, height = size
-    if min(size) < 64:
-        raise ValueError(f"A scene needs at least 64 pixels per side, not {width}x{height}.")
+    check_size(size)
     canvas = _Canvas(rng, width, height, photos, photo_share)
     plates = 2 if dense else int(rng.random() < 0.65)
     letters = 3 if dense else int(rng.random() < 0.5)
@@ -132,28 +162,18 @@ class _Canvas:
         self.rng, self.width, self.height = rng, width, height
         is_photo = rng.random() < photo_share
         self.background = "photo" if is_photo else TEXTURES[int(rng.integers(len(TEXTURES) - 1))]
-        ground = _photo(rng, width, height, photos) if is_photo else _texture(rng, width, height, self.background)
-        self.pixels = np.clip(ground, 0, 255)
+        ground = photo(rng, width, height, photos) if is_photo else texture(rng, width, height, self.background)
+        if rng.random() < _CLUTTER_SHARE:
+            ground = clutter(rng, ground)
+        self.frame = frame(rng, width, height) if rng.random() < _FRAME_SHARE else (0, 0, width, height)
+        self.pixels = margins(rng, np.clip(ground, 0, 255), self.frame)
         self.masks = np.zeros((height, width), np.uint8)
-        self.taken: list[tuple[int, int, int, int]] = []
+        self.places = Places(rng, self.frame)
         self.objects: list[SceneObject] = []
         self.object_regions: list[Region] = []
-        self.glyphs: list[tuple[str, str, tuple[int, int, int, int]]] = []
+        self.glyphs: list[Glyph] = []
         self.plate: str | None = None
         self.letter: str | None = None
-
-    def place(self, width: int, height: int, margin: int = 2) -> tuple[int, int] | None:
-        """A free left-top corner for a box, or None when 40 draws found none."""
-        columns = self.rng.integers(0, self.width - width + 1, 40).tolist()
-        rows = self.rng.integers(0, self.height - height + 1, 40).tolist()
-        for x, y in zip(columns, rows, strict=True):
-            right, bottom = x + width + margin, y + height + margin
-            if all(
-                right <= left or bottom <= top or x >= r + margin or y >= b + margin for left, top, r, b in self.taken
-            ):
-                self.taken.append((x, y, x + width, y + height))
-                return x, y
-        return None
 
     def add_objects(self, count: int, repeats: bool) -> None:
         rng = self.rng
@@ -168,15 +188,16 @@ class _Canvas:
         for (shape, color), size_index in zip(kinds, sizes, strict=True):
             label = labels[size_index]
             side = int(rng.choice(SIZES[label]))
-            corner = self.place(side, side)
+            corner = self.places.take(side, side)
             if corner is not None:
                 self.add_object(shape, color, label, side, corner)
 
     def add_object(self, shape: str, color: str, label: str, side: int, corner: tuple[int, int]) -> None:
         x, y = corner
-        alpha = _shape_alpha(shape, side)
-        tint = np.asarray(COLORS[color], np.float32) + self.rng.uniform(-12, 12, 3).astype(np.float32)
-        self._blend(x, y, alpha, tint)
+        alpha = shape_alpha(shape, side)
+        strength = _FAINT if self.rng.random() < _FAINT_SHARE else 1.0
+        tint = tinted(self.rng, COLORS[color])
+        blend(self.pixels, x, y, strength * alpha, tint)
         identifier = len(self.objects) + 1
         self.masks[y : y + side, x : x + side][alpha > 0.5] = identifier
         self.objects.append(SceneObject(shape, color, label, (x, y, x + side, y + side), (x + side / 2, y + side / 2)))
@@ -186,128 +207,31 @@ class _Canvas:
         rng = self.rng
         digits = "".join(DIGITS[int(k)] for k in rng.integers(0, 10, int(rng.integers(2, 5))))
         width, height = _GLYPH_STEP * len(digits) + 4, _GLYPH_HEIGHT + 4
-        corner = self.place(width, height)
+        corner = self.places.take(width, height)
         if corner is None:
             return
         x, y = corner
         self.pixels[y : y + height, x : x + width] = rng.uniform(205, 245)
         for k, digit in enumerate(digits):
             left = x + 2 + k * _GLYPH_STEP
-            self._blend(left, y + 2, _glyph_alpha(digit, _GLYPH_STEP, _GLYPH_HEIGHT), np.full(3, 20.0))
-            self.glyphs.append(("digit", digit, (left, y + 2, left + _GLYPH_STEP, y + 2 + _GLYPH_HEIGHT)))
+            blend(self.pixels, left, y + 2, glyph_alpha(digit, _GLYPH_STEP, _GLYPH_HEIGHT), np.full(3, 20.0))
+            box = (left, y + 2, left + _GLYPH_STEP, y + 2 + _GLYPH_HEIGHT)
+            self.glyphs.append(Glyph("digit", digit, box, k + 1))
         self.plate = self.plate or digits
 
     def add_letter(self) -> None:
         letter = LETTERS[int(self.rng.integers(len(LETTERS)))]
         width, height = _TILE
-        corner = self.place(width, height)
+        corner = self.places.take(width, height)
         if corner is None:
             return
         x, y = corner
         self.pixels[y : y + height, x : x + width] = self.rng.uniform(5, 30)
-        self._blend(x, y, _glyph_alpha(letter.upper(), width, height), np.full(3, 235.0))
-        self.glyphs.append(("letter", letter, (x, y, x + width, y + height)))
+        blend(self.pixels, x, y, glyph_alpha(letter.upper(), width, height), np.full(3, 235.0))
+        self.glyphs.append(Glyph("letter", letter, (x, y, x + width, y + height)))
         self.letter = self.letter or letter
 
     def scene(self) -> Scene:
-        regions = list(self.object_regions)
-        for kind, name, (left, top, right, bottom) in self.glyphs:
-            identifier = len(regions) + 1
-            self.masks[top:bottom, left:right] = identifier
-            regions.append(Region(identifier, kind, name))
-        image = np.clip(np.rint(self.pixels), 0, 255).astype(np.uint8)
-        return Scene(image, tuple(self.objects), self.plate, self.letter, self.background, self.masks, tuple(regions))
-
-    def _blend(self, x: int, y: int, alpha: np.ndarray, color: np.ndarray) -> None:
-        height, width = alpha.shape
-        patch = self.pixels[y : y + height, x : x + width]
-        patch += alpha[:, :, None] * (color.astype(np.float32) - patch)
-
-
-@cache
-def _shape_alpha(shape: str, side: int) -> np.ndarray:
-    """Antialiased coverage of a shape, float32 [side, side] in 0..1."""
-    big = side * _SUPERSAMPLE
-    image = Image.new("L", (big, big))
-    draw = ImageDraw.Draw(image)
-    if shape == "circle":
-        draw.ellipse((0, 0, big - 1, big - 1), fill=255)
-    elif shape == "ring":
-        draw.ellipse((0, 0, big - 1, big - 1), fill=255)
-        hole = round(big * 0.28)
-        draw.ellipse((hole, hole, big - 1 - hole, big - 1 - hole), fill=0)
-    elif shape == "square":
-        inset = round(big * 0.06)
-        draw.rectangle((inset, inset, big - 1 - inset, big - 1 - inset), fill=255)
-    elif shape == "triangle":
-        draw.polygon([(big / 2, 0), (big, big), (0, big)], fill=255)
-    elif shape == "cross":
-        low, high = big * 0.33, big * 0.67
-        draw.rectangle((low, 0, high, big), fill=255)
-        draw.rectangle((0, low, big, high), fill=255)
-    else:
-        angles = np.arange(10) * np.pi / 5 - np.pi / 2
-        radii = np.where(np.arange(10) % 2 == 0, 0.53, 0.23) * big
-        points = zip(big / 2 + radii * np.cos(angles), big * 0.53 + radii * np.sin(angles), strict=True)
-        draw.polygon([(float(px), float(py)) for px, py in points], fill=255)
-    small = image.resize((side, side), Image.Resampling.BOX)
-    return np.asarray(small, np.float32) / 255
-
-
-@cache
-def _glyph_alpha(character: str, width: int, height: int) -> np.ndarray:
-    """Antialiased coverage of a centred character, float32 [height, width] in 0..1."""
-    image = Image.new("L", (width, height))
-    font = ImageFont.load_default(17)
-    ImageDraw.Draw(image).text((width / 2, height / 2), character, fill=255, font=font, anchor="mm")
-    return np.asarray(image, np.float32) / 255
-
-
-@cache
-def _photographs(split: str) -> tuple[np.ndarray, ...]:
-    """The photographs of a split, each float32 [h, w, 3], muted in colour and contrast as the textures are."""
-    paths = sorted((PHOTO_FOLDER / split).glob("*.jpg"))
-    if not paths:
-        raise ValueError(f'No photographs named "{split}": use "train" or "held_out".')
-    muted = []
-    for path in paths:
-        pixels = np.asarray(Image.open(path).convert("RGB"), np.float32)
-        gray = pixels.mean(axis=2, keepdims=True)
-        muted.append(90 + 0.6 * (gray + 0.35 * (pixels - gray) - 110))
-    return tuple(muted)
-
-
-def _photo(rng: np.random.Generator, width: int, height: int, split: str) -> np.ndarray:
-    """A random crop, mirrored half of the time, float32 [height, width, 3]."""
-    photographs = _photographs(split)
-    source = photographs[int(rng.integers(len(photographs)))]
-    top = int(rng.integers(source.shape[0] - height + 1))
-    left = int(rng.integers(source.shape[1] - width + 1))
-    crop = source[top : top + height, left : left + width]
-    if rng.random() < 0.5:
-        crop = crop[:, ::-1]
-    return crop.copy()
-
-
-def _texture(rng: np.random.Generator, width: int, height: int, name: str) -> np.ndarray:
-    """A two-tone procedural texture in muted colours, float32 [height, width, 3]."""
-    base = rng.uniform(45, 115) + rng.uniform(-14, 14, 3)
-    other = base + rng.choice((-1, 1)) * rng.uniform(22, 34)
-    rows, columns = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)[None, :]
-    period = rng.uniform(7, 12)
-    row_phase, column_phase = rng.uniform(0, period, 2)
-    v, h = (rows + row_phase) / period, (columns + column_phase) / period
-    if name == "plain":
-        pattern = np.zeros((height, width), np.float32)
-    elif name == "stripes":
-        pattern = np.broadcast_to(((h if rng.random() < 0.5 else v) % 1 < 0.5), (height, width))
-    elif name == "dots":
-        pattern = ((v % 1 - 0.5) ** 2 + (h % 1 - 0.5) ** 2) < 0.06
-    elif name == "checks":
-        pattern = (v % 2 < 1) ^ (h % 2 < 1)
-    elif name == "waves":
-        pattern = (v + 0.45 * np.sin(2 * np.pi * h / 2)) % 1 < 0.5
-    else:
-        pattern = rng.random((height, width), dtype=np.float32)
-    mixed = base + np.asarray(pattern, np.float32)[:, :, None] * (other - base)
-    return mixed.astype(np.float32)
+        regions = (*self.object_regions, *mark_glyphs(self.masks, self.glyphs, len(self.object_regions)))
+        image, objects = to_image(self.pixels), tuple(self.objects)
+        return Scene(image, objects, self.plate, self.letter, self.background, self.masks, regions)

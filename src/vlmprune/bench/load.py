@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import vlmprune
-from vlmprune.assets import embedded_names, embedded_path, load_embedded
+from vlmprune.assets import CLIP, embedded_names, embedded_path, load_embedded
 from vlmprune.core.errors import Option, UserError
 
 if TYPE_CHECKING:
@@ -59,18 +59,20 @@ def load_model(name: str, device: str | None = None, text_tower: str | None = No
     Args:
         name: an embedded model's name, a local folder, or a hub id such as "llava-hf/llava-1.5-7b-hf".
         device: "cpu", "cuda", ...; the GPU when there is one.
-        text_tower: the CLIP model (folder or hub id) whose vision tower the model has.
+        text_tower: the CLIP model (folder or hub id) whose vision tower the model has; an embedded model has its own.
 
     Raises:
         UserError: there is nothing of that name, it is not a vision-language model that transformers can load, or the
             text tower is not a CLIP model.
     """
     loaded = _load(name, device)
-    if text_tower is None:
-        return loaded
-    tower = vlmprune.TextTower.from_pretrained(text_tower, loaded.processor.tokenizer)
+    return loaded if text_tower is None else _with_tower(loaded, text_tower)
+
+
+def _with_tower(loaded: Loaded, name: str) -> Loaded:
+    tower = vlmprune.TextTower.from_pretrained(name, loaded.processor.tokenizer)
     tower.clip.to(loaded.model.device)
-    weights = f"{loaded.weights}, text tower {_digest_or_revision(text_tower, tower.clip)}"
+    weights = f"{loaded.weights.partition(',')[0]}, text tower {_digest_or_revision(name, tower.clip)}"
     return replace(loaded, weights=weights, text_tower=tower)
 
 
@@ -79,7 +81,9 @@ def _load(name: str, device: str | None) -> Loaded:
     device = usable_device(device)
     if name in embedded_names():
         embedded: tuple[Any, Any] = load_embedded(name)
-        return Loaded(name, embedded[0].to(device), embedded[1], weights_digest(embedded_path(name)))
+        loaded = Loaded(name, embedded[0].to(device), embedded[1], weights_digest(embedded_path(name)))
+        clip = embedded_path(name) / CLIP
+        return _with_tower(loaded, str(clip)) if clip.is_dir() else loaded
     folder = Path(name).expanduser()
     model, processor = _load_pretrained(str(folder) if folder.is_dir() else name, name, device)
     return Loaded(name, model, processor, _digest_or_revision(name, model))

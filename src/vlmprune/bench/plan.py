@@ -24,14 +24,14 @@ from vlmprune.core.files import IN_FILE
 from vlmprune.core.method import POSITIONS, PixelMethod
 from vlmprune.core.recipe import Recipe, format_method, lacks_budget, recipe
 from vlmprune.core.roles import Fusing, merges_inside
-from vlmprune.tasks import generated_tasks, get_task
+from vlmprune.tasks import get_task, learnt_tasks
 from vlmprune.tasks.task import Task
 
 ALL = "all"
 METHODS = ("random", "random@2", "downsample", "divprune", "hiprune", "visionzip", "fastv", "dart")
 BASELINES = ("random", "downsample")
 KEEPS: tuple[Keep, ...] = (0.333, 0.222, 0.111)
-LIMIT = 192  # questions per task in the default run, which has to take at most ten minutes on two cores
+LIMIT = 96  # questions per task in the default run, which has to take at most ten minutes on two cores
 FULL = 600
 BATCH_SIZE = 32
 
@@ -65,7 +65,7 @@ class Plan:
     methods: tuple[str, ...] = METHODS
     keeps: tuple[Keep, ...] = KEEPS
     budget: str = OWN
-    tasks: tuple[str, ...] = field(default_factory=lambda: tuple(generated_tasks()))
+    tasks: tuple[str, ...] = field(default_factory=learnt_tasks)
     data: str | None = None
     protocol: str | None = None
     protocols: Mapping[str, str] = field(default_factory=dict)

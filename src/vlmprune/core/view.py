@@ -73,11 +73,13 @@ class Aligned(NamedTuple):
         visual: [n, C].
         text: [M, C]: one row per segment of the instruction that a text tower takes at once, or one per token.
         clip: whether these come from CLIP's two towers; else from the LLM's own embeddings.
+        sign: of the cosine with a text that describes a token, where the towers say it; None where they do not.
     """
 
     visual: Tensor
     text: Tensor
     clip: bool
+    sign: int | None = None
 
 
 @dataclass(frozen=True)

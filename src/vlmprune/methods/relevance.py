@@ -19,8 +19,11 @@ def mean_cosine(aligned: Aligned) -> Tensor:
 
 
 def sign_of(chosen: int | None, aligned: Aligned) -> int:
-    """The sign of relevance: as chosen, or else -1 for CLIP, whose patches point away from text that describes them."""
-    return chosen or (-1 if aligned.clip else 1)
+    """The sign of relevance: as chosen, or as the towers say it.
+
+    Of a CLIP that does not say it, -1: in OpenAI's, patches point away from text that describes them.
+    """
+    return chosen or aligned.sign or (-1 if aligned.clip else 1)
 
 
 def excess(task: Tensor, prior: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class Continuation:
 
         Args:
             positions: [B, S] or [axes, B, S] ids as the model was given them; a further turn's may be on one axis.
-            valid: [B, S] real tokens; a row without any fits.
+            valid: [B, S] real tokens; a row without any fits, and one that begins with padding where both ways are one.
             columns: how many were fed before.
         """
         first = valid.long().argmax(1)
@@ -44,7 +44,9 @@ class Continuation:
         axes = min(len(self.origin), len(found)) if self.origin.ndim == found.ndim == 2 else 0
         due, ahead = (value[-axes:].to(found.device) for value in (self.origin + columns, self.ahead))
         counted, jumped = (_by_row(found == way) for way in (due, due + ahead))
-        if not bool((counted | jumped | ~valid.any(1)).all()):
+        # Behind padding in a further turn, a model that is given no ids counts the padding, too.
+        padded = ~valid[:, 0] & _by_row(self.ahead.to(found.device) == 0)
+        if not bool((counted | jumped | padded | ~valid.any(1)).all()):
             return None
         return self.ahead.to(found.device) * (jumped & ~counted)
 

@@ -81,7 +81,8 @@ class ImageText:
         if self.tower is None:
             return Aligned(features.float(), self.embeddings(after_image=True), clip=False)
         text = self.tower.text(self._instruction(self.tower.read), truncate)
-        return Aligned(self.tower.visual(rows.rows).to(features.device), text.to(features.device), clip=True)
+        visual = self.tower.visual(rows.rows).to(features.device)
+        return Aligned(visual, text.to(features.device), clip=True, sign=self.tower.sign)
 
     def gradient(self, collected: Tensor, state: Tensor) -> Tensor | None:
         """[f, W] see `core.needs.PromptReading.clip_gradient`."""

@@ -12,6 +12,7 @@ from vlmprune.core.errors import UserError
 from vlmprune.models.weights import first_sentence, load_whole
 
 SAME = ("hidden_size", "num_hidden_layers", "patch_size", "image_size")  # in the configs of one vision tower
+SIGN = "patch_text_sign"  # in a CLIP's config: 1 where patches point towards text that describes them, -1 where away
 
 
 class TextTower:
@@ -21,10 +22,14 @@ class TextTower:
         clip: that CLIP model, for LLaVA-1.5 and LLaVA-NeXT `openai/clip-vit-large-patch14-336`.
         tokenizer: CLIP's.
         prompt_tokenizer: the VLM's (or its processor), to read the instruction in its prompt.
+
+    Attributes:
+        sign: of the cosine of a patch with a text that describes it, if the CLIP's config says it (`SIGN`).
     """
 
     def __init__(self, clip: Any, tokenizer: Any, prompt_tokenizer: Any) -> None:
         self.clip, self.tokenizer, self.prompt_tokenizer = clip.eval(), tokenizer, prompt_tokenizer
+        self.sign: int | None = getattr(clip.config, SIGN, None)
 
     @classmethod
     def from_pretrained(cls, name: str, prompt_tokenizer: Any) -> TextTower:
