@@ -22,6 +22,7 @@ from vlmprune.tasks.frames import with_frames
 
 Captured = pytest.CaptureFixture[str]
 ROW = {"question": "what color is it ?", "answer": "red"}
+MADE_UP = ("synth-ocr", "videos in files, and synth-ocr makes up its questions")
 A_FRAME = 10  # visual tokens of Qwen2.5-VL for each frame of 64 x 48 pixels
 
 
@@ -47,8 +48,8 @@ def test_a_task_with_so_many_frames(folder: Path) -> None:
     assert [sample.video and (sample.video.frames, sample.video.rate) for sample in samples] == [(16, None)] * 2
     assert len({sample.digest() for task in (plain, framed) for sample in task.samples()}) == 4
     assert with_frames(("a", "b"), (8, 16, 8)) == ("a@8frames", "a@16frames", "b@8frames", "b@16frames")
-    for name, said in ((folder / "mixed.jsonl", "is about a picture"), ("synth-ocr", "is about pictures")):
-        with pytest.raises(UserError, match=f"frames=8 is for tasks about videos, and .* {said}"):
+    for name, said in ((folder / "mixed.jsonl", "tasks about videos, and .* is about a picture"), MADE_UP):
+        with pytest.raises(UserError, match=f"frames=8 is for {said}"):
             list(get_task(f"{name}@8frames").samples())
     with pytest.raises(UserError, match="There is no task 'nothing'"):
         get_task("nothing@8frames")
@@ -96,7 +97,7 @@ def test_rows_for_each_number_of_frames(folder: Path, tmp_path: Path, monkeypatc
         (("--tasks", "{}", "--frames", "0"), "--frames needs whole numbers from 1"),
         (("--tasks", "{}", "--frames", "8", "--tokens", "0"), "--tokens 0 needs whole numbers from 1"),
         (("--tasks", "{}", "--frames", "many"), "must be whole numbers separated by commas, and 'many' is not one."),
-        (("--tasks", "synth-ocr", "--frames", "8"), "is for tasks about videos, and synth-ocr is about pictures"),
+        (("--tasks", "synth-ocr", "--frames", "8"), "is for videos in files, and synth-ocr makes up its questions"),
         (("--tasks", "mixed", "--frames", "8"), "is for tasks about videos, and"),
         (("--speed", "--frames", "8"), "--frames is not for timings"),
     ],

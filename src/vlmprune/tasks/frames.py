@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 
 from vlmprune.core.errors import Option, UserError
 from vlmprune.data.sample import Sample
+from vlmprune.data.video import Clip
 from vlmprune.tasks.task import Place, Task
 
 _NAME = re.compile(r"(?P<task>.+)@(?P<frames>[1-9]\d*)frames")
@@ -36,7 +37,7 @@ class FramedTask(Task):
             UserError: a question has no video.
         """
         for sample in self.of.samples(place):
-            if sample.video is not None:
+            if isinstance(sample.video, Clip):
                 yield replace(sample, video=replace(sample.video, frames=self.frames, rate=None))
             elif sample.problem or not place.pictures:
                 yield sample
@@ -74,9 +75,12 @@ def framed(task: Task, frames: int) -> FramedTask:
     """A task with another number of frames of each video.
 
     Raises:
-        UserError: its questions are made up, and about pictures.
+        UserError: its questions are made up.
     """
     if task.endless:
-        raise UserError(Option("frames", frames), f" is for tasks about videos, and {task.name} is about pictures.")
+        raise UserError(
+            Option("frames", frames),
+            f" is for videos in files, and {task.name} makes up its questions with pictures or frames of their own.",
+        )
     about = {field.name: getattr(task, field.name) for field in fields(Task)}
     return FramedTask(**{**about, "name": framed_name(task.name, frames)}, of=task, frames=frames)
