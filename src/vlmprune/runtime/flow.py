@@ -179,11 +179,20 @@ class Segment:
             self.memo["mask"] = None if bool(valid.all()) else valid
         return self.memo["mask"]
 
+    def _changed(self, positions: Tensor, valid: Tensor) -> Tensor:
+        """[B] rows that have other tokens than before: fewer, or some in the place of others that merged into them."""
+        before = self.layout.valid
+        rows = [
+            bool(torch.equal(positions[..., row, valid[row]], self.positions[..., row, before[row]]))
+            for row in range(len(valid))
+        ]
+        return ~torch.tensor(rows, device=valid.device)
+
     def cut(self, layout: Layout, index: Tensor, policy: str, text_row: bool, shift: Tensor | None) -> None:
         """Go on with the tokens `layout`, found at `index` [B, P] among those of now; `shift` [B, 1] moves places."""
         positions = gather_positions(self.positions, index)
         if policy == "compact":
-            dropped = layout.valid.sum(1) < self.layout.valid.sum(1)
+            dropped = self._changed(positions, layout.valid)
             positions, lowered = compact(positions, layout.valid, layout.image, text_row, dropped)
             self.delta = lowered if self.delta is None else self.delta + lowered
             self.renumbered = dropped if self.renumbered is None else self.renumbered | dropped
