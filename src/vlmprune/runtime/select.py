@@ -145,14 +145,15 @@ def due_of(act: Act, image: ImageTokens, slots: Tensor, reached: int) -> int:
     Args:
         reached: how many reached the method's first act.
     """
-    if act.by_frame is None:
-        return act.budget(len(slots), reached)
-    assert image.grid is not None  # `Act.frames` has checked it
     cells = image.cells(slots)
+    outside = int(((cells < 0) & (slots >= 0)).sum()) if act.keeps_blanks else 0
+    if act.by_frame is None:
+        return act.budget(len(slots) - outside, reached - outside) + outside
+    assert image.grid is not None  # `Act.frames` has checked it
     cells = cells[cells >= 0]
     sizes = torch.bincount(frames_of(cells, image.grid), minlength=image.grid.frames).tolist()
     due = sum(resolve_keep(keep, size) for keep, size in zip(act.by_frame.keeps, sizes, strict=True))
-    return due if due < len(cells) else len(slots)
+    return due + outside if due < len(cells) else len(slots)
 
 
 def observe(view: ImageView) -> None:
@@ -181,6 +182,8 @@ def choose(view: ImageView) -> Selection:
         Kept indices in increasing order, or merged tokens.
     """
     method = view.act.method
+    if view.act.keeps_blanks and bool(view.blank.any()):
+        return _beside_blanks(view)
     shown = _shown(view)
     if _counts_itself(method):  # which of those that show a patch stay is its own business
         view = replace(view, keep=max(1, len(shown) - 1))
@@ -197,6 +200,16 @@ def choose(view: ImageView) -> Selection:
             found.append((tokens, _checked(_part(view, tokens, keep, frame)), frame or 0))
             merges = isinstance(found[-1][1], Merged)
     return _together(method, view, sorted(found, key=lambda part: int(part[0][0]))) if found else shown[:0]
+
+
+def _beside_blanks(view: ImageView) -> Tensor:
+    """All slots without a patch, and what the method selects of the other tokens."""
+    blank = view.blank
+    rest = (~blank).nonzero().squeeze(1)
+    others = view.only(rest, view.keep - int(blank.sum()))
+    chosen = choose(replace(others, act=replace(view.act, keeps_blanks=False)))
+    assert isinstance(chosen, Tensor)  # `core.plan` has refused methods that merge
+    return torch.sort(torch.cat([blank.nonzero().squeeze(1), rest[chosen.to(rest.device)]])).values
 
 
 def fusion_candidates(method: Fusing, view: ImageView) -> Tensor:
