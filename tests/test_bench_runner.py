@@ -93,6 +93,29 @@ run_bench(plan, sys.argv[2])
 """
 
 
+def test_a_task_of_videos_is_left_out_of_a_model_that_takes_none(folder: str, tmp_path: Path) -> None:
+    run_bench(small_plan(folder, methods=(), tasks=("synth-choice", "synth-video"), limit=2), tmp_path)
+    assert {result.task for result in load_results(tmp_path)} == {"synth-choice"}
+    (table,) = build_tables(tmp_path)
+    assert "Without synth-video: llava takes pictures only." in table.notes()
+    assert "Without synth-video: llava takes pictures only." in markdown([table])
+    with pytest.raises(UserError, match=r"No question of synth-video can be asked of .*: llava takes pictures only"):
+        run_bench(small_plan(folder, methods=(), tasks=("synth-video",)), tmp_path)
+
+
+def test_clips_and_two_pictures_are_asked_and_pruned(tmp_path: Path) -> None:
+    model = save_family("qwen2_5_vl", tmp_path / "model")
+    tasks = ("synth-video", "synth-images", "synth-ground")
+    run_bench(small_plan(str(model), tasks=tasks, methods=("fastv@1",), keeps=(0.5,), limit=2), tmp_path / "out")
+    found = {(result.task, result.recipe): load_records(result) for result in load_results(tmp_path / "out")}
+    assert {task for task, _ in found} == set(tasks)
+    for (_, recipe), records in found.items():
+        assert [record.problem for record in records] == ["", ""]
+        for record in records:
+            kept = record.visual_before if recipe == "vanilla" else record.visual_before // 2
+            assert recipe == "downsample:0.5" or abs(record.visual_kept - kept) <= 1
+
+
 def test_killed_and_continued_is_the_same_to_the_byte(folder: str, finished: Path, tmp_path: Path) -> None:
     whole = sum(path.stat().st_size for path in finished.rglob("*.jsonl"))
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, folder, str(tmp_path)])

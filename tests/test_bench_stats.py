@@ -11,9 +11,9 @@ import pytest
 from fake_results import make_record, make_run
 
 from vlmprune.bench.questions import Questions
-from vlmprune.bench.ranks import ABS, REL, standings
+from vlmprune.bench.ranks import ABS, REL, drawn_means, standings
 from vlmprune.bench.significance import MCNEMAR, PERMUTATION, compare, holm, mcnemar
-from vlmprune.bench.stats import difference, estimate
+from vlmprune.bench.stats import difference, estimate, mean_difference
 from vlmprune.bench.store import VANILLA, Record
 from vlmprune.bench.units import Units, units_of, without_problems
 from vlmprune.scoring.metrics import ACCURACY, F1, MME, Metric
@@ -203,6 +203,16 @@ def test_holm() -> None:
     assert holm([0.6, 0.9]) == [1.0, 1.0] and holm([]) == []
 
 
+def test_the_mean_difference_of_one_task_is_its_difference_and_more_tasks_narrow_it() -> None:
+    own, base = units(np.arange(60) < 50), units(np.arange(60) < 40)
+    one, of_one = difference(own, base), mean_difference([own], [base])
+    assert of_one.value == one.value and (of_one.low, of_one.high) == pytest.approx((one.low, one.high), abs=1.5)
+    four = mean_difference([own] * 4, [base] * 4)
+    assert four.value == pytest.approx(one.value) and four.high - four.low < 0.7 * (one.high - one.low)
+    mixed = mean_difference([own, base], [base, own])
+    assert mixed.value == 0 and mixed.low < 0 < mixed.high
+
+
 # ---------------------------------------------------------------- ranks
 
 
@@ -215,6 +225,12 @@ def test_ranks_tell_what_is_better_and_leave_open_what_is_not() -> None:
     assert last.best == 0 and last.rank == 3 and (last.low, last.high) == (3, 3)
     assert first.best + second.best == pytest.approx(100) and 25 < first.best < 75
     assert (first.low, first.high) == (1, 2)
+
+
+def test_the_same_weights_hold_for_every_method() -> None:
+    same = units(np.arange(60) % 3 > 0)
+    draws = drawn_means([[same], [same]], [units(np.ones(60))])
+    assert draws.shape == (2000, 2) and (draws[:, 0] == draws[:, 1]).all() and draws[:, 0].std() > 1
 
 
 def test_equal_methods_share_the_draw_and_the_rank() -> None:

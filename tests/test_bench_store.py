@@ -29,7 +29,7 @@ def test_the_key_holds_everything_and_the_setting_all_but_the_method() -> None:
     run = a_run()
     assert run.key == a_run().key
     for name, value in {
-        "weights": "x", "dtype": "float16", "attention": "eager", "version": 2, "samples": "x", "n": 9,
+        "weights": "x", "dtype": "float16", "attention": "eager", "version": run.version + 1, "samples": "x", "n": 9,
         "protocol": "short", "generation": {"do_sample": False}, "batch_size": 8, "versions": {"torch": "3"},
     }.items():  # fmt: skip
         other = dataclasses.replace(run, **{name: value})

@@ -8,11 +8,13 @@ from transformers import CLIPVisionConfig, LlavaConfig, Qwen2_5_VLConfig
 
 from training import backend_qwen
 from vlmprune.ask.examples import drawn
+from vlmprune.bench.protocol import content_of
 from vlmprune.bench.questions import Questions
 from vlmprune.core.errors import UserError
 from vlmprune.scoring.replies import score_reply
 from vlmprune.tasks import generated_tasks, get_task
 from vlmprune.tasks.canvas import FIXED, MIXED, Canvas, canvas_for
+from vlmprune.tasks.drawing import DrawnClip, DrawnPicture
 from vlmprune.tasks.task import Place
 
 TASKS = generated_tasks()
@@ -33,12 +35,31 @@ def test_samples_are_answerable_and_scored_right(name: str) -> None:
     assert {sample.category for sample in samples} == set(task.categories)
     for sample in samples:
         assert score_reply(sample.kind, sample.answers[0], sample.answers, sample.options).score == 1.0
-        (image,), picture = sample.images, drawn(sample)
-        assert image.size in MIXED.sizes and image.mode == "RGB"
         assert (len(sample.options) == 4) == (sample.kind == "choice")
-        assert not picture.regions or max(picture.regions) <= picture.scene.masks.max()
-    sizes = {(sample.category, sample.images[0].size) for sample in samples}
-    assert len(sizes) > len(task.categories), "sizes follow the categories"
+        assert task.has_videos == (sample.video is not None) == (not sample.pictures)
+        for image, picture in zip(sample.images, sample.pictures, strict=True):
+            assert isinstance(picture, DrawnPicture)
+            assert image.size in MIXED.sizes and image.mode == "RGB"
+            assert not picture.regions or max(picture.regions) <= picture.scene.masks.max()
+    sizes = {(sample.category, image.size) for sample in samples for image in sample.images}
+    assert task.has_videos or len(sizes) > len(task.categories), "sizes follow the categories"
+
+
+def test_two_pictures_are_both_shown_and_one_of_them_is_asked_about() -> None:
+    for sample in Questions(TASKS["synth-images"], Place(), 9):
+        first, second = sample.pictures
+        assert isinstance(first, DrawnPicture) and isinstance(second, DrawnPicture)
+        assert not (first.regions and second.regions) and (first.regions or second.regions)
+        assert content_of(sample.question, sample)[:2] == [{"type": "image"}] * 2
+
+
+def test_a_clip_is_eight_frames_at_the_models_scale() -> None:
+    sample = next(TASKS["synth-video"].samples(Place(Canvas(((112, 112),), 3.0))))
+    assert sample.frames is not None and isinstance(sample.video, DrawnClip)
+    assert sample.frames.pixels.shape == (8, 240, 240, 3) and sample.frames.pixels.dtype == np.uint8
+    assert sample.frames.indices == tuple(range(8)) and sample.frames.total == 8
+    small = DrawnClip(sample.video.clip, 1.0, ())
+    assert (small.open().pixels == sample.video.clip.frames).all() and small.digest() != sample.video.digest()
 
 
 def test_pairs_are_whole_and_have_a_yes_and_a_no() -> None:

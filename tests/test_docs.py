@@ -163,9 +163,9 @@ def test_results_are_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     summary = docs.results_summary()
     assert "torch 2.13.0" in summary and "commit abc" in summary and "8 questions per task" in summary
     for model in ("llava", "qwen2_5_vl"):
-        assert f"**{model}**\n\n| method |" in summary
+        assert f"**{model}**\n\nAt equal mean tokens per layer: " in summary
         assert (tmp_path / "images" / f"{model}-accuracy.svg").exists()
-    assert summary.count("| fastv@2 |") == 2
+    assert "| fastv@2 |" not in summary and summary.count("No run near a mean of 33.3 % or 11.1 %: fastv@2") == 2
 
 
 def test_results_of_every_method_are_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +178,7 @@ def test_results_of_every_method_are_taken_over(tmp_path: Path, monkeypatch: pyt
     page = (tmp_path / "results-all.md").read_text()
     assert "`vlmprune bench --methods all` with torch 2.13.0" in page
     assert page.count("| fastv@2 |") == 2 and "synth-ocr" not in page
+    assert page.count("At equal mean tokens per layer: ") == 2
     assert "synth-ocr" in (tmp_path / "all-methods.csv").read_text()
 
 

@@ -9,10 +9,10 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.utils import is_torchvision_available
 
-from training.backend_qwen import SIZES, QwenBackend
+from training.backend_qwen import PLACE_LAYER, SIZES, QwenBackend
 from training.packing import draw_questions, pack
 from training.tokenizer import build_tokenizer, word_ids
-from vlmprune.assets.questions import TASKS, Question, ask_all, normalise_answer
+from vlmprune.assets.questions import SCENE_TASKS, Question, ask_all, normalise_answer
 from vlmprune.assets.world import draw_scene
 from vlmprune.core.errors import UserError
 from vlmprune.models.processors import ImageOnlyQwenProcessor, load_processor
@@ -57,7 +57,7 @@ def test_packed_forward_equals_hugging_face(backend, model, processor, size) -> 
     ids = word_ids(backend)
     rng = np.random.default_rng(0)
     scenes = [draw_scene(rng, size) for _ in range(2)]
-    mix = dict.fromkeys(TASKS, 0.4)
+    mix = dict.fromkeys(SCENE_TASKS, 0.4)
     rows = [draw_questions(s, rng, mix, first_wording_share=0.0, two_option_share=0.0) for s in scenes]
     batch, kept = pack(rows, 120, backend, ids)
     pixels = backend.pixels(np.stack([scene.image for scene in scenes]))
@@ -76,7 +76,8 @@ def test_packed_forward_equals_hugging_face(backend, model, processor, size) -> 
             here_logits = packed.logits[b, here][:asked]
             torch.testing.assert_close(here_logits, alone.logits[0, -asked:], atol=4e-6, rtol=0)
             slots = inputs["input_ids"][0] == model.config.image_token_id
-            torch.testing.assert_close(packed.placed[b], alone.hidden_states[2][0, slots], atol=2e-5, rtol=0)
+            placed = alone.hidden_states[PLACE_LAYER + 1][0, slots]
+            torch.testing.assert_close(packed.placed[b], placed, atol=2e-5, rtol=0)
 
 
 def test_text_without_an_image_equals_hugging_face(backend, model, processor) -> None:

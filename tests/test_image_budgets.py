@@ -54,7 +54,8 @@ def due_counts(spec: str) -> list[tuple[int, list[int]]]:
     total, due = left, []
     for act in recipe(spec, EACH).on(adapter_for(built("llava")).info).acts:
         left = [
-            [min(n, act.at(row, k).budget(n, total[row][k])) for k, n in enumerate(of)] for row, of in enumerate(left)
+            [min(n, act.at(row, k, len(of)).budget(n, total[row][k])) for k, n in enumerate(of)]
+            for row, of in enumerate(left)
         ]
         due.append((act.layer or 0, [sum(of) for of in left]))
     return due

@@ -131,7 +131,7 @@ def test_each_runs_or_says_that_the_model_is_not_that_deep(name: str, scene: tup
         with vlmprune.prune(model, name) as session, torch.no_grad():
             model(**inputs)
     except UserError as error:
-        says = "first 2 of 5 layers see every token" if name in EARLY else "this model has layers 0 to 4"
+        says = "first 2 of 8 layers see every token" if name in EARLY else "this model has layers 0 to 7"
         assert name in DEEP | EARLY and says in str(error)
     else:
         assert name not in DEEP | EARLY

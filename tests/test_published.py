@@ -67,13 +67,13 @@ def test_the_mapping_names_what_is_there() -> None:
     for fact in facts():
         if fact.method != VANILLA:
             recipe(fact.method, keep=0.5) if lacks_budget(fact.method) else recipe(fact.method)
-    rows = published._rows("results")
+    rows = published.read_rows("results")
     for name, column in (("methods", "method"), ("tasks", "metric")):
-        for entry in published._rows(name):
-            assert any(published._holds(entry, row, column) for row in rows), entry
-    for entry in published._rows("notes"):
+        for entry in published.read_rows(name):
+            assert any(published.holds(entry, row, column) for row in rows), entry
+    for entry in published.read_rows("notes"):
         assert any(all(v in ("", row[k]) for k, v in entry.items() if k != "note") for row in rows), entry
-    assert all(any(row["model"] == entry["model"] for row in rows) for entry in published._rows("models"))
+    assert all(any(row["model"] == entry["model"] for row in rows) for entry in published.read_rows("models"))
 
 
 def test_models_by_hub_id_folder_and_printed_name() -> None:

@@ -61,6 +61,18 @@ def test_a_video_is_answered_and_drawn(
         assert drawn.width == 24 + frames // 2 * ((256 if what == "v.mp4" else 224) + 16)  # enlarged by whole numbers
 
 
+@pytest.mark.parametrize(("keep", "kept"), [("3/frame", [3, 3]), ("[4, 2]", [4, 2]), ("[4, 0.5]/frame", None)])
+def test_a_budget_for_each_frame(keep: str, kept: list[int] | None, folder: Path, capsys: Captured) -> None:
+    given = ("--frames", "4", "--method", "divprune", "--json", "--max-new-tokens", "2")
+    assert run(folder, "v.mp4", *given, "--keep", keep) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["kept_by_frame"] == (kept or [4, said["visual_tokens"]["before"] // 4])
+    assert run(folder, "v.mp4", *given, "--keep", "[4, 2, 1]") == 1
+    assert "one video of 2 frames: give one for each frame" in capsys.readouterr().err
+    assert run(folder, "v.mp4", *given, "--keep", "4/second") == 1
+    assert "'4/second' is not a budget" in capsys.readouterr().err
+
+
 def test_without_a_method(folder: Path, capsys: Captured) -> None:
     assert run(folder, "v.mp4", "--json") == 0
     said = json.loads(capsys.readouterr().out)

@@ -33,6 +33,32 @@ def test_number(reply: str, answer: str, found: str | None, score: float) -> Non
 
 
 @pytest.mark.parametrize(
+    ("reply", "found", "score"),
+    [
+        ("1 0 2 0 3 0 6 0", "10 20 30 60", 1.0),  # two digits an edge
+        ("10 20 30 60", "10 20 30 60", 1.0),
+        ("[10%, 20%, 30%, 60%].", "10 20 30 60", 1.0),
+        ('{"bbox_2d": [10.5, 20, 30, 60]}', "10.5 20 30 60", 1.0),
+        ("0.1, 0.2, 0.3, 0.6", "10 20 30 60", 1.0),
+        ("Left 10, top 20, right 30, bottom 40", "10 20 30 40", 1.0),  # half of it
+        ("10 20 30 39", "10 20 30 39", 0.0),
+        ("10 20 50 60", "10 20 50 60", 1.0),  # twice as much
+        ("10 20 51 60", "10 20 51 60", 0.0),
+        ("30 60 10 20", "30 60 10 20", 0.0),  # the wrong way round
+        ("0 0 1 1", "0 0 1 1", 0.0),  # percent: shares of 1 have a fraction
+        ("100 200 300 600", None, 0.0),  # pixels or thousandths, and nobody asked for these
+        ("10 20 30", None, 0.0),
+        ("1 0 2 0 3 0 6 0 1 0", None, 0.0),
+        ("-10 20 30 60", None, 0.0),
+        ("there is none", None, 0.0),
+    ],
+)
+def test_box(reply: str, found: str | None, score: float) -> None:
+    assert score_reply("box", reply, ("1 0 2 0 3 0 6 0",)) == (found, score)
+    assert score_reply("box", reply, ("70 70 80 80", "10 20 30 60")) == (found, score)
+
+
+@pytest.mark.parametrize(
     ("reply", "found"),
     [
         ("Teddy-Bear.", "teddybear"),

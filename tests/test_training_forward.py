@@ -7,7 +7,7 @@ import torch
 from training.backend_llava import LlavaBackend
 from training.packing import draw_questions, make_labels, pack
 from training.tokenizer import build_tokenizer, encode, word_ids
-from vlmprune.assets.questions import TASKS, Question, split_words
+from vlmprune.assets.questions import SCENE_TASKS, Question, split_words
 from vlmprune.assets.world import COLORS, SHAPES, SIZES, draw_scene
 
 
@@ -26,7 +26,7 @@ def test_llava_packed_logits_equal_single_questions(backend: LlavaBackend) -> No
                 parameter.mul_(3)
     rng = np.random.default_rng(0)
     scenes = [draw_scene(rng) for _ in range(2)]
-    mix = dict.fromkeys(TASKS, 1.0)
+    mix = dict.fromkeys(SCENE_TASKS, 1.0)
     rows = [draw_questions(s, rng, mix, first_wording_share=0.0, two_option_share=0.0) for s in scenes]
     batch, kept = pack(rows, 80, backend, ids)
     pixels = backend.pixels(np.stack([scene.image for scene in scenes]))

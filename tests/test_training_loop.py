@@ -5,14 +5,28 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForImageTextToText
 
-from training import train
+from training import backend_llava, examples, tokenizer, train
 from training.recipes import Stage
+from training.start import load_start
+from training.tokenizer import word_ids
+from vlmprune.assets.questions import vocabulary
 
 TINY = (
     Stage("warm-up", 2, 1e-3, 1e-3, dense=True),
-    Stage("all", 3, 1e-3, 1e-3, mixes=((0, {"color": 2.0, "mcq": 1.0}),), hints=((0, 0.5),), feature_factor=0.5),
+    Stage("contrast", 3, 1e-3, 1e-3, contrastive=True, pairs=2),
+    Stage(
+        "all",
+        3,
+        1e-3,
+        1e-3,
+        mixes=((0, {"color": 2.0, "mcq": 1.0}),),
+        hints=((0, 0.5),),
+        feature_factor=0.5,
+        cut_share=0.5,
+    ),
 )
 
 
@@ -21,6 +35,9 @@ def arguments(folder: Path) -> argparse.Namespace:
         model="llava",
         device="cpu",
         seed=0,
+        start=None,
+        stage=None,
+        threads=1,
         no_compile=True,
         no_autocast=True,
         checkpoints=folder / "checkpoints",
@@ -36,6 +53,7 @@ def weights(folder: Path) -> dict:
 def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(train.RECIPES, "llava", TINY)
     monkeypatch.setattr(train, "IMAGES_A_STEP", 2)
+    monkeypatch.setattr(examples, "IMAGES_A_STEP", 2)
     monkeypatch.setattr(train, "LOG_EVERY", 1)
     monkeypatch.setattr(train, "SAVE_EVERY", 2)
     train.Trainer(arguments(tmp_path / "whole")).run()
@@ -57,4 +75,30 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path: Path, monkeypatch
     assert all((expected[name] == found[name]).all() for name in expected)
     lines = [json.loads(line) for line in (tmp_path / "killed" / "logs" / "llava.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines if "event" in line] == ["start", "resumed", "exported"]
-    assert [line["step"] for line in lines if "answers" in line] == [1, 2, 1, 2, 3]
+    steps = [(line["stage"], line["step"]) for line in lines if "step" in line and "event" not in line]
+    assert steps == [
+        ("warm-up", 1),
+        ("warm-up", 2),
+        *(("contrast", k) for k in (1, 2, 3)),
+        *(("all", k) for k in (1, 2, 3)),
+    ]
+
+
+def test_a_run_goes_on_from_a_model_with_fewer_words_and_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New layers in front start as the identity, and old words keep their embedding."""
+    monkeypatch.setattr(backend_llava, "DECODER_LAYERS", 6)
+    backend = backend_llava.LlavaBackend()
+    words = word_ids(backend)
+    monkeypatch.setattr(tokenizer, "vocabulary", lambda: vocabulary()[:-5])
+    fewer = word_ids(backend)
+    old = backend.build(len(fewer))
+    backend.export(old, tokenizer.build_tokenizer(backend, **backend.token_names), tmp_path)
+    monkeypatch.setattr(backend_llava, "DECODER_LAYERS", 8)
+    model = backend.build(len(words)).eval()
+    load_start(model, tmp_path, words)
+    ids = torch.tensor([[2, 5, 20, 30, 6]])
+    with torch.no_grad():
+        expected, found = old.eval()(input_ids=ids).logits, model(input_ids=ids).logits
+    torch.testing.assert_close(found[..., : len(fewer)], expected, atol=2e-3, rtol=0)  # through float16

@@ -50,10 +50,10 @@ These are means over the tasks. The [page of the default run](results.md) has ea
 methods; `benchmarks/results/all-methods.csv` has each task for all methods, with operations by the three formulas.
 *kept* is the number of tokens left after the last cut, *entering* the number that enters a layer of the language
 model on average. A budget means [what a method's authors mean by it](quickstart.md#the-budget); for some methods it
-is an average over layers, which a model of five layers cannot always meet. So compare methods with about the same
-*entering*, not all methods of a column. The models are tiny and their world is generated: this says nothing about
-photographs. Methods that compare the picture with the question use the language model's embeddings, as these models
-have no text tower."""
+is an average over layers, which a model of few layers cannot always meet. So compare methods in the tables at equal
+mean tokens, or with about the same *entering*, not all methods of a column by budget. The models are tiny and their
+world is generated: this says nothing about photographs. Methods that compare the picture with the question use the
+language model's embeddings, as these models have no text tower."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -151,8 +151,8 @@ def take_results(folder: Path) -> None:
     body = (report / "summary.md").read_text(encoding="utf-8").partition("\n")[2]
     RESULTS.write_text(f"# Results of the default run\n\n{origin(folder)}\n{body}", encoding="utf-8", newline="\n")
     IMAGES.mkdir(parents=True, exist_ok=True)
-    for picture in [*report.glob("plots/*-kept.svg"), *report.glob("overlays/*-1.png")]:
-        name = picture.name.replace("-kept.svg", "-accuracy.svg").replace("-1.png", "-kept.png")
+    for picture in [*report.glob("plots/*-entering.svg"), *report.glob("overlays/*-1.png")]:
+        name = picture.name.replace("-entering.svg", "-accuracy.svg").replace("-1.png", "-kept.png")
         shutil.copyfile(picture, IMAGES / name)
 
 
@@ -172,14 +172,23 @@ def take_all_results(folder: Path) -> None:
     ALL_RESULTS.write_text("\n\n".join(parts) + "\n", encoding="utf-8", newline="\n")
 
 
-def overviews(summary: str) -> list[str]:
-    """For each model its name and its table over all tasks, of the text of a report's summary.md."""
+def overviews(summary: str, first: bool = False) -> list[str]:
+    """Of the text of a report's summary.md, for each model its name and its tables over all tasks with their words.
+
+    Args:
+        first: only what is at equal mean tokens, where methods cut inside the language model.
+    """
+    from vlmprune.report.markdown import BUDGET_WORDS
+
     parts = []
     for section in re.split(r"^## ", summary, flags=re.MULTILINE)[1:]:
         title, _, body = section.partition("\n")
-        if title != "Notes":  # they explain marks in cells that the overview does not have
-            overview = next(part for part in body.split("\n\n") if part.strip().startswith("|"))
-            parts.append(f"**{title}**\n\n{overview.strip()}")
+        if title == "Notes":  # they explain marks in cells that the overview does not have
+            continue
+        _, *said = body.partition("\n### ")[0].strip().split("\n\n")  # without the sizes of the tasks
+        if first and BUDGET_WORDS in said:
+            said = said[: said.index(BUDGET_WORDS)]
+        parts += [f"**{title}**", *said]
     return parts
 
 
@@ -207,7 +216,7 @@ def results_summary() -> str:
     if not RESULTS.exists():
         return "Not measured for this version yet; `python3 tools/run.py vlmprune bench` makes the table."
     text = RESULTS.read_text(encoding="utf-8")
-    parts = [text.strip().split("\n\n")[1], *overviews(text)]
+    parts = [text.strip().split("\n\n")[1], *overviews(text, first=True)]
     said = "[docs/results.md](docs/results.md) has each task with its interval and its difference to vanilla"
     also = "; [docs/results-all.md](docs/results-all.md) has every method." if ALL_RESULTS.exists() else "."
     parts.append(said + also)
@@ -264,7 +273,7 @@ def speed() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "kept-picture": picture("llava-kept.png", "What eight methods keep of one scene, and what the model then answers"),
-    "accuracy-picture": picture("llava-accuracy.svg", "Accuracy against visual tokens kept, one plot for each ability"),
+    "accuracy-picture": picture("llava-accuracy.svg", "Accuracy against visual tokens, one plot for each ability"),
     "methods-short": made_by("docs_methods", "short"),
     "methods-overview": made_by("docs_methods", "overview"),
     "methods-defaults": made_by("docs_methods", "defaults"),
@@ -280,6 +289,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "tasks": made_by("docs_sets", "generated"),
     "sets": made_by("docs_sets", "sets"),
     "layouts": made_by("docs_sets", "layouts"),
+    "agreement": made_by("docs_sets", "agreement"),
+    "fusion": made_by("docs_fusion", "fusion"),
     "protocols": made_by("docs_sets", "protocols"),
     **{f"profiles-{paper}": made_by("docs_sets", "tables_of", paper) for paper in PAPERS},
     "families-short": made_by("docs_models", "families_short"),

@@ -7,6 +7,7 @@ from docs_text import plain, table
 from vlmprune.bench.profiles import profiles
 from vlmprune.bench.profiles.profile import Profile
 from vlmprune.bench.protocols import EVERY, PROTOCOLS, Protocol
+from vlmprune.published.averages import averages
 from vlmprune.tasks import built_in_tasks
 from vlmprune.tasks.data_task import DataTask
 from vlmprune.tasks.generated import GeneratedTask
@@ -20,6 +21,12 @@ def generated() -> str:
         if isinstance(task, GeneratedTask)
     )
     return table(("task", "ability", "questions", "metric", "chance, %"), rows)
+
+
+def agreement() -> str:
+    """A command that runs every method of the published tables that the report compares."""
+    ours = dict.fromkeys(one.ours[0] for printed in averages() for one in printed.rows if one.ours)
+    return f'```sh\nvlmprune bench --methods "{",".join(ours)}" --out agreement\n```'
 
 
 def _sets() -> list[DataTask]:

@@ -193,7 +193,8 @@ class LlavaBackend:
     def contrast(
         self, model: nn.Module, before: nn.Module, pixels: Tensor, constants: None
     ) -> tuple[list[Tensor], Tensor]:
-        """The CLS token after the layer whose patches the decoder gets, and after the last, which is CLIP's own."""
+        """The CLS token after the layer whose patches the decoder gets, and after the last, which is CLIP's own; then
+        what each head of that layer collects for it: of two heads, one would otherwise rest on the ground."""
         tower = _tower(model)
         *_, selected, last = tower.encoder.layers
         with torch.no_grad():
@@ -201,10 +202,12 @@ class LlavaBackend:
             for layer in tower.encoder.layers[:-2]:
                 hidden = _encoder_layer(layer, hidden, hidden)
             old = _encoder_layer(before.encoder.layers[-2], hidden, hidden)[:, 1:]
+        collected = _collected(selected, hidden)
         hidden = _encoder_layer(selected, hidden, hidden)
         output = _encoder_layer(last, hidden[:, :1], hidden)
         change = (hidden[:, 1:] - old).pow(2).mean() / old.var()
-        return [_layer_norm(tower.post_layernorm, rows[:, 0]) for rows in (hidden, output)], change
+        pooled = [_layer_norm(tower.post_layernorm, rows[:, 0]) for rows in (hidden, output)]
+        return pooled + list(collected.unbind(1)), change
 
     def processor(self, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
         images = CLIPImageProcessorPil(
@@ -271,6 +274,22 @@ def _encoder_layer(layer: nn.Module, asking: Tensor, hidden: Tensor) -> Tensor:
     asking = asking + attention.out_proj(mixed)
     inner = layer.mlp.fc1(_layer_norm(layer.layer_norm2, asking))
     return asking + layer.mlp.fc2(inner * torch.sigmoid(1.702 * inner))
+
+
+def _collected(layer: nn.Module, hidden: Tensor) -> Tensor:
+    """What each head of a CLIP layer brings to the CLS token, [B, heads, d]."""
+    attention = layer.self_attn
+    normed = _layer_norm(layer.layer_norm1, hidden)
+    batch, _, width = hidden.shape
+    query = attention.q_proj(normed[:, 0]).view(batch, attention.num_heads, 1, -1)
+    key, value = (
+        project(normed).view(batch, -1, attention.num_heads, width // attention.num_heads).transpose(1, 2)
+        for project in (attention.k_proj, attention.v_proj)
+    )
+    weights = ((query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5).softmax(-1)
+    mixed = (weights.to(value.dtype) @ value)[:, :, 0]
+    parts = attention.out_proj.weight.view(width, attention.num_heads, -1)
+    return torch.einsum("bhc,dhc->bhd", mixed, parts)
 
 
 def _layer_norm(norm: nn.Module, hidden: Tensor) -> Tensor:

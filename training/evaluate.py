@@ -21,12 +21,14 @@ from training.recipes import TEXT_LENGTH
 from training.tokenizer import word_ids
 from training.train import ROOT, verdicts
 from vlmprune.assets import load_embedded
-from vlmprune.assets.questions import BENCHMARK_TASKS, CHANCE, TASKS, Question, ask_all, normalise_answer
+from vlmprune.assets.questions import BENCHMARK_TASKS, CHANCE, Question, ask_all, normalise_answer
 from vlmprune.assets.world import Scene, draw_scene
 from vlmprune.core.errors import UserError
 from vlmprune.core.outputs import check_file
+from vlmprune.tasks import learnt_tasks
 
 HELD_OUT_STREAM = 20_000_003  # no training seed is this large
+ASKED = tuple(kind for task in learnt_tasks() for kind in BENCHMARK_TASKS[task])
 MARGIN = 0.10  # a task nearer than this to chance says nothing, and is left out of averages
 _BATCH = 16
 
@@ -35,7 +37,7 @@ def held_out_scene(index: int, size: tuple[int, int]) -> tuple[Scene, list[Quest
     """A test scene and its questions."""
     rng = np.random.default_rng((HELD_OUT_STREAM, index))
     scene = draw_scene(rng, size, photos="held_out")
-    return scene, ask_all(scene, rng)
+    return scene, ask_all(scene, rng, ASKED)
 
 
 def packed_answers(model: Any, backend: Backend, images: int) -> list[tuple[Question, bool]]:
@@ -80,13 +82,14 @@ def generated_answers(model: Any, processor: Any, sizes: tuple[tuple[int, int], 
 def summarise(results: list[tuple[Question, bool]]) -> dict[str, Any]:
     """Accuracy by task type and by benchmark task, with counts and chance levels."""
     types: dict[str, dict[str, Any]] = {}
-    for task in TASKS:
+    for task in ASKED:
         hits = [hit for question, hit in results if question.task == task]
         accuracy = float(np.mean(hits))
         types[task] = {"n": len(hits), "accuracy": round(accuracy, 4), "chance": round(CHANCE[task], 4)}
         types[task]["left_out_of_averages"] = accuracy < CHANCE[task] + MARGIN
     benchmark: dict[str, dict[str, Any]] = {}
-    for name, tasks in BENCHMARK_TASKS.items():
+    for name in learnt_tasks():
+        tasks = BENCHMARK_TASKS[name]
         hits = [hit for question, hit in results if question.task in tasks]
         chance = float(np.mean([CHANCE[question.task] for question, _ in results if question.task in tasks]))
         accuracy = float(np.mean(hits))
@@ -147,7 +150,7 @@ def main() -> None:
     backend = get_backend(args.model)
     if args.checkpoint:
         model = backend.build(len(word_ids(backend)))
-        model.load_state_dict(torch.load(args.checkpoint, weights_only=False)["model"])
+        model.load_state_dict(torch.load(args.checkpoint, weights_only=False)["parts"][0])
         print(json.dumps(summarise(packed_answers(model.eval(), backend, args.images)), indent=1))
         return
     model, processor = load_embedded(args.model)

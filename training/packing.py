@@ -12,6 +12,7 @@ from torch import Tensor
 from training.backend import Backend, TextBatch
 from training.tokenizer import encode
 from vlmprune.assets.questions import MARKERS, Asker, Question
+from vlmprune.assets.screens import Screen
 from vlmprune.assets.world import COLORS, DIGITS, LETTERS, SHAPES, SIZES, TEXTURES, Scene
 
 CHARACTERS = DIGITS + LETTERS
@@ -146,7 +147,7 @@ def pack(
 
 
 class _Names:
-    """Which words of a question name one object of a scene, and what there is to know about it."""
+    """Which words of a question name one object (or letter) of a scene, and what there is to know about it."""
 
     def __init__(self, scene: Scene, grid: tuple[int, int]) -> None:
         self.facts: dict[str | tuple[str, str], tuple[int, ...]] = {}
@@ -158,6 +159,14 @@ class _Names:
             fact = (*kinds, row, column)
             self.facts[thing.color, thing.shape] = fact
             self.facts |= {word: fact for word in (thing.shape, thing.color) if counts[word] == 1}
+        letters = [region for region in scene.regions if region.kind == "letter"]
+        colors = {button.letter: button.color for button in scene.buttons} if isinstance(scene, Screen) else {}
+        for region in letters:
+            if [other.name for other in letters].count(region.name) == 1:
+                rows, columns = np.nonzero(scene.masks == region.id)
+                row, column = int(rows.mean() * grid[0] / height), int(columns.mean() * grid[1] / width)
+                color = list(COLORS).index(colors[region.name]) if region.name in colors else -100
+                self.facts[region.name] = (-100, color, -100, row, column)
 
     def hints(self, question: Question) -> list[tuple[int, ...]]:
         """The facts that each word of a question should bring, see `TextBatch.hint`; "red star" names at "star"."""

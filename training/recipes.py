@@ -25,6 +25,7 @@ class Stage:
         cut_share: share of the steps in which the decoder gets a part of the visual tokens (`training.cuts`).
         frozen_tower: the vision tower stays as it is.
         contrastive: pictures against captions, for the layers of the tower that methods read (`training.contrast`).
+        pairs: of them in a step.
         feature_factor: what the projector's output is multiplied by before the stage (losses do not change).
     """
 
@@ -44,6 +45,7 @@ class Stage:
     cut_share: float = 0.0
     frozen_tower: bool = False
     contrastive: bool = False
+    pairs: int = 0
     feature_factor: float = 1.0
 
 
@@ -113,38 +115,54 @@ _END = _ALL | {"side": 0.1, "option": 0.0, "spatial": 1.1, "compare": 0.9}
 
 _MATCH = _END | {"option": 1.5, "mcq": 1.8}
 _WIDE = _END | {"side": 0.3, "mcq_size": 0.8, "size": 1.0, "box": 1.5}
-_KINDS = (("scene", 0.5), ("page", 0.15), ("screen", 0.2), ("pair", 0.15))
+_SETTLE = _WIDE | {"box": 0.0}
+_KINDS = (("scene", 0.45), ("page", 0.2), ("screen", 0.2), ("pair", 0.15))
 _POLISH = _END | {"mcq_size": 1.6, "size": 0.9, "count": 1.1}
 
-_LATER = (
-    Stage(
-        "wide",
-        900,
-        1.2e-3,
-        8.0e-4,
-        mixes=((0, _WIDE),),
-        auxiliary=((0, 0.3), (700, 0.15)),
-        adaptive=True,
-        hints=((0, 0.4), (700, 0.1)),
-        kinds=_KINDS,
-        cut_share=0.5,
-    ),
-    Stage("contrast", 380, 1.0e-3, 1.0e-3, decay_from=100, contrastive=True),
-    Stage(
-        "cuts",
-        1200,
-        8.0e-4,
-        5.0e-4,
-        mixes=((0, _WIDE), (800, _POLISH)),
-        auxiliary=((0, 0.08),),
-        decay_from=200,
-        adaptive=True,
-        hints=((0, 0.1), (800, 0.05)),
-        kinds=_KINDS,
-        cut_share=0.7,
-        frozen_tower=True,
-    ),
-)
+
+def _later(wide: int, settle: int, contrast: int, pairs: int, cuts: int) -> tuple[Stage, ...]:
+    """What follows when a model can do the first tasks: more kinds of pictures, captions, missing tokens."""
+    return (
+        Stage(
+            "wide",
+            wide,
+            1.6e-3,
+            1.0e-3,
+            mixes=((0, _WIDE),),
+            auxiliary=((0, 0.3), (700, 0.15)),
+            adaptive=True,
+            hints=((0, 0.5), (600, 0.3)),
+            kinds=_KINDS,
+            cut_share=0.25,
+        ),
+        Stage(
+            "settle",
+            settle,
+            1.4e-3,
+            1.0e-3,
+            mixes=((0, _SETTLE),),
+            auxiliary=((0, 0.3), (settle, 0.1)),
+            decay_from=settle // 3,
+            adaptive=True,
+            hints=((0, 0.4), (settle, 0.1)),
+            cut_share=0.4,
+        ),
+        Stage("contrast", contrast, 1.0e-3, 1.0e-3, decay_from=contrast // 4, contrastive=True, pairs=pairs),
+        Stage(
+            "cuts",
+            cuts,
+            8.0e-4,
+            5.0e-4,
+            mixes=((0, _SETTLE), (cuts * 2 // 3, _POLISH)),
+            auxiliary=((0, 0.08),),
+            decay_from=cuts // 6,
+            adaptive=True,
+            hints=((0, 0.1), (cuts * 2 // 3, 0.05)),
+            cut_share=0.65,
+            frozen_tower=True,
+        ),
+    )
+
 
 RECIPES: dict[str, tuple[Stage, ...]] = {
     "llava": (
@@ -205,7 +223,8 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
             adaptive=True,
             hints=((0, 0.1),),
         ),
-        *_LATER,
+        *_later(wide=400, settle=450, contrast=300, pairs=96, cuts=550),
+        Stage("captions", 200, 2.0e-3, 1.0e-3, decay_from=120, contrastive=True, pairs=96),
     ),
     "qwen2_5_vl": (
         Stage("warm-up", 750, 3.9e-3, 1.3e-3, dense=True),
@@ -231,6 +250,6 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
             adaptive=True,
             two_option_share=((0, 0.5), (500, 0.5), (1300, 0.2), (1600, 0.2), (1800, 0.0)),
         ),
-        *_LATER,
+        *_later(wide=200, settle=400, contrast=120, pairs=48, cuts=420),
     ),
 }

@@ -20,7 +20,7 @@ import transformers
 from torch import Tensor, nn
 
 from training.backend import Backend, TextBatch, autocast, get_backend, matrices, parameter_count
-from training.contrast import CHANGE_WEIGHT, PAIRS_A_STEP, Contrast, caption
+from training.contrast import CHANGE_WEIGHT, Contrast, caption
 from training.cuts import COUNTS, Kept, draw_cut
 from training.examples import draw_examples
 from training.losses import METRICS, AuxiliaryHeads, answer_loss
@@ -334,7 +334,7 @@ class Trainer:
         """Scenes against their captions."""
         rng = self.rng()
         size = self.backend.sizes[int(rng.integers(len(self.backend.sizes)))]
-        scenes = [draw_scene(rng, size) for _ in range(PAIRS_A_STEP)]
+        scenes = [draw_scene(rng, size) for _ in range(stage.pairs)]
         pixels = self.backend.pixels(np.stack([scene.image for scene in scenes])).to(self.device)
         constants = self.backend.constants(size, self.device)
         captions = [caption(scene, rng) for scene in scenes]

@@ -23,7 +23,7 @@ class TestTrim:
     @pytest.mark.parametrize("clip", [True, False])
     def test_the_top_in_order_of_position_and_the_mean_of_the_rest_last(self, n: int, keep: int, clip: bool) -> None:
         view = shown_with_text(Trim(), clip, n=n, keep=keep)
-        visual, text, _ = view["aligned"]
+        visual, text = view["aligned"][:2]
         scores = -(visual @ text.T).mean(1) if clip else torch.cosine_similarity(visual[:, None], text, dim=-1).mean(1)
         anchors, features = self.naive(view, scores)
         merged = merged_by(Trim(), view)
@@ -32,7 +32,7 @@ class TestTrim:
 
     def test_metric_and_sign_are_the_users(self) -> None:
         view = shown_with_text(Trim(), n=60, keep=20)
-        visual, text, _ = view["aligned"]
+        visual, text = view["aligned"][:2]
         cosine = torch.cosine_similarity(visual[:, None], text, dim=-1).mean(1)
         dot = (visual @ text.T).mean(1)
         for metric, found in (("cosine", cosine), ("dot", dot)):

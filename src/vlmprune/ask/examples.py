@@ -27,7 +27,7 @@ from vlmprune.data.sample import Sample
 from vlmprune.scoring.replies import score_reply
 from vlmprune.tasks import generated_tasks
 from vlmprune.tasks.canvas import Canvas, canvas_for
-from vlmprune.tasks.generated import DrawnPicture
+from vlmprune.tasks.drawing import DrawnPicture
 from vlmprune.tasks.task import Place
 
 SEED = 20_261_121  # of the example scenes; neither training nor the benchmark draws from it

@@ -19,8 +19,8 @@ from vlmprune.ask.sheet import shorten
 from vlmprune.ask.strip import draw_frames
 from vlmprune.bench.load import Loaded, load_model
 from vlmprune.bench.marks import recorded
-from vlmprune.bench.protocol import chat_prompt, generation_kwargs, video_arguments
-from vlmprune.core.budget import Keep
+from vlmprune.bench.protocol import chat_prompt, generation_kwargs, places_videos, video_arguments
+from vlmprune.core.budget import Budget
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.method import PixelMethod
 from vlmprune.core.outputs import check_picture, save_picture
@@ -73,7 +73,7 @@ def answer(
     question: str,
     model: str = "llava",
     method: str | None = None,
-    keep: Keep | None = None,
+    keep: Budget | None = None,
     overlay: str | Path | None = None,
     text_tower: str | None = None,
     *,
@@ -156,7 +156,7 @@ def _timed(loaded: Loaded, inputs: Any, max_new_tokens: int, session: Any = None
     return Answer(text, recorded(session.recipe), seconds, session.last)
 
 
-def _recipe(method: str | None, keep: Keep | None, overlay: object) -> Recipe | None:
+def _recipe(method: str | None, keep: Budget | None, overlay: object) -> Recipe | None:
     if method is not None:
         return recipe(method, keep)
     if keep is not None:
@@ -193,7 +193,7 @@ def chat_inputs(processor: Any, media: Image.Image | Frames, question: str) -> A
             "(docs/models.md); for some models the torchvision that fits your torch has to be installed."
         )
     prompt = chat_prompt(processor, [{"type": "video" if video else "image"}, {"type": "text", "text": question}])
-    if video and processor.video_token not in prompt:
+    if video and not places_videos(processor):
         raise UserError(
             "This model's chat template has no place for a video: ask about a picture, or choose another model."
         )

@@ -10,8 +10,6 @@ from vlmprune.core.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from vlmprune.runtime.text_tower import TextTower
-
 _FOLDER = Path(__file__).parent
 _NAMES = ("llava", "qwen2_5_vl")
 CLIP = "clip"  # subfolder of a model whose vision tower came with a text tower
@@ -50,17 +48,3 @@ def load_embedded(name: str) -> tuple[PreTrainedModel, ProcessorMixin]:
 
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     return model.eval(), load_processor(folder)
-
-
-def load_embedded_tower(name: str, processor: ProcessorMixin) -> TextTower | None:
-    """The CLIP text tower that was trained with an embedded model's vision tower; None where there is none.
-
-    Raises:
-        UserError: see `embedded_path`.
-    """
-    folder = embedded_path(name) / CLIP
-    if not folder.is_dir():
-        return None
-    from vlmprune.runtime.text_tower import TextTower
-
-    return TextTower.from_pretrained(str(folder), processor)

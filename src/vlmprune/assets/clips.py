@@ -6,6 +6,7 @@ The ground stands still. No two objects of a clip have the same shape, so that a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -109,25 +110,32 @@ def draw_clip(rng: np.random.Generator, size: tuple[int, int] = (80, 80), frames
     return Clip(to_image(pixels), FPS, objects, digits_shown, spell, background, masks, tuple(regions))
 
 
+class _Look(NamedTuple):
+    """What an object looks like at first: `side` is its box's in pixels."""
+
+    shape: str
+    color: str
+    size: str
+    side: int
+
+
 def _plan_objects(rng: np.random.Generator, places: Places, frames: int) -> tuple[ClipObject, ...]:
     """One to three objects; those that move choose their place first, since they need the most room."""
     count = int(rng.integers(1, 4))
     shapes = [SHAPES[k] for k in rng.permutation(len(SHAPES))[:count].tolist()]
     colors = [list(COLORS)[k] for k in rng.permutation(len(COLORS))[:count].tolist()]
-    roles = sorted((ROLES[k] for k in rng.choice(len(ROLES), count, p=_ROLE_WEIGHTS).tolist()), key=_mover_first)
-    starts = _starts(rng, roles, frames)
+    roles = [ROLES[k] for k in rng.choice(len(ROLES), count, p=_ROLE_WEIGHTS).tolist()]
+    roles.sort(key=lambda role: role != "moves")
     planned = []
-    for shape, color, role, start in zip(shapes, colors, roles, starts, strict=True):
-        label = ("small", "medium")[int(rng.integers(2))]
-        side = int(rng.choice(SIZES[label]))
-        thing = _plan_object(rng, places, frames, shape, color, role, label, side, start)
+    for shape, color, role, start in zip(shapes, colors, roles, _starts(rng, roles, frames), strict=True):
+        size = ("small", "medium")[int(rng.integers(2))]
+        look = _Look(shape, color, size, int(rng.choice(SIZES[size])))
+        thing = (
+            _mover(rng, places, frames, look) if role == "moves" else _stander(rng, places, frames, look, role, start)
+        )
         if thing is not None:
             planned.append(thing)
     return tuple(planned)
-
-
-def _mover_first(role: str) -> bool:
-    return role != "moves"
 
 
 def _starts(rng: np.random.Generator, roles: list[str], frames: int) -> list[int]:
@@ -140,44 +148,33 @@ def _starts(rng: np.random.Generator, roles: list[str], frames: int) -> list[int
     return [next(times) if role == "appears" else int(rng.integers(2, frames - 2)) for role in roles]
 
 
-def _plan_object(
-    rng: np.random.Generator,
-    places: Places,
-    frames: int,
-    shape: str,
-    color: str,
-    role: str,
-    label: str,
-    side: int,
-    start: int,
+def _stander(
+    rng: np.random.Generator, places: Places, frames: int, look: _Look, role: str, start: int
 ) -> ClipObject | None:
-    """The object with its boxes and colours in each frame; None where there is no room for it."""
-    if role == "moves":
-        return _plan_mover(rng, places, frames, shape, color, label, side)
-    corner = places.take(side, side)
+    """An object that stays in its place, and from frame `start` on has another colour or is there.
+
+    None where there is no room for it.
+    """
+    corner = places.take(look.side, look.side)
     if corner is None:
         return None
-    box: Box = (*corner, corner[0] + side, corner[1] + side)
+    box: Box = (*corner, corner[0] + look.side, corner[1] + look.side)
     boxes: tuple[Box | None, ...] = (box,) * frames
-    colors = (color,) * frames
-    if role == "still":
-        return ClipObject(shape, label, role, colors, boxes)
+    colors = (look.color,) * frames
     if role == "becomes":
-        others = [other for other in COLORS if other != color]
+        others = [other for other in COLORS if other != look.color]
         new = others[int(rng.integers(len(others)))]
-        colors = (color,) * start + (new,) * (frames - start)
-    else:
+        colors = (look.color,) * start + (new,) * (frames - start)
+    elif role == "appears":
         boxes = (None,) * start + (box,) * (frames - start)
-    return ClipObject(shape, label, role, colors, boxes, frame=start)
+    return ClipObject(look.shape, look.size, role, colors, boxes, frame=0 if role == "still" else start)
 
 
-def _plan_mover(
-    rng: np.random.Generator, places: Places, frames: int, shape: str, color: str, label: str, side: int
-) -> ClipObject | None:
-    """An object that moves evenly along one axis, over all of the clip or half of it."""
+def _mover(rng: np.random.Generator, places: Places, frames: int, look: _Look) -> ClipObject | None:
+    """An object that moves evenly along one axis, during all of the clip or at least half of it; None without room."""
     direction = tuple(DIRECTIONS)[int(rng.integers(len(DIRECTIONS)))]
     dx, dy = DIRECTIONS[direction]
-    length = places.frame[2] if dx else places.frame[3]
+    length, side = places.frame[2] if dx else places.frame[3], look.side
     way = int(rng.integers(int(np.ceil(_LEAST_MOVE * length)), length - side + 1))
     corner = places.take(side + way * abs(dx), side + way * abs(dy))
     if corner is None:
@@ -190,7 +187,8 @@ def _plan_mover(
         gone = round(way * min(max(t - begin, 0), duration) / duration)
         left, top = x + dx * gone, y + dy * gone
         boxes.append((left, top, left + side, top + side))
-    return ClipObject(shape, label, "moves", (color,) * frames, tuple(boxes), direction, begin + 1)
+    colors = (look.color,) * frames
+    return ClipObject(look.shape, look.size, "moves", colors, tuple(boxes), direction, begin + 1)
 
 
 def _plan_plate(rng: np.random.Generator, places: Places) -> tuple[str, int, int] | None:

@@ -45,7 +45,8 @@ def clutter(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
         if rng.random() < 0.5:
             draw.line((x, y, x + w * float(rng.choice((-1, 1))), y + h), fill=color, width=int(rng.integers(1, 4)))
         else:
-            draw.pieslice((x, y, x + w, y + h), *sorted(float(v) for v in rng.uniform(0, 360, 2)), fill=color)
+            start, end = sorted(float(v) for v in rng.uniform(0, 360, 2))
+            draw.pieslice((x, y, x + w, y + h), start, end, fill=color)
     return np.asarray(picture, np.float32)
 
 

@@ -11,7 +11,8 @@ Each type is modelled on a benchmark; `BENCHMARK_TASKS` groups them into tasks:
 - `instruct`: an answer in the asked form ("answer twice .", "answer in the form color = value .").
 - `box`: the box of an object in hundredths of the picture (RefCOCO).
 
-`PAGE_TASKS`, `SCREEN_TASKS`, `PAIR_TASKS` and `CLIP_TASKS` are asked about pages, screenshots, two scenes and clips.
+`SCENE_TASKS` are asked about one scene; `PAGE_TASKS`, `SCREEN_TASKS`, `PAIR_TASKS` and `CLIP_TASKS` about pages,
+screenshots, two scenes and clips.
 `TRAINING_TASKS` holds simpler or rarer questions that only training asks.
 """
 
@@ -48,8 +49,16 @@ BENCHMARK_TASKS: dict[str, tuple[str, ...]] = {
     "synth-choice": ("mcq",),
     "synth-pope": ("exist",),
     "synth-instruct": ("instruct", "color", "shape", "position", "size", "texture"),
+    "synth-ground": ("box",),
+    "synth-document": PAGE_TASKS,
+    "synth-screen": SCREEN_TASKS,
+    "synth-images": PAIR_TASKS,
+    "synth-video": CLIP_TASKS,
 }
 TASKS: tuple[str, ...] = tuple(task for tasks in BENCHMARK_TASKS.values() for task in tasks)
+SCENE_TASKS: tuple[str, ...] = tuple(
+    task for task in TASKS if task not in (*PAGE_TASKS, *SCREEN_TASKS, *PAIR_TASKS, *CLIP_TASKS)
+)
 TRAINING_TASKS: tuple[str, ...] = ("option", "side", "mcq_size")
 CHANCE: dict[str, float] = {  # accuracy of a guess among the answers that fit the question
     "attr_yn": 1 / 2,
@@ -122,7 +131,7 @@ class Asker(AboutScene):
         return _ASKERS[task](self)
 
 
-def ask_all(scene: Scene, rng: np.random.Generator, tasks: Sequence[str] = TASKS) -> list[Question]:
+def ask_all(scene: Scene, rng: np.random.Generator, tasks: Sequence[str] = SCENE_TASKS) -> list[Question]:
     """One question (or pair) of each task type that the scene allows, in mixed wordings."""
     asker = Asker(scene, rng)
     return [question for task in tasks for question in asker.ask(task)]

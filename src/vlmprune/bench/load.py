@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import vlmprune
-from vlmprune.assets import CLIP, embedded_names, embedded_path, load_embedded, load_embedded_tower
+from vlmprune.assets import CLIP, embedded_names, embedded_path, load_embedded
 from vlmprune.core.errors import Option, UserError
 
 if TYPE_CHECKING:
@@ -66,11 +66,13 @@ def load_model(name: str, device: str | None = None, text_tower: str | None = No
             text tower is not a CLIP model.
     """
     loaded = _load(name, device)
-    if text_tower is None:
-        return loaded
-    tower = vlmprune.TextTower.from_pretrained(text_tower, loaded.processor.tokenizer)
+    return loaded if text_tower is None else _with_tower(loaded, text_tower)
+
+
+def _with_tower(loaded: Loaded, name: str) -> Loaded:
+    tower = vlmprune.TextTower.from_pretrained(name, loaded.processor.tokenizer)
     tower.clip.to(loaded.model.device)
-    weights = f"{loaded.weights}, text tower {_digest_or_revision(text_tower, tower.clip)}"
+    weights = f"{loaded.weights.partition(',')[0]}, text tower {_digest_or_revision(name, tower.clip)}"
     return replace(loaded, weights=weights, text_tower=tower)
 
 
@@ -79,11 +81,9 @@ def _load(name: str, device: str | None) -> Loaded:
     device = usable_device(device)
     if name in embedded_names():
         embedded: tuple[Any, Any] = load_embedded(name)
-        weights, tower = weights_digest(embedded_path(name)), load_embedded_tower(name, embedded[1])
-        if tower is not None:
-            tower.clip.to(device)
-            weights += f", text tower {weights_digest(embedded_path(name) / CLIP)}"
-        return Loaded(name, embedded[0].to(device), embedded[1], weights, tower)
+        loaded = Loaded(name, embedded[0].to(device), embedded[1], weights_digest(embedded_path(name)))
+        clip = embedded_path(name) / CLIP
+        return _with_tower(loaded, str(clip)) if clip.is_dir() else loaded
     folder = Path(name).expanduser()
     model, processor = _load_pretrained(str(folder) if folder.is_dir() else name, name, device)
     return Loaded(name, model, processor, _digest_or_revision(name, model))

@@ -18,20 +18,20 @@ from vlmprune.bench.load import find_model
 from vlmprune.bench.marks import marked, recorded
 from vlmprune.bench.protocols import Pixels, get_protocol
 from vlmprune.bench.store import VANILLA
-from vlmprune.core.budget import OWN, Keep, Keeps, check_keep, check_kind
+from vlmprune.core.budget import OWN, ByFrame, Keep, Keeps, check_keep, check_kind
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.files import IN_FILE
 from vlmprune.core.method import POSITIONS, PixelMethod
 from vlmprune.core.recipe import Recipe, format_method, lacks_budget, recipe
 from vlmprune.core.roles import Fusing, merges_inside
-from vlmprune.tasks import generated_tasks, get_task
+from vlmprune.tasks import get_task, learnt_tasks
 from vlmprune.tasks.task import Task
 
 ALL = "all"
 METHODS = ("random", "random@2", "downsample", "divprune", "hiprune", "visionzip", "fastv", "dart")
 BASELINES = ("random", "downsample")
 KEEPS: tuple[Keep, ...] = (0.333, 0.222, 0.111)
-LIMIT = 192  # questions per task in the default run, which has to take at most ten minutes on two cores
+LIMIT = 96  # questions per task in the default run, which has to take at most ten minutes on two cores
 FULL = 600
 BATCH_SIZE = 32
 
@@ -65,7 +65,7 @@ class Plan:
     methods: tuple[str, ...] = METHODS
     keeps: tuple[Keep, ...] = KEEPS
     budget: str = OWN
-    tasks: tuple[str, ...] = field(default_factory=lambda: tuple(generated_tasks()))
+    tasks: tuple[str, ...] = field(default_factory=learnt_tasks)
     data: str | None = None
     protocol: str | None = None
     protocols: Mapping[str, str] = field(default_factory=dict)
@@ -182,9 +182,11 @@ def variants_of(text: str, keeps: Sequence[Keep], budget: str = OWN) -> list[Var
 
 
 def _variant(parsed: Recipe) -> Variant:
-    keeps = [stage.keep for stage in parsed.stages if not isinstance(stage.keep, Keeps)]
+    keeps = [stage.keep for stage in parsed.stages if not isinstance(stage.keep, Keeps | ByFrame)]
     if len(keeps) < len(parsed.stages):
-        raise UserError(f"{parsed} has a budget for each image of one prompt: a benchmark gives all images the same.")
+        raise UserError(
+            f"{parsed} has a budget for each image or frame of one prompt: a benchmark gives all images the same."
+        )
     text = recorded(parsed)
     if len(parsed.stages) > 1:
         return Variant(text, None, text, parsed)

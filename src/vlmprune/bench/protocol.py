@@ -97,13 +97,20 @@ class Asker:
 
     def refuses(self, sample: Sample) -> str:
         """Why the model cannot be asked about what a sample shows, in words; "" where it can."""
-        if sample.video is None or takes_videos(self.processor):
-            return ""
+        why = "" if sample.video is None else self.refuses_videos
+        return f"it has a video, and {why}" if why else ""
+
+    @property
+    def refuses_videos(self) -> str:
+        """Why the model cannot be asked about videos, in words; "" where it can."""
+        if takes_videos(self.processor):
+            placed = places_videos(self.processor)
+            return "" if placed else f"the chat template of {self.model_type} has no place for a video"
         if getattr(self.processor, "video_token", None) is None:
-            return f"it has a video, and {self.model_type} takes pictures only"
+            return f"{self.model_type} takes pictures only"
         return (
-            f"it has a video, for which the processor of {self.model_type} needs torchvision: install the one that "
-            "fits your torch (https://pytorch.org)"
+            f"the processor of {self.model_type} needs torchvision for videos: install the one that fits your torch "
+            "(https://pytorch.org)"
         )
 
     def generation(self) -> dict[str, Any]:
@@ -170,6 +177,11 @@ def chat_prompt(processor: Any, question: str | list[dict[str, str]], system: st
         return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     except (ValueError, TemplateError) as error:
         raise UserError(f"This model's processor cannot word a chat prompt: {first_sentence(error)}") from error
+
+
+def places_videos(processor: Any) -> bool:
+    """Whether the chat template of a processor that takes videos has a place for one."""
+    return processor.video_token in chat_prompt(processor, [{"type": "video"}, {"type": "text", "text": "?"}])
 
 
 def protocol_for(processor: Any) -> Protocol:

@@ -104,8 +104,9 @@ SHORT = Protocol(
         "option": "\nAnswer with the letter of the right option.",
         "number": "\nAnswer with a number.",
         **dict.fromkeys(("words", "exact", "vqa", "anls", "relaxed"), "\nAnswer with a single word or phrase."),
-        "ocr": "\nAnswer with the digits only.",
-        "letter": "\nAnswer with the letter only.",
+        "box": "\nAnswer with its left, top, right and bottom edge, each in percent of the picture's side.",
+        **dict.fromkeys(("ocr", "entry", "flash"), "\nAnswer with the digits only."),
+        **dict.fromkeys(("letter", "key", "button_letter"), "\nAnswer with the letter only."),
         "instruct": "",  # carries its own instruction
     },
     summary="asks for the form of the answer in one sentence; where nobody's figures are to be met",

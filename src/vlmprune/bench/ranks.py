@@ -1,4 +1,4 @@
-"""Which method is best, and how sure that is: ranks under random weights of the questions, the same for all methods."""
+"""Ranks and means of methods under random weights of the questions, the same for all methods."""
 
 from __future__ import annotations
 
@@ -37,15 +37,30 @@ def standings(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> list[Standing]:
-    """Rank methods by the mean over tasks, in many draws of the questions.
-
-    In each draw the units of every task get random weights (Rubin's Bayesian bootstrap), the same ones for all methods
-    and for vanilla. Tasks are fixed: the ranks say nothing of other tasks. A method's seeds count by their mean.
+    """Rank methods by the mean over tasks, in many draws of the questions (`drawn_means`).
 
     Args:
         methods: of each method, its units by task.
         vanilla: by task.
         measure: REL for the mean of the ratios to vanilla, ABS for the mean of the metrics.
+    """
+    return _standings(drawn_means(methods, vanilla, measure, draws, seed))
+
+
+def drawn_means(
+    methods: Sequence[Sequence[Units]],
+    vanilla: Sequence[Units],
+    measure: str = REL,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> np.ndarray:
+    """The mean over tasks of each method in many draws of the questions: [draws, methods], percent.
+
+    In each draw the units of every task get random weights (Rubin's Bayesian bootstrap), the same ones for all methods
+    and for vanilla. Tasks are fixed: the means say nothing of other tasks. A method's seeds count by their mean.
+
+    Args:
+        methods, vanilla, measure: as in `standings`.
     """
     means = np.zeros((draws, len(methods)))
     for number, base in enumerate(vanilla):
@@ -56,15 +71,30 @@ def standings(
         values = [row.of(sums[:, end - len(row.counts) : end]) for row, end in zip(rows, ends, strict=True)]
         shares = np.stack(values[:-1], axis=1)
         means += 100.0 * shares / values[-1][:, None] if measure == REL else shares
-    return _standings(means / len(vanilla))
+    return means / len(vanilla)
+
+
+def spearman(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation: of values [..., n] with others [n], [...]; NaN where either are all equal.
+
+    Equal values share the mean of their ranks.
+    """
+    own, their = (np.atleast_2d(_ranks(row)) for row in (values, others))
+    own, their = (rows - rows.mean(-1, keepdims=True) for rows in (own, their))
+    size = np.sqrt((own**2).sum(-1) * (their**2).sum(-1))
+    found = np.divide((own * their).sum(-1), size, out=np.full(size.shape, np.nan), where=size > 0)
+    return found.reshape(values.shape[:-1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Of values [..., n], 1 for the largest; equal values share the mean of their ranks."""
+    gaps = values[..., None, :] - values[..., :, None]
+    return 1 + (gaps > _SAME).sum(-1) + ((np.abs(gaps) <= _SAME).sum(-1) - 1) / 2
 
 
 def _standings(means: np.ndarray) -> list[Standing]:
     """Of means [draws, methods]."""
-    ranks = np.empty_like(means)
-    for method in range(means.shape[1]):
-        gaps = means - means[:, method : method + 1]
-        ranks[:, method] = 1 + (gaps > _SAME).sum(1) + ((np.abs(gaps) <= _SAME).sum(1) - 1) / 2
+    ranks = np.stack([_ranks(draw) for draw in means])
     first = means >= means.max(1, keepdims=True) - _SAME
     best = 100.0 * (first / first.sum(1, keepdims=True)).mean(0)
     tail = (100.0 - LEVEL) / 2

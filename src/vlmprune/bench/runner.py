@@ -97,7 +97,7 @@ class ModelBench:
     def __init__(self, plan: Plan, variants: list[Variant], pool: Pool, store: Store) -> None:
         self.plan, self.pool, self.store = plan, pool, store
         self.variants = [variant for variant in variants if variant.text not in pool.facts.left_out]
-        self.tasks = [get_task(name) for name in plan.tasks]
+        self.tasks = [task for task in map(get_task, plan.tasks) if task.name not in pool.facts.left_out]
         self.jobs = {task.name: self._jobs(task, pool.facts) for task in self.tasks}
 
     @property

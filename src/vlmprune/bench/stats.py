@@ -15,7 +15,7 @@ Draws are seeded, so tables are the same on every run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -59,11 +59,35 @@ def difference(units: Units, baseline: Units, draws: int = DRAWS, seed: int = 0)
     Raises:
         ValueError: the units are not the same.
     """
-    if units.counts.shape[1:] != baseline.counts.shape[1:]:
-        raise ValueError(f"A paired difference needs the same units: {units.counts.shape}, {baseline.counts.shape}.")
     value = units.value - baseline.value
     if math.isnan(value):
         return UNDEFINED
+    return _gaffke(value, *_paired(units, baseline), draws, seed)
+
+
+def mean_difference(units: Sequence[Units], baselines: Sequence[Units], draws: int = DRAWS, seed: int = 0) -> Estimate:
+    """The mean over tasks of `difference`, with an interval of the same kind: each task has its own unknown unit.
+
+    Args:
+        units, baselines: by task; each pair has the same units.
+    """
+    value = sum(own.value - other.value for own, other in zip(units, baselines, strict=True)) / len(units)
+    if math.isnan(value):
+        return UNDEFINED
+    pairs = enumerate(zip(units, baselines, strict=True))
+    found = [_bounds(*_paired(own, other), draws, (seed, number)) for number, (own, other) in pairs]
+    lows, highs = (np.mean(of_tasks, axis=0) for of_tasks in zip(*found, strict=True))
+    low, high = float(np.percentile(lows, _TAIL)), float(np.percentile(highs, 100.0 - _TAIL))
+    return Estimate(value, min(low, value), max(high, value))
+
+
+Of = Callable[[np.ndarray], np.ndarray]  # from sums [..., seeds, columns] to the figure [...]
+
+
+def _paired(units: Units, baseline: Units) -> tuple[np.ndarray, Of, np.ndarray, np.ndarray]:
+    """Both as one row of counts, their difference, and the unit of which nothing is known at its extremes."""
+    if units.counts.shape[1:] != baseline.counts.shape[1:]:
+        raise ValueError(f"A paired difference needs the same units: {units.counts.shape}, {baseline.counts.shape}.")
     seeds, others = len(units.counts), len(baseline.counts)
 
     def of(sums: np.ndarray) -> np.ndarray:
@@ -73,8 +97,7 @@ def difference(units: Units, baseline: Units, draws: int = DRAWS, seed: int = 0)
         return np.concatenate([np.tile(own, (seeds, 1)), np.tile(other, (others, 1))])
 
     both = np.concatenate([units.counts, baseline.counts])
-    lowest, highest = row(units.worst, baseline.best), row(units.best, baseline.worst)
-    return _gaffke(value, both, of, lowest, highest, draws, seed)
+    return both, of, row(units.worst, baseline.best), row(units.best, baseline.worst)
 
 
 def _agresti_coull(right: int, n: int) -> Estimate:
@@ -86,29 +109,31 @@ def _agresti_coull(right: int, n: int) -> Estimate:
 
 
 def _gaffke(
-    value: float,
-    counts: np.ndarray,
-    of: Callable[[np.ndarray], np.ndarray],
-    worst: np.ndarray,
-    best: np.ndarray,
-    draws: int,
-    seed: int,
+    value: float, counts: np.ndarray, of: Of, worst: np.ndarray, best: np.ndarray, draws: int, seed: int
 ) -> Estimate:
     """A figure's interval.
 
     Args:
         value: the figure.
         counts: [seeds, units, columns].
-        of: sums [..., seeds, columns] to the figure [...].
+        of: sums to the figure.
         worst, best: [seeds, columns] the unit of which nothing is known, at its extremes.
     """
+    lows, highs = _bounds(counts, of, worst, best, draws, seed)
+    low = max(float(of(worst)), float(np.percentile(lows, _TAIL)))  # rounding may go beyond the ends
+    high = min(float(of(best)), float(np.percentile(highs, 100.0 - _TAIL)))
+    return Estimate(value, min(low, value), max(high, value))
+
+
+def _bounds(
+    counts: np.ndarray, of: Of, worst: np.ndarray, best: np.ndarray, draws: int, seed: int | tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The figure in each draw, with the unknown unit at its worst and at its best: [draws] each."""
     lows, highs = [], []
     for sums, unseen in weighted_sums(counts, draws, seed):
         lows.append(of(sums + unseen * worst))
         highs.append(of(sums + unseen * best))
-    low = max(float(of(worst)), float(np.percentile(np.concatenate(lows), _TAIL)))  # rounding may go beyond the ends
-    high = min(float(of(best)), float(np.percentile(np.concatenate(highs), 100.0 - _TAIL)))
-    return Estimate(value, min(low, value), max(high, value))
+    return np.concatenate(lows), np.concatenate(highs)
 
 
 def weighted_sums(

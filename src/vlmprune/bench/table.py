@@ -19,6 +19,7 @@ from vlmprune.core.budget import BUDGET_WORDS, Keep
 TOO_GOOD = 105.0  # percent of vanilla, above which the tables say so
 NOT_MEASURED = "not measured"
 VAGUE = 2.0  # percent of replies without an answer, above which the tables say so
+ROUNDING = 1e-3  # tokens, of a mean over layers in the records
 ENOUGH_HARD = 10  # questions that downsampling gets wrong, below which nothing is said of them
 
 
@@ -162,6 +163,16 @@ class Row:
         return next(iter(self.cells.values())).result.is_vanilla
 
     @property
+    def mean_share(self) -> float:
+        """Visual tokens that enter a layer, mean over the layers, as a share of the full image's."""
+        return self.tokens_entering / self.tokens_before
+
+    @property
+    def inside(self) -> bool:
+        """Whether some layers of the language model see more tokens than are left at the end."""
+        return self.tokens_entering > self.tokens_kept + ROUNDING
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """Those of a method that draws; several of them are one row."""
         runs = (result for cell in self.cells.values() for result in cell.results)
@@ -256,11 +267,11 @@ class Table:
         return [problem_note(task, sizes[task], out) for task, out in self.not_asked.items() if task in sizes]
 
     def absent(self) -> list[str]:
-        """Which baselines could not act on this model, in sentences."""
+        """Which baselines and tasks could not be run on this model, in sentences."""
         reasons = {
             text: why for row in self.rows for cell in row.cells.values() for text, why in cell.result.left_out.items()
         }
-        shown = {row.recipe for row in self.rows}
+        shown = {row.recipe for row in self.rows} | {*self.tasks}
         return [f"Without {text}: {why}." for text, why in reasons.items() if text not in shown]
 
     def notes(self) -> list[str]:

@@ -80,7 +80,8 @@ class Facts:
         canvas: how generated scenes are drawn for the model.
         shape: widths and depths of the model, or None.
         texts: what a text-guided method compares the image with, by recipe.
-        left_out: baselines that nobody asked for and that cannot act on this model, with the reason, by recipe.
+        left_out: what cannot be run on this model, with the reason: baselines that nobody asked for, by recipe, and
+            tasks that show what it does not take, by name.
         code: SHA-256 of the files of methods, by mark.
         versions: of the libraries that compute, vlmprune included.
         tasks: by name.
@@ -123,7 +124,7 @@ class Worker:
         self.untouched: dict[str, int] = {}
         self._try_variants()
         self.place = Place(canvas_for(self.model.config), None if plan.data is None else Path(plan.data).expanduser())
-        tasks = [get_task(name) for name in plan.tasks]
+        tasks = self._askable([get_task(name) for name in plan.tasks])
         self.askers = {task.name: self._asker(task) for task in tasks}
         self.questions = {task.name: Questions(task, self.place, plan.limit_of(task)) for task in tasks}
         self._reading: tuple[str, int, Iterator[list[Sample]]] = ("", 0, iter(()))
@@ -150,6 +151,19 @@ class Worker:
             first, *others = refused
             more = f" The same holds for {', '.join(others)}." if others else ""
             raise UserError(f"{refused[first]}{more}")
+
+    def _askable(self, tasks: Sequence[Task]) -> list[Task]:
+        """The tasks without those that show what the model does not take, which are noted.
+
+        Raises:
+            UserError: none is left.
+        """
+        refused = {task.name: why for task in tasks if task.has_videos and (why := self._asker(task).refuses_videos)}
+        if refused and len(refused) == len(tasks):
+            why = next(iter(refused.values()))
+            raise UserError(f"No question of {' or '.join(refused)} can be asked of {self.loaded.name}: {why}.")
+        self.left_out |= refused
+        return [task for task in tasks if task.name not in refused]
 
     def _asker(self, task: Task) -> Asker:
         name = self.plan.protocols.get(task.name, self.plan.protocol)

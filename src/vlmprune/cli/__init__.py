@@ -60,7 +60,13 @@ def run(
     method: Annotated[
         str | None, typer.Option(help="A method, FILE.py:Class, recipe or preset. Without it nothing is pruned.")
     ] = None,
-    keep: Annotated[str | None, typer.Option(help="Share (0.222) or number (64) of visual tokens to keep.")] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Share (0.222) or number (64) of visual tokens to keep; of a video also of each frame (16/frame, or "
+            "one for each: '[128, 64, 32]')."
+        ),
+    ] = None,
     overlay: Annotated[
         Path | None, typer.Option(help="File for a picture of the kept and dropped patches (.png, .jpg, .webp).")
     ] = None,
@@ -78,11 +84,11 @@ def run(
 ) -> None:
     """Ask a model a question about a picture or a video, with or without pruning."""
     from vlmprune.ask import answer
-    from vlmprune.core.budget import parse_keep
+    from vlmprune.core.budget import parse_budget
 
     check_packages("run")
     quiet()
-    asked: dict[str, Any] = {"keep": None if keep is None else parse_keep(keep), "text_tower": text_tower}
+    asked: dict[str, Any] = {"keep": None if keep is None else parse_budget(keep), "text_tower": text_tower}
     asked |= {"frames": frames, "fps": fps, "max_new_tokens": max_new_tokens, "positions": positions, "seed": seed}
     found = answer(picture, question, model, method, **asked, device=device, overlay=overlay, force=force)
     typer.echo(_json(found.facts()) if as_json else found.text)

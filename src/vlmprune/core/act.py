@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from vlmprune.core.budget import ByFrame
 from vlmprune.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from vlmprune.core.method import Method
     from vlmprune.core.needs import Need
     from vlmprune.core.view import Grid, ModelInfo
+
+
+UNTOLD = math.nan  # the `keep` of an act whose budget is for each frame: whoever takes it for a number fails
 
 
 class At(NamedTuple):
@@ -57,6 +62,8 @@ class Act:
         variants: the same act under each of these budgets.
         aim: what the user's budget asks of all the method's acts, where that is not the method's own meaning; then take
             the act `of` an image's tokens, whose number decides on the `keep` that meets it.
+        by_frame: the budget of each frame, if the user gave such; then `keep` is not a number, and the runtime lets the
+            method select in each frame by itself, under an act with the frame's own `keep`.
         grid: the slot grid of the image or video, once the act is taken `of` it; None where it has none.
         video: whether that is a video.
     """
@@ -76,6 +83,7 @@ class Act:
     keeps: Keeps | None = None
     variants: tuple[Act, ...] = ()
     aim: Aim | None = None
+    by_frame: ByFrame | None = None
     grid: Grid | None = None
     video: bool = False
 
@@ -87,12 +95,17 @@ class Act:
         """The layers of all the method's acts inside the LLM, in order."""
         return tuple(layer for layer in self.layers if layer is not None)
 
-    def at(self, sample: int, image: int) -> Act:
-        """The same act with the budget of one image."""
+    def at(self, sample: int, image: int, images: int) -> Act:
+        """The same act with the budget of one of a sample's `images`."""
         if self.keeps is None:
             return self
-        keep = self.keeps.at(sample, image)
-        return next(act for act in self.variants if (type(act.keep), act.keep) == (type(keep), keep))
+        keep = self.keeps.at(sample, image, images)
+        for act in self.variants:
+            own = act.keep if act.by_frame is None else act.by_frame
+            if (type(own), own) == (type(keep), keep):
+                return act
+        assert isinstance(keep, ByFrame)  # one list for the frames of a video
+        return replace(act, keep=UNTOLD, by_frame=keep)
 
     @property
     def frames(self) -> int:
@@ -119,7 +132,17 @@ class Act:
             video: whether it is a video.
         """
         keep = self.keep if self.aim is None else self.aim.own_keep(self, total)
-        return replace(self, keep=keep, aim=None, grid=grid, video=video)
+        own = replace(self, keep=keep, aim=None, grid=grid, video=video)
+        if self.by_frame is None:
+            return own
+        by_frame = self.by_frame.of(own.frames)
+        if not video:
+            return own.in_frame(by_frame.keeps[0])
+        return replace(own, by_frame=by_frame, pool="frame", sees_every_slot=False)  # a newline is in no frame
+
+    def in_frame(self, keep: Keep) -> Act:
+        """The same act for one frame, which has this budget."""
+        return replace(self, keep=keep, by_frame=None)
 
     def budget(self, n: int, total: int) -> int:
         """Tokens to keep of the `n` of an image that reach this act (see `Method.budget`)."""
@@ -127,4 +150,6 @@ class Act:
             raise RuntimeError(f"{self} has a budget that depends on the image: take it `of` the image's tokens")
         if self.keeps is not None:
             raise RuntimeError(f"{self} has a budget for each image: take it `at` one")
+        if self.by_frame is not None:
+            raise RuntimeError(f"{self} has a budget for each frame: take it `in_frame` one")
         return self.method.budget(self, n, total)

@@ -8,8 +8,9 @@ from functools import cached_property
 
 from vlmprune.core.act import Act, At
 from vlmprune.core.aim import Aim
-from vlmprune.core.budget import OWN, Keep, Keeps
+from vlmprune.core.budget import OWN, ByFrame, Keep, Keeps
 from vlmprune.core.errors import UserError
+from vlmprune.core.framed import framed
 from vlmprune.core.method import Method
 from vlmprune.core.roles import Fusing, MergesInside, Observes, OrdersParts
 from vlmprune.core.view import ModelInfo
@@ -46,7 +47,9 @@ class Plan:
         return found
 
 
-def acts_of(method: Method, keep: Keep | Keeps, info: ModelInfo, stage: int = 0, budget: str = OWN) -> tuple[Act, ...]:
+def acts_of(
+    method: Method, keep: Keep | ByFrame | Keeps, info: ModelInfo, stage: int = 0, budget: str = OWN
+) -> tuple[Act, ...]:
     """The acts of one stage of a recipe.
 
     Args:
@@ -57,6 +60,8 @@ def acts_of(method: Method, keep: Keep | Keeps, info: ModelInfo, stage: int = 0,
     """
     if isinstance(keep, Keeps):
         return _by_image(method, keep, info, stage, budget)
+    if isinstance(keep, ByFrame):
+        return (framed(method, keep, lambda own: _acts(method, own, info, stage), budget),)
     if budget != OWN:
         return Aim(budget, keep).acts(lambda own: _acts(method, own, info, stage))
     return _acts(method, keep, info, stage)
@@ -99,7 +104,7 @@ def _by_image(method: Method, keep: Keeps, info: ModelInfo, stage: int, budget: 
     return tuple(replace(acts[0], keeps=keep, variants=acts) for acts in zip(*by_budget, strict=True))
 
 
-def plan(stages: Sequence[tuple[Method, Keep | Keeps, str]], info: ModelInfo) -> Plan:
+def plan(stages: Sequence[tuple[Method, Keep | ByFrame | Keeps, str]], info: ModelInfo) -> Plan:
     """The acts of methods, their budgets and what these count, in the order in which they are written."""
     acts = (
         act

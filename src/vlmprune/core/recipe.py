@@ -2,7 +2,8 @@
 
 Grammar of a stage: `name` or `FILE.py:Class` (`core.files`), then `(option=value, ...)`, `@layer` and `:keep`, each
 optional. A share is of the tokens that reach the stage, a whole number is tokens per image, and a list, as in
-`divprune:[0.5, 0.1]`, has a budget for each image. `pyramiddrop:mean=0.222` and `pyramiddrop:final=64` count the tokens
+`divprune:[0.5, 0.1]`, has a budget for each image; `divprune:16/frame` and `divprune:[128, 64, 32]/frame` have one for
+each frame of a video. `pyramiddrop:mean=0.222` and `pyramiddrop:final=64` count the tokens
 that enter a decoder layer on average, and those left at the end, instead of what the method's own budget means
 (`core.aim`). A method that holds another takes it, with the budget, as the first
 item in its parentheses: `fuse(divprune:0.1, tau=0.1)@2`.
@@ -20,6 +21,7 @@ from typing import Any
 from vlmprune.core.budget import (
     OWN,
     Budget,
+    ByFrame,
     Keep,
     Keeps,
     check_budget,
@@ -53,7 +55,7 @@ class Stage:
     """
 
     method: Method
-    keep: Keep | Keeps
+    keep: Keep | ByFrame | Keeps
     budget: str = OWN
 
     def __post_init__(self) -> None:
@@ -217,7 +219,7 @@ def lacks_budget(text: str) -> bool:
     return written is None and method.budgeted
 
 
-def _parse_method(part: str, whole: str, options: dict[str, Any]) -> tuple[Method, Keep | Keeps | None, str]:
+def _parse_method(part: str, whole: str, options: dict[str, Any]) -> tuple[Method, Keep | ByFrame | Keeps | None, str]:
     """A method, the budget written with it, if any, and what that counts."""
     match = _STAGE.match(part)
     if match is None:
@@ -272,8 +274,8 @@ def make_method(name: str, options: dict[str, Any]) -> Method:
 
 
 def _the_keep(
-    method: Method, written: Keep | Keeps | None, given: Budget | None, text: str | None = None
-) -> Keep | Keeps:
+    method: Method, written: Keep | ByFrame | Keeps | None, given: Budget | None, text: str | None = None
+) -> Keep | ByFrame | Keeps:
     """The budget, which was written in the recipe or given beside it.
 
     Args:
@@ -339,7 +341,7 @@ def _parse_options(items: list[str], whole: str) -> dict[str, Any]:
 
 
 def format_method(
-    method: Method, keep: Keep | Keeps | None = None, name: Callable[[Method], str] = spelled, kind: str = OWN
+    method: Method, keep: Keep | ByFrame | Keeps | None = None, name: Callable[[Method], str] = spelled, kind: str = OWN
 ) -> str:
     """`name(option=value)@layer:keep` with the options that differ from the defaults; the inverse of parsing.
 

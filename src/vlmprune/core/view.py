@@ -28,6 +28,16 @@ class Grid(NamedTuple):
         return self.rows * self.cols * self.frames
 
 
+def frames_of(cells: Tensor, grid: Grid) -> Tensor:
+    """[n] the frame (or tile) of tokens that show these cells [n]; one without goes with the next that has one."""
+    shown = (cells >= 0).nonzero().squeeze(1)
+    if grid.frames == 1 or not len(shown):
+        return torch.zeros_like(cells)
+    places = torch.arange(len(cells), device=shown.device)
+    following = shown[torch.searchsorted(shown, places).clamp(max=len(shown) - 1)]
+    return cells[following] // (grid.rows * grid.cols)
+
+
 class Whole(NamedTuple):
     """Slots that together cover the whole picture, for drawing: an image cut into tiles may show it twice.
 
@@ -133,13 +143,7 @@ class ImageView:
     @property
     def frames(self) -> Tensor:
         """[n] the frame (or tile) of each token; a token without a cell goes with the next one that has one."""
-        frames = torch.zeros_like(self.cells)
-        shown = (self.cells >= 0).nonzero().squeeze(1)
-        if self.grid is None or self.grid.frames == 1 or not len(shown):
-            return frames
-        places = torch.arange(self.n, device=shown.device)
-        following = shown[torch.searchsorted(shown, places).clamp(max=len(shown) - 1)]
-        return self.cells[following] // (self.grid.rows * self.grid.cols)
+        return torch.zeros_like(self.cells) if self.grid is None else frames_of(self.cells, self.grid)
 
     def __getitem__(self, name: str) -> Any:
         return self.signals[name]

@@ -13,7 +13,7 @@ from typing import Protocol
 from PIL import Image, UnidentifiedImageError
 
 from vlmprune.core.errors import UserError
-from vlmprune.data.video import Clip, Frames
+from vlmprune.data.video import Frames
 
 
 class Picture(Protocol):
@@ -29,6 +29,22 @@ class Picture(Protocol):
 
     def content(self) -> bytes:
         """What tells this picture from another; empty where it cannot be read."""
+        ...
+
+
+class Video(Protocol):
+    """A video whose frames are decoded when they are needed."""
+
+    def open(self) -> Frames:
+        """The frames that are shown.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        ...
+
+    def digest(self) -> bytes:
+        """What tells these frames from others."""
         ...
 
 
@@ -100,7 +116,7 @@ class Sample:
         kind: what is looked for in the reply (`scoring.replies.SCORERS`).
         answers: the right answers. For "choice" the marker of the right option, "(b)".
         pictures: in order; none where a video is asked about, or for a question without a picture.
-        video: the clip, or None.
+        video: or None.
         options: texts of the options of a multiple-choice question.
         group: the unit of statistics: questions that were not drawn independently share it.
         category: type of the question.
@@ -114,7 +130,7 @@ class Sample:
     kind: str
     answers: tuple[str, ...]
     pictures: tuple[Picture, ...] = ()
-    video: Clip | None = None
+    video: Video | None = None
     options: tuple[str, ...] = ()
     group: str = ""
     category: str = ""

@@ -76,7 +76,7 @@ class Fact:
 def is_model(name: str, printed: str) -> bool:
     """Whether a model of ours (hub id or folder) is what papers call `printed`, by the last part of its name."""
     own = PurePath(name).name.lower()
-    hubs = {PurePath(row["hub"]).name.lower() for row in _rows("models") if row["model"] == printed}
+    hubs = {PurePath(row["hub"]).name.lower() for row in read_rows("models") if row["model"] == printed}
     return own in hubs | {printed.lower()}
 
 
@@ -87,28 +87,28 @@ def facts() -> tuple[Fact, ...]:
 
 
 def _facts() -> Iterator[Fact]:
-    methods, tasks = _rows("methods"), _rows("tasks")
-    for row in _rows("results"):
+    methods, tasks = read_rows("methods"), read_rows("tasks")
+    for row in read_rows("results"):
         source, table, model, method, budget, metric, value, std, note = row.values()
         printed = Printed(source, table, model, method, budget, metric, float(value), std, note)
         for task in tasks:
-            if not _holds(task, row, "metric"):
+            if not holds(task, row, "metric"):
                 continue
             n = int(task["n"]) if task["n"] else None
             same = Same(task["task"], task["ours"], float(task["factor"]), task["protocol"], n)
             for entry in methods:
-                if _holds(entry, row, "method"):
+                if holds(entry, row, "method"):
                     said = (note, entry["note"], *_known_errors(row))
                     yield Fact(printed, standard(entry["ours"]), same, tuple(one for one in said if one))
 
 
-def _holds(entry: dict[str, str], row: dict[str, str], name: str) -> bool:
+def holds(entry: dict[str, str], row: dict[str, str], name: str) -> bool:
     """Whether an entry of a mapping is about a row: the same paper and name, and the same table where it gives one."""
     return (entry["source"], entry[name]) == (row["source"], row[name]) and entry["table"] in ("", row["table"])
 
 
 def _known_errors(row: dict[str, str]) -> Iterator[str]:
-    for entry in _rows("notes"):
+    for entry in read_rows("notes"):
         if all(value in ("", row[name]) for name, value in entry.items() if name != "note"):
             yield entry["note"]
 
@@ -123,6 +123,7 @@ def standard(text: str) -> str:
 
 
 @cache
-def _rows(name: str) -> tuple[dict[str, str], ...]:
+def read_rows(name: str) -> tuple[dict[str, str], ...]:
+    """The lines of a file of this folder by column."""
     with (_HERE / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return tuple(csv.DictReader(file))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from vlmprune.core.errors import UserError
 from vlmprune.core.extras import check_packages
 from vlmprune.core.outputs import check_folder, make_folder
 from vlmprune.report import comma_separated
+from vlmprune.report.agreement import Agreement, agreements
+from vlmprune.report.agreement_text import agreement_csv
 from vlmprune.report.beside import beside, beside_csv, beside_markdown
 from vlmprune.report.flips import flips
 from vlmprune.report.latex import latex
@@ -44,7 +46,8 @@ def build(
 
     DIR/report/ gets `summary.md`, `summary.csv`, `summary.tex`, `categories.csv`, `ranks.csv`, `flips.csv`, plots of
     each model (accuracy by each token count, ranks) as .svg and .png under `plots/`, a sheet of overlays for each
-    example scene under `overlays/`, and `index.html`; of timings `speed.md` and `speed.csv`, and these alone where the
+    example scene under `overlays/`, and `index.html`; `agreement.csv` where a model's methods are among those of a
+    published table; of timings `speed.md` and `speed.csv`, and these alone where the
     folder holds no answers.
     The same results give the same bytes.
 
@@ -72,11 +75,12 @@ def build(
         raise UserError(f"The report cannot be written to {str(out)!r}: {error.strerror or error}.") from error
     tables = build_tables(folder) if tables is None else tables
     changed = [(table, flips(table)) for table in tables]
+    agreed = {table.model: agreements(table) for table in tables}
     try:
         for part in (make_folder(out) / "plots", out / "overlays"):
             part.mkdir(exist_ok=True)
         written += [
-            _text(out / "summary.md", markdown(tables)),
+            _text(out / "summary.md", markdown(tables, agreed)),
             _text(out / "summary.csv", comma_separated.summary(tables)),
             _text(out / "categories.csv", comma_separated.categories(tables)),
             _text(out / "ranks.csv", comma_separated.ranks(tables)),
@@ -87,15 +91,31 @@ def build(
         for table in tables:
             written += _plots(out / "plots", table, style)
             written += _overlays(out / "overlays", folder, table)
-        for name in () if published else ("published.md", "published.csv"):
-            (out / name).unlink(missing_ok=True)  # of older results
-        if published:
-            pairs = beside(tables)
-            written.append(_text(out / "published.md", beside_markdown(pairs)))
-            written.append(_text(out / "published.csv", beside_csv(pairs)))
-        return [*written, _text(out / "index.html", render(folder, changed, style))]
+        written += _optional(out, _agreed(tables, agreed) | _beside(tables if published else ()))
+        return [*written, _text(out / "index.html", render(folder, changed, style, agreed))]
     except OSError as error:
         raise UserError(f"The report cannot be written to {str(out)!r}: {error.strerror or error}.") from error
+
+
+def _agreed(tables: Sequence[Table], agreed: Mapping[str, Sequence[Agreement]]) -> dict[str, str | None]:
+    found = [(table, agreed[table.model]) for table in tables if agreed[table.model]]
+    return {"agreement.csv": agreement_csv(found) if found else None}
+
+
+def _beside(tables: Sequence[Table]) -> dict[str, str | None]:
+    """Of tables that are to be put beside the papers' figures."""
+    pairs = beside(tables)
+    return {
+        "published.md": beside_markdown(pairs) if tables else None,
+        "published.csv": beside_csv(pairs) if tables else None,
+    }
+
+
+def _optional(out: Path, texts: Mapping[str, str | None]) -> list[Path]:
+    """Write the texts that there are, and remove those that older results had."""
+    for name in (name for name, text in texts.items() if text is None):
+        (out / name).unlink(missing_ok=True)
+    return [_text(out / name, text) for name, text in texts.items() if text is not None]
 
 
 def _text(path: Path, text: str) -> Path:

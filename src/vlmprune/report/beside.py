@@ -80,8 +80,10 @@ def _of_row(table: Table, row: Row) -> Iterator[Beside]:
 
 def same_budget(fact: Fact, row: Row) -> bool:
     """Whether a row has the budget of a printed value: "192 tokens", "33.3%"; a chain carries its own."""
-    if fact.method == VANILLA or row.keep is None or row.budget:
+    if fact.method == VANILLA or row.keep is None:
         return True
+    if row.budget and row.inside:  # papers count each method's own way, which is another number of tokens inside
+        return False
     count, _, unit = fact.printed.budget.partition(" ")
     if unit == "tokens":
         tokens = row.keep if isinstance(row.keep, int) else round(row.keep * row.tokens_before)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from vlmprune.bench.table import NOT_MEASURED, Cell, Ranking, Row, Table
+from vlmprune.report import agreement_text
+from vlmprune.report.agreement import Agreement
+from vlmprune.report.means import WORDS, EqualMeans, equal_means
 from vlmprune.report.tables import (
     HARD_WORDS,
     MISSING,
@@ -39,14 +43,19 @@ _DIFFERENCES = (
     "Difference to vanilla on the same questions, in points, with its 95 % interval and its p-value after Holm's "
     "correction over the methods:"
 )
+BUDGET_WORDS = "By budget, which counts what each method's authors count or what the column says:"
 _LOYALTY = "Loyalty: the same answer as vanilla's, percent of the questions:"
 
 
-def markdown(tables: Sequence[Table]) -> str:
-    """One Markdown document with all tables."""
+def markdown(tables: Sequence[Table], agreed: Mapping[str, Sequence[Agreement]] = MappingProxyType({})) -> str:
+    """One Markdown document with all tables.
+
+    Args:
+        agreed: by model, its agreement with published tables.
+    """
     parts = ["# Visual token pruning: results", _READING]
     for table in tables:
-        parts += [f"## {table.model}", _sizes(table), _overview(table)]
+        parts += [f"## {table.model}", _sizes(table), *_overviews(table)]
         for block in blocks(table):
             parts += [f"### {table.model}, keep {block.title}", _values(table, block)]
             if block.compared:
@@ -57,6 +66,8 @@ def markdown(tables: Sequence[Table]) -> str:
         if found := rankings(table):
             parts += [f"### {table.model}: which method is best", RANK_WORDS]
             parts += [part for one in found for part in (f"keep {budget_words(one.asked)}:", _ranks(one))]
+        if compared := agreed.get(table.model):
+            parts += [f"### {table.model}: agreement with published tables", *_agreement(table, compared)]
     if said := notes(tables):
         parts += ["## Notes", "\n".join(f"- {_escape(note)}" for note in said)]
     return "\n\n".join(parts) + "\n"
@@ -69,6 +80,28 @@ def _sizes(table: Table) -> str:
         cell = next(row.cells[task] for row in table.rows if task in row.cells)
         items.append(f"{task}: {cell.result.metric}, n = {cell.n}, chance {cell.result.chance:.1f}")
     return "; ".join(items) + "."
+
+
+def _overviews(table: Table) -> list[str]:
+    """At equal means first, where these differ from the budgets."""
+    means = equal_means(table)
+    if means is None:
+        return [_overview(table)]
+    return [WORDS, _at_means(means), *means.missing, BUDGET_WORDS, _overview(table)]
+
+
+def _at_means(means: EqualMeans) -> str:
+    titles = (title for one in means.levels for title in (f"mean {one.title}: abs_mean (rel_mean)", "kept / entering"))
+    lines = (
+        [name, *(text for row in rows for text in ((_mean(row), _tokens(row)) if row else (MISSING, MISSING)))]
+        for name, rows in means.lines
+    )
+    return markdown_table(["method", *titles], list(lines))
+
+
+def _agreement(table: Table, found: Sequence[Agreement]) -> list[str]:
+    said = "\n".join(f"- {_escape(sentence)}" for sentence in agreement_text.sentences(table, found))
+    return [agreement_text.READING, markdown_table(agreement_text.HEAD, agreement_text.lines(found)), said]
 
 
 def _overview(table: Table) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -20,8 +20,11 @@ from vlmprune.ask.sheet import shorten
 from vlmprune.bench.store import VANILLA, Result
 from vlmprune.bench.table import Cell, Row, Table
 from vlmprune.core.view import Grid
+from vlmprune.report import agreement_text
 from vlmprune.report import tables as shown
+from vlmprune.report.agreement import Agreement
 from vlmprune.report.flips import Flips
+from vlmprune.report.means import WORDS, equal_means
 from vlmprune.report.plots import AXES, MANY, Style, accuracy_figure, inline_svg, lines_of
 from vlmprune.report.rank_plot import rank_figure
 from vlmprune.report.tables import Block, blocks
@@ -64,15 +67,24 @@ class Scene:
     groups: list[tuple[str, list[Card]]]
 
 
-def render(folder: Path, compared: Sequence[tuple[Table, Sequence[Flips]]], style: dict[str, Style]) -> str:
+def render(
+    folder: Path,
+    compared: Sequence[tuple[Table, Sequence[Flips]]],
+    style: dict[str, Style],
+    agreed: Mapping[str, Sequence[Agreement]],
+) -> str:
     """The page as HTML.
 
     Args:
         folder: the result folder, for its examples.
         compared: the tables of its models, each with the answers that pruning changed.
         style: how each method is drawn.
+        agreed: by model, its agreement with published tables.
     """
-    models = [_model(folder, number, table, found, style) for number, (table, found) in enumerate(compared)]
+    models = [
+        _model(folder, number, table, found, style) | {"agreement": _agreement(table, agreed[table.model])}
+        for number, (table, found) in enumerate(compared)
+    ]
     tables = [table for table, _ in compared]
     return _template().render(
         models=models,
@@ -80,6 +92,8 @@ def render(folder: Path, compared: Sequence[tuple[Table, Sequence[Flips]]], styl
         notes=shown.notes(tables),
         style=style,
         show=shown,
+        agreement_text=agreement_text,
+        means_words=WORDS,
         flips_shown=FLIPS_SHOWN,
         short=partial(shorten, most=_LONGEST_REPLY),
         delta=_delta,
@@ -108,6 +122,7 @@ def _model(folder: Path, number: int, table: Table, found: Sequence[Flips], styl
         "table": table,
         "blocks": parts,
         "overview": overview,
+        "means": equal_means(table),
         "intervals": len(lines_of([table])) <= MANY,
         "plots": [
             (axis, words, inline_svg(accuracy_figure(table, axis, style), f"m{number + 1}-{axis}"))
@@ -118,6 +133,12 @@ def _model(folder: Path, number: int, table: Table, found: Sequence[Flips], styl
         "ranks": _ranks(table, f"m{number + 1}", style),
         "about": _about(table),
     }
+
+
+def _agreement(table: Table, found: Sequence[Agreement]) -> dict[str, Any] | None:
+    if not found:
+        return None
+    return {"lines": agreement_text.lines(found), "said": agreement_text.sentences(table, found)}
 
 
 def _ranks(table: Table, name: str, style: dict[str, Style]) -> dict[str, Any] | None:

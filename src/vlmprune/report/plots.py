@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 INK, FAINT, LINE = "#1d2127", "#646b76", "#d5dae1"
 MANY = 12  # methods; with more, their intervals would be a thicket, and the tables have them
 _ABREAST = 8  # methods that get their full place side by side; more of them share it
-AXES = {"kept": "visual tokens kept", "entering": "visual tokens entering a layer, mean"}
+# The first is the default: at the same number of it, methods that cut inside the model and before it cost the same.
+AXES = {"entering": "visual tokens entering a layer, mean", "kept": "visual tokens kept"}
 _BASELINES = {"random": ("#6f7782", "x"), "random@": ("#6f7782", "+"), "downsample": (INK, "s")}
 _COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9")
 _MARKERS = ("o", "^", "D", "v", "P", "h", "<", ">", "p", "*", "d")  # no common divisor with the colours: 66 pairs

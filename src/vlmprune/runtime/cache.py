@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
 from vlmprune.core.errors import UserError
+from vlmprune.runtime.continuing import Continuation
 from vlmprune.runtime.expected import EMBEDS, POSITIONS
 
 _OPEN: set[int] = set()  # id of the text model of every open session
@@ -38,6 +39,7 @@ class Band:
         valid: [B, L] which physical slots hold a real token; slots beyond L were decoded since and are all real.
         place: [B, L] their places in the whole sequence, by which sliding windows are measured.
         delta: what to subtract from an incoming position id, [B] or [axes, B]; None for original positions.
+        renumbered: [B] rows whose ids were re-numbered; None with `delta`.
         own_positions: ids differ from those of layer 0.
     """
 
@@ -45,13 +47,17 @@ class Band:
     valid: Tensor
     place: Tensor
     delta: Tensor | None = None
+    renumbered: Tensor | None = None
     own_positions: bool = False
 
     def select(self, rows: Tensor) -> Band:
         rows = rows.to(self.valid.device)
-        delta = None if self.delta is None else self.delta.index_select(-1, rows)
+        delta, renumbered = (
+            None if value is None else value.index_select(-1, rows.to(value.device))
+            for value in (self.delta, self.renumbered)
+        )
         valid, place = (values.index_select(0, rows) for values in (self.valid, self.place))
-        return Band(self.start, valid, place, delta, self.own_positions)
+        return Band(self.start, valid, place, delta, renumbered, self.own_positions)
 
     def crop(self, length: int) -> None:
         self.valid, self.place = self.valid[:, :length], self.place[:, :length]
@@ -66,15 +72,14 @@ class PrunedState:
         owner: id of the text model, whose hooks the cache needs.
         first: the first decoder layer that stores keys (not a recurrent one), by which lengths are told.
         removed: logical minus physical length of that layer.
-        next_ids: [B] or [axes, B] the position ids with which decoding goes on behind a prefill; None once it did, or
-            where the cache was cut since.
+        going_on: the position ids with which later tokens may go on behind the last prompt; None where nobody knows.
     """
 
     bands: list[Band]
     owner: int
     first: int = 0
     removed: int = 0
-    next_ids: Tensor | None = None
+    going_on: Continuation | None = None
 
     def tail(self, cache: Cache) -> int:
         """Tokens added since the bands were written, the same number in all of them; negative if some were removed."""
@@ -100,7 +105,6 @@ class PrunedCacheMixin:
 
     def crop(self, tokens_to_remove: int) -> None:
         super().crop(tokens_to_remove)  # type: ignore[misc]
-        self.vlmprune_state.next_ids = None
         tail = self.vlmprune_state.tail(self)  # type: ignore[arg-type]
         if tail < 0:
             for band in self.vlmprune_state.bands:
@@ -126,8 +130,8 @@ class PrunedCacheMixin:
     def _select(self, rows: Tensor) -> None:
         state = self.vlmprune_state
         state.bands = [band.select(rows) for band in state.bands]
-        if state.next_ids is not None:
-            state.next_ids = state.next_ids.index_select(-1, rows.to(state.next_ids.device))
+        if state.going_on is not None:
+            state.going_on = state.going_on.select(rows)
 
     def _require_session(self) -> None:
         if self.vlmprune_state.owner not in _OPEN:
@@ -160,10 +164,22 @@ def state_of(cache: Cache | None) -> PrunedState | None:
     return getattr(cache, "vlmprune_state", None)
 
 
-def mark_whole(cache: Cache | None) -> None:
-    """Note that a cache holds every token that it was fed: a session saw them."""
+def going_on_of(cache: Cache | None) -> Continuation | None:
+    """How position ids go on behind the last prompt in a cache; None where no session saw one."""
+    state = state_of(cache)
+    return getattr(cache, "vlmprune_going_on", None) if state is None else state.going_on
+
+
+def mark_whole(cache: Cache | None, going_on: Continuation | None = None) -> None:
+    """Note that a cache holds every token that it was fed: a session saw them.
+
+    Args:
+        going_on: how position ids go on behind the prompt that was fed last; None where that had no images.
+    """
     if cache is not None:
         cache.vlmprune_whole = True  # type: ignore[attr-defined]
+        if going_on is not None:
+            cache.vlmprune_going_on = going_on  # type: ignore[attr-defined]
 
 
 def is_whole(cache: Cache) -> bool:

@@ -146,6 +146,7 @@ class Segment:
         past_place: [B, L] its places.
         index: [B, P] where the tokens sat among those that entered layer 0; None when nothing was cut since.
         delta: what decoding must subtract from ids, summed over all turns; None under the original policy.
+        renumbered: [B] rows whose ids were re-numbered in any turn; None with `delta`.
         own_positions: ids differ from those of layer 0, so the rotary embedding must be computed again.
     """
 
@@ -156,6 +157,7 @@ class Segment:
     past_place: Tensor
     index: Tensor | None = None
     delta: Tensor | None = None
+    renumbered: Tensor | None = None
     own_positions: bool = False
     memo: dict[object, Any] = field(default_factory=dict)
 
@@ -181,8 +183,10 @@ class Segment:
         """Go on with the tokens `layout`, found at `index` [B, P] among those of now; `shift` [B, 1] moves places."""
         positions = gather_positions(self.positions, index)
         if policy == "compact":
-            positions, lowered = compact(positions, layout.valid, layout.image, text_row)
+            dropped = layout.valid.sum(1) < self.layout.valid.sum(1)
+            positions, lowered = compact(positions, layout.valid, layout.image, text_row, dropped)
             self.delta = lowered if self.delta is None else self.delta + lowered
+            self.renumbered = dropped if self.renumbered is None else self.renumbered | dropped
         if shift is not None:
             self.past_place = self.past_place + shift
         self.index = index if self.index is None else self.index.gather(1, index)

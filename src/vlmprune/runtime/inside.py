@@ -15,7 +15,7 @@ from vlmprune.core.view import Merged
 from vlmprune.runtime.decoder_reading import DecoderReader
 from vlmprune.runtime.flow import ImageAt, Layout, Prompt
 from vlmprune.runtime.prompt_reading import Picked
-from vlmprune.runtime.select import Known, choose, fusion_candidates, observe, view_of
+from vlmprune.runtime.select import Known, choose, due_of, fusion_candidates, observe, view_of
 
 
 @dataclass
@@ -42,11 +42,11 @@ def candidates_of(act: Act, layout: Layout, prompt: Prompt, at: ImageAt, known: 
     tokens = layout.tokens_of(at)
     reached = known.so_far[act.stage].reached or len(tokens)
     image = prompt[at].tokens
-    act = act.at(prompt.samples[at.row], at.number).of(reached, image.grid, image.video)
-    keep = act.budget(len(tokens), reached)
+    act = act.at(prompt.samples[at.row], at.number, len(prompt.rows[at.row])).of(reached, image.grid, image.video)
+    now = Picked(layout.origin[at.row, tokens], layout.slot[at.row, tokens])
+    keep = due_of(act, image, now.slots, reached)
     if keep >= len(tokens) or not isinstance(act.method, Fusing):
         return tokens[:0]
-    now = Picked(layout.origin[at.row, tokens], layout.slot[at.row, tokens])
     return tokens[fusion_candidates(act.method, view_of(act, image, now, keep, known))]
 
 
@@ -73,9 +73,9 @@ class Inside:
         tokens = layout.tokens_of(at)
         slots, origin = layout.slot[at.row, tokens], layout.origin[at.row, tokens]
         so_far.reached = so_far.reached or len(tokens)
-        image = self.prompt[at].tokens
-        act = self.act.at(self.prompt.samples[at.row], at.number).of(so_far.reached, image.grid, image.video)
-        keep = act.budget(len(tokens), so_far.reached)
+        image, images = self.prompt[at].tokens, len(self.prompt.rows[at.row])
+        act = self.act.at(self.prompt.samples[at.row], at.number, images).of(so_far.reached, image.grid, image.video)
+        keep = due_of(act, image, slots, so_far.reached)
         stays = keep >= len(tokens)
         if stays and not isinstance(act.method, Observes):
             return Chosen(tokens, slots, origin)

@@ -71,6 +71,7 @@ def masking_oracle(
     report: RunReport,
     policies: Mapping[int, str] | None = None,
     image: Tensor | None = None,
+    positions: Tensor | None = None,
 ) -> Tensor:
     """Logits that a pruned generation of `tokens` must have given.
 
@@ -81,6 +82,8 @@ def masking_oracle(
         policies: layer -> "compact" where a stage re-numbers positions; "original" elsewhere.
         image: [B, S] number of the image in its sample that a prompt column shows, -1 for text. By default each stretch
             of placeholders is one.
+        positions: [B, S + T - 1] or [axes, B, S + T - 1] ids of the prompt and of what was fed behind it, as they were
+            counted; by default as `generate` counts them.
 
     Returns:
         [B, T, V]: the logits from which each generated token was chosen. Float32 models only.
@@ -90,7 +93,7 @@ def masking_oracle(
     """
     if is_recurrent(model):
         raise UserError("The masking oracle does not apply to recurrent layers: use the cutting oracle.")
-    run = _Reference(model, inputs, tokens, report, policies or {}, image)
+    run = _Reference(model, inputs, tokens, report, policies or {}, image, positions)
     text, rotary, whole = run.adapter.text_model, {}, {}
 
     def note_masks(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -132,9 +135,10 @@ def cutting_oracle(
     report: RunReport,
     policies: Mapping[int, str] | None = None,
     image: Tensor | None = None,
+    positions: Tensor | None = None,
 ) -> Tensor:
     """The same for one sample without padding of a causal model, its dropped tokens taken out of the hidden states."""
-    run = _Reference(model, inputs, tokens, report, policies or {}, image)
+    run = _Reference(model, inputs, tokens, report, policies or {}, image, positions)
     if len(tokens) != 1 or not bool(run.real.all()):
         raise UserError("The cutting oracle takes one sample without padding.")
 
@@ -178,20 +182,22 @@ def oracle(
     report: RunReport,
     policies: Mapping[int, str],
     image: Tensor,
+    positions: Tensor | None = None,
 ) -> Tensor:
     """The masking oracle of a batch, or row by row the cutting oracle on a model with recurrent layers.
 
     Args:
         rows: the same prompts, each by itself and without padding.
-        image: [B, S] as the masking oracle takes it.
+        image, positions: as the masking oracle takes them.
     """
     if not is_recurrent(model):
-        return masking_oracle(model, inputs, tokens, report, policies, image)
+        return masking_oracle(model, inputs, tokens, report, policies, image, positions)
     found = []
     for row, own in enumerate(rows):
         alone = RunReport(stages=[(layer, [kept[row]]) for layer, kept in report.stages], trimmed=report.trimmed)
         at, start = slice(row, row + 1), image.shape[1] - own["input_ids"].shape[1]
-        found.append(cutting_oracle(model, own, tokens[at], alone, policies, image[at, start:]))
+        own_positions = None if positions is None else positions[..., at, start:]
+        found.append(cutting_oracle(model, own, tokens[at], alone, policies, image[at, start:], own_positions))
     return torch.cat(found)
 
 
@@ -206,6 +212,7 @@ class _Reference:
         report: RunReport,
         policies: Mapping[int, str],
         image: Tensor | None,
+        positions: Tensor | None,
     ) -> None:
         self.model, self.adapter, self.policies = model, adapter_for(model), policies
         self.trimmed, self.prompt = report.trimmed, inputs["input_ids"].shape[1]
@@ -220,11 +227,12 @@ class _Reference:
         self.visible = {0: self.real}
         for layer, kept in report.stages:
             self.visible[layer] = self.real & _kept_columns(self.image, kept)
-        self.positions = {0: _positions(self.adapter, self.full)}
+        self.positions = {0: _positions(self.adapter, self.full) if positions is None else positions}
         for layer in sorted(self.visible):
-            before = self.positions[max(at for at in self.positions if at <= layer)]
-            compact = policies.get(layer) == "compact"
-            self.positions[layer] = _renumber(before, self.visible[layer], self.image) if compact else before
+            last = max(at for at in self.positions if at <= layer)
+            before, seen = self.positions[last], self.real if layer == last else self.visible[last]
+            dropped = (self.visible[layer] != seen).any(1) & (policies.get(layer) == "compact")
+            self.positions[layer] = _renumber(before, self.visible[layer], self.image, dropped)
 
     def note_positions(self, given: Tensor | None) -> None:
         """What the model itself counts: [B or 1, S] or [axes, B, S], without the row that counts text."""
@@ -309,11 +317,11 @@ def _positions(adapter: Adapter, inputs: Mapping[str, Any]) -> Tensor:
     return adapter.inner.get_rope_index(inputs["input_ids"], attention_mask=mask, **known)[0]
 
 
-def _renumber(positions: Tensor, visible: Tensor, image: Tensor) -> Tensor:
-    """Compact ids, token by token: text counts on, an image's axes are ranked in each stretch of it, and text goes on
-    after the largest id."""
+def _renumber(positions: Tensor, visible: Tensor, image: Tensor, dropped: Tensor) -> Tensor:
+    """Compact ids of the rows that lost tokens ([B] `dropped`), token by token: text counts on, an image's axes are
+    ranked in each stretch of it, and text goes on after the largest id."""
     table = positions.clone() if positions.ndim == 3 else positions[None].clone()
-    for row in range(visible.shape[0]):
+    for row in dropped.nonzero().squeeze(1).tolist():
         columns = visible[row].nonzero().squeeze(1).tolist()
         cursor = int(table[:, row, columns[0]].min())
         while columns:

@@ -13,7 +13,7 @@ def gather_positions(positions: Tensor, index: Tensor) -> Tensor:
     return positions.gather(2, index.expand(positions.shape[0], -1, -1))
 
 
-def compact(positions: Tensor, valid: Tensor, image: Tensor, text_row: bool) -> tuple[Tensor, Tensor]:
+def compact(positions: Tensor, valid: Tensor, image: Tensor, text_row: bool, dropped: Tensor) -> tuple[Tensor, Tensor]:
     """Re-number kept tokens as if the dropped ones had never been there.
 
     1-D ids simply count on. M-RoPE ids are re-numbered by the model's own rule: a text token takes the next id on
@@ -24,6 +24,7 @@ def compact(positions: Tensor, valid: Tensor, image: Tensor, text_row: bool) -> 
         valid: [B, P] real tokens.
         image: [B, P] number of the token's image in its sample, -1 for text.
         text_row: whether axis 0 of M-RoPE ids counts tokens (transformers' fourth row) and so is 1-D.
+        dropped: [B] rows that lost tokens; the others keep their ids, as they would by themselves.
 
     Returns:
         The new ids, and `delta` ([B] or [axes, B]): what later ids must be lowered by.
@@ -34,7 +35,9 @@ def compact(positions: Tensor, valid: Tensor, image: Tensor, text_row: bool) -> 
     for row in range(flat.shape[1]):
         columns = valid[row].nonzero().squeeze(1)
         old = flat[:, row, columns]
-        if positions.ndim == 2:
+        if not dropped[row]:
+            fresh = old
+        elif positions.ndim == 2:
             fresh = _count(old)
         elif text_row:
             fresh = torch.cat([_count(old[:1]), _rank_by_segment(old[1:], image[row, columns])])

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from vlmprune.core.act import Act
-from vlmprune.core.budget import Keeps
+from vlmprune.core.budget import Keeps, resolve_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.fusion import layers_before
 from vlmprune.core.method import Method, PixelMethod
+from vlmprune.core.plan import acts_of
 from vlmprune.core.recipe import Recipe
 from vlmprune.core.roles import Fusing, Observes, OrdersParts, changes_encoding
-from vlmprune.core.view import ImageView, Merged, Selection
+from vlmprune.core.view import ImageView, Merged, ModelInfo, Selection, frames_of
 from vlmprune.models.base import Adapter
-from vlmprune.runtime.flow import Prompt
+from vlmprune.runtime.flow import Prompt, PromptImage
 from vlmprune.runtime.prompt_reading import Picked, prompt_signals
 from vlmprune.runtime.prompt_text import ImageText
 from vlmprune.runtime.vision import ImageTokens
@@ -70,21 +71,31 @@ def fused_layers(adapter: Adapter, acts: Mapping[int, Act]) -> dict[int, int]:
     return layers
 
 
-def check_budgets(recipe: Recipe, prompt: Prompt) -> None:
-    """Raise UserError where budgets for each image do not fit the images of a prompt."""
+def check_budgets(recipe: Recipe, prompt: Prompt, info: ModelInfo) -> None:
+    """Raise UserError where budgets for each image, or each frame of a video, do not fit those of a prompt."""
     images = dict(zip(prompt.samples, prompt.rows, strict=True))  # beams repeat a sample's row
+    counts, frames = [len(row) for row in images.values()], [_frames_of_one(row) for row in images.values()]
     for stage in recipe.stages:
         if not isinstance(stage.keep, Keeps):
             continue
-        stage.keep.check([len(row) for row in images.values()])
+        stage.keep.check(counts, frames)
+        for sample, (count, parts) in enumerate(zip(counts, frames, strict=True)):
+            if stage.keep.for_frames(sample, count, parts):  # whether the method can
+                acts_of(stage.method, stage.keep.at(sample, 0, count), info, budget=stage.budget)
         if not isinstance(stage.method, PixelMethod):
             continue
         used = [image.tokens.keep for row in images.values() for image in row]
-        due = [stage.keep.at(sample, number) for sample, row in images.items() for number in range(len(row))]
+        due = [stage.keep.at(sample, at, len(row)) for sample, row in images.items() for at in range(len(row))]
         if used != due:  # images and videos are encoded apart, and neither knows where the other stands
             raise UserError(
                 f"{stage} cannot tell which budget is whose where images and videos are mixed: give all the same one."
             )
+
+
+def _frames_of_one(row: Sequence[PromptImage]) -> int:
+    """The frames of a sample's one video; 0 where it has something else, or nobody knows the frames."""
+    tokens = row[0].tokens if len(row) == 1 else None
+    return tokens.grid.frames if tokens is not None and tokens.video and tokens.grid is not None else 0
 
 
 def prompt_seed(seed: int, ids: Tensor | None, number: int) -> int:
@@ -117,7 +128,7 @@ def run_vision_acts(acts: Sequence[Act], image: ImageTokens, shown: Tensor, know
         so_far = known.so_far[act.stage]
         so_far.reached = so_far.reached or len(now.slots)
         act = act.of(so_far.reached, image.grid, image.video)
-        keep = act.budget(len(now.slots), so_far.reached)
+        keep = due_of(act, image, now.slots, so_far.reached)
         acted, stays = changes_encoding(act.method), keep >= len(now.slots)
         if acted or (stays and not isinstance(act.method, Observes)):
             states.append(now)
@@ -126,6 +137,22 @@ def run_vision_acts(acts: Sequence[Act], image: ImageTokens, shown: Tensor, know
         observe(view)
         states.append(now if stays else _apply(view, now, image))
     return states
+
+
+def due_of(act: Act, image: ImageTokens, slots: Tensor, reached: int) -> int:
+    """How many tokens an act, taken `of` the image, keeps of those in these slots.
+
+    Args:
+        reached: how many reached the method's first act.
+    """
+    if act.by_frame is None:
+        return act.budget(len(slots), reached)
+    assert image.grid is not None  # `Act.frames` has checked it
+    cells = image.cells(slots)
+    cells = cells[cells >= 0]
+    sizes = torch.bincount(frames_of(cells, image.grid), minlength=image.grid.frames).tolist()
+    due = sum(resolve_keep(keep, size) for keep, size in zip(act.by_frame.keeps, sizes, strict=True))
+    return due if due < len(cells) else len(slots)
 
 
 def observe(view: ImageView) -> None:
@@ -204,12 +231,20 @@ def _competing(view: ImageView, shown: Tensor) -> list[tuple[Tensor, int, int | 
         return [(shown, view.keep, None)]
     frames = view.frames[shown]
     numbers, sizes = (values.tolist() for values in torch.unique(frames, return_counts=True))
-    budgets = [max(1, size - 1) for size in sizes] if _counts_itself(view.act.method) else shares(sizes, view.keep)
+    if view.act.by_frame is not None:
+        budgets = [resolve_keep(view.act.by_frame.keeps[frame], size) for frame, size in zip(numbers, sizes)]
+    elif _counts_itself(view.act.method):
+        budgets = [max(1, size - 1) for size in sizes]
+    else:
+        budgets = shares(sizes, view.keep)
     return [(shown[frames == number], keep, number) for number, keep in zip(numbers, budgets, strict=True)]
 
 
 def _part(view: ImageView, tokens: Tensor, keep: int, frame: int | None) -> ImageView:
-    return view if frame is None and len(tokens) == view.n else view.only(tokens, keep, frame)
+    if frame is None and len(tokens) == view.n:
+        return view
+    part = view.only(tokens, keep, frame)
+    return part if part.act.by_frame is None else replace(part, act=part.act.in_frame(keep))
 
 
 def shares(sizes: list[int], keep: int) -> list[int]:

@@ -25,6 +25,7 @@ from vlmprune.runtime.cache import session_closed, session_opened, state_of
 from vlmprune.runtime.candidates import watch_candidates
 from vlmprune.runtime.expected import EMBEDS, MASK, cache_in, interface, interface_of
 from vlmprune.runtime.flow import Prompt, PromptImage
+from vlmprune.runtime.growing import place_new_images
 from vlmprune.runtime.head import Head, can_generate
 from vlmprune.runtime.prefill import SharedPrefill, untouched
 from vlmprune.runtime.select import check_budgets
@@ -65,7 +66,8 @@ def prune(
         method: a name (`"hiprune"`), a recipe (`"divprune:0.333 > fastv@2:0.333"`), or such an object.
         keep: share of each image's visual tokens in (0, 1], or a number of tokens per image. A list has one for each
             image or video of a prompt, in prompt order, `[0.5, 0.1]` for every sample or `[[0.5, 0.1], [64]]` sample by
-            sample. A recipe may carry its own.
+            sample. "16/frame" is a budget for each frame of a video; `[128, 64, 32]`, where the prompt has one video of
+            three frames, or "[128, 64, 32]/frame" in any case, frame by frame. A recipe may carry its own.
         budget: what `keep` counts. "own", the default, is what the method's authors count (the mean over the layers in
             some methods, what the cut leaves in others). "mean" is the visual tokens that enter a decoder layer, mean
             over the layers (`session.last.entering`); "final" those left at the end. Both are solved for each image.
@@ -201,6 +203,7 @@ class Session:
             if hasattr(self.model, name):
                 self._attached.put(self.model, name, _refuse_continuous)
         self._watch_generate_mask()
+        place_new_images(self._attached, self.adapter)
         trims = any(act.method.trims_cache for act in self._text.at_layer.values())
         watch_candidates(self._attached, self.model, hold_back=trims)
 
@@ -357,7 +360,7 @@ class Session:
             row_images.sort(key=lambda image: int(image.columns[0]))
         seconds = sum(record.seconds for record in records.values() if not record.shared)
         prompt = Prompt(rows, [row // copies for row in range(len(rows))], ids, tail, blocks, seconds)
-        check_budgets(self.recipe, prompt)
+        check_budgets(self.recipe, prompt, self.adapter.info)
         return prompt
 
     def _copies(self, masks: dict[str, Tensor], records: dict[str, VisionRecord]) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmprune.core.budget import Keep, Keeps, resolve_keep
+from vlmprune.core.budget import ByFrame, Keep, Keeps, resolve_keep
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import PixelMethod
 from vlmprune.core.needs import EncoderNeed
@@ -54,7 +54,7 @@ class ImageTokens:
     adapter: Adapter
     signals: dict[EncoderNeed, Any] = field(default_factory=dict)
     made: bool = False
-    keep: Keep | None = None
+    keep: Keep | ByFrame | None = None
     video: bool = False
 
     @property
@@ -242,13 +242,15 @@ class VisionWrapper:
         self.seen(self.modality, record)
         return output
 
-    def _budgets(self, call: dict[str, Any]) -> list[Keep] | None:
+    def _budgets(self, call: dict[str, Any]) -> list[Keep | ByFrame] | None:
         """Of each picture, where they differ and the pictures are resized by them."""
         if self.stage is None or not isinstance(self.stage.keep, Keeps):
             return None
         return self.stage.keep.in_a_row(len(self.adapter.slots(self.modality, call)))
 
-    def _resized(self, call: dict[str, Any], budgets: list[Keep] | None) -> tuple[list[Slots] | None, dict[str, Any]]:
+    def _resized(
+        self, call: dict[str, Any], budgets: list[Keep | ByFrame] | None
+    ) -> tuple[list[Slots] | None, dict[str, Any]]:
         """The images' own slots and the arguments for smaller ones; None and `call` where the budget is every token."""
         assert self.stage is not None and isinstance(self.stage.method, PixelMethod)
         places = self.adapter.slots(self.modality, call)
@@ -264,7 +266,8 @@ class VisionWrapper:
         return places, self.adapter.resize(self.modality, call, smaller)
 
     @staticmethod
-    def _smaller(grid: Grid, method: PixelMethod, keep: Keep) -> Grid:
+    def _smaller(grid: Grid, method: PixelMethod, keep: Keep | ByFrame) -> Grid:
+        assert not isinstance(keep, ByFrame)  # `core.framed` has refused it
         budget = resolve_keep(keep, grid.size)
         return grid if budget >= grid.size else method.resize(grid, budget)
 

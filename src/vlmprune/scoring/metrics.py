@@ -1,7 +1,7 @@
 """The metrics of the tasks, by name. All of them are in percent.
 
-- `ACCURACY`, `SOFT_ACCURACY`, `ANLS`, `RELAXED_ACCURACY`, `OCRBENCH`: the mean of the scores, under the name that it
-  has for that kind of score. A unit is a question. OCRBench's points of 1,000 are ten times its value.
+- `ACCURACY`, `SOFT_ACCURACY`, `ANLS`, `RELAXED_ACCURACY`, `BOX_ACCURACY`, `OCRBENCH`: the mean of the scores, under the
+  name that it has for that kind of score. A unit is a question. OCRBench's points of 1,000 are ten times its value.
 - `F1`: of "yes" (POPE), with precision, recall, accuracy and the share of "yes" beside it. A unit is a question.
 - `MME_TOTAL`, `MME`: see `scoring.pairs`. A unit is a pair; its details `perception` and `cognition` are points.
 - `CIRCULAR`, `HALLUSION`: see `scoring.groups`. A unit is a group of questions.
@@ -38,6 +38,7 @@ ACCURACY = _mean_score("accuracy")
 SOFT_ACCURACY = _mean_score("soft accuracy")
 ANLS = _mean_score("ANLS")
 RELAXED_ACCURACY = _mean_score("relaxed accuracy")
+BOX_ACCURACY = _mean_score("accuracy at IoU 0.5")
 OCRBENCH = _mean_score("OCRBench score / 10")
 JUDGED_SCORE = _mean_score("judged score")
 
@@ -96,6 +97,7 @@ METRICS: dict[str, Metric] = {
         SOFT_ACCURACY,
         ANLS,
         RELAXED_ACCURACY,
+        BOX_ACCURACY,
         OCRBENCH,
         F1,
         MME,
@@ -110,6 +112,7 @@ METRICS: dict[str, Metric] = {
 __all__ = [
     "ACCURACY",
     "ANLS",
+    "BOX_ACCURACY",
     "CIRCULAR",
     "F1",
     "HALLUSION",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from vlmprune.core.errors import UserError
+from vlmprune.scoring.boxes import box
 from vlmprune.scoring.documents import anls, relaxed
 from vlmprune.scoring.judged import JUDGED
 from vlmprune.scoring.mathvision import mathvision
@@ -39,6 +40,7 @@ SCORERS: dict[str, Scorer] = {
     "vqa": vqa,
     "anls": anls,
     "relaxed": relaxed,
+    "box": box,
     "mathvision": mathvision,
     "mathvista": mathvista,
     **{name: kind.alone for name, kind in JUDGED.items()},

@@ -24,8 +24,13 @@ def built_in_tasks() -> dict[str, Task]:
 
 
 def generated_tasks() -> dict[str, GeneratedTask]:
-    """The tasks that need no data, which are asked where none are named."""
+    """The tasks that need no data."""
     return {name: task for name, task in built_in_tasks().items() if isinstance(task, GeneratedTask)}
+
+
+def learnt_tasks() -> tuple[str, ...]:
+    """The names of the generated tasks that the embedded models can do, which are asked where none are named."""
+    return tuple(name for name, task in generated_tasks().items() if task.learnt)
 
 
 def get_task(name: str) -> Task:
@@ -44,4 +49,4 @@ def get_task(name: str) -> Task:
     raise UserError(f"There is no task {name!r}: {hint}")
 
 
-__all__ = ["Task", "built_in_tasks", "generated_tasks", "get_task"]
+__all__ = ["Task", "built_in_tasks", "generated_tasks", "get_task", "learnt_tasks"]

@@ -62,6 +62,11 @@ class Task(ABC):
     endless: ClassVar[bool] = False
 
     @property
+    def has_videos(self) -> bool:
+        """Whether it is known to ask about videos alone, before a sample is read."""
+        return False
+
+    @property
     def source(self) -> str:
         """Where its data is to be had, and how large it is, for people; "" where that is not to be said."""
         return ""

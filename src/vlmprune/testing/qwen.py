@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from vlmprune.testing.images import ODD, Arguments, Kind, Slots, blocks, pixels, text
@@ -18,7 +20,6 @@ IDS = {
     "vision_end_token_id": VISION_END,
 }  # fmt: skip
 TYPES = ("mm_token_type_ids", (0, 1, 2))
-LACKS = {"new image": "transformers cannot place a new image's M-RoPE ids behind a cache"}
 
 
 def _grid(seed: int) -> tuple[int, int, int]:
@@ -48,16 +49,19 @@ def _image(seed: int) -> tuple[Arguments, list[int]]:
 image = Kind(_image, lambda seed: _patches(_grid(seed)), side=2, frames=2)
 
 
-def video(timestamps: bool = False, seconds: bool = False) -> Kind:
+def video(
+    timestamps: bool = False, seconds: bool = False, grid_of: Callable[[int], tuple[int, int, int]] = _video_grid
+) -> Kind:
     """In one block, or a block for each frame with its time as text before it.
 
     Args:
         timestamps: whether the times stand in the prompt.
         seconds: whether the time between frames is an argument.
+        grid_of: frames, rows and columns of patches, by seed.
     """
 
     def one(seed: int) -> tuple[Arguments, list[int]]:
-        frames, rows, cols = grid = _video_grid(seed)
+        frames, rows, cols = grid = grid_of(seed)
         slots = rows * cols // 4
         arguments = {
             "pixel_values_videos": pixels(frames * rows * cols, 3 * 2 * PATCH**2, seed=seed),
@@ -72,4 +76,4 @@ def video(timestamps: bool = False, seconds: bool = False) -> Kind:
             ids += [*text(3, 1000 + 10 * seed + frame), VISION_START, *[VIDEO] * slots, VISION_END]
         return arguments, ids
 
-    return Kind(one, lambda seed: _patches(_video_grid(seed)), side=2, frames=2)
+    return Kind(one, lambda seed: _patches(grid_of(seed)), side=2, frames=2)

@@ -58,7 +58,7 @@ class HiPrunePlus(HiPrune):
 
     def relevance(self, view: ImageView) -> Tensor:
         """Cosine of each token with the mean of the text, times `relevance_sign`, [n]."""
-        visual, text, _ = view["aligned"]
+        visual, text = view["aligned"][:2]
         if not len(text):
             return visual.new_zeros(view.n)
         mean = nn.functional.normalize(text.float().mean(0), dim=0)

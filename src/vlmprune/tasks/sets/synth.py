@@ -1,10 +1,12 @@
-"""The generated benchmark."""
+"""The generated benchmark: six abilities of one picture, and what else a model is asked to look at."""
 
-from vlmprune.scoring.metrics import ACCURACY, F1, MME
+from vlmprune.scoring.metrics import ACCURACY, BOX_ACCURACY, F1, MME
+from vlmprune.tasks import drawing
 from vlmprune.tasks.generated import GeneratedTask, guess
 
 SYNTH_MME = GeneratedTask(
     name="synth-mme",
+    version=2,
     dimension="comprehensive evaluation",
     summary="yes/no pairs about colours and places; a pair with both right counts extra",
     metric=MME,
@@ -13,6 +15,7 @@ SYNTH_MME = GeneratedTask(
 )
 SYNTH_OCR = GeneratedTask(
     name="synth-ocr",
+    version=2,
     dimension="OCR",
     summary="digits on a plate, a single letter",
     metric=ACCURACY,
@@ -20,6 +23,7 @@ SYNTH_OCR = GeneratedTask(
 )
 SYNTH_MATH = GeneratedTask(
     name="synth-math",
+    version=2,
     dimension="mathematical reasoning",
     summary="counting, comparing a count",
     metric=ACCURACY,
@@ -27,6 +31,7 @@ SYNTH_MATH = GeneratedTask(
 )
 SYNTH_CHOICE = GeneratedTask(
     name="synth-choice",
+    version=2,
     dimension="multidisciplinary knowledge",
     summary="multiple choice of four",
     metric=ACCURACY,
@@ -34,6 +39,7 @@ SYNTH_CHOICE = GeneratedTask(
 )
 SYNTH_POPE = GeneratedTask(
     name="synth-pope",
+    version=2,
     dimension="hallucination",
     summary="is there such an object; adversarial negatives",
     metric=F1,
@@ -41,8 +47,53 @@ SYNTH_POPE = GeneratedTask(
 )
 SYNTH_INSTRUCT = GeneratedTask(
     name="synth-instruct",
+    version=2,
     dimension="instruction following",
     summary="answers in the asked form, lookups in a word or two",
     metric=ACCURACY,
     chance=guess("synth-instruct"),
+)
+SYNTH_GROUND = GeneratedTask(
+    name="synth-ground",
+    dimension="grounding",
+    summary="the box of an object, right at an IoU of 0.5",
+    metric=BOX_ACCURACY,
+    chance=guess("synth-ground"),
+    learnt=False,
+)
+SYNTH_DOCUMENT = GeneratedTask(
+    name="synth-document",
+    dimension="documents",
+    summary="small text on a page: the number at a letter, the letter of a number",
+    metric=ACCURACY,
+    chance=guess("synth-document"),
+    drawer=drawing.pages,
+    learnt=False,
+)
+SYNTH_SCREEN = GeneratedTask(
+    name="synth-screen",
+    dimension="screenshots",
+    summary="a button's colour, letter or box",
+    metric=ACCURACY,
+    chance=guess("synth-screen"),
+    drawer=drawing.screens,
+    learnt=False,
+)
+SYNTH_IMAGES = GeneratedTask(
+    name="synth-images",
+    dimension="several images",
+    summary="two pictures: which of them has an object, a colour or a count in one of them",
+    metric=ACCURACY,
+    chance=guess("synth-images"),
+    drawer=drawing.pairs,
+    learnt=False,
+)
+SYNTH_VIDEO = GeneratedTask(
+    name="synth-video",
+    dimension="video",
+    summary="eight frames: what moves, changes, appears or comes first, how many appear, a number shown for a time",
+    metric=ACCURACY,
+    chance=guess("synth-video"),
+    drawer=drawing.clips,
+    learnt=False,
 )

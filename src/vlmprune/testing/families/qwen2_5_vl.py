@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from vlmprune.testing.family import Family
 from vlmprune.testing.images import by_turns
-from vlmprune.testing.qwen import IDS, LACKS, TEXT, TOWER, TYPES, image, video
+from vlmprune.testing.qwen import IDS, TEXT, TOWER, TYPES, image, video
 from vlmprune.testing.weights import builder, mrope
 
 _images = Family(
@@ -12,7 +12,7 @@ _images = Family(
     builder(
         "Qwen2_5_VL", {**TOWER, "window_size": 16, "fullatt_block_indexes": [1, 3]}, {**TEXT, **mrope(1, 1, 2)}, **IDS
     ),
-    image, types=TYPES, window=2, lacks=LACKS,
+    image, types=TYPES, window=2,
 )  # fmt: skip
 FAMILIES = {
     "qwen2_5_vl": _images,
