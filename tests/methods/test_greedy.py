@@ -57,6 +57,7 @@ def test_without_a_matrix_the_picks_are_the_same(
 ) -> None:
     count = 100 if kind is duplicates else 260  # among more duplicates than that, rounding decides
     whole = most_diverse(kind(0), count, again)
+    assert whole.dtype == torch.long and len(whole) == count
     monkeypatch.setattr(diversity, "MATRIX_BYTES", 0)
     assert torch.equal(most_diverse(kind(0), count, again), whole)
 
@@ -87,10 +88,15 @@ def test_what_float32_cannot_tell_is_found_in_float64() -> None:
 
 
 def test_a_search_reads_no_number_where_that_would_be_a_wait() -> None:
+    rows = spread(8) / diversity.lengths(spread(8))[:, None]
+    matrix = torch.empty(300, 300)
+    farthest = diversity._nearest_others(rows, matrix)
+    matrix.fill_diagonal_(-torch.inf)
     with Reads() as reads:
-        most_diverse(spread(8), 50)
+        picks = diversity._picks(lambda pick: matrix.index_select(0, pick)[0], farthest, 50)
         Search(spread(8), lengths(8).float(), 50).run()
     assert not reads.found
+    assert torch.equal(picks, most_diverse(spread(8), 50))
     with Reads() as reads:
         spread(8).sum().item()
     assert reads.found  # the count counts

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +40,7 @@ def most_diverse(features: Tensor, count: int, again: bool = False) -> Tensor:
     The first row is the one whose nearest other row is farthest; each next row is the one farthest from all picked so
     far. Ties go to the lower index; a zero vector is given the length of the smallest normal number. Time O(n^2 D / 2 +
     n count), memory n^2 numbers. Where these take more than `MATRIX_BYTES`, time O(n^2 D / 2 + n count D), memory
-    O(n D). No number is read in the loop, for which a GPU would have to wait.
+    O(n D). A GPU is not waited for in the loop.
 
     Args:
         features: [n, D], in the precision in which distances are to be computed.
@@ -49,17 +52,35 @@ def most_diverse(features: Tensor, count: int, again: bool = False) -> Tensor:
     """
     directions, n = features / lengths(features)[:, None], len(features)
     matrix = features.new_empty(n, n) if n * n * features.element_size() <= MATRIX_BYTES else None
-    pick = _nearest_others(directions, matrix).argmax(keepdim=True)
+    farthest = _nearest_others(directions, matrix)
     if matrix is not None and not again:
         matrix.fill_diagonal_(-torch.inf)  # never the farthest again
-    picks, nearest = [pick], features.new_full((n,), torch.inf)
+    if matrix is not None and matrix.is_cpu:
+        return _picks_here(matrix.float().numpy(), farthest.float().numpy(), count)
+
+    def row_of(pick: Tensor) -> Tensor:
+        if matrix is not None:
+            return matrix.index_select(0, pick)[0]
+        row = _distances(directions[pick], directions)[0]
+        return row if again else row.index_fill_(0, pick, -torch.inf)
+
+    return _picks(row_of, farthest, count)
+
+
+def _picks(row_of: Callable[[Tensor], Tensor], farthest: Tensor, count: int) -> Tensor:
+    """The greedy order, without reading a number. `row_of` gives the distances [n] of a pick [1]."""
+    picks, nearest = [farthest.argmax(keepdim=True)], torch.full_like(farthest, torch.inf)
     while len(picks) < count:
-        row = _distances(directions[pick], directions) if matrix is None else matrix.index_select(0, pick)
-        if matrix is None and not again:
-            row.index_fill_(1, pick, -torch.inf)
-        pick = torch.minimum(nearest, row[0], out=nearest).argmax(keepdim=True)
-        picks.append(pick)
+        picks.append(torch.minimum(nearest, row_of(picks[-1]), out=nearest).argmax(keepdim=True))
     return torch.cat(picks)
+
+
+def _picks_here(matrix: np.ndarray, farthest: np.ndarray, count: int) -> Tensor:
+    """The same on a CPU, where a step in numpy takes a third of the time that its calls of torch take."""
+    picks, nearest = [farthest.argmax()], np.full_like(farthest, np.inf)
+    while len(picks) < count:
+        picks.append(np.minimum(nearest, matrix[picks[-1]], out=nearest).argmax())
+    return torch.from_numpy(np.array(picks))
 
 
 def _distances(some: Tensor, directions: Tensor) -> Tensor:

@@ -67,12 +67,13 @@ class CDPruner(Method):
 
     def picks(self, view: ImageView) -> list[Tensor]:
         """For each tile that picks by itself, its token indices in the order in which they are picked."""
-        relevance = self.relevance(view)
-        frames = view.frames if view.info.llava and self.per is None else torch.zeros_like(view.slots)
+        relevance, features = self.relevance(view), view["features"]
+        if not view.info.llava or self.per is not None or view.grid is None or view.grid.frames == 1:
+            return [self.greedy(features, relevance, view.keep)]
+        frames = view.frames
         pools = [(frames == frame).nonzero().squeeze(1) for frame in frames.unique()]
         sizes = [len(pool) for pool in pools]
         budgets = fill([view.keep * size // view.n for size in sizes], sizes, view.keep, range(len(sizes)))
-        features = view["features"]
         return [pool[self.greedy(features[pool], relevance[pool], k)] for pool, k in zip(pools, budgets) if k]
 
     def relevance(self, view: ImageView) -> Tensor:
