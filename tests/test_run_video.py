@@ -67,9 +67,9 @@ def test_a_budget_for_each_frame(keep: str, kept: list[int] | None, folder: Path
     assert run(folder, "v.mp4", *given, "--keep", keep) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["kept_by_frame"] == (kept or [4, said["visual_tokens"]["before"] // 4])
-    assert run(folder, "v.mp4", *given, "--keep", "[4, 2, 1]") == 1
+    assert run(folder, "v.mp4", *given, "--keep", "[4, 2, 1]") == 2
     assert "one video of 2 frames: give one for each frame" in capsys.readouterr().err
-    assert run(folder, "v.mp4", *given, "--keep", "4/second") == 1
+    assert run(folder, "v.mp4", *given, "--keep", "4/second") == 2
     assert "'4/second' is not a budget" in capsys.readouterr().err
 
 

@@ -53,7 +53,7 @@ model on average. A budget means [what a method's authors mean by it](quickstart
 is an average over layers, which a model of few layers cannot always meet. So compare methods in the tables at equal
 mean tokens, or with about the same *entering*, not all methods of a column by budget. The models are tiny and their
 world is generated: this says nothing about photographs. Methods that compare the picture with the question use the
-language model's embeddings, as these models have no text tower."""
+LLaVA's own text tower, and the language model's embeddings on the Qwen2.5-VL."""
 
 
 def main(arguments: list[str] | None = None) -> int:

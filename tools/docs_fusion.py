@@ -15,7 +15,9 @@ NOT_MEASURED = "Not measured for these models yet; `python benchmarks/fusion.py`
 
 
 def fusion(path: Path = FIGURES) -> str:
-    """Both tables, each with how many of its rows are on either side."""
+    """Both tables, each with how many of its rows are on either side, if they were measured on today's models."""
+    if not path.exists():
+        return NOT_MEASURED
     found = json.loads(path.read_text(encoding="utf-8"))
     return "\n\n".join([*_accuracy(found["accuracy"], found["questions"]), *_distance(found["distance"])])
 

@@ -56,7 +56,7 @@ def most_diverse(features: Tensor, count: int, again: bool = False) -> Tensor:
     if matrix is not None and not again:
         matrix.fill_diagonal_(-torch.inf)  # never the farthest again
     if matrix is not None and matrix.is_cpu:
-        return _picks_here(matrix.float().numpy(), farthest.float().numpy(), count)
+        return _picks_here(_numbers(matrix), _numbers(farthest), count)
 
     def row_of(pick: Tensor) -> Tensor:
         if matrix is not None:
@@ -81,6 +81,11 @@ def _picks_here(matrix: np.ndarray, farthest: np.ndarray, count: int) -> Tensor:
     while len(picks) < count:
         picks.append(np.minimum(nearest, matrix[picks[-1]], out=nearest).argmax())
     return torch.from_numpy(np.array(picks))
+
+
+def _numbers(values: Tensor) -> np.ndarray:
+    """Half precision as float32, which numpy has for all of it, and which holds the same numbers."""
+    return (values.float() if values.element_size() < 4 else values).numpy()
 
 
 def _distances(some: Tensor, directions: Tensor) -> Tensor:

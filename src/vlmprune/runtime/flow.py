@@ -180,6 +180,14 @@ class Segment:
             self.full = bool(self.valid.all())
         return None if self.full else self.valid
 
+    def _changed(self, positions: Tensor, valid: Tensor) -> Tensor:
+        """[B] rows that have other tokens than before: fewer, or some in the place of others that merged into them."""
+        before, width = self.layout.valid, min(valid.shape[1], self.layout.valid.shape[1])
+        now, then = _last_ids(positions, valid, width), _last_ids(self.positions, before, width)
+        other = (now != then).any(-1)
+        fewer = valid.sum(1) != before.sum(1)
+        return fewer | (other if other.ndim == 1 else other.any(0))
+
     def cut(self, layout: Layout, index: Tensor, policy: str, text_row: bool, shift: Tensor | None, even: bool) -> None:
         """Go on with the tokens `layout`, found at `index` [B, P] among those of now.
 
@@ -189,7 +197,7 @@ class Segment:
         """
         positions = gather_positions(self.positions, index)
         if policy == "compact":
-            dropped = layout.valid.sum(1) < self.layout.valid.sum(1)
+            dropped = self._changed(positions, layout.valid)
             positions, lowered = compact(positions, layout.valid, layout.image, text_row, dropped)
             self.delta = lowered if self.delta is None else self.delta + lowered
             self.renumbered = dropped if self.renumbered is None else self.renumbered | dropped
@@ -198,6 +206,12 @@ class Segment:
         self.index = index if self.index is None else self.index.gather(1, index)
         self.full = (even and self.full) or None
         self.layout, self.positions, self.memo = layout, positions, {}
+
+
+def _last_ids(positions: Tensor, valid: Tensor, width: int) -> Tensor:
+    """[B, width] or [axes, B, width]: the ids of the last real tokens, right-aligned, and -1 before them."""
+    order = valid.long().sort(dim=1, stable=True).indices[:, -width:]
+    return gather_positions(positions, order).masked_fill(~valid.gather(1, order), -1)
 
 
 def pad_left(orders: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
