@@ -306,6 +306,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "results": results_summary,
     "run-commands": run_commands,
     "speed": speed,
+    "selectors": made_by("docs_speed", "selectors"),
 }
 
 if __name__ == "__main__":
