@@ -170,8 +170,8 @@ class Forward:
         """The new tokens, nothing cut yet, behind what a band of the cache holds."""
         if band is None:
             places = torch.arange(self.past_valid.shape[1], device=self.device).expand(self.batch, -1)
-            full = (self.new_full and not places.shape[1]) or None
-            return Segment(0, layout, self.positions, self.past_valid, places, full=full)
+            alone: bool | None = (self.new_full and not places.shape[1]) or None
+            return Segment(0, layout, self.positions, self.past_valid, places, full=alone)
         assert self.state is not None and self.cache is not None
         tail = self.state.tail(self.cache)
         past = nn.functional.pad(band.valid.to(self.device), (0, tail), value=True)
