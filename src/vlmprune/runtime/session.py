@@ -34,6 +34,7 @@ from vlmprune.runtime.vision import (
     ImageTokens,
     VisionRecord,
     VisionWrapper,
+    check_merges_inside,
     current_names,
     joined,
     own_encoding,
@@ -120,6 +121,7 @@ class Session:
         if isinstance(model, nn.Module) and model is not self.model:  # what is wrapped around it; not a pipeline
             self._called.append(model)
         recipe.check(self.adapter.info)
+        check_merges_inside(self.adapter, recipe)
         self._text = TextHooks(self.adapter, recipe, positions, seed, text_tower, tokenizer)
         if text_tower is not None and self._text.needs_tower:
             clip = self.adapter.tower_rows and self.adapter.has_cls
