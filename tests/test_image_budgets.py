@@ -242,18 +242,18 @@ def test_several_images_may_be_the_latest() -> None:
 @torch.no_grad()
 def test_a_resized_picture_has_the_budget_of_its_age() -> None:
     """Pictures are encoded before anybody knows whose they are, so a batch of prompts is refused."""
-    single = alone("llava", RAGGED, 0)
-    aged, listed = ran("llava", "downsample", "9/latest+4/older", single), ran("llava", "downsample", [4, 9], single)
+    single, family = alone("qwen2_5_vl", RAGGED, 0), "qwen2_5_vl"
+    aged, listed = ran(family, "downsample", "9/latest+4/older", single), ran(family, "downsample", [4, 9], single)
     assert aged[2].tokens == listed[2].tokens and torch.equal(aged[1], listed[1])
     with pytest.raises(vlmprune.UserError, match="cannot tell which budget is whose"):
-        ran("llava", "downsample", "9/latest+4/older")
+        ran(family, "downsample", "9/latest+4/older")
 
 
 @torch.no_grad()
 def test_a_video_has_the_budget_of_its_age_as_a_whole() -> None:
     """A list as long as the video has frames would be one for each frame."""
-    check = check_budget("9/latest+4/older")
-    assert isinstance(check, Keeps) and not check.for_frames(0, 1, 2) and check.at(0, 0, 1) == 9
+    aged = check_budget("9/latest+4/older")
+    assert isinstance(aged, Keeps) and not aged.for_frames(0, 1, 2) and aged.at(0, 0, 1) == 9
 
 
 def test_budgets_by_age_as_text() -> None:

@@ -16,7 +16,6 @@ from vlmprune.serve.wanted import Allowed, Wanted
 if TYPE_CHECKING:
     from vlmprune.bench.load import Loaded
     from vlmprune.core.budget import Budget, Keep
-    from vlmprune.runtime.session import Session
 
 
 @dataclass
@@ -64,8 +63,8 @@ class Serving:
     def processor(self) -> Any:
         return self.loaded.processor
 
-    def session(self, wanted: Wanted, question: str | None = None, latest: int = 1) -> Session:
-        """A session for one request, not yet open.
+    def session(self, wanted: Wanted, question: str | None = None, latest: int = 1) -> Any:
+        """A session of `vlmprune.prune` for one request, not yet open.
 
         Args:
             question: what the conversation asks last.

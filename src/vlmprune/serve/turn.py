@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from vlmprune.core.errors import UserError
-from vlmprune.runtime.session import Session
 from vlmprune.serve.canary import Canary
 from vlmprune.serve.media import count_media, parts_of, text_of
 from vlmprune.serve.serving import Serving
@@ -42,7 +41,7 @@ class Turn:
         self._wanted = take_wanted(body, serving.allowed)
         check_template_options(body.get("chat_template_kwargs"))
         self._torch_seed = torch_seed(body.get("seed"))
-        self._session: Session | None = None
+        self._session: Any = None
         self._images = 0
         self.submitted = False
         self.tokens: tuple[int, int] | None = None
@@ -116,14 +115,12 @@ class Turn:
     @contextmanager
     def _again(self) -> Iterator[None]:
         """The same pruning a second time."""
-        assert self._session is not None
         with self._session:
             yield
 
     @contextmanager
     def _open(self) -> Iterator[None]:
         """The session, with a look at its first forward."""
-        assert self._session is not None
         model, began = self.serving.model, 0.0
 
         def before(*_: object) -> None:
@@ -146,7 +143,6 @@ class Turn:
 
     def _check_prefill(self, seconds: float) -> None:
         """Take down what the session did in the prefill, before the first token of the reply is there."""
-        assert self._session is not None
         report = self._session.last
         seen = len(report.kept[0]) if report.kept else 0
         if seen != self._images:
