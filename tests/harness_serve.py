@@ -50,6 +50,7 @@ def served(method: str, model: str = "llava", **options: Any) -> Iterator[tuple[
         finally:
             server.should_exit = True
             thread.join()
+            serving.stop()
 
 
 def shown(number: int) -> Image.Image:

@@ -49,7 +49,9 @@ def serve(
     positions: Annotated[str | None, typer.Option(help=POSITION_IDS)] = None,
     seed: Annotated[int, typer.Option(help="Seed of methods that draw.")] = 0,
     device: Annotated[str | None, typer.Option(help=DEVICE)] = None,
-    continuous_batching: Annotated[bool, typer.Option("--continuous-batching", hidden=True)] = False,
+    continuous_batching: Annotated[
+        bool, typer.Option("--continuous-batching", help="Of `transformers serve`: refused, as it cannot be pruned.")
+    ] = False,
 ) -> None:
     """Serve a pruned model with OpenAI's interface: chat completions and responses, with images and streaming."""
     from vlmprune.core.budget import parse_budget, parse_keep
@@ -77,9 +79,10 @@ def serve(
     with listen(host, port) as at:
         loaded = load_model(model, device, text_tower)
         allowed = Allowed(allow_request_keep, allow_request_query)
-        app = build_app(Serving(loaded, recipe, allowed, positions, seed, canary))
+        serving = Serving(loaded, recipe, allowed, positions, seed, canary)
+        app = build_app(serving)
         bound = f"[{host}]" if ":" in host else host
         typer.echo(f"Serving {model} under {recipe} at http://{bound}:{at.getsockname()[1]}/v1 (Ctrl-C stops it).")
         if host not in LOCAL:
             typer.echo("Whoever reaches this address can use the model: the server asks for no key.", err=True)
-        run(app, at)
+        run(serving, app, at)

@@ -112,8 +112,9 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError("Nothing can be served at ", *options, f": {reason}.") from error
 
 
-def run(app: Starlette, at: socket.socket) -> None:
+def run(serving: Serving, app: Starlette, at: socket.socket) -> None:
     """Serve until the process is told to stop."""
     config = uvicorn.Config(app, log_level="info", timeout_graceful_shutdown=PATIENCE)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once it has stopped
         uvicorn.Server(config).run(sockets=[at])
+    serving.stop()

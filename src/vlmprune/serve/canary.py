@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlmprune.serve.serving import Serving
+from vlmprune.serve.serving import Serving, StoppedError
 
 LOG = logging.getLogger("vlmprune.serve")
 SHOWN = 80  # characters of a reply in the log
@@ -44,6 +44,8 @@ class Canary:
             if self._sampled:
                 sequences = self._generate(pruned())
             unpruned = self._generate(nullcontext())
+        except StoppedError:
+            return
         except Exception:
             metrics.add({"canary_failures_total": 1})
             LOG.exception("canary %s: the comparison failed", self._request_id)
@@ -59,7 +61,7 @@ class Canary:
 
     def _generate(self, context: AbstractContextManager[None]) -> Tensor:
         with self._serving.lock, context:
-            return self._serving.model.generate(**self._arguments)
+            return self._serving.generate(self._arguments)
 
     def _reply(self, sequences: Tensor) -> list[int]:
         return sequences[0, self._arguments["input_ids"].shape[-1] :].tolist()

@@ -6,6 +6,9 @@ import threading
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+
 import vlmprune
 from vlmprune.core.budget import ByAge, by_age, check_budget
 from vlmprune.core.errors import Option, UserError
@@ -39,6 +42,7 @@ class Serving:
     canary: float = 0.0
     metrics: Metrics = field(default_factory=Metrics)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    _stopped: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.canary <= 1.0:
@@ -63,6 +67,19 @@ class Serving:
     def processor(self) -> Any:
         return self.loaded.processor
 
+    def generate(self, arguments: dict[str, Any]) -> Any:
+        """`model.generate`, to be called with the lock; it ends early when the server is stopped."""
+        criterion = _Stop(self._stopped)
+        criterion.check()
+        others = arguments.get("stopping_criteria") or []
+        return self.model.generate(**{**arguments, "stopping_criteria": StoppingCriteriaList([*others, criterion])})
+
+    def stop(self) -> None:
+        """End what is being generated, and wait for it: a process must not end in the middle of it."""
+        self._stopped.set()
+        with self.lock:
+            pass
+
     def session(self, wanted: Wanted, question: str | None = None, latest: int = 1) -> Any:
         """A session of `vlmprune.prune` for one request, not yet open.
 
@@ -86,6 +103,25 @@ class Serving:
         session = vlmprune.prune(self.model, asked, positions=self.positions, seed=self.seed, **read)
         session.question = wanted.query or question or None
         return session
+
+
+class StoppedError(RuntimeError):
+    """The server is being stopped."""
+
+
+class _Stop(StoppingCriteria):
+    """Ends a generation at its next token."""
+
+    def __init__(self, stopped: threading.Event) -> None:
+        self._stopped = stopped
+
+    def check(self) -> None:
+        if self._stopped.is_set():
+            raise StoppedError("The server is being stopped.")
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        self.check()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def serving_recipe(

@@ -96,7 +96,7 @@ class Turn:
             with serving.lock, self._open():
                 if self._torch_seed is not None:  # transformers set it when the request came, before others ran
                     torch.manual_seed(self._torch_seed)
-                sequences = serving.model.generate(**arguments)
+                sequences = serving.generate(arguments)
             if self.tokens is None:
                 raise UnseenError("the model's forward was not called")
         except Exception as error:
