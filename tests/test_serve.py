@@ -91,6 +91,17 @@ def test_requests_at_once_give_what_each_gives_alone(server: tuple[str, Serving]
     assert len(tokens) == 8
 
 
+def test_a_seed_decides_what_is_drawn_whatever_else_runs(closed: str) -> None:
+    drawn = {"generation_config": '{"do_sample": true, "temperature": 4.0, "max_new_tokens": 12}'}
+    bodies = [chat(says(1, QUESTION), seed=seed, **drawn) for seed in range(4)]
+    for body in bodies:
+        del body["temperature"]
+    alone = [content(post(closed, body)) for body in bodies]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda body: content(post(closed, body)), bodies))
+    assert together == alone and len({*alone}) > 1
+
+
 def test_a_text_alone_is_answered(closed: str) -> None:
     status, reply = post(closed, chat(says("What is this?")))
     assert status == 200 and reply["usage"]["vlmprune"] == {"visual_tokens": 0, "kept": 0}

@@ -40,7 +40,8 @@ class Turn:
         self.serving, self.request_id = serving, request_id
         self._wanted = take_wanted(body, serving.allowed)
         check_template_options(body.get("chat_template_kwargs"))
-        self._torch_seed = torch_seed(body.get("seed"))
+        # transformers would set it now, in the middle of another request's draws
+        self._torch_seed = torch_seed(body.pop("seed", None))
         self._session: Any = None
         self._images = 0
         self.submitted = False
@@ -94,7 +95,7 @@ class Turn:
         canary = self._canary(arguments) if later is not None else None
         try:
             with serving.lock, self._open():
-                if self._torch_seed is not None:  # transformers set it when the request came, before others ran
+                if self._torch_seed is not None:
                     torch.manual_seed(self._torch_seed)
                 sequences = serving.generate(arguments)
             if self.tokens is None:
