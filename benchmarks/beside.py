@@ -1,6 +1,6 @@
 """What the timing scripts share: things measured side by side, in turns, and a file that grows row by row.
 
-Each thing is measured once a turn, and the least of its times counts: whatever else the machine does only adds to a time.
+Each thing is measured once a turn, and the least of its times counts: what else the machine does can only add to it.
 A noise figure is a configuration against itself: the least of its even turns over the least of its odd ones.
 """
 
@@ -16,10 +16,8 @@ import torch
 import transformers
 from torch import nn
 
-import vlmprune
 from vlmprune.bench.load import machine
 from vlmprune.bench.store import write_json
-from vlmprune.core.errors import UserError
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -58,10 +56,11 @@ def noise(times: Sequence[float]) -> float:
     return min(times[1::2]) / min(times[::2])
 
 
-def parser(doc: str | None, out: str, repeats: int) -> argparse.ArgumentParser:
-    """The options that every script has."""
+def parser(doc: str | None, out: str, repeats: int | None) -> argparse.ArgumentParser:
+    """The options that every script has; `repeats` only where something is timed."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--repeats", type=int, default=repeats, help=f"turns (default: {repeats})")
+    if repeats is not None:
+        made.add_argument("--repeats", type=int, default=repeats, help=f"turns (default: {repeats})")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu, on one thread)")
     made.add_argument("--out", type=Path, default=RESULTS / out, help=f"file of the figures (default: {out})")
     return made
@@ -75,7 +74,7 @@ class Figures:
     """
 
     def __init__(self, asked: argparse.Namespace) -> None:
-        if asked.repeats < 2:
+        if getattr(asked, "repeats", 2) < 2:
             raise SystemExit(f"--repeats must be at least 2, not {asked.repeats}: the noise takes two turns.")
         if asked.device == "cuda" and not torch.cuda.is_available():
             raise SystemExit("--device cuda: there is no GPU that torch can use.")
@@ -99,12 +98,3 @@ class Figures:
 def rounded(row: dict[str, Any]) -> dict[str, Any]:
     """Floats with four significant digits; ratios near 1 thereby to a thousandth."""
     return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in row.items()}
-
-
-def refusal(recipe: str, model: Any) -> str | None:
-    """Why a recipe cannot run on a model, or None."""
-    try:
-        with vlmprune.prune(model, recipe):
-            return None
-    except UserError as error:
-        return str(error)

@@ -4,16 +4,15 @@
     python benchmarks/prefill.py --methods all
     python benchmarks/prefill.py --device cuda --model llava-1.5-7b
 
-The pruned prefill is the whole forward of the multimodal model, scoring and selecting included, without its vision tower
-and its projector, which the unpruned model needs as well. The bare one is the text model alone on random embeddings, with
-as many tokens at each decoder layer as the pruned one has there, and the head on the last token. So `ratio` is what the
-method, the runtime and the rest of the multimodal forward add; 1 would be a pruning that costs nothing. `unpruned` is the
-unpruned forward over the pruned one, both without tower and projector. Weights are random.
+The pruned prefill is the whole forward of the multimodal model, scoring and selecting included, without its vision
+tower and its projector, which the unpruned model needs as well. The bare one is the text model alone on random
+embeddings, with as many tokens at each decoder layer as the pruned one has there, and the head on the last token. So
+`ratio` is what the method, the runtime and the rest of the multimodal forward add; 1 would be a pruning that costs
+nothing. `unpruned` is the unpruned forward over the pruned one, both without tower and projector. Weights are random.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -27,7 +26,6 @@ import vlmprune
 from vlmprune.bench.random_inputs import random_inputs, usual_visual
 from vlmprune.bench.random_models import Architecture, random_model
 from vlmprune.core.errors import UserError
-from vlmprune.models import adapter_for
 
 SMALL = "llava-1.5-7b:layers=8,encoder_layers=3,shrink=4"  # 1,024 wide
 KEEPS = (0.333, 0.222, 0.111, 0.05)
@@ -53,7 +51,7 @@ class Subject:
 
     @contextlib.contextmanager
     def _encoding_seconds(self) -> Iterator[Callable[[], float]]:
-        """What tower and projector take while they encode the picture; a method that projects rows later pays for it."""
+        """What tower and projector take to encode the picture; a method that projects rows later pays for it."""
         spans: dict[nn.Module, list[float]] = {}
 
         def enter(module: nn.Module, _: Any) -> None:

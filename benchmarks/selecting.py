@@ -4,7 +4,7 @@
 
 runs DivPrune, CDPruner and Hi-Lo's selection on one thread, in turns with the authors' way (the whole matrix of
 distances, or the whole kernel, in float32), on features of two kinds, and writes benchmarks/results/selectors.json:
-the least time of each in milliseconds (`beside.py`), the ratio, and the ratio of the authors' way to itself as the noise.
+the least time of each in milliseconds, the ratio, and the ratio of the authors' way to itself as the noise.
 """
 
 from __future__ import annotations
