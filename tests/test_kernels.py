@@ -17,8 +17,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are defined
 pytest.importorskip("triton", reason="Triton is not installed: python3 tools/extras.py triton makes an environment")
 
-from vlmprune.scores import chunked, kernels, reference  # noqa: E402
-from vlmprune.scores.seen import Seen, packed, real_ones  # noqa: E402
+import vlmprune
+from vlmprune.scores import chunked, kernels, reference
+from vlmprune.scores.seen import Seen, packed, real_ones
+from vlmprune.testing import FAMILIES, alone
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Inputs are given in each precision, and the reference multiplies the same numbers in float32: only sums differ.
@@ -118,3 +120,17 @@ def test_two_runs_are_equal_to_the_last_bit() -> None:
     query, key = (torch.randn(1, 4, 200, 32, generator=draw).to(DEVICE, torch.bfloat16) for _ in range(2))
     first, second = (kernels.received_sum(query, key, 0.2, Seen()) for _ in range(2))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("method", ["hiprune", "fastv"])
+def test_a_session_says_that_the_kernels_ran(method: str) -> None:
+    family = FAMILIES["llava"]
+    model, inputs = family.build().to(DEVICE), alone(family, [[0]], 0)
+    inputs = {name: value.to(DEVICE) for name, value in inputs.items()}
+    kept = []
+    for way in ("torch", "triton"):
+        with torch.no_grad(), vlmprune.prune(model, method, keep=0.5, scores=way) as session:
+            model(**inputs)
+        assert session.last.scores == way
+        kept.append(session.last.kept[0][0])
+    assert torch.equal(*kept)

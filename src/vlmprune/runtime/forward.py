@@ -31,6 +31,7 @@ from vlmprune.runtime.select import Known, prompt_seed, run_vision_acts
 from vlmprune.runtime.taps import AttentionCall
 from vlmprune.runtime.trimming import Cut, trim_caches
 from vlmprune.runtime.watch import Watch
+from vlmprune.scores import computed_by
 
 if TYPE_CHECKING:
     from vlmprune.runtime.text import TextHooks
@@ -54,6 +55,7 @@ class Forward:
         self.shares = False  # whether its first layers are those of a `SharedPrefill`
         self.recorded = _asked_outputs(self.adapter.text_model.config, kwargs)
         self.seconds = 0.0
+        self.scored: set[str] = set()  # what computed attention statistics of decoder layers
         self.acted = Acted()
         self.known: dict[ImageAt, Known] = {}
         self.cuts: list[Cut] = []  # inside the LLM
@@ -322,7 +324,9 @@ class Forward:
             self._end_fusion()
             if number in self.hooks.at_layer:
                 start = time.perf_counter()
-                hidden = self._run_at_layer(number, self.hooks.at_layer[number], hidden, given)
+                with computed_by(self.hooks.scores) as ran:
+                    hidden = self._run_at_layer(number, self.hooks.at_layer[number], hidden, given)
+                self.scored |= ran
                 self.seconds += time.perf_counter() - start
             self._note(number, hidden)
         segment = self.current = self.segment_of(number)
@@ -486,6 +490,7 @@ class Forward:
             self.trimmed,
             {layer.number: layer.raised for layer in fused},
             self.past_places > 0,
+            self.scored | prompt.scores,
             self.seconds + sum(layer.seconds for layer in fused) + prompt.seconds,
         )
 

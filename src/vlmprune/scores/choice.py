@@ -7,16 +7,14 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlmprune.core.errors import Option, UserError
 from vlmprune.scores import chunked
 from vlmprune.scores.seen import Seen, packed, real_ones
 
-Way = Literal["auto", "torch", "triton"]
 WAYS = ("auto", "torch", "triton")
 WIDEST = 256  # of a head, for the kernels
 BOUND = 1e-5  # by which the two ways may differ in a share of attention of float32; sixteen-bit products are exact
@@ -32,12 +30,9 @@ class _Asked(threading.local):
 _ASKED = _Asked()
 
 
-def check_way(way: str) -> None:
-    """Raise UserError for a way that is not one, or that cannot run here."""
-    if way not in WAYS:
-        raise UserError(Option("scores", way), f" is not a way to compute attention statistics: {', '.join(WAYS)}.")
-    if way == "triton" and _kernels() is None:
-        raise UserError(Option("scores", way), " needs the package triton, which is not installed: use auto.")
+def has_kernels() -> bool:
+    """Whether Triton is installed."""
+    return _kernels() is not None
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 The first pass finds the log-sum-exp of every row, unless the caller has it. The second takes exp(logit - lse): summed
 over queries for received attention, which is then [B, H, S]; combined over heads for chosen rows.
 
-Products of sixteen-bit numbers are exact: TF32 holds all their digits. Float32 ones are multiplied without TF32. Sums are
-made in one order, so two runs are equal to the last bit.
+Products of sixteen-bit numbers are exact: TF32 holds all their digits. Float32 ones are multiplied without TF32. Sums
+are made in one order, so two runs are equal to the last bit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _OVER = {"mean": 0, "max": 1, "all": 2}
 @triton.jit
 def _logits(
     q, k, rows, columns, scaling, mask, segments_q, segments_k, batch, n_rows, n_columns, window,
-    PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr, SEGMENTS: tl.constexpr, CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr, SEGMENTS: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """[QUERIES, KEYS] float32 as softmax sees them; -inf where a query does not see the key."""
     logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scaling
@@ -61,7 +62,8 @@ def _block(base, index, count, width, stride, WIDE: tl.constexpr):
 @triton.jit
 def _lse_kernel(
     query, key, mask, segments_q, segments_k, sinks, out, scaling, n_rows, n_columns, width, window, heads, group,
-    PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr, SEGMENTS: tl.constexpr, CAUSAL: tl.constexpr, SINKS: tl.constexpr,
+    PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr, SEGMENTS: tl.constexpr,
+    CAUSAL: tl.constexpr, SINKS: tl.constexpr,
     WIDE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """The log-sum-exp [B, H, R] of each row; -inf for a row that sees nothing."""
@@ -96,7 +98,8 @@ def _lse_kernel(
 @triton.jit
 def _received_kernel(
     query, key, mask, segments_q, segments_k, lse, out, scaling, n_rows, n_columns, width, window, heads, group,
-    PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr, SEGMENTS: tl.constexpr, CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr, SEGMENTS: tl.constexpr,
+    CAUSAL: tl.constexpr,
     WIDE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """The attention [B, H, S] that each key receives at a head, summed over queries."""
@@ -122,7 +125,8 @@ def _received_kernel(
 @triton.jit
 def _rows_kernel(
     query, key, mask, segments_q, segments_k, lse, out, scaling, n_rows, n_columns, width, window, heads, group,
-    PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr, SEGMENTS: tl.constexpr, CAUSAL: tl.constexpr, OVER: tl.constexpr,
+    PRECISION: tl.constexpr, SOFTCAP: tl.constexpr, MASKED: tl.constexpr, SEGMENTS: tl.constexpr,
+    CAUSAL: tl.constexpr, OVER: tl.constexpr,
     WIDE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Attention [B, R, S] as its mean (OVER = 0) or maximum (1) over heads, or [B, H, R, S] (2)."""
@@ -168,19 +172,18 @@ class _Call:
         own, other = (None, None) if seen.segments is None else seen.segments
         self.own, self.other = (none if ids is None else ids.int().contiguous() for ids in (own, other))
         self.sinks = none if seen.sinks is None else seen.sinks.contiguous()
-        self.sizes = (
-            scaling,
-            self.rows,
-            self.columns,
-            width,
-            seen.window or FAR,
-            self.heads,
-            self.heads // key.shape[1],
-        )
+        group = self.heads // key.shape[1]
+        self.sizes = (scaling, self.rows, self.columns, width, seen.window or FAR, self.heads, group)
         self.fixed: dict[str, Any] = {
-            "PRECISION": "ieee" if query.dtype == torch.float32 else "tf32", "SOFTCAP": float(seen.softcap or 0.0), "MASKED": seen.mask is not None,
-            "SEGMENTS": own is not None, "CAUSAL": seen.causal, "WIDE": max(16, triton.next_power_of_2(width)), "QUERIES": QUERIES, "KEYS": KEYS,
-        }  # fmt: skip
+            "PRECISION": "ieee" if query.dtype == torch.float32 else "tf32",
+            "SOFTCAP": float(seen.softcap or 0.0),
+            "MASKED": seen.mask is not None,
+            "SEGMENTS": own is not None,
+            "CAUSAL": seen.causal,
+            "WIDE": max(16, triton.next_power_of_2(width)),
+            "QUERIES": QUERIES,
+            "KEYS": KEYS,
+        }
         self.has_sinks = seen.sinks is not None
 
     def empty(self, *shape: int) -> Tensor:
