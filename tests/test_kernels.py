@@ -25,7 +25,7 @@ from vlmprune.testing import FAMILIES, alone
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Inputs are given in each precision, and the reference multiplies the same numbers in float32: only sums differ.
 BOUND = {torch.float32: 2e-6, torch.float16: 2e-6, torch.bfloat16: 2e-6}
-often = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+often = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @st.composite
@@ -117,7 +117,7 @@ def test_padding_and_packed_sequences() -> None:
 
 def test_two_runs_are_equal_to_the_last_bit() -> None:
     draw = torch.Generator().manual_seed(0)
-    query, key = (torch.randn(1, 4, 200, 32, generator=draw).to(DEVICE, torch.bfloat16) for _ in range(2))
+    query, key = (torch.randn(1, 2, 70, 32, generator=draw).to(DEVICE, torch.bfloat16) for _ in range(2))
     first, second = (kernels.received_sum(query, key, 0.2, Seen()) for _ in range(2))
     assert torch.equal(first, second)
 
