@@ -136,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found |= {"device": asked.device, "hilo": [], "selections": []}
     for shape in HILO:
         found["hilo"] += [hilo_against_divprune(kind, shape, asked.repeats, asked.device) for kind in kinds]
+        write_json(asked.out, found)
     for name, shapes in SHAPES.items():
         for shape, target in shapes:
             if shape[0] > asked.largest:
