@@ -37,6 +37,7 @@ ALLOWED = {
     "report": PUBLIC | {"report", "ask", "bench", "published"},
     "doctor": PUBLIC | {"doctor", "ask", "bench", "models", "runtime", "testing"},
     "engines": PUBLIC | {"bench", "engines"},
+    "serve": PUBLIC | {"bench", "serve"},
     "cli": PUBLIC
     | {
         "ask",
@@ -46,6 +47,7 @@ ALLOWED = {
         "engines",
         "models",
         "report",
+        "serve",
         "tasks",
         "testing",
     },  # composes the others; nothing imports it
@@ -54,7 +56,16 @@ ALLOWED = {
 # trained models there. The package is installed without these folders, so nothing in it may import them.
 OUTSIDE = {"training", "tests", "tools", "benchmarks"}
 
-TRANSFORMERS = {"runtime", "models", "assets", "bench", "doctor", "testing", "cli"}  # who imports transformers at all
+TRANSFORMERS = {
+    "runtime",
+    "models",
+    "assets",
+    "bench",
+    "doctor",
+    "testing",
+    "serve",
+    "cli",
+}  # who imports transformers at all
 # Its internals (all modules below `transformers` but `transformers.utils`), and who imports them. A family's modeling
 # and processing files are below `models`: adapters read them, the runtime knows no family.
 INTERNALS = {
@@ -67,6 +78,8 @@ INTERNALS = {
     "masking_utils": {"runtime"},
     "modeling_utils": {"runtime"},
     "utils.generic": {"runtime"},
+    "cli": {"serve"},  # transformers' own server
+    "image_utils": {"serve"},
 }
 LIBRARY = Path(transformers.__file__).parent
 

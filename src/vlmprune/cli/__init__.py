@@ -9,6 +9,7 @@ import vlmprune
 from vlmprune.cli.bench import bench
 from vlmprune.cli.check import check
 from vlmprune.cli.listing import list_
+from vlmprune.cli.serve import serve
 from vlmprune.cli.shell import typer
 from vlmprune.cli.words import (
     DEVICE,
@@ -186,6 +187,7 @@ def doctor(
 
 
 app.command()(check)
+app.command()(serve)
 
 
 def main(arguments: list[str] | None = None) -> int:
