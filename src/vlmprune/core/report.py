@@ -46,6 +46,8 @@ class RunReport:
         wholes: how the slots of each image of each sample cover its picture, for drawing; empty for a video.
         fused: for each decoder layer whose attention Prune-Aware Fusion edited: of the attention rows (one query in one
             head) that see a candidate, the share in which it raised a logit.
+        scores: what computed attention statistics: "torch", "triton" (its kernels, on a GPU), or both; None where none
+            were read.
         seconds: time spent scoring and selecting (attention statistics and the methods' own work). For images from
             `encode_images`, whose statistics several methods share, it is the time of selecting alone.
     """
@@ -66,6 +68,7 @@ class RunReport:
     cells: Kept = field(default_factory=list)
     wholes: list[list[tuple[Whole, ...]]] = field(default_factory=list)
     fused: dict[int, float] = field(default_factory=dict)
+    scores: str | None = None
     seconds: float = 0.0
 
     def by_frame(self, sample: int = 0, number: int = 0) -> list[Tensor]:

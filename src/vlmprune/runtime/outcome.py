@@ -45,6 +45,7 @@ class Prefill:
         depth: number of decoder layers.
         acted: what each act left.
         layers, text, trimmed, fused: see `RunReport`.
+        scores: what computed attention statistics.
         cached: whether it went on behind a cache.
         seconds: time spent on all of it, the encoder's statistics included.
     """
@@ -61,6 +62,7 @@ class Prefill:
     trimmed: dict[int, int]
     fused: dict[int, float]
     cached: bool
+    scores: set[str]
     seconds: float
 
 
@@ -95,6 +97,7 @@ def report_of(done: Prefill) -> RunReport:
         layers=done.layers,
         text=done.text,
         fused=done.fused,
+        scores=", ".join(sorted(done.scores)) or None,
         seconds=done.seconds,
     )
 
