@@ -26,16 +26,17 @@ ALLOWED = {
     "runtime": {"core", "models", "scores", "runtime"},
     "assets": {"core", "assets", "models"},
     "testing": {"bench", "core", "models", "runtime", "testing"},  # its checks run methods on tiny models
-    "": {"core", "assets", "runtime"},
+    "": {"core", "assets", "drawing", "runtime"},
     "fit": PUBLIC | {"fit", "methods", "models"},
     "data": {"core", "data"},
+    "drawing": {"core", "data", "drawing"},
     "scoring": {"core", "assets", "scoring"},
     "tasks": {"core", "assets", "data", "scoring", "tasks"},
     "bench": PUBLIC | {"bench", "data", "models", "scoring", "tasks"},
-    "ask": PUBLIC | {"ask", "bench", "data", "models", "scoring", "tasks"},
+    "ask": PUBLIC | {"ask", "bench", "data", "drawing", "models", "scoring", "tasks"},
     "published": PUBLIC | {"published"},
-    "report": PUBLIC | {"report", "ask", "bench", "published"},
-    "doctor": PUBLIC | {"doctor", "ask", "bench", "models", "runtime", "testing"},
+    "report": PUBLIC | {"report", "ask", "bench", "drawing", "published"},
+    "doctor": PUBLIC | {"doctor", "ask", "bench", "drawing", "models", "runtime", "testing"},
     "engines": PUBLIC | {"bench", "engines"},
     "cli": PUBLIC
     | {

@@ -94,16 +94,24 @@ def prune(
         raise UserError(f"seed={seed!r} must be a whole number.")
     if text_tower is not None and not hasattr(text_tower, "text"):
         raise UserError("text_tower takes a tower, not its name: vlmprune.TextTower.from_pretrained(name, tokenizer).")
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    processor, tokenizer = tokenizer, getattr(tokenizer, "tokenizer", tokenizer)
     if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "decode")):
         raise UserError(
             "tokenizer takes the model's tokenizer or processor, not its name: AutoProcessor.from_pretrained(name)."
         )
-    return Session(model, recipe(method, keep, budget=budget, **options), positions, int(seed), text_tower, tokenizer)
+    asked = recipe(method, keep, budget=budget, **options)
+    session = Session(model, asked, positions, int(seed), text_tower, tokenizer)
+    session.processor = processor if hasattr(processor, "image_processor") else None
+    return session
 
 
 class Session:
-    """An open (or not yet opened) pruning of one model."""
+    """An open (or not yet opened) pruning of one model.
+
+    Attributes:
+        recipe: what is done.
+        processor: the model's processor, where `prune` was given one; overlays ask it what its crop cuts off.
+    """
 
     def __init__(
         self,
@@ -115,6 +123,7 @@ class Session:
         tokenizer: Any = None,
     ) -> None:
         self.recipe, self.adapter = recipe, adapter_for(model)
+        self.processor: Any = None
         self.model = self.adapter.model
         self._called = [self.model]
         if isinstance(model, nn.Module) and model is not self.model:  # what is wrapped around it; not a pipeline
@@ -125,6 +134,10 @@ class Session:
             clip = self.adapter.tower_rows and self.adapter.has_cls
             text_tower.check(self.adapter.family, self.adapter.config.vision_config if clip else None)
         self._attached = Attachments()
+
+    def __repr__(self) -> str:
+        state = "open" if self.model.__dict__.get("_vlmprune_session") is self else "closed"
+        return f"<Session: {self.recipe} on {type(self.model).__name__}, {state}>"
 
     @property
     def budget(self) -> str:
