@@ -49,8 +49,8 @@ def test_a_method_that_merges_says_what_went_where(spec: str, run: Any) -> None:
         assert not bool((joined == UNTOLD).any())
         standing = torch.unique(joined[joined >= 0]).tolist()
         assert {*standing} <= {*kept[0][0].tolist()}, "tokens stand at kept slots"
-    whole = last.joined()
-    assert bool(((whole >= 0) & (whole != torch.arange(len(whole)))).any()) or spec.startswith(("holov", "prunesid"))
+    whole, only_drops = last.joined(), ("holov", "prunesid", "recoverable")  # the last one, of so few tokens
+    assert bool(((whole >= 0) & (whole != torch.arange(len(whole)))).any()) or spec.startswith(only_drops)
 
 
 def test_without_merging_slots_are_kept_or_dropped(run: Any) -> None:

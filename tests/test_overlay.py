@@ -20,6 +20,7 @@ from vlmprune.core.errors import UserError
 from vlmprune.core.outputs import check_picture
 from vlmprune.core.report import RunReport
 from vlmprune.core.view import Grid, Whole
+from vlmprune.drawing import run
 from vlmprune.drawing.compare import Comparison, Side
 from vlmprune.drawing.patches import CONTOUR, GATHERED, PARTS, draw
 from vlmprune.drawing.run import draw_run
@@ -190,7 +191,7 @@ def test_merged_tokens_are_not_passed_off_as_patches(tmp_path: Path, monkeypatch
         def note(
             panels: Any, columns: int, lines: list[str], legend: list[Key], texts: list[str] = texts
         ) -> Image.Image:
-            texts += [*lines, *(key.text for key in legend)]
+            texts.extend([*lines, *(key.text for key in legend)])
             return noise(8, 8)
 
         monkeypatch.setattr(run, "sheet", note)
@@ -218,7 +219,7 @@ def test_a_token_that_holds_other_patches_does_not_show_the_one_it_stands_at() -
     shown = Shown(Grid(1, 3), torch.tensor([0]), torch.tensor([-1, 0, -1]), torch.arange(3))
     after = array(draw(Image.new("RGB", (90, 30), (200, 10, 10)), shown))
     assert tuple(after[15, 15]) == tuple(after[15, 45]) != (200, 10, 10)
-    assert (after[15, 31] == CONTOUR).all()
+    assert (after[15, 30] == CONTOUR).all()
 
 
 def test_kinds_of_kept_tokens_have_outlines_of_their_own() -> None:

@@ -35,7 +35,8 @@ from vlmprune.models.weights import first_sentence
 MAX_NEW_TOKENS = 128
 
 
-def _to_stderr(sentence: str) -> None:
+def to_stderr(sentence: str) -> None:
+    """Where notes go that are not part of an answer."""
     print(sentence, file=sys.stderr)
 
 
@@ -108,7 +109,7 @@ def answer(
     device: str | None = None,
     dtype: str | None = None,
     force: bool = False,
-    note: Callable[[str], None] = _to_stderr,
+    note: Callable[[str], None] = to_stderr,
     **asked: Any,
 ) -> Answer:
     """Answer a question about a picture or a video, pruned or not, and draw what was kept.
@@ -187,7 +188,7 @@ class Asking:
     question: Question
     recipes: Sequence[Recipe | None]
     text_tower: str | None = None
-    note: Callable[[str], None] = _to_stderr
+    note: Callable[[str], None] = to_stderr
 
     def of(self, media: Image.Image | Frames) -> list[Answer]:
         """The answers about a picture or a video, one for each recipe."""
