@@ -49,7 +49,8 @@ ALLOWED = {
         "report",
         "tasks",
         "testing",
-    },  # composes the others; nothing imports it
+    },  # composes the others
+    "__main__": {"cli"},
 }
 # The one circle is of data, not of imports: training/ reads the world and the questions of `assets` and writes the
 # trained models there. The package is installed without these folders, so nothing in it may import them.
@@ -124,7 +125,7 @@ def test_arrows(room: str) -> None:
 def test_no_circle() -> None:
     """Raises CycleError where two rooms import each other, directly or by way of others."""
     order = list(TopologicalSorter({room: others - {room} for room, others in ALLOWED.items()}).static_order())
-    assert set(order) == set(ALLOWED) and order[-1] == "cli"
+    assert set(order) == set(ALLOWED) and order[-2:] == ["cli", "__main__"]
 
 
 def test_the_package_imports_nothing_that_is_not_installed_with_it() -> None:

@@ -28,7 +28,6 @@ app = typer.Typer(
     name="vlmprune",
     help="Run vision-language models on a fraction of their visual tokens, and measure what it costs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
