@@ -60,6 +60,7 @@ class Forward:
         self.known: dict[ImageAt, Known] = {}
         self.cuts: list[Cut] = []  # inside the LLM
         self.trimmed: dict[int, int] = {}  # as `RunReport.trimmed`
+        self.gathered: dict[int, list[list[Tensor]]] = {}  # by cut, slots that fusion drew attention to
         self._tap: LayerTap | None = None
         self.fused: list[FusedLayer] = []  # of the layers that ran, and the one that runs
         self.masks = Masks(self.adapter, self.expected, prompt is not None and prompt.blocks is not None)
@@ -382,6 +383,8 @@ class Forward:
             for images in prompt.by_row()
         ]
         if any(len(tokens) for row in candidates for tokens in row):
+            slots = [[segment.layout.slot[row, tokens] for tokens in found] for row, found in enumerate(candidates)]
+            self.gathered[self.hooks.fused[number]] = slots
             self.fused.append(FusedLayer(self.adapter, number, segment, candidates, prompt.tail, act.fusion))
             self.fused[-1].start()
 
@@ -498,9 +501,12 @@ class Forward:
             hooks.text_read,
             self.trimmed,
             {layer.number: layer.raised for layer in fused},
+            self.gathered,
+            [[self._known(at).fate for at in images] for images in prompt.by_row()],
             self.past_places > 0,
             self.scored | prompt.scores,
             self.seconds + sum(layer.seconds for layer in fused) + prompt.seconds,
+            encoder.slot_pixels,
         )
 
     def _going_on(self) -> Continuation | None:

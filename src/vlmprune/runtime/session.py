@@ -100,7 +100,7 @@ def prune(
         raise UserError(f"seed={seed!r} must be a whole number.")
     if text_tower is not None and not hasattr(text_tower, "text"):
         raise UserError("text_tower takes a tower, not its name: vlmprune.TextTower.from_pretrained(name, tokenizer).")
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    processor, tokenizer = tokenizer, getattr(tokenizer, "tokenizer", tokenizer)
     if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "decode")):
         raise UserError(
             "tokenizer takes the model's tokenizer or processor, not its name: AutoProcessor.from_pretrained(name)."
@@ -109,12 +109,19 @@ def prune(
         raise UserError(f"scores={scores!r}: choose from {', '.join(WAYS)}.")
     if scores == "triton" and not has_kernels():
         raise UserError('scores="triton" needs the package triton, which is not installed: use "auto".')
-    chosen = recipe(method, keep, budget=budget, **options)
-    return Session(model, chosen, positions, int(seed), text_tower, tokenizer, scores)
+    asked = recipe(method, keep, budget=budget, **options)
+    session = Session(model, asked, positions, int(seed), text_tower, tokenizer, scores)
+    session.processor = processor if hasattr(processor, "image_processor") else None
+    return session
 
 
 class Session:
-    """An open (or not yet opened) pruning of one model."""
+    """An open (or not yet opened) pruning of one model.
+
+    Attributes:
+        recipe: what is done.
+        processor: the model's processor, where `prune` was given one; overlays ask it what its crop cuts off.
+    """
 
     def __init__(
         self,
@@ -127,6 +134,7 @@ class Session:
         scores: str = "auto",
     ) -> None:
         self.recipe, self.adapter = recipe, adapter_for(model)
+        self.processor: Any = None
         self.model = self.adapter.model
         self._called = [self.model]
         if isinstance(model, nn.Module) and model is not self.model:  # what is wrapped around it; not a pipeline
@@ -138,6 +146,10 @@ class Session:
             clip = self.adapter.tower_rows and self.adapter.has_cls
             text_tower.check(self.adapter.family, self.adapter.config.vision_config if clip else None)
         self._attached = Attachments()
+
+    def __repr__(self) -> str:
+        state = "open" if self.model.__dict__.get("_vlmprune_session") is self else "closed"
+        return f"<Session: {self.recipe} on {type(self.model).__name__}, {state}>"
 
     @property
     def budget(self) -> str:

@@ -45,6 +45,8 @@ class ImageTokens:
         adapter: of the model as the call that encoded them saw it, by which their signals are named.
         signals: what needs (as they are resolved on this model) read of the encoder, as rows of the m tokens.
         made: whether the tokens were made by merging inside the encoder, so that no statistic is theirs.
+        members: [count] then, the token (0..m-1) that each slot's patch was merged into.
+        small: where the picture was resized, the grid that it was resized to.
         keep: its own budget, where one of several told how it was resized.
         video: whether it is a video.
     """
@@ -57,6 +59,8 @@ class ImageTokens:
     made: bool = False
     keep: Keep | ByFrame | None = None
     video: bool = False
+    members: Tensor | None = None
+    small: Grid | None = None
 
     @property
     def count(self) -> int:
@@ -235,11 +239,13 @@ class VisionWrapper:
             output = self._encode({**call, "return_dict": True})
         record = VisionRecord([])
         features = adapter.features(self.modality, call, output.pooler_output)
-        for rows, place, anchors in zip(features, places, merging.anchors(), strict=True):
+        for rows, place, anchors, members in zip(features, places, merging.anchors(), merging.members(), strict=True):
             order = anchors.argsort() if method.restores_order else torch.arange(keep, device=rows.device)
+            into = order.argsort()[members]
             own = replace(place, cells=place.cells.to(rows.device))
             video = self.modality == "video"
-            record.images.append(ImageTokens(rows[order], anchors[order], own, adapter, made=True, video=video))
+            made = ImageTokens(rows[order], anchors[order], own, adapter, made=True, video=video, members=into)
+            record.images.append(made)
         output.pooler_output = _spread_rows(record, output.pooler_output, [image.features for image in record.images])
         output["vlmprune_record"] = record
         self.seen(self.modality, record)
@@ -294,7 +300,7 @@ def _spread(record: VisionRecord, places: Sequence[Slots], output: Any) -> None:
     """
     for image, place in zip(record.images, places, strict=True):
         assert image.grid is not None and place.grid is not None
-        image.slots = cell_slots(image.grid, place.grid).to(image.features.device)
+        image.slots, image.small = cell_slots(image.grid, place.grid).to(image.features.device), image.grid
         image.places = place
     output.pooler_output = _spread_rows(record, output.pooler_output, output.pooler_output)
     if getattr(output, "deepstack_features", None) is not None:
