@@ -38,6 +38,7 @@ ALLOWED = {
     "report": PUBLIC | {"report", "ask", "bench", "drawing", "published"},
     "doctor": PUBLIC | {"doctor", "ask", "bench", "drawing", "models", "runtime", "testing"},
     "engines": PUBLIC | {"bench", "engines"},
+    "serve": PUBLIC | {"bench", "serve"},
     "cli": PUBLIC
     | {
         "ask",
@@ -47,6 +48,7 @@ ALLOWED = {
         "engines",
         "models",
         "report",
+        "serve",
         "tasks",
         "testing",
     },  # composes the others
@@ -56,7 +58,16 @@ ALLOWED = {
 # trained models there. The package is installed without these folders, so nothing in it may import them.
 OUTSIDE = {"training", "tests", "tools", "benchmarks"}
 
-TRANSFORMERS = {"runtime", "models", "assets", "bench", "doctor", "testing", "cli"}  # who imports transformers at all
+TRANSFORMERS = {
+    "runtime",
+    "models",
+    "assets",
+    "bench",
+    "doctor",
+    "testing",
+    "serve",
+    "cli",
+}  # who imports transformers at all
 # Its internals (all modules below `transformers` but `transformers.utils`), and who imports them. A family's modeling
 # and processing files are below `models`: adapters read them, the runtime knows no family.
 INTERNALS = {
@@ -69,6 +80,8 @@ INTERNALS = {
     "masking_utils": {"runtime"},
     "modeling_utils": {"runtime"},
     "utils.generic": {"runtime"},
+    "cli": {"serve"},  # transformers' own server
+    "image_utils": {"serve"},
 }
 LIBRARY = Path(transformers.__file__).parent
 

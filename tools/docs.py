@@ -309,6 +309,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sets": made_by("docs_sets", "sets"),
     "layouts": made_by("docs_sets", "layouts"),
     "agreement": made_by("docs_sets", "agreement"),
+    "parts": made_by("docs_anatomy", "parts"),
+    "ablations": made_by("docs_anatomy", "ablations"),
     "fusion": made_by("docs_fusion", "fusion"),
     "protocols": made_by("docs_sets", "protocols"),
     **{f"profiles-{paper}": made_by("docs_sets", "tables_of", paper) for paper in PAPERS},

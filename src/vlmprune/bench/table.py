@@ -270,7 +270,7 @@ class Table:
         return [problem_note(task, sizes[task], out) for task, out in self.not_asked.items() if task in sizes]
 
     def absent(self) -> list[str]:
-        """Which baselines and tasks could not be run on this model, in sentences."""
+        """Which recipes and tasks could not be run on this model, in sentences."""
         reasons = {
             text: why for row in self.rows for cell in row.cells.values() for text, why in cell.result.left_out.items()
         }

@@ -10,6 +10,7 @@ from vlmprune.cli.bench import bench
 from vlmprune.cli.check import check
 from vlmprune.cli.listing import list_
 from vlmprune.cli.run import run
+from vlmprune.cli.serve import serve
 from vlmprune.cli.shell import typer
 from vlmprune.cli.words import (
     FORCE,
@@ -140,6 +141,7 @@ def doctor(
 
 
 app.command()(check)
+app.command()(serve)
 
 
 def main(arguments: list[str] | None = None) -> int:

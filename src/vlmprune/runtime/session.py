@@ -34,6 +34,7 @@ from vlmprune.runtime.vision import (
     ImageTokens,
     VisionRecord,
     VisionWrapper,
+    check_merges_inside,
     current_names,
     joined,
     own_encoding,
@@ -67,7 +68,8 @@ def prune(
         keep: share of each image's visual tokens in (0, 1], or a number of tokens per image. A list has one for each
             image or video of a prompt, in prompt order, `[0.5, 0.1]` for every sample or `[[0.5, 0.1], [64]]` sample by
             sample. "16/frame" is a budget for each frame of a video; `[128, 64, 32]`, where the prompt has one video of
-            three frames, or "[128, 64, 32]/frame" in any case, frame by frame. A recipe may carry its own.
+            three frames, or "[128, 64, 32]/frame" in any case, frame by frame. "0.5/latest+0.1/older" is a budget for
+            the last image of a prompt and one for those before it. A recipe may carry its own.
         budget: what `keep` counts. "own", the default, is what the method's authors count (the mean over the layers in
             some methods, what the cut leaves in others). "mean" is the visual tokens that enter a decoder layer, mean
             over the layers (`session.last.entering`); "final" those left at the end. Both are solved for each image.
@@ -129,6 +131,7 @@ class Session:
         if isinstance(model, nn.Module) and model is not self.model:  # what is wrapped around it; not a pipeline
             self._called.append(model)
         recipe.check(self.adapter.info)
+        check_merges_inside(self.adapter, recipe)
         self._text = TextHooks(self.adapter, recipe, positions, seed, text_tower, tokenizer)
         if text_tower is not None and self._text.needs_tower:
             clip = self.adapter.tower_rows and self.adapter.has_cls

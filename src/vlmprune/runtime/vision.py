@@ -20,11 +20,11 @@ from torch import Tensor
 
 from vlmprune.core.budget import ByFrame, Keep, Keeps, resolve_keep
 from vlmprune.core.errors import UserError
-from vlmprune.core.method import PixelMethod
+from vlmprune.core.method import Method, PixelMethod
 from vlmprune.core.needs import EncoderNeed
 from vlmprune.core.plan import acts_of
 from vlmprune.core.recipe import Recipe, Stage
-from vlmprune.core.roles import MergesInside, changes_encoding
+from vlmprune.core.roles import MergesInside, changes_encoding, merges_inside
 from vlmprune.core.view import Grid, TowerRows, Whole
 from vlmprune.models.base import Adapter, Slots
 from vlmprune.models.patches import PatchAdapter
@@ -218,12 +218,8 @@ class VisionWrapper:
     def _merged(self, call: dict[str, Any], stage: Stage, method: MergesInside) -> Any:
         """`get_*_features` with tokens merged inside the encoder."""
         places, adapter = self.adapter.slots(self.modality, call), self.adapter
-        whole = isinstance(adapter, PatchAdapter) and adapter.patches_a_side == 1
-        if not whole or not all(place.plain for place in places):
-            raise UserError(
-                f"{stage.method.name}(inside=True) needs an encoder with one slot for each patch, and {adapter.family} "
-                "puts patches or tiles together behind it."
-            )
+        if not all(place.plain for place in places):
+            raise _puts_together(adapter, stage.method)
         count = len(places[0].cells)
         budget = stage.keep.different[0] if isinstance(stage.keep, Keeps) else stage.keep  # one for all
         keep = acts_of(stage.method, budget, adapter.info)[0].budget(count, count)
@@ -326,3 +322,17 @@ def _tokens(features: Tensor, places: Slots, adapter: Adapter) -> ImageTokens:
     device = features.device
     places = Slots(places.grid, places.cells.to(device), places.wholes)
     return ImageTokens(features, torch.arange(features.shape[0], device=device), places, adapter)
+
+
+def check_merges_inside(adapter: Adapter, recipe: Recipe) -> None:
+    """Raise UserError where a method merges inside an encoder whose patches do not stand for one slot each."""
+    for stage in recipe.stages:
+        if merges_inside(stage.method) and not (isinstance(adapter, PatchAdapter) and adapter.patches_a_side == 1):
+            raise _puts_together(adapter, stage.method)
+
+
+def _puts_together(adapter: Adapter, method: Method) -> UserError:
+    return UserError(
+        f"{method.name}(inside=True) needs an encoder with one slot for each patch, and {adapter.family} puts patches "
+        "or tiles together behind it."
+    )
