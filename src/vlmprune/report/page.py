@@ -21,20 +21,25 @@ from vlmprune.core.view import Grid
 from vlmprune.drawing.patches import draw
 from vlmprune.drawing.sheet import shorten
 from vlmprune.drawing.shown import Shown
-from vlmprune.report import agreement_text
+from vlmprune.report import agreement_text, glance
 from vlmprune.report import tables as shown
 from vlmprune.report.agreement import Agreement
 from vlmprune.report.flips import Flips
 from vlmprune.report.means import WORDS, equal_means
+from vlmprune.report.marks import mark
 from vlmprune.report.plots import AXES, MANY, Style, accuracy_figure, inline_svg, lines_of
 from vlmprune.report.rank_plot import rank_figure
+from vlmprune.report.scatter import ENTERING, OPERATIONS, points_of, scatter
 from vlmprune.report.tables import Block, blocks
+from vlmprune.report.verdict import WORDS as VERDICT_WORDS
+from vlmprune.report.verdict import Means, means_of, sentences
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 FLIPS_SHOWN = 12
 _LONGEST_REPLY = 160
+_SIZES = {"broad": (760.0, 450.0), "narrow": (360.0, 400.0)}  # pixels of the first plot: on a screen, on a phone
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,12 @@ class Scene:
     faded: str
     groups: list[tuple[str, list[Card]]]
 
+    @property
+    def fullest(self) -> int:
+        """Number of the group with the most cards, the smallest budget of those, from 1."""
+        sizes = [len(cards) for _, cards in self.groups]
+        return max(range(len(sizes)), key=lambda k: (sizes[k], k)) + 1
+
 
 def render(
     folder: Path,
@@ -90,14 +101,20 @@ def render(
     return _template().render(
         models=models,
         facts=_facts(tables),
-        notes=shown.notes(tables),
+        notes=shown.facts(tables),
         style=style,
+        mark=mark,
+        glances=glance,
+        verdict_words=VERDICT_WORDS,
+        sentences=sentences,
         show=shown,
         agreement_text=agreement_text,
         means_words=WORDS,
         flips_shown=FLIPS_SHOWN,
         short=partial(shorten, most=_LONGEST_REPLY),
         delta=_delta,
+        change=_change,
+        id_of=id,
         share=_share,
     )
 
@@ -115,25 +132,50 @@ def _template() -> Template:
 
 def _model(folder: Path, number: int, table: Table, found: Sequence[Flips], style: dict[str, Style]) -> dict[str, Any]:
     parts = blocks(table)
-    names = list(dict.fromkeys(row.method for block in parts for row in block.rows))
-    overview = [(name, [[row for row in block.rows if row.method == name] for block in parts]) for name in names]
+    means, found_means = means_of(table), equal_means(table)
+    scenes = _scenes(folder, number, table, parts)
     return {
         "id": f"m{number + 1}",
         "name": table.model,
         "table": table,
         "blocks": parts,
-        "overview": overview,
-        "means": equal_means(table),
+        "mean": means.of,
+        "first": _first(table, means, style),
+        "overviews": [
+            (words, one, missing)
+            for words, one, missing in (
+                ("equal mean tokens per layer", found_means and glance.at_means(found_means), found_means and found_means.missing),
+                ("budgets as asked", glance.as_asked(parts), ()),
+            )
+            if one
+        ],
+        "own": glance.own_budgets(table),
+        "lines": [(list(style).index(line), line) for line in lines_of([table])],
         "intervals": len(lines_of([table])) <= MANY,
         "plots": [
-            (axis, words, inline_svg(accuracy_figure(table, axis, style), f"m{number + 1}-{axis}"))
+            (axis, words, inline_svg(accuracy_figure(table, axis, style, legend=False), f"m{number + 1}-{axis}"))
             for axis, words in AXES.items()
         ],
-        "scenes": _scenes(folder, number, table, parts),
+        "shown": list(dict.fromkeys(card.name for scene in scenes for _, cards in scene.groups for card in cards)),
+        "columns": min(3, len(table.tasks)),
+        "scenes": scenes,
         "flips": _flips(found, parts),
         "ranks": _ranks(table, f"m{number + 1}", style),
         "about": _about(table),
     }
+
+
+def _first(table: Table, means: Means, style: dict[str, Style]) -> dict[str, Any] | None:
+    """The first screen's plots, broad and narrow, by what is across, and its verdicts; nothing without means."""
+    if not means.of:
+        return None
+    named = (("tokens", ENTERING), ("operations", OPERATIONS))
+    found = [(name, axis, points) for name, axis in named if (points := points_of(table, means.of, axis))]
+    plots = [
+        (name, [(kind, scatter(points, axis, style, size)) for kind, size in _SIZES.items()])
+        for name, axis, points in found
+    ]
+    return {"plots": plots, "verdicts": means.verdicts}
 
 
 def _agreement(table: Table, found: Sequence[Agreement]) -> dict[str, Any] | None:
@@ -214,6 +256,14 @@ def _delta(cell: Cell) -> str:
     if cell.diff is None or cell.diff.low <= 0 <= cell.diff.high:
         return "same"
     return "loss" if cell.diff.value < 0 else "gain"
+
+
+def _change(reply: Reply, vanilla: Reply) -> str:
+    """ "right" or "wrong", and "flipped" with "broken" or "repaired" where the unpruned reply was the other: for filters."""
+    said = "right" if reply.right else "wrong"
+    if reply.right == vanilla.right:
+        return said
+    return f"{said} flipped {'repaired' if reply.right else 'broken'}"
 
 
 def _share(row: Row) -> str:
