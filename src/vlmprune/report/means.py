@@ -85,7 +85,7 @@ def equal_means(table: Table) -> EqualMeans | None:
     return EqualMeans(levels, (*vanilla, *lines), said)
 
 
-def _levels(table: Table) -> tuple[Level, ...]:
+def levels_of(table: Table) -> tuple[Level, ...]:
     """Of the budgets that some method meets before the language model."""
     met: dict[Keep, list[float]] = {}
     for block in blocks(table):
