@@ -177,7 +177,9 @@ def _labels(
         x, y = frame.x(point.cost), frame.y(point.mean.value)
         own = _around(x, y)
         boxes = list(_places(x, y, _LETTER * len(point.name)))
-        inside = [box for box in boxes if box[0] >= 2 and box[2] <= frame.width and box[1] >= 0] or boxes
+        if point in best:  # beside a point of the front, its line passes
+            boxes = [boxes[k] for k in (1, 4, 5, 3, 6, 7, 0, 2)]
+        inside = [box for box in boxes if box[0] >= _LEFT and box[2] <= frame.width and box[1] >= 0] or boxes
         in_way = [other for other in marks if other != own]
         free = [box for box in inside if not _hits(box, taken)]
         clear = next((box for box in free if not _hits(box, in_way)), None)

@@ -115,7 +115,7 @@ def sentences(verdict: Verdict) -> list[tuple[str, tuple[str, ...]]]:
     if len(verdict.alike) == count - 1:
         said.append(("No other method can be told from it.", ()))
     elif verdict.alike:
-        said.append((f"{len(verdict.alike)} cannot be told from it:", _names(verdict.alike)))
+        said.append((f"Cannot be told from it ({len(verdict.alike)}):", _names(verdict.alike)))
     else:
         said.append(("Every other method can be told from it.", ()))
     if verdict.random is None:
@@ -123,11 +123,11 @@ def sentences(verdict: Verdict) -> list[tuple[str, tuple[str, ...]]]:
     if len(verdict.chance) == count - 1:
         said.append(("No method can be told from random choice.", ()))
     elif verdict.chance:
-        said.append((f"{len(verdict.chance)} cannot be told from random choice:", _names(verdict.chance)))
+        said.append((f"Cannot be told from random choice ({len(verdict.chance)}):", _names(verdict.chance)))
     else:
         said.append(("Every method can be told from random choice.", ()))
     if verdict.worse:
-        said.append((f"{len(verdict.worse)} worse than random choice:", _names(verdict.worse)))
+        said.append((f"Worse than random choice ({len(verdict.worse)}):", _names(verdict.worse)))
     return said
 
 
