@@ -31,7 +31,14 @@ const columns = table => {
 for (const table of every("table")) {
   const heads = columns(table);
   const words = heads.map(list => list.map(head => head.textContent.trim()).join(", "));
-  for (const body of table.tBodies) for (const row of body.rows) [...row.cells].forEach((cell, x) => cell.dataset.head = words[x]);
+  const own = heads.map(list => list[list.length - 1].textContent.trim());
+  const group = heads.map((list, x) => list.length > 1 && list[0] !== heads[x - 1]?.[0] ? list[0].textContent.trim() : "");
+  for (const body of table.tBodies) for (const row of body.rows) [...row.cells].forEach((cell, x) => {
+    cell.dataset.head = words[x];
+    cell.dataset.own = own[x];
+    if (group[x]) cell.dataset.group = group[x];
+  });
+  heads.forEach((list, x) => { if (group[x]) list[1].dataset.group = group[x]; });
   if (!table.classList.contains("sortable")) continue;
   const body = table.tBodies[table.tBodies.length - 1];
   const key = (row, x) => {
