@@ -24,13 +24,14 @@ from vlmprune.drawing.shown import Shown
 from vlmprune.report import agreement_text, glance
 from vlmprune.report import tables as shown
 from vlmprune.report.agreement import Agreement
-from vlmprune.report.flips import Flips
+from vlmprune.report.flips import Flip, Flips
 from vlmprune.report.means import WORDS, equal_means
 from vlmprune.report.marks import mark
 from vlmprune.report.plots import AXES, MANY, Style, accuracy_figure, inline_svg, lines_of
 from vlmprune.report.rank_plot import rank_figure
 from vlmprune.report.scatter import ENTERING, OPERATIONS, points_of, scatter
 from vlmprune.report.tables import Block, blocks
+from vlmprune.report.thumbs import thumbs
 from vlmprune.report.verdict import WORDS as VERDICT_WORDS
 from vlmprune.report.verdict import Means, means_of, sentences
 
@@ -160,6 +161,7 @@ def _model(folder: Path, number: int, table: Table, found: Sequence[Flips], styl
         "columns": min(3, len(table.tasks)),
         "scenes": scenes,
         "flips": _flips(found, parts),
+        "thumbs": thumbs(table, _shown(found), f"m{number + 1}"),
         "ranks": _ranks(table, f"m{number + 1}", style),
         "about": _about(table),
     }
@@ -200,6 +202,11 @@ def _flips(changed: Sequence[Flips], parts: Sequence[Block]) -> list[tuple[Block
         for block in parts
     ]
     return [(block, rows) for block, rows in grouped if rows]
+
+
+def _shown(changed: Sequence[Flips]) -> list[Flip]:
+    """Those that the page lists."""
+    return [flip for item in changed for part in (item.broken, item.repaired) for flip in part[:FLIPS_SHOWN]]
 
 
 # ---------------------------------------------------------------- figures in words
