@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlmprune.bench.table import Row, Table
-from vlmprune.report.means import EqualMeans
+from vlmprune.report.means import WORDS, EqualMeans, equal_means
 from vlmprune.report.tables import FLAGS, SIGNIFICANT, Block, flags
 
 
@@ -31,6 +31,30 @@ class Glance:
 
 def _is_vanilla(rows: Sequence[Row | None]) -> bool:
     return any(row is not None and row.is_vanilla for row in rows)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """One of the tables that a reader can choose from.
+
+    Attributes:
+        title: of the choice.
+        words: above the table; "" where nothing needs to be said.
+        table: the table.
+        missing: sentences below it.
+    """
+
+    title: str
+    words: str
+    table: Glance
+    missing: tuple[str, ...] = ()
+
+
+def overviews(table: Table, parts: Sequence[Block]) -> list[Overview]:
+    """At equal means first, where these differ from the budgets."""
+    means, asked = equal_means(table), as_asked(parts)
+    found = [] if means is None else [Overview("equal mean tokens per layer", WORDS, at_means(means), means.missing)]
+    return found if asked is None else [*found, Overview("budgets as asked", "", asked)]
 
 
 def as_asked(parts: Sequence[Block]) -> Glance | None:

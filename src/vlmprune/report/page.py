@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from PIL import Image
-
-from vlmprune.ask.scenes import Cut, Example, Reply, load_examples, picture
-from vlmprune.bench.store import VANILLA, Result
+from vlmprune.bench.store import Result
 from vlmprune.bench.table import Cell, Row, Table
-from vlmprune.core.view import Grid
-from vlmprune.drawing.patches import draw
 from vlmprune.drawing.sheet import shorten
-from vlmprune.drawing.shown import Shown
 from vlmprune.report import agreement_text, glance
 from vlmprune.report import tables as shown
 from vlmprune.report.agreement import Agreement
 from vlmprune.report.flips import Flip, Flips
-from vlmprune.report.means import WORDS, equal_means
+from vlmprune.report.kept import change, scenes
 from vlmprune.report.marks import mark
 from vlmprune.report.plots import AXES, MANY, Style, accuracy_figure, inline_svg, lines_of
 from vlmprune.report.rank_plot import rank_figure
@@ -41,43 +31,6 @@ if TYPE_CHECKING:
 FLIPS_SHOWN = 12
 _LONGEST_REPLY = 160
 _SIZES = {"broad": (760.0, 450.0), "narrow": (360.0, 400.0)}  # pixels of the first plot: on a screen, on a phone
-
-
-@dataclass(frozen=True)
-class Card:
-    """What one recipe kept of a scene, ready for the page.
-
-    Attributes:
-        name: method or recipe.
-        reply: what the model said.
-        transform: from cells of the grid to pixels of the scene.
-        path: an SVG path around every kept cell, in cells.
-        place: where the last cut was made, in words.
-    """
-
-    name: str
-    reply: Reply
-    transform: str
-    path: str
-    place: str
-
-
-@dataclass(frozen=True)
-class Scene:
-    """An example with its pictures as data URIs, and its cards by budget."""
-
-    id: str
-    example: Example
-    vanilla: Reply
-    colour: str
-    faded: str
-    groups: list[tuple[str, list[Card]]]
-
-    @property
-    def fullest(self) -> int:
-        """Number of the group with the most cards, the smallest budget of those, from 1."""
-        sizes = [len(cards) for _, cards in self.groups]
-        return max(range(len(sizes)), key=lambda k: (sizes[k], k)) + 1
 
 
 def render(
@@ -110,11 +63,10 @@ def render(
         sentences=sentences,
         show=shown,
         agreement_text=agreement_text,
-        means_words=WORDS,
         flips_shown=FLIPS_SHOWN,
         short=partial(shorten, most=_LONGEST_REPLY),
         delta=_delta,
-        change=_change,
+        change=change,
         id_of=id,
         share=_share,
     )
@@ -133,8 +85,8 @@ def _template() -> Template:
 
 def _model(folder: Path, number: int, table: Table, found: Sequence[Flips], style: dict[str, Style]) -> dict[str, Any]:
     parts = blocks(table)
-    means, found_means = means_of(table), equal_means(table)
-    scenes = _scenes(folder, number, table, parts)
+    means = means_of(table)
+    pictured = scenes(folder, f"m{number + 1}", table, parts)
     return {
         "id": f"m{number + 1}",
         "name": table.model,
@@ -142,14 +94,7 @@ def _model(folder: Path, number: int, table: Table, found: Sequence[Flips], styl
         "blocks": parts,
         "mean": means.of,
         "first": _first(table, means, style),
-        "overviews": [
-            (words, one, missing)
-            for words, one, missing in (
-                ("equal mean tokens per layer", found_means and glance.at_means(found_means), found_means and found_means.missing),
-                ("budgets as asked", glance.as_asked(parts), ()),
-            )
-            if one
-        ],
+        "overviews": glance.overviews(table, parts),
         "own": glance.own_budgets(table),
         "lines": [(list(style).index(line), line) for line in lines_of([table])],
         "intervals": len(lines_of([table])) <= MANY,
@@ -157,9 +102,9 @@ def _model(folder: Path, number: int, table: Table, found: Sequence[Flips], styl
             (axis, words, inline_svg(accuracy_figure(table, axis, style, legend=False), f"m{number + 1}-{axis}"))
             for axis, words in AXES.items()
         ],
-        "shown": list(dict.fromkeys(card.name for scene in scenes for _, cards in scene.groups for card in cards)),
+        "shown": list(dict.fromkeys(card.name for scene in pictured for _, cards in scene.groups for card in cards)),
         "columns": min(3, len(table.tasks)),
-        "scenes": scenes,
+        "scenes": pictured,
         "flips": _flips(found, parts),
         "thumbs": thumbs(table, _shown(found), f"m{number + 1}"),
         "ranks": _ranks(table, f"m{number + 1}", style),
@@ -265,74 +210,7 @@ def _delta(cell: Cell) -> str:
     return "loss" if cell.diff.value < 0 else "gain"
 
 
-def _change(reply: Reply, vanilla: Reply) -> str:
-    """ "right" or "wrong", and "flipped" with "broken" or "repaired" where the unpruned reply was the other: for filters."""
-    said = "right" if reply.right else "wrong"
-    if reply.right == vanilla.right:
-        return said
-    return f"{said} flipped {'repaired' if reply.right else 'broken'}"
-
-
 def _share(row: Row) -> str:
     """The length of an overview bar, percent of the cell."""
     share = row.rel_mean
     return "0.0" if share is None or math.isnan(share) else f"{min(100.0, share):.1f}"
-
-
-# ---------------------------------------------------------------- examples
-
-
-def _scenes(folder: Path, number: int, table: Table, parts: Sequence[Block]) -> list[Scene]:
-    scenes = []
-    for index, example in enumerate(examples_of(folder, table)):
-        image = picture(folder, example)
-        nothing = draw(image, Shown(Grid(1, 1), torch.empty(0, dtype=torch.long)), window=example.window)
-        groups = [(block.title, _cards(example, block)) for block in parts]
-        scenes.append(
-            Scene(
-                id=f"m{number + 1}-s{index + 1}",
-                example=example,
-                vanilla=example.replies[VANILLA],
-                colour=_data_uri(image),
-                faded=_data_uri(nothing.convert("L")),
-                groups=[(title, cards) for title, cards in groups if cards],
-            )
-        )
-    return scenes
-
-
-def examples_of(folder: Path, table: Table) -> list[Example]:
-    """The examples made with the weights that the table's runs had."""
-    weights = {cell.result.weights for row in table.rows for cell in row.cells.values()}
-    return load_examples(folder, table.model, weights)
-
-
-def _cards(example: Example, block: Block) -> list[Card]:
-    rows = [row for row in block.rows if not row.is_vanilla and row.recipe in example.replies and _own_positions(row)]
-    return [_card(example, shown.row_name(block, row), example.replies[row.recipe]) for row in rows]
-
-
-def _own_positions(row: Row) -> bool:
-    """Whether it was run under the method's own position policy, as examples are."""
-    return all(cell.result.positions is None for cell in row.cells.values())
-
-
-def _card(example: Example, name: str, reply: Reply) -> Card:
-    cut = reply.stages[-1] if reply.stages else Cut(0, 1, 1, (0,), whole=True)
-    window = example.window
-    across, down = (window.right - window.left) / cut.cols, (window.bottom - window.top) / cut.rows
-    transform = f"translate({window.left:.6g} {window.top:.6g}) scale({across:.6g} {down:.6g})"
-    path = "".join(f"M{cell % cut.cols} {cell // cut.cols}h1v1h-1z" for cell in cut.kept)
-    if not reply.stages:
-        place = "nothing dropped"
-    elif cut.whole and len(cut.kept) == cut.rows * cut.cols:
-        place = f"resized to {cut.rows} × {cut.cols} tokens"
-    else:
-        place = f"before layer {cut.layer}" if cut.layer else "before the LLM"
-    return Card(name, reply, transform, path, place)
-
-
-def _data_uri(image: Image.Image) -> str:
-    out = io.BytesIO()
-    image.save(out, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()

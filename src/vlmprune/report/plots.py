@@ -127,7 +127,9 @@ def _draw_task(plot: Axes, table: Table, task: str, axis: str, style: dict[str, 
     spread = 0.012 * max((_tokens(row, axis) for row, _ in pruned), default=1.0)
     spread *= min(1.0, (_ABREAST - 1) / max(1, len(lines) - 1))
     for place, line in enumerate(lines):
-        points = sorted(((row, cell) for row, cell in pruned if line_of(row) == line), key=lambda p: _tokens(p[0], axis))
+        points = sorted(
+            ((row, cell) for row, cell in pruned if line_of(row) == line), key=lambda p: _tokens(p[0], axis)
+        )
         placed = [(_tokens(row, axis), cell) for row, cell in points]
         # The page finds a method's marks by this name, to hide them.
         mark = f"line-{list(style).index(line)}-{table.tasks.index(task)}"

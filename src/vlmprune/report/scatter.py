@@ -65,7 +65,9 @@ def points_of(table: Table, means: Mapping[int, Estimate], axis: str) -> list[Po
     found = [(row, _cost(table, row, axis)) for row in table.rows if id(row) in means]
     if any(cost is None or cost <= 0 for _, cost in found):
         return []
-    return [Point(row, "vanilla" if row.is_vanilla else line_of(row), cost, means[id(row)]) for row, cost in found if cost]
+    return [
+        Point(row, "vanilla" if row.is_vanilla else line_of(row), cost, means[id(row)]) for row, cost in found if cost
+    ]
 
 
 def _cost(table: Table, row: Row, axis: str) -> float | None:
@@ -117,7 +119,9 @@ def scatter(points: Sequence[Point], axis: str, style: Mapping[str, Style], size
 
 
 def _title(point: Point, axis: str) -> str:
-    return f"{escape(point.row.recipe)}: {number(point.mean.value)} % {interval(point.mean)}; {number(point.cost)} {axis}"
+    return (
+        f"{escape(point.row.recipe)}: {number(point.mean.value)} % {interval(point.mean)}; {number(point.cost)} {axis}"
+    )
 
 
 def _frame(points: Sequence[Point], size: tuple[float, float]) -> Frame:
@@ -137,7 +141,7 @@ def _axes(frame: Frame, axis: str) -> Iterator[str]:
         x = frame.x(cost)
         yield f'<path class="grid" d="M{x:.1f} {_TOP}V{bottom}"/>'
         yield f'<text class="tick" x="{x:.1f}" y="{bottom + 16:.1f}" text-anchor="middle">{cost:g}</text>'
-    yield f'<text class="axis" x="0" y="12">mean accuracy, percent</text>'
+    yield '<text class="axis" x="0" y="12">mean accuracy, percent</text>'
     yield f'<text class="axis" x="{right}" y="{frame.height - 8:.1f}" text-anchor="end">{escape(axis)} (log)</text>'
 
 
