@@ -68,7 +68,7 @@ def test_nothing_is_imported_that_no_command_asks_for() -> None:
         assert third_party(path) <= core | asked | OPTIONAL, path
 
 
-OPTIONAL = {"pytest", "torchvision", "pynvml"}  # looked for, and done without; pytest by `vlmprune.testing`
+OPTIONAL = {"triton", "pytest", "torchvision", "pynvml"}  # looked for, and done without; pytest by `vlmprune.testing`
 
 
 @pytest.mark.parametrize(("command", "package"), NEEDED)

@@ -30,6 +30,7 @@ reveal_type(vlmprune.METHODS["hiprune"])
 """
 
 
+@pytest.mark.slow  # mypy reads torch and transformers
 def test_mypy_strict_accepts_a_users_file(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     assert (Path(vlmprune.__file__).parent / "py.typed").exists()

@@ -327,7 +327,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "results": results_summary,
     "run-commands": run_commands,
     "speed": speed,
-    "selectors": made_by("docs_speed", "selectors"),
+    **{
+        name: made_by("docs_speed", name)
+        for name in ("prefill", "scoring", "selectors", "decoding", "memory", "scaling")
+    },
 }
 
 if __name__ == "__main__":

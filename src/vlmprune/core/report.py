@@ -47,6 +47,8 @@ class RunReport:
         wholes: how the slots of each image of each sample cover its picture, for drawing; empty for a video.
         fused: for each decoder layer whose attention Prune-Aware Fusion edited: of the attention rows (one query in one
             head) that see a candidate, the share in which it raised a logit.
+        scores: what computed attention statistics: "torch", "triton" (its kernels, on a GPU), or both; None where none
+            were read.
         gathered: for each cut before which Prune-Aware Fusion edited attention, the slots of the candidates that other
             tokens were made to attend to, per sample and image.
         fates: what became of the slots of each image of each sample; `joined` and `parts` read it.
@@ -72,6 +74,7 @@ class RunReport:
     cells: Kept = field(default_factory=list)
     wholes: list[list[tuple[Whole, ...]]] = field(default_factory=list)
     fused: dict[int, float] = field(default_factory=dict)
+    scores: str | None = None
     gathered: dict[int, Kept] = field(default_factory=dict)
     fates: list[list[Fate]] = field(default_factory=list)
     resized: list[list[Grid | None]] = field(default_factory=list)

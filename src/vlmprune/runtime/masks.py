@@ -30,7 +30,7 @@ class Masks:
 
     def make(self, segment: Segment, layer: int, hidden: Tensor, cache: Cache | None) -> Any:
         """The mask for a decoder layer that sees the tokens of `segment`; one for all layers of a kind."""
-        kind = self.adapter.layer_kind(layer)
+        kind = self.expected.kinds[layer]
         key = ("mask", kind, hidden.device)
         if key not in segment.memo:
             segment.memo[key] = self._make(segment, layer, kind, hidden, cache)

@@ -46,6 +46,7 @@ class Prefill:
         depth: number of decoder layers.
         acted: what each act left.
         layers, text, trimmed, fused: see `RunReport`.
+        scores: what computed attention statistics.
         gathered: by cut, for each image of each row the slots that fusion drew attention to before it.
         fates: of each image of each row; None for a further beam of a sample.
         cached: whether it went on behind a cache.
@@ -67,6 +68,7 @@ class Prefill:
     gathered: Mapping[int, Kept]
     fates: list[list[Fate | None]]
     cached: bool
+    scores: set[str]
     seconds: float
     slot_pixels: int | None
 
@@ -102,6 +104,7 @@ def report_of(done: Prefill) -> RunReport:
         layers=done.layers,
         text=done.text,
         fused=done.fused,
+        scores=", ".join(sorted(done.scores)) or None,
         gathered={
             cut: [[_distinct(_here(of)) for of in rows[row]] for row in first_of] for cut, rows in done.gathered.items()
         },

@@ -39,6 +39,7 @@ from vlmprune.runtime.vision import (
     joined,
     own_encoding,
 )
+from vlmprune.scores import WAYS, has_kernels
 
 if TYPE_CHECKING:
     from vlmprune.runtime.text_tower import TextTower
@@ -57,6 +58,7 @@ def prune(
     seed: int = 0,
     text_tower: TextTower | None = None,
     tokenizer: Any = None,
+    scores: str = "auto",
     **options: Any,
 ) -> Session:
     """Prune the visual tokens of an unmodified transformers model inside a `with` block.
@@ -80,6 +82,8 @@ def prune(
             has CLIP's vision tower. Without it they compare the LLM's own embeddings; `session.last.text` says which.
         tokenizer: the model's tokenizer or processor, for methods that read the question word by word. Without it they
             read the instruction's tokens as they stand in the prompt; `session.last.text` says which.
+        scores: how attention statistics are computed: by "triton" (kernels, on a GPU), by "torch" (in chunks), or
+            "auto", the former where they work; `session.last.scores` says which ran.
         options: the method's hyperparameters.
 
     Returns:
@@ -101,8 +105,12 @@ def prune(
         raise UserError(
             "tokenizer takes the model's tokenizer or processor, not its name: AutoProcessor.from_pretrained(name)."
         )
+    if scores not in WAYS:
+        raise UserError(f"scores={scores!r}: choose from {', '.join(WAYS)}.")
+    if scores == "triton" and not has_kernels():
+        raise UserError('scores="triton" needs the package triton, which is not installed: use "auto".')
     asked = recipe(method, keep, budget=budget, **options)
-    session = Session(model, asked, positions, int(seed), text_tower, tokenizer)
+    session = Session(model, asked, positions, int(seed), text_tower, tokenizer, scores)
     session.processor = processor if hasattr(processor, "image_processor") else None
     return session
 
@@ -123,6 +131,7 @@ class Session:
         seed: int = 0,
         text_tower: TextTower | None = None,
         tokenizer: Any = None,
+        scores: str = "auto",
     ) -> None:
         self.recipe, self.adapter = recipe, adapter_for(model)
         self.processor: Any = None
@@ -132,7 +141,7 @@ class Session:
             self._called.append(model)
         recipe.check(self.adapter.info)
         check_merges_inside(self.adapter, recipe)
-        self._text = TextHooks(self.adapter, recipe, positions, seed, text_tower, tokenizer)
+        self._text = TextHooks(self.adapter, recipe, positions, seed, text_tower, tokenizer, scores)
         if text_tower is not None and self._text.needs_tower:
             clip = self.adapter.tower_rows and self.adapter.has_cls
             text_tower.check(self.adapter.family, self.adapter.config.vision_config if clip else None)
@@ -202,7 +211,9 @@ class Session:
     def _install(self) -> None:
         first = own_encoding(self.recipe)
         for modality in self.adapter.feature_functions:
-            VisionWrapper(self.adapter, modality, [self.recipe], first, self._seen).install(self._attached)
+            VisionWrapper(self.adapter, modality, [self.recipe], first, self._seen, self._text.scores).install(
+                self._attached
+            )
         for module in self._called:  # PEFT's wrapper calls forward, past the hooks of the model inside
             self._attached.pre_hook(module, self._before_model)
         if not can_generate(self.model) and self.adapter.inner is not self.model:
@@ -377,6 +388,7 @@ class Session:
                 row_images.sort(key=lambda image: int(image.columns[0]))
         seconds = sum(record.seconds for record in records.values() if not record.shared)
         prompt = Prompt(rows, [row // copies for row in range(len(rows))], ids, tail, blocks, seconds)
+        prompt.scores = set().union(*(record.scores for record in records.values()))
         check_budgets(self.recipe, prompt, self.adapter.info)
         return prompt
 

@@ -31,6 +31,7 @@ from vlmprune.models.patches import PatchAdapter
 from vlmprune.runtime.attributes import Attachments
 from vlmprune.runtime.encoder_merging import EncoderMerging
 from vlmprune.runtime.encoder_reading import EncoderReader, encoder_needs
+from vlmprune.scores import computed_by
 
 
 @dataclass
@@ -123,6 +124,7 @@ class VisionRecord:
     images: list[ImageTokens]
     shared: bool = False  # encoded by encode_images, for several methods
     seconds: float = 0.0
+    scores: set[str] = field(default_factory=set)  # what computed its attention statistics
 
 
 def own_encoding(recipe: Recipe) -> Stage | None:
@@ -136,6 +138,7 @@ class VisionWrapper:
 
     Args:
         recipes: what will be run on the images; UserError where their methods cannot read this encoder.
+        scores: how attention statistics are computed (`scores.computed_by`).
     """
 
     def __init__(
@@ -145,7 +148,9 @@ class VisionWrapper:
         recipes: Sequence[Recipe],
         stage: Stage | None,
         seen: Callable[[str, VisionRecord], None],
+        scores: str = "auto",
     ) -> None:
+        self.scores = scores
         self.adapter, self.modality, self.recipes, self.stage, self.seen = adapter, modality, recipes, stage, seen
         self.needs = encoder_needs(adapter, recipes)
         self.name = adapter.feature_functions[modality]
@@ -196,7 +201,9 @@ class VisionWrapper:
             image.video = self.modality == "video"
         for image, keep in zip(record.images, budgets or (), strict=bool(budgets)):
             image.keep = keep
-        for image, signals in zip(record.images, reader.read(used, features), strict=True):
+        with computed_by(self.scores) as record.scores:
+            read = reader.read(used, features)
+        for image, signals in zip(record.images, read, strict=True):
             image.signals = signals
         if whole is not None:
             _spread(record, whole, output)
