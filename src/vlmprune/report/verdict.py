@@ -111,7 +111,7 @@ def sentences(verdict: Verdict) -> list[tuple[str, tuple[str, ...]]]:
     """A verdict in words: sentences, each with the names that it ends in, if any."""
     best, count = verdict.best, len(verdict.rows)
     lead = f"{best.method} is the most accurate of {count} methods, at {best.abs_mean:.1f} %."
-    said = [(lead, ())]
+    said: list[tuple[str, tuple[str, ...]]] = [(lead, ())]
     if len(verdict.alike) == count - 1:
         said.append(("No other method can be told from it.", ()))
     elif verdict.alike:
