@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from docs_methods import anchors
-from docs_text import table
+from docs_text import change, table
 
 import vlmprune
 
@@ -126,6 +126,6 @@ def _side(row: dict[str, Any], which: str) -> str:
 def _figures(row: dict[str, Any] | None) -> tuple[str, str]:
     if row is None:
         return "–", "–"
-    value, low, high = row["change"]
-    change = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
-    return f"{row['mean']:.1f}", f"**{change}**" if low > 0 or high < 0 else change
+    _, low, high = row["change"]
+    words = change(row["change"])
+    return f"{row['mean']:.1f}", f"**{words}**" if low > 0 or high < 0 else words
