@@ -21,7 +21,7 @@ from vlmprune.runtime import deepstack
 from vlmprune.runtime.attributes import Attachments
 from vlmprune.runtime.cache import check_unknown, is_whole, mark_whole, state_of
 from vlmprune.runtime.decoder_reading import check_readable
-from vlmprune.runtime.expected import EMBEDS, Expected, cache_in, cache_of, interface_of
+from vlmprune.runtime.expected import EMBEDS, POSITIONS, Expected, cache_in, cache_of, interface_of
 from vlmprune.runtime.flow import Prompt
 from vlmprune.runtime.forward import Forward
 from vlmprune.runtime.prefill import SharedPrefill, untouched
@@ -265,6 +265,9 @@ class TextHooks:
 
     def _rotary_hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.running.forward is not None:
-            tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-            ids = [value for value in tensors if not torch.is_floating_point(value)]
-            self.running.forward.watch.at_rotary(ids)
+            given = interface_of(module).named(args, kwargs)
+            tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+            whole = [value for value in tensors.values() if not torch.is_floating_point(value)]
+            # the ids of some models are floats (Qwen3-Omni)
+            ids = tensors.get(POSITIONS)
+            self.running.forward.watch.at_rotary(whole if ids is None else [ids])
