@@ -107,9 +107,9 @@ def masking_oracle(
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
             if kind == "sliding_attention" and run.compact(number):
-                sees = run.as_bool(whole["full"]) & run.window(stage)
-                if not run.adapter.window_cuts_blocks:
-                    ahead = run.as_bool(kwargs.get("attention_mask")).triu(1)  # only a block lets a token look ahead
+                ahead = run.as_bool(kwargs.get("attention_mask")).triu(1)  # only a block lets a token look ahead
+                sees = (run.as_bool(whole["full"]) | ahead) & run.window(stage)
+                if not run.adapter.window_cuts_blocks(None):
                     sees = sees | ahead | ahead.mT
             else:
                 sees = run.as_bool(kwargs.get("attention_mask"))  # the unpruned model's own

@@ -142,6 +142,7 @@ class TextHooks:
         self.before_llm, self.at_layer = self.plan.before_llm, self.plan.inside
         self.fused = fused_layers(adapter, self.at_layer)
         for layer, act in self.at_layer.items():
+            adapter.check_inside(layer)
             check_readable(adapter, layer, act.needs.values())
         self._threads, self.reports = Threads(), Reports()
         self.text_tower = text_tower

@@ -110,11 +110,18 @@ def by_turns(image: Kind, video: Kind) -> Kind:
     )
 
 
+def places_of(arguments: Arguments) -> Tensor | None:
+    """[tiles, patches, 2] column and row of each patch, where an argument says them; -1 for padding."""
+    return next((value for name, value in arguments.items() if name.endswith("_position_ids")), None)
+
+
 def paint(arguments: Arguments, tile: int, row: int, col: int, value: float) -> Arguments:
     """The arguments of one image or video with all pixels of one patch set to `value` (both frames of a Qwen patch)."""
     name = "pixel_values" if "pixel_values" in arguments else "pixel_values_videos"
     painted = arguments[name].clone()
-    if painted.dim() == 2:  # Qwen: a row for each patch, frame by frame, in 2x2 squares
+    if (places := places_of(arguments)) is not None:  # Gemma 4: a row for each patch, in any order
+        painted[tile, (places[tile] == torch.tensor([col, row])).all(-1)] = value
+    elif painted.dim() == 2:  # Qwen: a row for each patch, frame by frame, in 2x2 squares
         rows, cols = next(arguments[key] for key in ("image_grid_thw", "video_grid_thw") if key in arguments)[0, 1:]
         square = (tile * rows // 2 + row // 2) * (cols // 2) + col // 2
         painted[int(4 * square + 2 * (row % 2) + col % 2)] = value

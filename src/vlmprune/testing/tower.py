@@ -114,6 +114,8 @@ def tower_order(family: Family, seed: int) -> list[Place]:
     """The patches of an image as they stand in the tower, CLS tokens left out."""
     arguments = family.image(seed)[0]
     grid = next((arguments[key] for key in ("image_grid_thw", "video_grid_thw") if key in arguments), None)
+    if (places := places_of(arguments)) is not None:
+        return [(tile, row, col) for tile, rows in enumerate(places.tolist()) for col, row in rows if row >= 0]
     if grid is None:
         pixels = arguments["pixel_values" if "pixel_values" in arguments else "pixel_values_videos"]
         tiles, side = pixels.numel() // pixels.shape[-3:].numel(), pixels.shape[-1] // PATCH
