@@ -237,6 +237,12 @@ class Adapter:
                 self._rotary_of[layer] = rotary
         return rotary(like, positions.to(like.device))
 
+    def position_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model's `get_rope_index` reads of a prompt's inputs beside ids and mask."""
+        known = inspect.signature(self.inner.get_rope_index).parameters
+        given = {name: inputs[name] for name in known if inputs.get(name) is not None}
+        return {name: value for name, value in given.items() if name not in ("input_ids", "attention_mask")}
+
     def entering(self, features: Tensor, embeds: Tensor) -> Tensor | None:
         """What the model adds to projected features to make embeddings of them, or None if it adds nothing.
 

@@ -189,6 +189,8 @@ class Session:
             VisionWrapper(self.adapter, modality, [self.recipe], first, self._seen).install(self._attached)
         for module in self._called:  # PEFT's wrapper calls forward, past the hooks of the model inside
             self._attached.pre_hook(module, self._before_model)
+            if getattr(module, "has_talker", False):
+                self._refuse_speech(module)
         if not can_generate(self.model) and self.adapter.inner is not self.model:
             Head(self.adapter, lambda: self.last).install(self._attached)  # before the hook that reads the images
         self._attached.pre_hook(self.adapter.inner, self._before_inner)
@@ -232,6 +234,22 @@ class Session:
                 return original(*args, **kwargs)
 
         self._attached.put(self.model, "generate", wrapper)
+
+    def _refuse_speech(self, wrapper: Any) -> None:
+        """What speaks reads the thinker's hidden states of the prompt, a token for each of its ids."""
+        original: Any = wrapper.generate
+
+        @functools.wraps(original)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            silent = kwargs.get("generation_mode") == "text" or kwargs.get("return_audio") is False
+            if not silent:
+                raise UserError(
+                    "A pruned prompt cannot be spoken about, as the talker reads a state for each of its tokens: call "
+                    'generate with generation_mode="text".'
+                )
+            return original(*args, **kwargs)
+
+        self._attached.put(wrapper, "generate", generate)
 
     def _watch_generate_mask(self) -> None:
         """`generate` turns its 2-D mask into a 4-D one for static caches, and ids into embeddings that were given."""

@@ -38,7 +38,9 @@ class Layer:
 
 def features(model: Any, arguments: Arguments) -> Tensor:
     """What stands in the slots of one image or video: [slots, hidden]."""
-    arguments = {key: value for key, value in arguments.items() if key != "second_per_grid_ts"}  # for positions only
+    arguments = {
+        key: value for key, value in arguments.items() if not key.endswith(("_ts", "_per_grid"))
+    }  # for positions only
     video = "pixel_values_videos" in arguments
     with torch.no_grad():
         out = (model.model.get_video_features if video else model.model.get_image_features)(**arguments).pooler_output
