@@ -230,7 +230,8 @@ class Session:
                 raise UserError(
                     "prefill_chunk_size cuts images into pieces: prefill in one piece under vlmprune.prune()."
                 )
-            with self._text.running.drafting(getattr(config, "is_assistant", False)):
+            running = self._text.running
+            with running.drafting(getattr(config, "is_assistant", False)), running.generating():
                 return original(*args, **kwargs)
 
         self._attached.put(self.model, "generate", wrapper)
@@ -260,7 +261,10 @@ class Session:
             given = interface(original).named(args, kwargs)
             mask, running = given.get(MASK), self._text.running
             running.mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-            running.ids = given.get("input_ids")
+            running.ids = ids = given.get("input_ids")
+            if ids is not None:
+                running.begun = ids.shape[1] if running.begun is None else running.begun
+                running.grown = ids.shape[1] - running.begun if given.get("use_cache") is False else 0
             return original(*args, **kwargs)
 
         self._attached.put(self.model, "prepare_inputs_for_generation", wrapper)
@@ -276,7 +280,8 @@ class Session:
         if (ids := interface_of(module).named(args, kwargs).get("input_ids")) is not None:
             self._text.running.ids = ids  # a head may hand on embeddings of them
         logits = kwargs.get("logits_to_keep", 0)
-        self._text.running.tail = max(0, logits - 1) if isinstance(logits, int) else 0
+        tail = max(0, logits - 1) if isinstance(logits, int) else 0
+        self._text.running.tail, self._text.running.grown = max(tail, self._text.running.grown), 0
         return args, {**kwargs, "labels": None} if labels is not None else kwargs
 
     def _before_inner(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -66,6 +66,8 @@ class Running:
         forward: of the text model, where it concerns the session.
         ids, mask: [B, S] and [B, past + S] that `generate` holds for the next call.
         tail: how many tokens at the end of the next call are not prompt.
+        begun: how long the prompt was with which the `generate` that runs began.
+        grown: how many tokens of the next call that `generate` wrote, where it has no cache and feeds them again.
         drafts: whether the model runs as an assistant, which transformers gives the ids of a prompt without its images.
     """
 
@@ -74,7 +76,17 @@ class Running:
     ids: Tensor | None = None
     mask: Tensor | None = None
     tail: int = 0
+    begun: int | None = None
+    grown: int = 0
     drafts: bool = False
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        before, self.begun = self.begun, None
+        try:
+            yield
+        finally:
+            self.begun, self.grown = before, 0
 
     @contextmanager
     def drafting(self, drafts: bool) -> Iterator[None]:
