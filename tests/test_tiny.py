@@ -50,7 +50,9 @@ def without_attention(model: Any) -> Any:
     """A copy whose tower lets no patch see another."""
     model, silenced = copy.deepcopy(model), 0
     for name, parameter in model.named_parameters():
-        if not in_text_model(name) and any(key in name for key in ("attn.out_proj", "attn.proj", "projection_layer")):
+        if not in_text_model(name) and any(
+            key in name for key in ("attn.out_proj", "attn.o_proj", "attn.proj", "projection_layer")
+        ):
             parameter.data.zero_()
             silenced += 1
     assert silenced >= 4

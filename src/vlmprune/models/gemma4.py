@@ -11,7 +11,7 @@ from transformers.models.gemma4.modeling_gemma4 import get_block_sequence_ids_fo
 
 from vlmprune.core.errors import UserError
 from vlmprune.core.view import Grid, TowerRows
-from vlmprune.models.base import Adapter, Slots, raster
+from vlmprune.models.base import Adapter, Normalisation, Slots, raster
 
 PLACES = {"image": "image_position_ids", "video": "video_position_ids"}  # (x, y) of each patch, -1 for padding
 
@@ -21,6 +21,7 @@ class Gemma4Adapter(Adapter):
 
     families: ClassVar[tuple[str, ...]] = ("gemma4",)
     feature_functions = {"image": "get_image_features", "video": "get_video_features"}
+    normalisation = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # the model scales pixels itself
     text_arguments = ("per_layer_inputs",)
     layer_arguments = ("per_layer_input",)
 
@@ -82,6 +83,24 @@ class Gemma4Adapter(Adapter):
             TowerRows(torch.cat([self._pooled(next(frames), places) for places in piece]), None)
             for piece in self._pieces(modality, call)
         ]
+
+    def pixel_rows(self, modality: str, call: dict[str, Any], normalized: bool) -> list[Tensor]:
+        side = self.patches_a_side
+        found, frames = [], iter(call[self.pixels[modality]].float())
+        for piece in self._pieces(modality, call):
+            rows = []
+            for places in piece:
+                real = (places >= 0).all(-1)
+                at, grid = places[real], self._grid(places[None])
+                slot = at.div(side, rounding_mode="floor")
+                within = at % side
+                number = (slot[:, 1] * grid.cols + slot[:, 0]) * side**2 + within[:, 1] * side + within[:, 0]
+                pixels = next(frames)[real.to(call[self.pixels[modality]].device)]
+                if not normalized:
+                    pixels = self.raw(pixels.unflatten(1, (-1, 3)), axis=-1).flatten(1)
+                rows.append(pixels[torch.argsort(number).to(pixels.device)].unflatten(0, (-1, side**2)).flatten(1))
+            found.append(torch.cat(rows))
+        return found
 
     def _pieces(self, modality: str, call: dict[str, Any]) -> list[Tensor]:
         """[frames, patches, 2] places of the patches of each image or video."""

@@ -119,6 +119,9 @@ class Forward:
         column = torch.arange(self.length, device=self.device).expand(self.batch, -1)
         none = torch.full_like(column, -1)
         blocks = self.prompt.blocks if self.prompt else None
+        if blocks is not None and blocks.shape[1] not in (self.length, self.past_places + self.length):
+            # candidates of assisted decoding stand behind what it counts
+            blocks = nn.functional.pad(blocks, (0, self.past_places + self.length - blocks.shape[1]), value=-1)
         block = none if blocks is None else blocks[:, -self.length :].to(self.device).expand(self.batch, -1)
         source = column.masked_fill(~self.new_valid, -1)
         layout = Layout(source, none.clone(), none.clone(), none.clone(), self.past_places + column, block)

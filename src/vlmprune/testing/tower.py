@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.testing.family import Family
-from vlmprune.testing.images import Arguments, Place
+from vlmprune.testing.images import Arguments, Place, places_of
 from vlmprune.testing.weights import PATCH
 
 
