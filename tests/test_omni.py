@@ -55,8 +55,8 @@ def test_a_pruned_prompt_is_not_spoken_about() -> None:
 
 def film(frames: int = 2, slots: int = 8, sound: int = 2) -> dict[str, Tensor]:
     """A film of which each frame's slots stand before some of its sound."""
-    parts = [[*[VIDEO] * slots, *[AUDIO] * sound] for _ in range(frames)]
-    ids = [1, 11, 12, VISION_START, AUDIO_START, *sum(parts, []), AUDIO_END, VISION_END, 21, 22, 23]
+    parts = [*[VIDEO] * slots, *[AUDIO] * sound] * frames
+    ids = [1, 11, 12, VISION_START, AUDIO_START, *parts, AUDIO_END, VISION_END, 21, 22, 23]
     arguments = FAMILIES["qwen2_5_omni_thinker video"].image(0)[0]
     generator = torch.Generator().manual_seed(1)
     return {

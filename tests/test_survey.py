@@ -61,7 +61,7 @@ def test_a_type_that_is_new_appears_by_itself(monkeypatch: pytest.MonkeyPatch, t
 def test_a_wrong_answer_is_no_class(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model whose pruned generation is not what the oracle says is a defect, not an entry of the table."""
     monkeypatch.setattr("vlmprune.doctor.proof.difference", lambda *both: ("largest difference 1", False))
-    with pytest.raises(Wrong, match="deepseek_vl: random:0.5"):
+    with pytest.raises(Wrong, match=r"deepseek_vl: random:0\.5"):
         surveys.survey("deepseek_vl")
 
 

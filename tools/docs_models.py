@@ -19,8 +19,8 @@ from docs_claims import CLAIMS, FAILING, GENERIC, INAPPLICABLE, READ, REFUSED, U
 from docs_text import plain, table
 
 from vlmprune.models import FAMILIES, adapter_for, summary
-from vlmprune.models.base import Adapter
 from vlmprune.models import surveyed as survey
+from vlmprune.models.base import Adapter
 from vlmprune.runtime.oracle import is_recurrent
 from vlmprune.testing import FAMILIES as TINY
 from vlmprune.testing import Family

@@ -11,7 +11,7 @@ from vlmprune.models.qwen2_vl import Qwen2VLAdapter
 
 
 def _with_sound(inputs: Mapping[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    """What `get_rope_index` reads under other names than those of the inputs: seconds a frame, and lengths of sounds."""
+    """What `get_rope_index` reads under other names than those of the inputs: seconds per frame, lengths of sounds."""
     lengths = inputs.get("audio_feature_lengths")
     if inputs.get("feature_attention_mask") is not None:
         lengths = inputs["feature_attention_mask"].sum(-1)

@@ -155,6 +155,9 @@ class Expected:
     def mapped(self, tokens: list[Tensor]) -> Tensor:
         """Of values of the tower's tokens [pictures, N, C], a tensor a call."""
         rows = torch.cat([values[:, int(self.family.cls) :].flatten(0, 1) for values in tokens])
+        places = places_of(self.family.image(self.seed)[0])
+        if places is not None:  # a row of patches is padded
+            rows = rows[(places >= 0).all(-1).flatten()]
         order = tower_order(self.family, self.seed)
         return slot_values(self.family, self.seed, dict(zip(order, rows, strict=True)))
 
@@ -164,12 +167,15 @@ class Expected:
 
     @property
     def received(self) -> Tensor:
-        padding = self.family.image(self.seed)[0].get("pixel_attention_mask")
+        arguments = self.family.image(self.seed)[0]
+        padding, places = arguments.get("pixel_attention_mask"), places_of(arguments)
         scores = []
         for maps in self.layer.maps:
             queries = torch.ones(maps.shape[0], maps.shape[2], dtype=torch.bool)
             if padding is not None:
                 queries = padding[0, :, ::PATCH, ::PATCH].flatten(1).bool()
+            if places is not None:
+                queries = (places >= 0).all(-1)
             scores.append(torch.stack([one[:, real].mean((0, 1)) for one, real in zip(maps, queries, strict=True)]))
         return self.mapped([score[..., None] for score in scores])[:, 0]
 
