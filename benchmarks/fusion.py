@@ -20,23 +20,19 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from held import Held, accuracies, named, rounded
 from torch import Tensor
 
 import vlmprune
 from vlmprune.assets import embedded_names
-from vlmprune.bench.compare import build_tables
-from vlmprune.bench.drawn import units_of_rows
-from vlmprune.bench.plan import Plan, Variant, variants_of
+from vlmprune.bench.plan import Variant, variants_of
 from vlmprune.bench.protocol import Asker, protocol_for
 from vlmprune.bench.questions import Questions
-from vlmprune.bench.runner import run_bench
-from vlmprune.bench.stats import mean_difference
-from vlmprune.bench.table import Table
-from vlmprune.tasks import generated_tasks
+from vlmprune.tasks import get_task, learnt_tasks
 from vlmprune.tasks.canvas import canvas_for
 from vlmprune.tasks.task import Place
 
@@ -55,14 +51,6 @@ PARTS = {
     "features alone": "hilo(share=1, lambda_=0):{keep}",
 }
 OUT = Path(__file__).parent / "results" / "fusion.json"
-
-
-class Held(NamedTuple):
-    """A recipe, and what it is held against, as results name them."""
-
-    what: str
-    recipe: str
-    against: str
 
 
 def rows() -> list[Held]:
@@ -85,46 +73,12 @@ def the_variant(text: str, keep: float) -> Variant:
     return variants_of(text.format(keep=keep), ())[0]
 
 
-# ---------------------------------------------------------------- accuracy
-
-
-def accuracies(folder: Path, each: int, held: Sequence[Held]) -> dict[str, dict[str, Any]]:
-    """By model."""
-    recipes = tuple(dict.fromkeys(recipe for one in held for recipe in (one.recipe, one.against)))
-    run_bench(
-        Plan(methods=recipes, keeps=KEEPS, limit=each),
-        folder,
-        lambda at: print(f"{at.model} {at.task} {at.variant}: {at.done} of {at.due}", end="\033[K\r", flush=True),
-    )
-    return {table.model: accuracy(table, held) for table in build_tables(folder)}
-
-
-def accuracy(table: Table, held: Sequence[Held]) -> dict[str, Any]:
-    """The means of each comparison, and their change."""
-    by_recipe = {row.recipe: row for row in table.rows}
-    if table.vanilla is None or table.vanilla.abs_mean is None:
-        raise SystemExit(f"{table.model}: no task is left to average.")
-    names = list(dict.fromkeys(recipe for one in held for recipe in (one.recipe, one.against)))
-    units = dict(zip(names, units_of_rows(table, [by_recipe[name] for name in names])[:-1], strict=True))
-    found = []
-    for one in held:
-        own, other = (by_recipe[name].abs_mean or 0.0 for name in (one.recipe, one.against))
-        change = mean_difference(units[one.recipe], units[one.against])
-        figures = {"mean": round(own, 2), "against_mean": round(other, 2), "change": rounded(change)}
-        found.append(one._asdict() | figures)
-    return {"vanilla": round(table.vanilla.abs_mean, 2), "tasks": list(table.averaged), "rows": found}
-
-
-def rounded(figures: Sequence[float]) -> list[float]:
-    return [round(float(figure), 2) for figure in figures]
-
-
 # ---------------------------------------------------------------- distance of the last logits
 
 
 def prompts(model: Any, processor: Any, each: int) -> Iterator[Any]:
-    """Of `each` questions of every task that this model can be asked."""
-    for task in generated_tasks().values():
+    """Of `each` questions of every task that this model can be asked and knows."""
+    for task in map(get_task, learnt_tasks()):
         asker = Asker(protocol_for(processor), task, processor, model.config.model_type)
         for sample in Questions(task, Place(canvas_for(model.config)), each):
             if not asker.refuses(sample):
@@ -141,8 +95,7 @@ def last_logits(model: Any, inputs: Any, recipe: str | None) -> Tensor:
 @torch.no_grad()
 def distances(name: str, each: int, held: Sequence[Held]) -> list[dict[str, Any]]:
     model, processor = vlmprune.load_embedded(name)
-    recipes = dict.fromkeys(recipe for one in held for recipe in (one.recipe, one.against))
-    found: dict[str, list[float]] = {recipe: [] for recipe in recipes}
+    found: dict[str, list[float]] = {recipe: [] for recipe, _ in named(held)}
     for inputs in prompts(model, processor, each):
         whole = last_logits(model, inputs, None)
         for recipe, lengths in found.items():
@@ -165,7 +118,7 @@ def summary(pairs: np.ndarray) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--questions", type=int, default=192, help="of each task, for accuracy (default: 192)")
+    parser.add_argument("--questions", type=int, default=96, help="of each task, for accuracy (default: 96)")
     parser.add_argument("--distances", type=int, default=24, help="of each task, for the distance (default: 24)")
     parser.add_argument("--runs", type=Path, default=Path("results-fusion"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=OUT, help="file of the figures")

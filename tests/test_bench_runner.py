@@ -485,6 +485,19 @@ def test_a_baseline_that_cannot_act_is_left_out_unless_it_is_asked_for(tmp_path:
         run_bench(replace(plan, methods=("downsample",)), tmp_path / "other")
 
 
+def test_what_one_of_several_models_refuses_is_left_out_of_its_table(folder: str, tmp_path: Path) -> None:
+    save_family("gemma3", tmp_path / "model")
+    changes = {"methods": ("divprune", "downsample"), "tasks": ("synth-choice",), "limit": 2}
+    plan = replace(small_plan(folder, **changes), models=(folder, str(tmp_path / "model")))
+    run_with_examples(plan, tmp_path / "out")
+    whole, part = build_tables(tmp_path / "out")
+    assert {row.method for row in whole.rows} - {row.method for row in part.rows} == {"downsample"}
+    (note,) = [note for note in part.notes() if note.startswith("Without downsample:0.5: ")]
+    assert note[-1] == "." != note[-2]
+    with pytest.raises(UserError, match=r"Nothing of what was asked can run on .*downsample:0\.5: on this model"):
+        run_bench(replace(plan, methods=("downsample",)), tmp_path / "nothing")
+
+
 def test_a_model_says_whether_all_that_it_sees_can_be_resized() -> None:
     works: dict[tuple[type, bool], list[bool]] = {}
     for family in FAMILIES:

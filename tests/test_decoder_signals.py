@@ -235,3 +235,15 @@ def test_rows_of_a_text_model_with_attention_sinks() -> None:
         model(**inputs)
     slots = (inputs["input_ids"][0] == IMAGE).nonzero().squeeze(1)
     assert float((spy.seen[0]["last"] - shown.mean(0)[slots]).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl video", "qwen3_vl mixed", "smolvlm"])
+def test_text_between_frames_never_counts_as_behind_the_image(name: str) -> None:
+    """Also where the first act has left none of the frames that follow it."""
+    first, second = (InnerSpy(layer, {"text": TextQueryAttention(heads="all")}) for layer in (1, 2))
+    family = FAMILIES[name]
+    model = family.build("sdpa")
+    with vlmprune.prune(model, Recipe((Stage(first, 2), Stage(second, 1)))), torch.no_grad():
+        model(**prompt(family, [[0]]))
+    (before,), (after,) = ([one["text"].shape[-2] for one in spy.seen] for spy in (first, second))
+    assert before == after > 0

@@ -194,6 +194,16 @@ def test_import_pulls_nothing_heavy() -> None:
     script = "import sys, vlmprune; print({'torch', 'transformers', 'vlmprune.testing'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "set()"
+    # what is listed without a model is read from files
+    script = (
+        "import sys, contextlib, io; from vlmprune.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()) as shown:\n"
+        "    for line in sys.argv[1:]: assert main(line.split()) == 0\n"
+        "print(len(shown.getvalue()) > 10000, {'torch', 'transformers'} & set(sys.modules))"
+    )
+    asked = ["--help", "bench --help", "list methods", "list presets", "list models", "list tasks"]
+    out = subprocess.run([sys.executable, "-c", script, *asked], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "True set()"
     # tiny models need torch and transformers (which takes jinja2), and nothing of the tests or the benchmark
     script = "import sys; import vlmprune.testing; print([name for name in sys.argv[1:] if name in sys.modules])"
     others = ["pytest", "hypothesis", "datasets", "matplotlib", "typer", "rich", "pandas", "vlmprune.bench"]

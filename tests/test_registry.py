@@ -17,7 +17,7 @@ import vlmprune.methods
 import vlmprune.models
 from vlmprune.cli import main
 from vlmprune.core import registry
-from vlmprune.core.declared import by_name, declared
+from vlmprune.core.declared import by_name, declared, inherited
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
 from vlmprune.core.registry import FOLDERS, METHODS, Registry, built_in
@@ -48,6 +48,13 @@ def test_reading_finds_the_methods_that_importing_finds() -> None:
     named = [cls for cls in classes(vlmprune.methods) if issubclass(cls, Method) and "name" in vars(cls)]
     assert built_in() == {cls.name: target(cls) for cls in named} and len(named) > 30
     assert all(METHODS[cls.name] is cls for cls in named)
+
+
+def test_reading_finds_what_a_class_inherits() -> None:
+    for name in built_in():
+        assert METHODS.about(name) == (METHODS[name].stage, METHODS[name].summary), name
+    assert inherited("vlmprune.core.method:Method", "stage") is None  # annotated, without a value
+    assert inherited("vlmprune.core.method:Missing", "stage") is None
 
 
 def test_reading_finds_the_adapters_that_importing_finds() -> None:

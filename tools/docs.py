@@ -290,6 +290,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sets": made_by("docs_sets", "sets"),
     "layouts": made_by("docs_sets", "layouts"),
     "agreement": made_by("docs_sets", "agreement"),
+    "parts": made_by("docs_anatomy", "parts"),
+    "ablations": made_by("docs_anatomy", "ablations"),
     "fusion": made_by("docs_fusion", "fusion"),
     "protocols": made_by("docs_sets", "protocols"),
     **{f"profiles-{paper}": made_by("docs_sets", "tables_of", paper) for paper in PAPERS},
@@ -308,6 +310,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "results": results_summary,
     "run-commands": run_commands,
     "speed": speed,
+    "selectors": made_by("docs_speed", "selectors"),
 }
 
 if __name__ == "__main__":

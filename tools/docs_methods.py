@@ -22,7 +22,7 @@ from typing import Any
 from docs_text import plain, table
 
 from vlmprune.core.act import Act
-from vlmprune.core.method import Method, PixelMethod
+from vlmprune.core.method import EVERY_METHODS, Method, PixelMethod
 from vlmprune.core.needs import USED, DecoderNeed, Depth, EncoderLayer, EncoderNeed, Need, PromptNeed
 from vlmprune.core.plan import acts_of
 from vlmprune.core.presets import PRESETS
@@ -261,7 +261,7 @@ def paper_link(cls: type[Method]) -> str:
 
 
 def own_fields(cls: type[Method]) -> list[Field[Any]]:
-    return [field for field in fields(cls) if field.name != "per"]
+    return [field for field in fields(cls) if field.name not in EVERY_METHODS]
 
 
 def options(cls: type[Method]) -> str:

@@ -30,7 +30,7 @@ def agreement() -> str:
     """
     ours = dict.fromkeys(one.ours[0] for printed in averages() for one in printed.rows if one.ours)
     ours = {name: None for name in ours if "average=True" not in name}
-    return f'```sh\nvlmprune bench --methods "{",".join(ours)}" --out agreement\n```'
+    return f'```sh\nvlmprune bench --model llava --methods "{",".join(ours)}" --out agreement\n```'
 
 
 def _sets() -> list[DataTask]:

@@ -14,6 +14,7 @@ from statistics import fmean
 
 from vlmprune.bench.flops import Flops, run_flops
 from vlmprune.bench.marks import runnable
+from vlmprune.bench.more_frames import FramesRow, frames_rows
 from vlmprune.bench.ranks import ABS, REL, standings
 from vlmprune.bench.runs import Group, Groups, Name, groups_of, loyalty, score_on, wrong_on
 from vlmprune.bench.significance import compare, holm
@@ -23,6 +24,7 @@ from vlmprune.bench.table import ENOUGH_HARD, Asked, Cell, Hard, Ranking, Row, S
 from vlmprune.core.errors import UserError
 from vlmprune.core.shape import Shape
 from vlmprune.scoring.metrics import accuracy_by_category, unparsed_share
+from vlmprune.tasks.frames import read_framed
 
 # Points. Closer to chance than this, the unpruned model cannot do a task, so that pruning cannot hurt it.
 NEAR_CHANCE = 10.0
@@ -62,7 +64,8 @@ def _table(model: str, results: Sequence[Result]) -> Table:
     rows = {name: _row(of_row, groups[name], averaged, vanilla) for name, of_row in cells.items()}
     dimensions = {result.task: result.dimension for result in results}
     rankings = _rankings(rows, groups, averaged, vanilla)
-    return Table(model, tasks, averaged, left_out, tuple(rows.values()), dimensions, rankings, not_asked)
+    frames = _by_frames(cells, groups)
+    return Table(model, tasks, averaged, left_out, tuple(rows.values()), dimensions, rankings, not_asked, frames)
 
 
 def _cell(group: Group, base: Group | None, hard: Mapping[tuple[str, Asked, str | None], frozenset[str]]) -> Cell:
@@ -175,6 +178,17 @@ def _row(cells: dict[str, Cell], groups: dict[str, Group], averaged: Sequence[st
     )
 
 
+def _by_frames(cells: Mapping[Name, Mapping[str, Cell]], groups: Groups) -> tuple[FramesRow, ...]:
+    """Rows for each number of frames, of tasks that were run with several."""
+    values, flops = {}, {}
+    for name, task in ((name, task) for name, row in groups.items() for task in row):
+        if (asked := read_framed(task)) is not None:
+            group = groups[name][task]
+            values[name, task] = cells[name][task].value
+            flops[name, task] = _flops(group.results[0], [one for each in group.records for one in each], asked[1])
+    return frames_rows(groups, values, flops)
+
+
 def _mean_spread(spreads: Sequence[Spread], wholes: Sequence[float]) -> Spread:
     """The mean over tasks of each seed's values as a percentage of `wholes`."""
     of_seeds = zip(*(spread.values for spread in spreads), strict=True)
@@ -182,10 +196,13 @@ def _mean_spread(spreads: Sequence[Spread], wholes: Sequence[float]) -> Spread:
     return Spread(spreads[0].seeds, tuple(means))
 
 
-def _flops(result: Result, samples: Sequence[Record]) -> Flops | None:
-    """Operations a sample; None where nothing is known of the model, or the file of a method has gone or changed."""
+def _flops(result: Result, samples: Sequence[Record], frames: int = 0) -> Flops | None:
+    """Operations a sample, with so many frames where that is known.
+
+    None where nothing is known of the model, or the file of a method has gone or changed.
+    """
     text = runnable(result.recipe, result.code, result.files)
-    return run_flops(Shape(**result.shape), text, samples) if result.shape and text is not None else None
+    return run_flops(Shape(**result.shape), text, samples, frames) if result.shape and text is not None else None
 
 
 def _rankings(

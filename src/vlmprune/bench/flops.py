@@ -77,16 +77,17 @@ class Counted(Protocol):
     def stages(self) -> Sequence[tuple[int, int]]: ...
 
 
-def run_flops(shape: Shape, recipe_text: str, records: Iterable[Counted]) -> Flops:
+def run_flops(shape: Shape, recipe_text: str, records: Iterable[Counted], frames: int = 0) -> Flops:
     """Mean operations of a sample of a run.
 
     Args:
         shape: the model.
         recipe_text: the run's recipe, or "vanilla".
         records: its samples, with their token counts.
+        frames: of the video of each sample, where all are known to have as many.
     """
     kinds = Counter((r.input_tokens - r.visual_before, r.visual_encoded, tuple(r.stages)) for r in records)
-    samples = [(_sample(shape, recipe_text, *kind), count) for kind, count in kinds.items()]
+    samples = [(_sample(shape, recipe_text, *kind, frames), count) for kind, count in kinds.items()]
     whole = max(1, sum(kinds.values()))
 
     def mean(parts: Iterable[float | None]) -> float | None:
@@ -100,8 +101,10 @@ def run_flops(shape: Shape, recipe_text: str, records: Iterable[Counted]) -> Flo
     return Flops(*(mean(sample[k] for sample, _ in samples) for k in range(len(Flops._fields))))  # type: ignore[arg-type]
 
 
-def _sample(shape: Shape, recipe_text: str, text: int, slots: int, stages: Sequence[tuple[int, int]]) -> Flops:
-    return sample_flops(shape, recipe_text, text, slots, stages, from_slots(shape, slots))
+def _sample(
+    shape: Shape, recipe_text: str, text: int, slots: int, stages: Sequence[tuple[int, int]], frames: int
+) -> Flops:
+    return sample_flops(shape, recipe_text, text, slots, stages, from_slots(shape, slots, frames))
 
 
 def sample_flops(

@@ -29,18 +29,24 @@ class Encoded(NamedTuple):
     projected: int
 
 
-def from_slots(shape: Shape, slots: int) -> Encoded | None:
-    """Of one picture with so many slots; None where no picture of the family has as many."""
+def from_slots(shape: Shape, slots: int, frames: int = 0) -> Encoded | None:
+    """Of one picture or video with so many slots; None where none of the family has as many.
+
+    Args:
+        frames: of a video, where that is known; they are looked at where the slots do not tell them.
+    """
+    if shape.joins and frames:
+        parts = -(-frames // shape.joins)
+        return None if slots % parts else of_passes(shape, (slots // parts * shape.merge,) * parts, slots)
     if shape.canvases:
         return _of_canvas(shape, slots)
     if not slots:
         return Encoded((), 0)
     if shape.cls_slots:
-        frame = shape.tile + 1
-        frames, images = divmod(slots, frame), divmod(slots, shape.tile)
-        if images[1] and frames[1]:
+        with_cls, without = divmod(slots, shape.tile + 1), divmod(slots, shape.tile)
+        if without[1] and with_cls[1]:
             return None
-        return of_passes(shape, (shape.tile,) * (images[0] if frames[1] else frames[0]), slots)
+        return of_passes(shape, (shape.tile,) * (without[0] if with_cls[1] else with_cls[0]), slots)
     whole, rest = divmod(slots, shape.tile) if shape.tile and slots > shape.tile else (0, slots)
     tiles = [shape.tile] * whole + [rest] * (rest > 0)
     return of_passes(shape, tuple(tile * shape.merge for tile in tiles), slots)

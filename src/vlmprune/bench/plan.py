@@ -78,6 +78,11 @@ class Plan:
     device: str | None = None
     text_tower: str | None = None
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether a recipe that a model refuses is noted, instead of an error: with several models, or all methods."""
+        return len(self.models) > 1 or {*vlmprune.METHODS} <= {*self.methods}
+
     def check(self) -> None:
         """Raise UserError where something in it cannot be run, before anything is loaded."""
         named: dict[str, str] = {}

@@ -148,6 +148,7 @@ def _qwen(vision: Any, width: int, mlp: int, gated: bool, out: int, deepstack: i
         "patch_inputs": 3 * vision.temporal_patch_size * vision.patch_size**2,
         "merge": merge,
         "projector": (1 + deepstack) * (merged**2 + merged * out),
+        "joins": vision.temporal_patch_size,
     }
 
 

@@ -108,7 +108,7 @@ class Result(Run):
         shape: widths and depths of the model, for FLOPs (`bench.shapes.Shape` as a dict), or None.
         made: device, Python and git commit it was computed with. Tables do not read it.
         text: what a text-guided method compared the image with (`RunReport.text`).
-        left_out: baselines and tasks that could not be run on the model, with the reason, by recipe or name.
+        left_out: recipes and tasks that could not be run on the model, with the reason, by recipe or name.
         files: file and class of each method that comes from a file, by mark, as the last command named them.
         records_path: the samples' file.
     """

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import stdev
 
 from vlmprune.bench.flops import Flops
+from vlmprune.bench.more_frames import FramesRow
 from vlmprune.bench.problems import problem_note
 from vlmprune.bench.ranks import Standing
 from vlmprune.bench.significance import LEVEL, Test
@@ -207,6 +208,7 @@ class Table:
         rankings: for each budget with at least two methods, by rel_mean and by abs_mean.
         not_asked: by task, the samples that no run counts because one of them could not ask them: by id the problem,
             "" for one that goes with its group.
+        by_frames: rows for each number of frames, where tasks were run with several.
     """
 
     model: str
@@ -217,6 +219,7 @@ class Table:
     dimensions: dict[str, str] = field(default_factory=dict)
     rankings: tuple[Ranking, ...] = ()
     not_asked: dict[str, dict[str, str]] = field(default_factory=dict)
+    by_frames: tuple[FramesRow, ...] = ()
 
     @property
     def vanilla(self) -> Row | None:
@@ -267,7 +270,7 @@ class Table:
         return [problem_note(task, sizes[task], out) for task, out in self.not_asked.items() if task in sizes]
 
     def absent(self) -> list[str]:
-        """Which baselines and tasks could not be run on this model, in sentences."""
+        """Which recipes and tasks could not be run on this model, in sentences."""
         reasons = {
             text: why for row in self.rows for cell in row.cells.values() for text, why in cell.result.left_out.items()
         }

@@ -22,7 +22,7 @@ from vlmprune.bench.protocol import Asker, protocol_for
 from vlmprune.bench.protocols import get_protocol
 from vlmprune.bench.questions import Questions
 from vlmprune.bench.shapes import shape_of
-from vlmprune.bench.store import Record
+from vlmprune.bench.store import VANILLA, Record
 from vlmprune.core.aim import OutOfReach
 from vlmprune.core.errors import UserError
 from vlmprune.core.recipe import Recipe
@@ -80,8 +80,8 @@ class Facts:
         canvas: how generated scenes are drawn for the model.
         shape: widths and depths of the model, or None.
         texts: what a text-guided method compares the image with, by recipe.
-        left_out: what cannot be run on this model, with the reason: baselines that nobody asked for, by recipe, and
-            tasks that show what it does not take, by name.
+        left_out: what cannot be run on this model, with the reason: recipes (`Plan.leaves_out`, and baselines that
+            nobody asked for), and tasks that show what it does not take, by name.
         code: SHA-256 of the files of methods, by mark.
         versions: of the libraries that compute, vlmprune included.
         tasks: by name.
@@ -117,7 +117,8 @@ class Worker:
     def __init__(self, plan: Plan, loaded: Loaded, variants: Sequence[Variant]) -> None:
         self.plan, self.loaded = plan, loaded
         self.model, self.processor = loaded.model, loaded.processor
-        self.left_out = {one.text: CANNOT_RESIZE for one in variants if one.unasked and self._cannot(one)}
+        spared = [one for one in variants if one.unasked or plan.leaves_out]
+        self.left_out = {one.text: CANNOT_RESIZE for one in spared if self._cannot(one)}
         self.variants = [variant for variant in variants if variant.text not in self.left_out]
         # a recipe or text tower that does not fit the model has to fail now, not in an hour
         self.texts: dict[str, str | None] = {}
@@ -136,14 +137,20 @@ class Worker:
         """Note what each recipe's methods compare the images with, and how many decoder layers it leaves alone.
 
         Raises:
-            UserError: a recipe cannot act on this model. Budgets out of reach are all named at once.
+            UserError: a recipe cannot act on this model, and the plan is not one that leaves it out. Budgets out of
+                reach are all named at once.
         """
         refused: dict[str, OutOfReach] = {}
         for variant in self.variants:
             try:
                 session = self.session(variant)
-            except OutOfReach as error:
-                refused[variant.text] = error
+            except UserError as error:
+                if self.plan.leaves_out:
+                    self.left_out[variant.text] = str(error).rstrip(".")
+                elif isinstance(error, OutOfReach):
+                    refused[variant.text] = error
+                else:
+                    raise
                 continue
             self.texts[variant.text] = None if session is None else session.text
             self.untouched[variant.text] = 0 if session is None or variant.encodes else session.untouched
@@ -151,6 +158,10 @@ class Worker:
             first, *others = refused
             more = f" The same holds for {', '.join(others)}." if others else ""
             raise UserError(f"{refused[first]}{more}")
+        self.variants = [variant for variant in self.variants if variant.text not in self.left_out]
+        if self.left_out and all(one.unasked or one.text == VANILLA for one in self.variants):
+            text, why = next(iter(self.left_out.items()))
+            raise UserError(f"Nothing of what was asked can run on {self.loaded.name}. {text}: {why}.")
 
     def _askable(self, tasks: Sequence[Task]) -> list[Task]:
         """The tasks without those that show what the model does not take, which are noted.

@@ -49,6 +49,16 @@ def bench(
         str | None,
         typer.Option(help="Tasks, by name or as files of yours, separated by commas. Default: the generated ones."),
     ] = None,
+    frames: Annotated[
+        str | None,
+        typer.Option(
+            help="Frames of each video, by commas: the tasks are run with each number. For tasks about videos."
+        ),
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(help="With --frames: visual tokens to keep of a video, however many frames, by commas."),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder with local copies of data sets. Default: they come from the hub.")
     ] = None,
@@ -132,7 +142,7 @@ def bench(
         untimed: dict[str, Any] = {"tasks": tasks, "limit": limit, "full": full or None, "text_tower": text_tower}
         untimed |= {"data": data, "protocol": protocol, "profile": profile, "pixels": pixels, "judge": judge}
         untimed |= {"max_new_tokens": max_new_tokens, "ray": ray, "replicas": replicas, "engine": engine}
-        untimed["judge_model"] = judge_model
+        untimed |= {"judge_model": judge_model, "frames": frames, "tokens": tokens}
         if budget is not None:
             raise UserError(Option("budget", budget), " is not for timings: write it in a recipe, fastv@2:mean=0.222.")
         refuse(untimed, "is not for timings: leave it out, or leave out", Option("speed", True))
@@ -151,8 +161,8 @@ def bench(
     several = ("Several batch sizes are for timings alone: give one, or ", Option("speed", True), ".")
     asked: dict[str, Any] = {
         **_compared(model, methods, keep),
+        **_framed(tasks, frames, tokens, keep),
         "budget": budget,
-        "tasks": None if tasks is None else words_of(tasks),
         "limit": limit,
         "batch_size": None if batch_size is None else single(numbers_of("batch_size", batch_size), *several),
         "data": None if data is None else str(data),
@@ -167,6 +177,7 @@ def bench(
         given["limit"] = None
     if engine is not None:
         own = {"profile": profile, "protocol": protocol, "pixels": pixels, "max_new_tokens": max_new_tokens}
+        own |= {"frames": frames, "tokens": tokens}
         return _lmms(
             engine, given, own | {"ray": ray, "judge": judge, "judge_model": judge_model, "force": force or None}
         )
@@ -187,6 +198,26 @@ def _compared(model: list[str] | None, methods: str | None, keep: str | None) ->
         "methods": None if methods is None else split_methods(methods),
         "keeps": None if keep is None else keeps_of(keep),
     }
+
+
+def _framed(tasks: str | None, frames: str | None, tokens: str | None, keep: str | None) -> dict[str, Any]:
+    """The tasks with each number of frames, and the budgets in tokens, as the plan calls them."""
+    named = None if tasks is None else words_of(tasks)
+    if frames is None:
+        refuse({"tokens": tokens}, "is for several numbers of frames: give with it", Option("frames", "8,16,32"))
+        return {"tasks": named}
+    if named is None:
+        raise UserError(Option("frames", frames), " needs tasks about videos: name them with ", Option("tasks"), ".")
+    if tokens is not None and keep is not None:
+        raise UserError(Option("tokens", tokens), " and ", Option("keep", keep), " both say what is kept: give one.")
+    from vlmprune.tasks.frames import with_frames
+
+    found: dict[str, Any] = {"tasks": with_frames(named, numbers_of("frames", frames))}
+    if tokens is not None:
+        found["keeps"] = numbers_of("tokens", tokens)
+        if min(found["keeps"]) < 1:
+            raise UserError(Option("tokens", tokens), " needs whole numbers from 1, separated by commas.")
+    return found
 
 
 # Fields of the plan of timings that are called and given as the options are.

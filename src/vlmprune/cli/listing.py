@@ -40,10 +40,9 @@ def _list_methods() -> list[tuple[str, str, str]]:
 
 def _method_row(name: str) -> tuple[str, str, str]:
     try:
-        method = vlmprune.METHODS[name]
+        return name, *vlmprune.METHODS.about(name)
     except UserError as error:  # of a package that is broken or claims another's name
         return name, "broken", error.typed
-    return name, method.stage, method.summary
 
 
 def _list_presets() -> list[tuple[str, str, str]]:

@@ -57,6 +57,7 @@ class Act:
         fusion: how attention is edited before it, or None if it is not edited.
         pool: which tokens compete, those of the "image" or of each "frame".
         sees_every_slot: whether slots that show no patch compete.
+        keeps_blanks: whether these all stay instead, outside of the budget; the method does not see them.
         stage: which of the recipe's stages it belongs to.
         keeps: the budget of each image, if the user gave a list; then take the act `at` an image to ask its budget.
         variants: the same act under each of these budgets.
@@ -80,6 +81,7 @@ class Act:
     stage: int = 0
     pool: str = "image"
     sees_every_slot: bool = True
+    keeps_blanks: bool = False
     keeps: Keeps | None = None
     variants: tuple[Act, ...] = ()
     aim: Aim | None = None

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from vlmprune.core.errors import UserError
+
+ROOT = Path(__file__).parent.parent.parent  # of the package
 
 
 def declared(folder: Path, package: str, attribute: str) -> Iterator[tuple[Any, str]]:
@@ -26,10 +29,46 @@ def declared(folder: Path, package: str, attribute: str) -> Iterator[tuple[Any, 
     """
     for path in sorted(folder.rglob("*.py")):
         module = ".".join((package, *path.relative_to(folder).with_suffix("").parts))
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for node in _body(path):
             if isinstance(node, ast.ClassDef):
                 for value in _values(node, attribute):
                     yield _literal(value, f"{path}, line {value.lineno}: {attribute}"), f"{module}:{node.name}"
+
+
+def inherited(target: str, attribute: str) -> Any:
+    """The value that a class of vlmprune has for a class attribute: its own, or that of the first base that has one.
+
+    Args:
+        target: the class as module:Class, or a name that its module imports from elsewhere in vlmprune.
+
+    Returns:
+        The value; None if neither the class nor its bases in vlmprune give one.
+
+    Raises:
+        UserError: as for `declared`.
+    """
+    module, _, name = target.partition(":")
+    path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    for node in _body(path) if path.exists() else ():
+        if isinstance(node, ast.ImportFrom) and (known := _imported(node, name)):
+            return inherited(known, attribute)
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            for value in _values(node, attribute):
+                return _literal(value, f"{path}, line {value.lineno}: {attribute}")
+            bases = (base.id for base in node.bases if isinstance(base, ast.Name))
+            found = (inherited(f"{module}:{base}", attribute) for base in bases)
+            return next((value for value in found if value is not None), None)
+    return None
+
+
+def _imported(node: ast.ImportFrom, name: str) -> str | None:
+    """Where a name comes from, if this line imports it."""
+    return next((f"{node.module}:{one.name}" for one in node.names if (one.asname or one.name) == name), None)
+
+
+@cache
+def _body(path: Path) -> list[ast.stmt]:
+    return ast.parse(path.read_text(encoding="utf-8")).body
 
 
 def _values(node: ast.ClassDef, attribute: str) -> Iterator[ast.expr]:

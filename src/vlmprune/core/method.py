@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 POSITIONS = ("original", "compact")
 POOLS = ("image", "frame")
+EVERY_METHODS = ("per", "blanks")  # options that all methods have
 
 
 @dataclass
@@ -38,6 +39,9 @@ class Method:
         per: "image": all tokens of an image or video compete for its budget. "frame": the budget is spread evenly over
             the frames of a video, or the tiles of an image cut into tiles, and the method acts on each by itself. The
             default is what the method's authors do for this family (`pool`).
+        blanks: what becomes of slots that show no patch (image_newline, a CLS slot). "keep": they all stay, outside of
+            the budget. "drop": they go before any other token. The default is what the method does
+            (`sees_every_slot`): there they compete, or are dropped.
     """
 
     name: ClassVar[str]
@@ -49,6 +53,7 @@ class Method:
     least: ClassVar[int] = 1  # the fewest tokens that `select` may return, where it is not `exact`
 
     per: str | None = field(default=None, kw_only=True)
+    blanks: Literal[None, "drop", "keep"] = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         """Check each hyperparameter by its annotation; a subclass that checks several together calls this first."""

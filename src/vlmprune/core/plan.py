@@ -12,7 +12,7 @@ from vlmprune.core.budget import OWN, ByFrame, Keep, Keeps
 from vlmprune.core.errors import UserError
 from vlmprune.core.framed import framed
 from vlmprune.core.method import Method
-from vlmprune.core.roles import Fusing, MergesInside, Observes, OrdersParts
+from vlmprune.core.roles import Fusing, MergesInside, Observes, OrdersParts, changes_encoding
 from vlmprune.core.view import ModelInfo
 
 
@@ -73,15 +73,30 @@ def _acts(method: Method, keep: Keep, info: ModelInfo, stage: int) -> tuple[Act,
     layers, needs, positions = tuple(place.layer for place in places), method.needs(info), method.positions(info)
     fusion = method.fusion(info) if isinstance(method, Fusing) else None
     pool, every_slot = method.pool(info), method.sees_every_slot(info)
+    keeps_blanks = _keeps_blanks(method)
     return tuple(
         Act(
             method, info, keep, place.layer, number, layers, needs if place.needs is None else place.needs,
             positions, fusion if place.fuses else None, stage,
             method.per or place.pool or pool,
-            every_slot if place.sees_every_slot is None else place.sees_every_slot,
+            method.blanks != "drop" and (every_slot if place.sees_every_slot is None else place.sees_every_slot),
+            keeps_blanks,
         )
         for number, place in enumerate(places)
     )  # fmt: skip
+
+
+def _keeps_blanks(method: Method) -> bool:
+    """Whether slots without a patch stay outside of the budget; UserError where the method cannot have it."""
+    if method.blanks != "keep":
+        return False
+    looks = isinstance(method, Fusing | Observes)
+    if method.merges or changes_encoding(method) or looks or not (method.budgeted or method.exact):
+        raise UserError(
+            f"{method.name} cannot have blanks='keep', because it makes new tokens, looks at all of them or counts "
+            "them itself: leave it out, or choose a method that drops tokens, such as divprune."
+        )
+    return True
 
 
 def _check_roles(method: Method) -> None:

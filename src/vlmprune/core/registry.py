@@ -8,11 +8,13 @@ from functools import cache, cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vlmprune.core.declared import by_name, declared
+from vlmprune.core.declared import by_name, declared, inherited
 from vlmprune.core.errors import UserError
-from vlmprune.core.files import method_class
-from vlmprune.core.method import Method
+
+if TYPE_CHECKING:  # they import torch, and to list names and summaries is not worth that
+    from vlmprune.core.method import Method
 
 GROUP = "vlmprune.methods"  # of entry points
 FOLDERS = ("pixels", "vision", "decoder", "hybrid")  # of vlmprune's own methods, in the order in which these act
@@ -26,7 +28,7 @@ def built_in() -> dict[str, str]:
     return by_name(claim for folder in folders for claim in sorted(folder))
 
 
-class Registry(Mapping[str, type[Method]]):
+class Registry(Mapping[str, "type[Method]"]):
     """Method classes by name. A method is imported at the first look-up of its name, not before.
 
     Raises:
@@ -62,6 +64,16 @@ class Registry(Mapping[str, type[Method]]):
         module, _, attribute = self._targets[name].partition(":")
         return getattr(import_module(module), attribute)
 
+    def about(self, name: str) -> tuple[str, str]:
+        """The stage and the summary of a method. Those of vlmprune are read from its file, which is not imported.
+
+        Raises:
+            UserError: as a look-up of the name.
+        """
+        if name in built_in() and name not in self._points:
+            return inherited(built_in()[name], "stage"), inherited(built_in()[name], "summary")
+        return self[name].stage, self[name].summary
+
     def __contains__(self, name: object) -> bool:
         return name in self._targets
 
@@ -90,6 +102,8 @@ def _package(point: EntryPoint) -> str:
 
 
 def _of_package(point: EntryPoint) -> type[Method]:
+    from vlmprune.core.files import method_class
+
     try:
         found = point.load()
     except Exception as error:  # a package of others may raise anything when it is imported

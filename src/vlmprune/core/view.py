@@ -145,6 +145,11 @@ class ImageView:
         """[n] the frame (or tile) of each token; a token without a cell goes with the next one that has one."""
         return torch.zeros_like(self.cells) if self.grid is None else frames_of(self.cells, self.grid)
 
+    @property
+    def blank(self) -> Tensor:
+        """[n] slots of the prompt that show no patch: image_newline, a CLS slot. Merged tokens are not among them."""
+        return (self.cells < 0) & (self.slots >= 0)
+
     def __getitem__(self, name: str) -> Any:
         return self.signals[name]
 

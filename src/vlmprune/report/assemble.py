@@ -47,8 +47,8 @@ def build(
     DIR/report/ gets `summary.md`, `summary.csv`, `summary.tex`, `categories.csv`, `ranks.csv`, `flips.csv`, plots of
     each model (accuracy by each token count, ranks) as .svg and .png under `plots/`, a sheet of overlays for each
     example scene under `overlays/`, and `index.html`; `agreement.csv` where a model's methods are among those of a
-    published table; of timings `speed.md` and `speed.csv`, and these alone where the
-    folder holds no answers.
+    published table, `frames.csv` where tasks were run with several numbers of frames; of timings `speed.md` and
+    `speed.csv`, and these alone where the folder holds no answers.
     The same results give the same bytes.
 
     Args:
@@ -87,6 +87,10 @@ def build(
             _text(out / "flips.csv", comma_separated.flipped(changed)),
             _text(out / "summary.tex", latex(tables)),
         ]
+        if any(table.by_frames for table in tables):
+            written.append(_text(out / "frames.csv", comma_separated.frames(tables)))
+        else:
+            (out / "frames.csv").unlink(missing_ok=True)  # of older results
         style = styles(lines_of(tables))
         for table in tables:
             written += _plots(out / "plots", table, style)

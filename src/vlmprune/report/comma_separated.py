@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 
+from vlmprune.bench.stats import Estimate
 from vlmprune.bench.table import Cell, Hard, Row, Spread, Table
 from vlmprune.core.budget import OWN, Keep
 from vlmprune.report.flips import Flip, Flips
@@ -112,6 +113,32 @@ def ranks(tables: Sequence[Table]) -> str:
             for row, place in one.places
         ),
     )
+
+
+def frames(tables: Sequence[Table]) -> str:
+    """One line per model, task with several numbers of frames, method and number."""
+    return lines_of(
+        (
+            "model", "task", "recipe", "positions", "frames", "tokens_before", "tokens_kept", "tokens_entering",
+            "value", "value_low", "value_high", "diff", "diff_low", "diff_high",
+            "gflops_encoder", "gflops_projector", "gflops_prefill", "gflops_selection",
+        ),
+        (
+            (
+                *(table.model, row.task, row.name[0], row.name[1] or "", row.frames),
+                *map(figure, (row.tokens_before, row.tokens_kept, row.tokens_entering)),
+                *_estimate(row.value),
+                *_estimate(row.diff),
+                *(figure(_billions(value)) for value in (row.flops[:4] if row.flops else (None,) * 4)),
+            )
+            for table in tables
+            for row in table.by_frames
+        ),
+    )  # fmt: skip
+
+
+def _estimate(found: Estimate | None) -> list[str]:
+    return [figure(value) for value in ((found.value, found.low, found.high) if found else (None,) * 3)]
 
 
 def flipped(found: Sequence[tuple[Table, Sequence[Flips]]]) -> str:

@@ -18,6 +18,7 @@ from vlmprune.report.tables import (
     blocks,
     budget_words,
     flops_share,
+    frames_flops,
     hard_words,
     interval,
     mean_words,
@@ -47,6 +48,12 @@ BUDGET_WORDS = "By budget, which counts what each method's authors count or what
 _LOYALTY = "Loyalty: the same answer as vanilla's, percent of the questions:"
 
 
+_FRAMES = """\
+The same questions with several numbers of frames. The difference is to the unpruned model with the fewest frames, on
+the same questions, in points. Operations of a sample in GFLOPs, up to the first new token: the encoder's, which sees
+every frame, and the language model's with the method's own."""
+
+
 def markdown(tables: Sequence[Table], agreed: Mapping[str, Sequence[Agreement]] = MappingProxyType({})) -> str:
     """One Markdown document with all tables.
 
@@ -63,6 +70,8 @@ def markdown(tables: Sequence[Table], agreed: Mapping[str, Sequence[Agreement]] 
                 parts += [_LOYALTY, _of_pruned(table, block, lambda cell: number(cell.loyalty))]
             if block.has_hard:
                 parts += [HARD_WORDS, _hard(table, block)]
+        if table.by_frames:
+            parts += [f"### {table.model}: more frames at an equal budget", _FRAMES, _frames(table)]
         if found := rankings(table):
             parts += [f"### {table.model}: which method is best", RANK_WORDS]
             parts += [part for one in found for part in (f"keep {budget_words(one.asked)}:", _ranks(one))]
@@ -171,6 +180,23 @@ def _difference_cell(cell: Cell) -> str:
 def _hard(table: Table, block: Block) -> str:
     lines = [[row_name(block, row), *(hard_words(block, row, task) for task in table.tasks)] for row in block.rows]
     return markdown_table(["method", *table.tasks], lines)
+
+
+def _frames(table: Table) -> str:
+    lines = [
+        [
+            row.name[0] if row.name[1] is None else f"{row.name[0]}, {row.name[1]} positions",
+            row.task,
+            str(row.frames),
+            *(number(tokens) for tokens in (row.tokens_before, row.tokens_kept, row.tokens_entering)),
+            f"{number(row.value.value)} {interval(row.value)}",
+            MISSING if row.diff is None else f"{signed_number(row.diff.value)} {interval(row.diff, signed=True)}",
+            *frames_flops(row),
+        ]
+        for row in table.by_frames
+    ]
+    head = ["method", "task", "frames", "tokens", "kept", "entering", "value", "difference", "encoder", "LLM"]
+    return markdown_table(head, lines)
 
 
 def _ranks(ranking: Ranking) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from vlmprune.bench.more_frames import FramesRow
 from vlmprune.bench.ranks import REL
 from vlmprune.bench.stats import Estimate
 from vlmprune.bench.table import (
@@ -185,6 +186,16 @@ def flops_share(block: Block, row: Row, count: str = "total") -> str:
         return MISSING
     own = getattr(row.flops, count)
     return percent(None if own is None else 100 * own / getattr(base, count))
+
+
+def frames_flops(row: FramesRow) -> tuple[str, str]:
+    """Operations in GFLOPs, of the encoder with its projector and of all that comes after; dashes where not known."""
+    found = row.flops
+    if found is None:
+        return MISSING, MISSING
+    encoder = None if found.encoder is None or found.projector is None else found.encoder + found.projector
+    later = None if found.selection is None else found.prefill + found.selection
+    return tuple(number(None if value is None else value / 1e9, 2) for value in (encoder, later))  # type: ignore[return-value]
 
 
 def notes(tables: Sequence[Table]) -> list[str]:

@@ -41,6 +41,7 @@ class Band:
         delta: what to subtract from an incoming position id, [B] or [axes, B]; None for original positions.
         renumbered: [B] rows whose ids were re-numbered; None with `delta`.
         own_positions: ids differ from those of layer 0.
+        full: whether all these slots are real; None until somebody asks, as a GPU must be waited for.
     """
 
     start: int
@@ -49,6 +50,14 @@ class Band:
     delta: Tensor | None = None
     renumbered: Tensor | None = None
     own_positions: bool = False
+    full: bool | None = None
+
+    @property
+    def all_real(self) -> bool:
+        """Whether all these slots hold a real token: read once, not at every step of decoding."""
+        if self.full is None:
+            self.full = bool(self.valid.all())
+        return self.full
 
     def select(self, rows: Tensor) -> Band:
         rows = rows.to(self.valid.device)
@@ -57,10 +66,11 @@ class Band:
             for value in (self.delta, self.renumbered)
         )
         valid, place = (values.index_select(0, rows) for values in (self.valid, self.place))
-        return Band(self.start, valid, place, delta, renumbered, self.own_positions)
+        return Band(self.start, valid, place, delta, renumbered, self.own_positions, self.full or None)
 
     def crop(self, length: int) -> None:
         self.valid, self.place = self.valid[:, :length], self.place[:, :length]
+        self.full = self.full or None
 
 
 @dataclass

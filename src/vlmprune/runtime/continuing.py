@@ -65,7 +65,7 @@ class Continuation:
 
 
 def behind(
-    positions: Tensor, valid: Tensor, text_row: bool, columns: int, before: Continuation | None
+    positions: Tensor, valid: Tensor, text_row: bool, columns: int, before: Continuation | None, full: bool
 ) -> Continuation | None:
     """What follows a prompt; None where its last column is padding, which no id counts on from.
 
@@ -75,8 +75,9 @@ def behind(
         text_row: whether the first of the axes counts tokens, as without M-RoPE.
         columns: how many were fed with it in all.
         before: of an earlier prompt in the same cache.
+        full: whether all tokens are known to be real.
     """
-    if not bool(valid[:, -1].all()):
+    if not full and not bool(valid[:, -1].all()):
         return None
     last = positions[..., -1]
     axes = positions[1:] if text_row else positions
@@ -86,8 +87,8 @@ def behind(
         largest = torch.maximum(largest, before.largest.to(largest.device))
     ahead = largest - last
     if positions.ndim == 2:  # one way only: nothing is ahead of the last token
-        ahead = torch.zeros_like(ahead)
-    elif text_row:
+        return Continuation(last + 1 - columns, torch.zeros_like(ahead), largest, apart=False)
+    if text_row:
         ahead[0] = 0
     return Continuation(last + 1 - columns, ahead, largest, bool((ahead != 0).any()))
 

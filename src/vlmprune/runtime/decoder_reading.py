@@ -139,10 +139,15 @@ class DecoderReader:
         self.segment, self.layer, self.entered = segment, layer, entered
         self.device = segment.layout.source.device
 
-    def at(self, row: int, tokens: Tensor) -> ImageAtLayer:
-        """One image whose tokens sit at physical indices `tokens` [n] of this row."""
+    def at(self, row: int, tokens: Tensor, end: Tensor) -> ImageAtLayer:
+        """One image whose tokens sit at physical indices `tokens` [n] of this row.
+
+        Args:
+            end: [] column of the image's last slot. Text between its slots, such as the times of a video's frames, is
+                not behind it, even if no slot that follows such text is left.
+        """
         prompt = self._prompt_tokens(row)
-        text = prompt[(self.layout.image[row, prompt] < 0) & (prompt > tokens.max())]
+        text = prompt[(self.layout.image[row, prompt] < 0) & (self.layout.source[row, prompt] > end)]
         return ImageAtLayer(self, row, tokens, text, prompt[-1:])
 
     def _prompt_tokens(self, row: int) -> Tensor:

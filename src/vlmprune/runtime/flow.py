@@ -148,6 +148,7 @@ class Segment:
         delta: what decoding must subtract from ids, summed over all turns; None under the original policy.
         renumbered: [B] rows whose ids were re-numbered in any turn; None with `delta`.
         own_positions: ids differ from those of layer 0, so the rotary embedding must be computed again.
+        full: whether all tokens are real, cached and new ones; None until somebody asks, as a GPU must be waited for.
     """
 
     start: int
@@ -159,6 +160,7 @@ class Segment:
     delta: Tensor | None = None
     renumbered: Tensor | None = None
     own_positions: bool = False
+    full: bool | None = None
     memo: dict[object, Any] = field(default_factory=dict)
 
     @property
@@ -174,22 +176,25 @@ class Segment:
     @property
     def mask(self) -> Tensor | None:
         """2-D key mask in physical coordinates, or None when every token is real."""
-        if "mask" not in self.memo:
-            valid = self.valid
-            self.memo["mask"] = None if bool(valid.all()) else valid
-        return self.memo["mask"]
+        if self.full is None:
+            self.full = bool(self.valid.all())
+        return None if self.full else self.valid
 
     def _changed(self, positions: Tensor, valid: Tensor) -> Tensor:
         """[B] rows that have other tokens than before: fewer, or some in the place of others that merged into them."""
-        before = self.layout.valid
-        rows = [
-            bool(torch.equal(positions[..., row, valid[row]], self.positions[..., row, before[row]]))
-            for row in range(len(valid))
-        ]
-        return ~torch.tensor(rows, device=valid.device)
+        before, width = self.layout.valid, min(valid.shape[1], self.layout.valid.shape[1])
+        now, then = _last_ids(positions, valid, width), _last_ids(self.positions, before, width)
+        other = (now != then).any(-1)
+        fewer = valid.sum(1) != before.sum(1)
+        return fewer | (other if other.ndim == 1 else other.any(0))
 
-    def cut(self, layout: Layout, index: Tensor, policy: str, text_row: bool, shift: Tensor | None) -> None:
-        """Go on with the tokens `layout`, found at `index` [B, P] among those of now; `shift` [B, 1] moves places."""
+    def cut(self, layout: Layout, index: Tensor, policy: str, text_row: bool, shift: Tensor | None, even: bool) -> None:
+        """Go on with the tokens `layout`, found at `index` [B, P] among those of now.
+
+        Args:
+            shift: [B, 1] moves places.
+            even: whether no row needs fillers, all having the same number of tokens.
+        """
         positions = gather_positions(self.positions, index)
         if policy == "compact":
             dropped = self._changed(positions, layout.valid)
@@ -199,7 +204,14 @@ class Segment:
         if shift is not None:
             self.past_place = self.past_place + shift
         self.index = index if self.index is None else self.index.gather(1, index)
+        self.full = (even and self.full) or None
         self.layout, self.positions, self.memo = layout, positions, {}
+
+
+def _last_ids(positions: Tensor, valid: Tensor, width: int) -> Tensor:
+    """[B, width] or [axes, B, width]: the ids of the last real tokens, right-aligned, and -1 before them."""
+    order = valid.long().sort(dim=1, stable=True).indices[:, -width:]
+    return gather_positions(positions, order).masked_fill(~valid.gather(1, order), -1)
 
 
 def pad_left(orders: list[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +26,7 @@ from vlmprune.runtime.inside import Inside, candidates_of
 from vlmprune.runtime.masks import Masks
 from vlmprune.runtime.outcome import Acted, Prefill, report_of
 from vlmprune.runtime.prompt_reading import Picked
-from vlmprune.runtime.prompt_text import ImageText, question_of, text_columns
+from vlmprune.runtime.prompt_text import ImageText, question_of
 from vlmprune.runtime.select import Known, prompt_seed, run_vision_acts
 from vlmprune.runtime.taps import AttentionCall
 from vlmprune.runtime.trimming import Cut, trim_caches
@@ -96,11 +97,18 @@ class Forward:
             )
         if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= self.length:
             mask = mask.to(self.device, torch.bool).expand(self.batch, -1)
+            self._unmasked = False
         else:
+            self._unmasked = True
             mask = torch.ones(self.batch, past + self.length, dtype=torch.bool, device=self.device)
         self.new_valid = mask[:, -self.length :]
         known = mask[:, : -self.length][:, :past]
         self.past_valid = nn.functional.pad(known, (0, past - known.shape[1]), value=True)
+
+    @cached_property
+    def new_full(self) -> bool:
+        """Whether all new tokens are real: the one number that a step of decoding reads, as an unpruned one does."""
+        return self._unmasked or bool(self.new_valid.all())
 
     def _read_positions(self, positions: Tensor | None) -> None:
         """Position ids as the model counts them, before any policy: [B, S] or [axes, B, S]."""
@@ -127,7 +135,9 @@ class Forward:
         layout = Layout(source, none.clone(), none.clone(), none.clone(), self.past_places + column, block)
         for row, images in enumerate(self.prompt.rows if self.prompt else []):
             for number, image in enumerate(images):
-                slots = self.shown(row, image.columns).nonzero().squeeze(1)
+                slots = torch.arange(len(image.columns), device=self.device)
+                if not self.shows_all:
+                    slots = self.new_valid[row, image.columns].nonzero().squeeze(1)
                 columns = image.columns[slots]
                 layout.image[row, columns] = number
                 layout.slot[row, columns] = slots
@@ -148,15 +158,24 @@ class Forward:
                     "position_ids as its get_rope_index counts them for the whole conversation."
                 )
 
-    def shown(self, row: int, columns: Tensor) -> Tensor:
-        """[count] which of an image's slots, at these columns, the attention mask does not hide."""
-        return self.new_valid[row, columns]
+    @cached_property
+    def shows_all(self) -> bool:
+        """Whether the attention mask hides no slot of any image."""
+        if self.new_full or self.prompt is None:
+            return True
+        slots = [self.new_valid[row, one.columns] for row, images in enumerate(self.prompt.rows) for one in images]
+        return not slots or bool(torch.cat(slots).all())
+
+    def shown(self, row: int, columns: Tensor) -> Tensor | None:
+        """[count] which of an image's slots, at these columns, the attention mask does not hide; None if all."""
+        return None if self.shows_all else self.new_valid[row, columns]
 
     def _segment(self, band: Band | None, layout: Layout) -> Segment:
         """The new tokens, nothing cut yet, behind what a band of the cache holds."""
         if band is None:
             places = torch.arange(self.past_valid.shape[1], device=self.device).expand(self.batch, -1)
-            return Segment(0, layout, self.positions, self.past_valid, places)
+            alone: bool | None = (self.new_full and not places.shape[1]) or None
+            return Segment(0, layout, self.positions, self.past_valid, places, full=alone)
         assert self.state is not None and self.cache is not None
         tail = self.state.tail(self.cache)
         past = nn.functional.pad(band.valid.to(self.device), (0, tail), value=True)
@@ -169,7 +188,8 @@ class Forward:
         if delta is not None and self.positions.ndim == 3 and len(delta) > len(self.positions) > 1:
             delta = delta[-len(self.positions) :]  # ids that the user counted, without the row that counts text
         positions = self.positions if delta is None else self.positions - delta.unsqueeze(-1)
-        return Segment(band.start, layout, positions, past, places, None, delta, renumbered, band.own_positions)
+        full, own = self.new_full and band.all_real, band.own_positions
+        return Segment(band.start, layout, positions, past, places, None, delta, renumbered, own, full)
 
     # ------------------------------------------------------------------ before layer 0
 
@@ -219,11 +239,10 @@ class Forward:
                 picked.append([self._run_vision_acts(prompt, at) for at in images])
         for step in range(len(self.hooks.before_llm)):
             self.acted.note(0, [[states[step + 1].slots for states in row] for row in picked])
-        finals = [[states[-1] for states in row] for row in picked]
-        left = [now for row in finals for now in row]
-        as_they_were = all(now.features is None for now in left)
-        whole = as_they_were and sum(len(now.slots) for now in left) == int((self.whole.image >= 0).sum())
-        return self.embeds if whole else self._shorten(prompt, finals)
+        states = [states for row in picked for states in row]
+        if all(len(one[-1].slots) == len(one[0].slots) and one[-1].features is None for one in states):
+            return self.embeds  # whole, as they were
+        return self._shorten(prompt, [[states[-1] for states in row] for row in picked])
 
     def _run_vision_acts(self, prompt: Prompt, at: ImageAt) -> list[Picked]:
         image, images = prompt[at], len(prompt.rows[at.row])
@@ -239,17 +258,18 @@ class Forward:
         assert self.prompt is not None
         ids, end = self.prompt.ids, self.length - self.prompt.tail
         if ids is not None:
-            ids = ids[at.row, :end][self.new_valid[at.row, :end].to(ids.device)]
+            ids = ids[at.row, :end]
+            if not self.new_full:  # padding says nothing of the prompt
+                ids = ids[self.new_valid[at.row, :end].to(ids.device)]
         return prompt_seed(self.hooks.seed, ids, at.number)
 
     def _text(self, at: ImageAt) -> ImageText:
         prompt, row = self.prompt, at.row
         assert prompt is not None
-        columns = text_columns(self.new_valid[row], self.whole.image[row], prompt.tail)
-        end = int(prompt[at].columns[-1])
         question = question_of(self.hooks.question, prompt.samples[row])
         ids = None if prompt.ids is None else prompt.ids[row]
-        return ImageText(self.embeds[row], columns, end, ids, self.hooks.text_tower, question, self.hooks.vocabulary)
+        where = self.new_valid[row], self.whole.image[row], prompt.tail, prompt[at].columns[-1:]
+        return ImageText(self.embeds[row], *where, ids, self.hooks.text_tower, question, self.hooks.vocabulary)
 
     def _shorten(self, prompt: Prompt, finals: list[list[Picked]]) -> Tensor:
         """Cut every band down to the tokens that reach layer 0, and give their embeddings."""
@@ -292,12 +312,13 @@ class Forward:
         """From `layer` on, row b goes on with its tokens `orders[b]`, in that order."""
         self.changed = True
         index, valid = pad_left(orders, self.device)
+        even = all(len(order) == index.shape[1] for order in orders)
         later = [segment for segment in self.segments if segment.start >= layer]
         layout = later[0].layout.take(index, valid)
         layout.in_reading_order()
         shift = layout.close_gaps() if policy == "compact" else None
         for segment in later:
-            segment.cut(layout, index, policy, self.text_row, shift)
+            segment.cut(layout, index, policy, self.text_row, shift, even)
             segment.own_positions |= layer > 0 and policy == "compact"
         return layout
 
@@ -482,10 +503,10 @@ class Forward:
         self._end_fusion()
         cache = cache_of(output)
         self.watch.at_end(cache)
-        dirty = self.changed or (self.state is not None and not bool(self.new_valid.all()))
+        dirty = self.changed or (self.state is not None and not self.new_full)
         if cache is not None and (dirty or (self.prompt is not None and self.state is not None)):
             stored, self.trimmed = trim_caches(cache, self.adapter, self.segments, self.hooks.at_layer, self.cuts)
-            bands = [Band(s.start, s.valid, s.places, s.delta, s.renumbered, s.own_positions) for s in stored]
+            bands = [Band(s.start, s.valid, s.places, s.delta, s.renumbered, s.own_positions, s.full) for s in stored]
             first = next(s for s in reversed(stored) if s.start <= self.first)
             removed = self.length - first.layout.source.shape[1] + (self.state.removed if self.state else 0)
             adopt(cache, PrunedState(bands, id(self.adapter.text_model), self.first, removed, self._going_on()))
@@ -523,7 +544,7 @@ class Forward:
         before = going_on_of(self.cache) if self.past_places else None
         if self.prompt is not None:
             columns = self.past_places + self.length
-            return behind(self.positions, self.new_valid, self.text_row, columns, before)
+            return behind(self.positions, self.new_valid, self.text_row, columns, before, self.new_full)
         if before is None:
             return None
         return before.after(torch.zeros_like(before.ahead) if self.step is None else self.step, self.new_valid)

@@ -80,7 +80,7 @@ class Inside:
         if stays and not isinstance(act.method, Observes):
             return Chosen(tokens, slots, origin)
         view = view_of(act, image, Picked(origin, slots), min(keep, len(tokens)), known)
-        reading = self.reader.at(at.row, tokens)
+        reading = self.reader.at(at.row, tokens, self.prompt[at].columns[-1])
         inner = {name: need.read(reading) for name, need in act.needs.items() if isinstance(need, DecoderNeed)}
         view = replace(view, signals={**view.signals, **inner})
         observe(view)

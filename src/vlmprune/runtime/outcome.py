@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +28,7 @@ class Acted:
 
     def note(self, layer: int, slots: Sequence[Sequence[Tensor]]) -> None:
         """The slots that the tokens of each image of each row stand at, -1 for one that has none."""
-        self.stages.append((layer, [[_kept_slots(image) for image in row] for row in slots]))
+        self.stages.append((layer, [[_distinct(_here(image)) for image in row] for row in slots]))
         self.counts.append((layer, [sum(map(len, row)) for row in slots]))
 
 
@@ -68,15 +69,17 @@ def report_of(done: Prefill) -> RunReport:
     samples, images = done.prompt.samples, done.prompt.rows
     first_of = [row for row, sample in enumerate(samples) if row == 0 or sample != samples[row - 1]]
     ends = [segment.start for segment in done.segments[1:]] + [done.depth]
-    visual = [(segment.layout.image >= 0).sum(1).tolist() for segment in done.segments]
+    # What is counted is fetched once, and counted here: a GPU would be waited for at each number.
+    visual = [(_here(segment.layout.image) >= 0).sum(1).tolist() for segment in done.segments]
     last = done.segments[-1].layout
+    image, slot, origin = (_here(values) for values in (last.image, last.slot, last.origin))
     columns = _columns(done, first_of)
     return RunReport(
-        kept=[[_kept_slots(last.slot[row][last.image[row] == k]) for k in range(len(images[row]))] for row in first_of],
+        kept=[[_distinct(slot[row][image[row] == k]) for k in range(len(images[row]))] for row in first_of],
         stages=[(layer, [kept[row] for row in first_of]) for layer, kept in done.acted.stages],
         counts=[(layer, [counts[row] for row in first_of]) for layer, counts in done.acted.counts],
         tokens=[(done.before[row], visual[-1][row]) for row in first_of],
-        merged=[int(((last.image[row] >= 0) & (last.origin[row] < 0)).sum()) for row in first_of],
+        merged=[int(((image[row] >= 0) & (origin[row] < 0)).sum()) for row in first_of],
         entering=[
             sum(counts[row] * (end - s.start) for counts, end, s in zip(visual, ends, done.segments, strict=True))
             / done.depth
@@ -106,6 +109,10 @@ def _columns(done: Prefill, rows: list[int]) -> PromptColumns:
     return PromptColumns(done.length, bands, done.prompt.samples, done.depth, done.kinds, done.trimmed, done.cached)
 
 
-def _kept_slots(slots: Tensor) -> Tensor:
-    """Sorted distinct slots on the CPU, without the -1 of tokens that have none."""
-    return torch.unique(slots[slots >= 0]).cpu()
+def _here(values: Tensor) -> np.ndarray:
+    return values.cpu().numpy()
+
+
+def _distinct(slots: np.ndarray) -> Tensor:
+    """Sorted distinct slots, without the -1 of tokens that have none."""
+    return torch.from_numpy(np.unique(slots[slots >= 0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -84,7 +85,7 @@ class PromptReader:
     def clip_gradient(self, collected: Tensor, state: Tensor) -> Tensor | None:
         return self.text_around.gradient(collected, state)
 
-    @property
+    @cached_property
     def _origin(self) -> Tensor:
         """The row of the image's signals that each token is."""
         if bool((self.now.origin < 0).any()):

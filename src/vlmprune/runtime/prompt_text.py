@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,8 +57,10 @@ class ImageText:
 
     Attributes:
         embeds: [S, D] embeddings of the sample's prompt.
-        columns: [T] where its text tokens stand.
-        end: column of the image's last token.
+        valid: [S] its real tokens.
+        image: [S] the number of each token's image, -1 for text.
+        tail: tokens at its end that are not prompt.
+        last: [1] column of the image's last token.
         ids: [S] token ids, or None when embeddings were given.
         tower: the text tower that goes with the model's vision tower, if the user gave one.
         question: the instruction in the user's words, if given.
@@ -65,16 +68,25 @@ class ImageText:
     """
 
     embeds: Tensor
-    columns: Tensor
-    end: int
+    valid: Tensor
+    image: Tensor
+    tail: int
+    last: Tensor
     ids: Tensor | None
     tower: TextTower | None
     question: str | None
     vocabulary: Vocabulary | None = None
 
+    @cached_property
+    def columns(self) -> Tensor:
+        """[T] where text tokens stand: real, of no image, before the tail. Looked for when a method reads them."""
+        real = self.valid.nonzero().squeeze(1)
+        real = real[: len(real) - self.tail]
+        return real[self.image[real] < 0]
+
     def embeddings(self, after_image: bool) -> Tensor:
         """[T, D] float32."""
-        return self.embeds[self.columns[self.columns > self.end] if after_image else self.columns].float()
+        return self.embeds[self.columns[self.columns > self.last] if after_image else self.columns].float()
 
     def aligned(self, features: Tensor, rows: TowerRows, truncate: bool) -> Aligned:
         """Tokens with these projected features [n, D] and tower rows beside the instruction."""
@@ -102,7 +114,7 @@ class ImageText:
             return self.question
         if self.ids is None:
             raise UserError("The prompt was given as embeddings: set session.question to what it asks.")
-        columns = self.columns[self.columns > self.end]
+        columns = self.columns[self.columns > self.last]
         return read(self.ids.to(columns.device)[columns])
 
 
@@ -113,10 +125,3 @@ def question_of(questions: str | list[str] | None, sample: int) -> str | None:
             raise UserError(f"session.question has {len(questions)} questions, and the batch more samples.")
         return questions[sample]
     return questions
-
-
-def text_columns(valid: Tensor, image: Tensor, tail: int) -> Tensor:
-    """[T] columns of a row's text tokens: real, of no image, before the last `tail` ones, which are not prompt."""
-    real = valid.nonzero().squeeze(1)
-    real = real[: len(real) - tail]
-    return real[image[real] < 0]

@@ -111,16 +111,18 @@ def view_of(act: Act, image: ImageTokens, now: Picked, keep: int, known: Known) 
     return ImageView(keep, now.slots, image.grid, act.info, signals, known.seed, cells, image.count, memory, act)
 
 
-def run_vision_acts(acts: Sequence[Act], image: ImageTokens, shown: Tensor, known: Known) -> list[Picked]:
+def run_vision_acts(acts: Sequence[Act], image: ImageTokens, shown: Tensor | None, known: Known) -> list[Picked]:
     """The image's tokens as they came from the tower, then after each act before the LLM, taken `at` this image.
 
     Args:
-        shown: [count] which of the image's slots the attention mask does not hide.
+        shown: [count] which of the image's slots the attention mask does not hide; None if it hides none.
         known: changed by the acts, and handed on to those inside the LLM.
     """
     device = image.features.device
     resized = image.features.shape[0] < image.count
-    whole = torch.arange(image.features.shape[0], device=device)[shown.to(device)[image.slots]]
+    whole = torch.arange(image.features.shape[0], device=device)
+    if shown is not None:
+        whole = whole[shown.to(device)[image.slots]]
     origin = torch.full_like(whole, -1) if image.made else whole
     states = [Picked(origin, image.slots[whole], image.features[whole] if resized else None)]
     for act in acts:
@@ -145,14 +147,15 @@ def due_of(act: Act, image: ImageTokens, slots: Tensor, reached: int) -> int:
     Args:
         reached: how many reached the method's first act.
     """
-    if act.by_frame is None:
-        return act.budget(len(slots), reached)
-    assert image.grid is not None  # `Act.frames` has checked it
     cells = image.cells(slots)
+    outside = int(((cells < 0) & (slots >= 0)).sum()) if act.keeps_blanks else 0
+    if act.by_frame is None:
+        return act.budget(len(slots) - outside, reached - outside) + outside
+    assert image.grid is not None  # `Act.frames` has checked it
     cells = cells[cells >= 0]
     sizes = torch.bincount(frames_of(cells, image.grid), minlength=image.grid.frames).tolist()
     due = sum(resolve_keep(keep, size) for keep, size in zip(act.by_frame.keeps, sizes, strict=True))
-    return due if due < len(cells) else len(slots)
+    return due + outside if due < len(cells) else len(slots)
 
 
 def observe(view: ImageView) -> None:
@@ -181,6 +184,8 @@ def choose(view: ImageView) -> Selection:
         Kept indices in increasing order, or merged tokens.
     """
     method = view.act.method
+    if view.act.keeps_blanks and bool(view.blank.any()):
+        return _beside_blanks(view)
     shown = _shown(view)
     if _counts_itself(method):  # which of those that show a patch stay is its own business
         view = replace(view, keep=max(1, len(shown) - 1))
@@ -196,7 +201,19 @@ def choose(view: ImageView) -> Selection:
         elif keep > 0:  # a method that merges makes the tokens of a frame it keeps whole too
             found.append((tokens, _checked(_part(view, tokens, keep, frame)), frame or 0))
             merges = isinstance(found[-1][1], Merged)
-    return _together(method, view, sorted(found, key=lambda part: int(part[0][0]))) if found else shown[:0]
+    if len(found) > 1:
+        found.sort(key=lambda part: int(part[0][0]))
+    return _together(method, view, found) if found else shown[:0]
+
+
+def _beside_blanks(view: ImageView) -> Tensor:
+    """All slots without a patch, and what the method selects of the other tokens."""
+    blank = view.blank
+    rest = (~blank).nonzero().squeeze(1)
+    others = view.only(rest, view.keep - int(blank.sum()))
+    chosen = choose(replace(others, act=replace(view.act, keeps_blanks=False)))
+    assert isinstance(chosen, Tensor)  # `core.plan` has refused methods that merge
+    return torch.sort(torch.cat([blank.nonzero().squeeze(1), rest[chosen.to(rest.device)]])).values
 
 
 def fusion_candidates(method: Fusing, view: ImageView) -> Tensor:
@@ -291,9 +308,9 @@ def check_selection(view: ImageView, chosen: Tensor) -> Tensor:
     method = view.act.method
     chosen = torch.sort(chosen.to(view.slots.device, torch.long)).values
     exact = len(chosen) == view.keep or not method.exact
-    distinct = len(chosen) >= method.least and bool((chosen.diff() > 0).all())
-    within = len(chosen) == 0 or (int(chosen[0]) >= 0 and int(chosen[-1]) < view.n)
-    if not (exact and distinct and within):
+    enough = len(chosen) >= method.least
+    right = (chosen.diff() > 0).all() & (chosen[:1] >= 0).all() & (chosen[-1:] < view.n).all()
+    if not (exact and enough and bool(right)):  # one number is read, for which a GPU must be waited for
         raise RuntimeError(
             f"{method.name} returned {len(chosen)} indices where {view.keep} distinct ones of 0..{view.n - 1} were due"
         )

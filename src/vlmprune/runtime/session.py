@@ -379,8 +379,9 @@ class Session:
                     taken = _take(following, count)
                 columns = mask[row].nonzero().squeeze(1).split([image.count for image in taken])
                 rows[row] += self._images(taken, columns, None if names is None else names[row])
-        for row_images in rows:
-            row_images.sort(key=lambda image: int(image.columns[0]))
+        if len(records) > 1:  # those of one kind stand in order
+            for row_images in rows:
+                row_images.sort(key=lambda image: int(image.columns[0]))
         seconds = sum(record.seconds for record in records.values() if not record.shared)
         prompt = Prompt(rows, [row // copies for row in range(len(rows))], ids, tail, blocks, seconds)
         check_budgets(self.recipe, prompt, self.adapter.info)

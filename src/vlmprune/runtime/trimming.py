@@ -59,8 +59,10 @@ def trim_caches(
             trim(cache, layer, segment.past.shape[1], index)
             trimmed[layer] = end
         if previous is None or previous[0] is not segment or previous[1] != cut:
-            layout = segment.layout if index is None else segment.layout.take(index, valid)
-            stored.append(replace(segment, start=layer, layout=layout, memo={}))
+            own = replace(segment, start=layer, memo={})
+            if index is not None:
+                own.layout, own.full = segment.layout.take(index, valid), None
+            stored.append(own)
         previous = segment, cut
     return stored, trimmed
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 
 from vlmprune.core.errors import UserError
 from vlmprune.tasks import sets
+from vlmprune.tasks.frames import framed, read_framed
 from vlmprune.tasks.generated import GeneratedTask
 from vlmprune.tasks.own import looks_like_data, own_task
 from vlmprune.tasks.task import Task
@@ -36,12 +38,17 @@ def learnt_tasks() -> tuple[str, ...]:
 def get_task(name: str) -> Task:
     """The task of that name, or a task made of a file, folder or hub data set.
 
+    Args:
+        name: with `@16frames` behind it, of a task about videos, with that many frames of each.
+
     Raises:
         UserError: there is none.
     """
     tasks = built_in_tasks()
     if name in tasks:
         return tasks[name]
+    if (asked := read_framed(name)) is not None and not Path(name).expanduser().exists():
+        return framed(get_task(asked[0]), asked[1])
     if looks_like_data(name):
         return own_task(name)
     close = difflib.get_close_matches(name, tasks, n=1)

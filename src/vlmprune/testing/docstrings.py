@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields
 
-from vlmprune.core.method import Method
+from vlmprune.core.method import EVERY_METHODS, Method
 
 HEADINGS = ("Paper:", "Formula:", "Defaults")
 
@@ -23,7 +23,7 @@ def cost(cls: type[Method]) -> tuple[str, str]:
 
 
 def told(cls: type[Method]) -> dict[str, str]:
-    """What the nearest docstring says of each option; `per`, which every method has, is told of elsewhere.
+    """What the nearest docstring says of each option; those that every method has are told of elsewhere.
 
     Raises:
         ValueError: an option of which no docstring tells, or one told of that is not there.
@@ -35,7 +35,7 @@ def told(cls: type[Method]) -> dict[str, str]:
                 found |= {name: text for name in names if name not in found}
     own = [field.name for field in fields(cls)]
     for name in own:
-        if name not in found and name != "per":
+        if name not in found and name not in EVERY_METHODS:
             raise ValueError(f"{cls.name}: no docstring tells of the option {name!r}")
     if beyond := [name for name in found if name not in own]:
         raise ValueError(f"{cls.name} has no options {', '.join(beyond)}, of which a docstring tells")

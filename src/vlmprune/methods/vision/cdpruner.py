@@ -10,10 +10,11 @@ from torch import Tensor
 
 from vlmprune.author import Alignment, Features, ImageView, Method, ModelInfo, Need, ShareBelowOne, ascending
 from vlmprune.methods.blocks import fill
+from vlmprune.methods.diversity import unit_rows
 from vlmprune.methods.relevance import mean_cosine, sign_of
+from vlmprune.methods.volume import largest_volume
 
 PORTS_THETA = 0.5
-FLOOR = 1e-10  # as a share of the largest d: below it, only rounding is left
 
 
 @dataclass
@@ -44,7 +45,8 @@ class CDPruner(Method):
     Differences from the authors' code:
         - If the kernel's rank is used up (duplicates, few dimensions), the most relevant of the rest fill the budget.
           Theirs yields NaN and keeps fewer tokens.
-        - The same picks are found without the kernel: n x D numbers instead of n x n, in float64.
+        - The same picks are found without the kernel: n x D numbers instead of n x n, in float32 as theirs, and in
+          float64 where that is too coarse.
         - LLaVA-NeXT's tiles lose their padding, as in the model; theirs feeds all of every tile. Tiles share the budget
           in proportion to their tokens.
     """
@@ -65,12 +67,13 @@ class CDPruner(Method):
 
     def picks(self, view: ImageView) -> list[Tensor]:
         """For each tile that picks by itself, its token indices in the order in which they are picked."""
-        relevance = self.relevance(view)
-        frames = view.frames if view.info.llava and self.per is None else torch.zeros_like(view.slots)
+        relevance, features = self.relevance(view), view["features"]
+        if not view.info.llava or self.per is not None or view.grid is None or view.grid.frames == 1:
+            return [self.greedy(features, relevance, view.keep)]
+        frames = view.frames
         pools = [(frames == frame).nonzero().squeeze(1) for frame in frames.unique()]
         sizes = [len(pool) for pool in pools]
         budgets = fill([view.keep * size // view.n for size in sizes], sizes, view.keep, range(len(sizes)))
-        features = view["features"]
         return [pool[self.greedy(features[pool], relevance[pool], k)] for pool, k in zip(pools, budgets) if k]
 
     def relevance(self, view: ImageView) -> Tensor:
@@ -85,21 +88,7 @@ class CDPruner(Method):
 
     def greedy(self, features: Tensor, relevance: Tensor, keep: int) -> Tensor:
         """Indices of `keep` of the tokens [n, D], in the order in which they are picked."""
-        features = features.to(getattr(torch, self.score_dtype))
-        lengths = features.norm(dim=1, keepdim=True).clamp(min=torch.finfo(features.dtype).tiny)
-        unit = torch.nan_to_num(features / lengths)  # an overflowed feature counts as a zero vector
-        vectors = relevance[:, None] * unit.double()
-        left = vectors.square().sum(1)  # d
-        floor, spare = FLOOR * left.max(), relevance.clone()
-        basis, picks = vectors.new_zeros(keep, vectors.shape[1]), []
-        for step in range(keep):
-            pick = torch.where(left.max() > floor, left, spare).argmax(keepdim=True)
-            picks.append(pick)
-            part = vectors.index_select(0, pick)[0]
-            for _ in range(2):  # a single pass leaves rounding errors
-                part = part - (basis[:step] @ part) @ basis[:step]
-            length = part.norm()
-            basis[step] = torch.where(length.square() > floor, part / length, 0)
-            left = (left - (vectors @ basis[step]).square()).index_fill(0, pick, float("-inf"))
-            spare[pick] = float("-inf")
-        return torch.cat(picks)
+        if self.score_dtype != "float32":  # directions, rounded as theirs are
+            features = unit_rows(features.to(getattr(torch, self.score_dtype)))
+            relevance = relevance * features.double().norm(dim=1)
+        return largest_volume(features.float(), relevance, keep)

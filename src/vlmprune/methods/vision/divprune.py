@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vlmprune.author import Features, ImageView, Method, ModelInfo, Need
+from vlmprune.author import Features, ImageView, Method, ModelInfo, Need, ascending
 from vlmprune.methods.diversity import most_diverse
 
 
@@ -49,7 +49,7 @@ class DivPrune(Method):
         return {"features": Features()}
 
     def select(self, view: ImageView) -> Tensor:
-        return torch.unique(self.picks(view))
+        return ascending(self.picks(view)) if self.exact else torch.unique(self.picks(view))
 
     def picks(self, view: ImageView) -> Tensor:
         """Token indices in the order in which they are picked, [keep]."""

@@ -1,4 +1,4 @@
-"""benchmarks/fusion.py on made-up figures, and the tables that docs/embedded.md makes of them."""
+"""benchmarks/fusion.py and anatomy.py on made-up figures, and the tables that pages make of them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def load(folder: str, name: str) -> Any:
+    if str(ROOT / folder) not in sys.path:
+        sys.path.append(str(ROOT / folder))
     path = ROOT / folder / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
@@ -56,7 +58,7 @@ def test_the_change_is_paired(fusion: Any, tmp_path: Path) -> None:
     (table,) = build_tables(tmp_path)
     same = fusion.Held("nothing", "hilo:0.2", "hilo:0.2")
     held = fusion.Held("strength", "hilo:0.2", "hilo(lambda_=0):0.2")
-    found = fusion.accuracy(table, [held, same])
+    found = load("benchmarks", "held").accuracy(table, [held, same])
     first, second = found["rows"]
     assert found["vanilla"] == 100 and (first["mean"], first["against_mean"]) == (75, 65)
     value, low, high = first["change"]
@@ -90,3 +92,17 @@ def test_the_page_takes_its_tables_from_the_file(tmp_path: Path, monkeypatch: py
     assert f"{named} 91.3 | 90.0 | +1.3 [+0.5, +2.0] |" in text
     assert f"{named} 4.00 | 4.20 | −4.8 % [−6.0, +0.2] | 15 of 24 |" in text
     assert "Of 1 changes, 1 are above and 0 below zero" in text and "Of 1 changes, 0 are above and 0 below" in text
+
+
+def test_every_comparison_of_the_anatomy_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = load("benchmarks", "anatomy").rows()
+    assert len(rows) == len(set(rows)) and all(one.sides[0] != one.sides[1] for one in rows)
+    docs = load("tools", "docs_anatomy")
+    figures = [row._asdict() | {"mean": 80.0, "against_mean": 70.0, "change": [10.0, 4.0, 16.0]} for row in rows]
+    path = tmp_path / "anatomy.json"
+    assert docs.ablations(path) == docs.NOT_MEASURED
+    models = {"llava": {"vanilla": 98.0, "rows": figures}, "qwen2_5_vl": {"vanilla": 98.0, "rows": figures[1:]}}
+    path.write_text(json.dumps({"questions": 8, "accuracy": models}))
+    text = docs.ablations(path)
+    assert "| `uniform:0.222` | `random:0.222` | 80.0 | **+10.0 [+4.0, +16.0]** | – | – |" in text
+    assert "| `random:0.111`, compact | `random:0.111`, original | 80.0 |" in text
