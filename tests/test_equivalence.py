@@ -267,7 +267,7 @@ def test_new_image_in_the_second_turn(family: str, name: str) -> None:
     assert largest(logits, expected) < TOLERANCE
 
 
-@methods
+@cases(SPECS, "hand loop")
 def test_loop_written_by_hand(family: str, name: str) -> None:
     """No position ids, no mask: the model counts by the cache, which must answer with the logical length."""
     model, inputs = built(family), inputs_of(family, [[0, 1]])

@@ -94,7 +94,7 @@ def brightness_tower(family: str) -> Any:
             weight.data[1] = -weight.data[0]  # a mean of zero passes LayerNorm
         elif name.endswith(("class_embedding", "cls_token")):
             weight.data[..., 0], weight.data[..., 1] = 100 * bright, -100 * bright
-        elif name.removesuffix(".weight").removesuffix(".linear").endswith(("q_proj", "k_proj")):
+        elif name.removesuffix(".weight").removesuffix(".linear").endswith(("q_proj", "k_proj", "attn.q", "attn.k")):
             weight.data[1::8, 0] = 1 / (100 * bright)  # the second of each head's 8 channels, which rotates slowly
         elif name.endswith("qkv.weight"):
             weight.data[1:64:8, 0] = 1 / (100 * bright)

@@ -34,7 +34,8 @@ DECODER = {
 }  # fmt: skip
 KINDS = ["sliding_attention", "full_attention"]
 VISION = {
-    "model_type": "gemma4_vision", **TOWER, "num_hidden_layers": 3, "num_key_value_heads": 4, "head_dim": 8, "pooling_kernel_size": 2,
+    "model_type": "gemma4_vision", **TOWER, "num_hidden_layers": 3, "num_key_value_heads": 4, "head_dim": 8,
+    "pooling_kernel_size": 2,
     "position_embedding_size": 64, "standardize": True,
 }  # fmt: skip
 IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "audio_token_id": 95, "audio_config": None}

@@ -19,6 +19,12 @@ HEARING = {
 }  # fmt: skip
 
 
+LACKS = {
+    "new image": "transformers counts a new image behind a cache like text",
+    "hand loop": "without a mask, transformers counts images like text",
+}
+
+
 def _timed(kind: Kind) -> Kind:
     """The seconds of a frame under the name that the Omni models have for them."""
 
@@ -38,7 +44,7 @@ _older = Family(
         {**TOWER, "window_size": 16, "fullatt_block_indexes": [1, 3]},
         {**TEXT, **mrope(1, 1, 2)}, audio_config=HEARING, position_id_per_seconds=25, **IDS,
     ),
-    image, window=2,
+    image, window=2, lacks=LACKS,
 )  # fmt: skip
 _newer = Family(
     "qwen3_omni_moe_thinker",
@@ -48,7 +54,7 @@ _newer = Family(
         {**TEXT, **EXPERTS, "head_dim": 8, **mrope(2, 1, 1, mrope_interleaved=True)},
         audio_config={**HEARING, "downsample_hidden_size": 16, "n_window_infer": 16}, **IDS,
     ),
-    image,
+    image, lacks=LACKS,
 )  # fmt: skip
 FAMILIES = {
     "qwen2_5_omni_thinker": _older,
