@@ -4,28 +4,26 @@
 
 runs DivPrune, CDPruner and Hi-Lo's selection on one thread, in turns with the authors' way (the whole matrix of
 distances, or the whole kernel, in float32), on features of two kinds, and writes benchmarks/results/selectors.json:
-the least processor time of each in milliseconds, the ratio, and the ratio of the authors' way to itself as the noise.
+the least time of each in milliseconds, the ratio, and the ratio of the authors' way to itself as the noise.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
+from beside import least, parser, timed
 from torch import Tensor
 
+from vlmprune.bench.store import write_json
 from vlmprune.core.selectors import ascending
 from vlmprune.core.view import Aligned, Grid, ImageView, ModelInfo
 from vlmprune.methods.hybrid.hilo import HiLo
 from vlmprune.methods.vision.cdpruner import CDPruner
 from vlmprune.methods.vision.divprune import DivPrune
 
-OUT = Path(__file__).parent / "results" / "selectors.json"
 INFO = ModelInfo("llava", encoder_layers=24, decoder_layers=32, has_cls=True)
 SHAPES = {  # (tokens, kept, dimensions), and the ratio to reach
     "divprune": (((576, 64, 4096), 1.5), ((2880, 320, 4096), 1.5), ((10000, 1000, 1024), 5.0)),
@@ -41,7 +39,7 @@ def divprune_plain(view: ImageView) -> Tensor:
     features = view["features"]
     unit = features / features.norm(dim=1, keepdim=True)
     distance = 1.0 - torch.mm(unit, unit.t())
-    picks = torch.empty(view.keep, dtype=torch.long)
+    picks = torch.empty(view.keep, dtype=torch.long, device=view["features"].device)
     for step in range(view.keep):
         if step == 0:
             nearest = torch.topk(distance, 2, dim=0, largest=False).values[1]
@@ -59,8 +57,8 @@ def cdpruner_plain(view: ImageView) -> Tensor:
     relevance = -(visual @ text.T).mean(dim=-1)
     relevance = (relevance - relevance.min() + 1e-6) / (relevance.max() - relevance.min())
     kernel = relevance[:, None] * (unit @ unit.T) * relevance[None, :]
-    factors, left = torch.zeros(view.keep, view.n), kernel.diagonal().clone()
-    picks = torch.empty(view.keep, dtype=torch.long)
+    factors, left = unit.new_zeros(view.keep, view.n), kernel.diagonal().clone()
+    picks = torch.empty(view.keep, dtype=torch.long, device=view["features"].device)
     for step in range(view.keep):
         pick = torch.argmax(left)
         picks[step] = pick
@@ -73,54 +71,53 @@ def cdpruner_plain(view: ImageView) -> Tensor:
 PLAIN = {"divprune": (DivPrune(), divprune_plain), "cdpruner": (CDPruner(), cdpruner_plain)}
 
 
-def image(kind: str, n: int, keep: int, width: int, seed: int = 0) -> ImageView:
+def image(kind: str, n: int, keep: int, width: int, device: str) -> ImageView:
     """An image of random features, or of features around twelve centres."""
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(0)
     features = torch.randn(n, width, generator=draw)
     if kind == "clustered":
         features = torch.randn(12, width, generator=draw)[torch.arange(n) * 12 // n] + 0.6 * features
     visual = features[:, :COMMON] if width >= COMMON else features
     text = torch.randn(1, visual.shape[1], generator=draw)
     signals: dict[str, Any] = {
-        "features": features,
-        "aligned": Aligned(visual, text, clip=True),
-        "pixels": torch.rand(n, PIXELS, generator=draw),
+        "features": features.to(device),
+        "aligned": Aligned(visual.to(device), text.to(device), clip=True),
+        "pixels": torch.rand(n, PIXELS, generator=draw).to(device),
     }
-    return ImageView(keep, torch.arange(n), Grid(1, n), INFO, signals)
+    return ImageView(keep, torch.arange(n, device=device), Grid(1, n), INFO, signals)
 
 
-def least(ways: Sequence[Callable[[], Any]], repeats: int) -> tuple[list[float], list[Any]]:
-    """The least processor time of each in milliseconds, in turns, and what each found."""
-    best, found = [float("inf")] * len(ways), [None] * len(ways)
-    for _ in range(repeats):
-        for number, way in enumerate(ways):
-            start = time.process_time()
-            found[number] = way()
-            best[number] = min(best[number], 1000 * (time.process_time() - start))
-    return best, found
-
-
-def against_authors(name: str, kind: str, shape: tuple[int, int, int], target: float, repeats: int) -> dict[str, Any]:
-    view = image(kind, *shape)
+def against_authors(
+    name: str, kind: str, shape: tuple[int, int, int], target: float, repeats: int, device: str
+) -> dict[str, Any]:
+    view = image(kind, *shape, device)
     method, plain = PLAIN[name]
+    found: dict[str, Any] = {}
+
+    def run(which: str, way: Callable[[ImageView], Any]) -> float:
+        return timed(lambda: found.update({which: way(view)}), device)
+
     repeats = max(1, repeats // (3 if shape[0] > MANY else 1))
-    times, found = least([lambda: plain(view), lambda: method.select(view), lambda: plain(view)], repeats)
+    times = least(
+        [lambda: run("plain", plain), lambda: run("ours", method.select), lambda: run("plain", plain)], repeats
+    )
     return {
         "method": name, "features": kind, "tokens": shape[0], "kept": shape[1], "width": shape[2],
-        "same": int(torch.isin(found[0], found[1]).sum()),
+        "same": int(torch.isin(found["plain"], found["ours"]).sum()),
         "plain_ms": round(times[0], 1), "ours_ms": round(times[1], 1), "ratio": round(times[0] / times[1], 2),
         "target": target, "noise": round(times[0] / times[2], 2),
     }  # fmt: skip
 
 
-def hilo_against_divprune(kind: str, shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
-    view, divprune = image(kind, *shape), DivPrune()
+def hilo_against_divprune(kind: str, shape: tuple[int, int, int], repeats: int, device: str) -> dict[str, Any]:
+    view, divprune = image(kind, *shape, device), DivPrune()
 
     def hilo() -> Any:
         view.memory.clear()
         return HiLo().plan(view)
 
-    times, _ = least([lambda: divprune.select(view), hilo, lambda: divprune.select(view)], repeats)
+    plain = partial(timed, lambda: divprune.select(view), device)
+    times = least([plain, lambda: timed(hilo, device), plain], repeats)
     return {
         "features": kind, "tokens": shape[0], "kept": shape[1], "width": shape[2],
         "divprune_ms": round(times[0], 1), "hilo_ms": round(times[1], 1), "ratio": round(times[1] / times[0], 2),
@@ -128,26 +125,26 @@ def hilo_against_divprune(kind: str, shape: tuple[int, int, int], repeats: int) 
     }  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9, help="(default: 9; a third of that for the largest)")
-    parser.add_argument("--largest", type=int, default=10000, help="leave out more tokens than that")
-    parser.add_argument("--out", type=Path, default=OUT)
-    asked = parser.parse_args()
-    torch.set_num_threads(1)
+def main(arguments: Sequence[str] | None = None) -> None:
+    made = parser(__doc__, "selectors.json", repeats=9)
+    made.add_argument("--largest", type=int, default=10000, help="leave out more tokens than that")
+    asked = made.parse_args(arguments)
+    if asked.device == "cpu":
+        torch.set_num_threads(1)
     kinds = ("random", "clustered")
-    made: dict[str, Any] = {"torch": torch.__version__, "threads": 1, "repeats": asked.repeats}
-    made |= {"hilo": [], "selections": []}
+    found: dict[str, Any] = {"torch": torch.__version__, "threads": 1, "repeats": asked.repeats}
+    found |= {"device": asked.device, "hilo": [], "selections": []}
     for shape in HILO:
-        made["hilo"] += [hilo_against_divprune(kind, shape, asked.repeats) for kind in kinds]
+        found["hilo"] += [hilo_against_divprune(kind, shape, asked.repeats, asked.device) for kind in kinds]
+        write_json(asked.out, found)
     for name, shapes in SHAPES.items():
         for shape, target in shapes:
             if shape[0] > asked.largest:
                 continue
             for kind in kinds:
-                made["selections"].append(against_authors(name, kind, shape, target, asked.repeats))
-                print(made["selections"][-1], flush=True)
-                asked.out.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+                found["selections"].append(against_authors(name, kind, shape, target, asked.repeats, asked.device))
+                print(found["selections"][-1], flush=True)
+                write_json(asked.out, found)
 
 
 if __name__ == "__main__":

@@ -363,7 +363,11 @@ def test_compiled_decoding_with_a_static_cache(family: str) -> None:
         with vlmprune.prune(model, BOTH):
             tokens, logits = generate(model, inputs)
             again = generate(model, inputs, **compiled)
+            graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+            once_more = generate(model, inputs, **compiled)
+            assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # nothing is compiled again
         assert torch.equal(tokens, again[0]) and largest(logits, again[1]) < TOLERANCE
+        assert torch.equal(tokens, once_more[0]) and largest(logits, once_more[1]) < TOLERANCE
         assert sum(torch._dynamo.utils.counters["stats"].values()) > 0
         assert largest(generate(model, inputs, **compiled)[1], plain[1]) < TOLERANCE
     finally:

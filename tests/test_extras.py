@@ -17,7 +17,7 @@ import vlmprune
 from vlmprune import cli
 from vlmprune.bench import load, runner
 from vlmprune.core.errors import UserError
-from vlmprune.core.extras import DATA, ENGINES, EXTRA, PACKAGES, SHELL
+from vlmprune.core.extras import DATA, ENGINES, EXTRA, PACKAGES, SERVE, SHELL
 from vlmprune.report import build
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +28,7 @@ COMMANDS = {
     "doctor": ["llava"],
     "bench": ["--limit", "1", "--out", "{new}"],
     "report": ["{new}"],
+    "serve": ["llava", "--engine", "transformers", "--method", "divprune", "--keep", "0.25"],
 }
 WITH_TORCH = {"jinja2"}  # torch depends on it
 NEEDED = [(command, name) for command, names in PACKAGES.items() for name in names]
@@ -47,7 +48,9 @@ def third_party(path: Path) -> set[str]:
 def test_every_command_says_what_it_needs() -> None:
     commands: Any = getattr(get_command(cli.app), "commands", {})
     assert set(PACKAGES) == set(commands)
-    assert {name for names in PACKAGES.values() for name in names} <= {*EXTRAS[EXTRA], "jinja2"}
+    for command, names in PACKAGES.items():
+        extra = EXTRAS[SERVE if command == SERVE else EXTRA]
+        assert {*names} <= {re.split("[<>=]", item)[0] for item in extra} | WITH_TORCH
 
 
 def test_nothing_is_imported_that_no_command_asks_for() -> None:
@@ -65,13 +68,15 @@ def test_nothing_is_imported_that_no_command_asks_for() -> None:
         assert third_party(path) <= core | asked | OPTIONAL, path
 
 
-OPTIONAL = {"pytest", "torchvision", "pynvml"}  # looked for, and done without; pytest by `vlmprune.testing`
+OPTIONAL = {"triton", "pytest", "torchvision", "pynvml"}  # looked for, and done without; pytest by `vlmprune.testing`
 
 
 @pytest.mark.parametrize(("command", "package"), NEEDED)
 def test_a_missing_package_is_told_before_any_work(
     command: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for other in PACKAGES[command]:
+        pytest.importorskip(other)
     hide(monkeypatch, package)
 
     def work(*_: object, **__: object) -> None:
@@ -82,7 +87,8 @@ def test_a_missing_package_is_told_before_any_work(
     words = [word.format(photo=tmp_path / "photo.png", new=tmp_path / "new") for word in COMMANDS[command]]
     assert cli.main([command, *words]) == 2
     err = capsys.readouterr().err
-    assert f"vlmprune {command} needs {package}: pip install 'vlmprune[bench]'" in err and err.count("\n") == 1
+    extra = SERVE if command == SERVE else EXTRA
+    assert f"vlmprune {command} needs {package}: pip install 'vlmprune[{extra}]'" in err and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -120,7 +126,8 @@ def test_data_name_the_extra_that_has_their_package() -> None:
         assert package in {re.split("[<>=]", named)[0] for named in EXTRAS[extra]} | with_datasets
 
 
-REFUSED = [name for name, items in EXTRAS.items() if name != "dev" and {*items} & {name for _, name in NEEDED}]
+ASKED = {name for command in ("bench", "report") for name in PACKAGES[command]} - WITH_TORCH
+REFUSED = [name for name, items in EXTRAS.items() if name != "dev" and {*items} & ASKED]
 
 
 @pytest.mark.parametrize("extra", REFUSED)

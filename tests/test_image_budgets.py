@@ -217,3 +217,49 @@ def test_a_benchmark_has_one_budget_for_all_images() -> None:
 
     with pytest.raises(vlmprune.UserError, match="a benchmark gives all images the same"):
         variants_of("divprune:[0.5, 0.1]", [0.5])
+
+
+# ---------------------------------------------------------------- by age
+
+AGED = "divprune:0.5/latest+3/older"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spec", ["divprune", "fastv@2", "pyramiddrop", "visionzip"])
+def test_budgets_by_age_are_those_of_a_list(spec: str) -> None:
+    aged, listed = ran("llava", spec, "0.5/latest+0.1/older"), ran("llava", spec, [[0.1, 0.5], [0.5]])
+    assert torch.equal(aged[0], listed[0]) and torch.equal(aged[1], listed[1])
+    assert aged[2].tokens == listed[2].tokens
+
+
+@torch.no_grad()
+def test_several_images_may_be_the_latest() -> None:
+    for keep, equal in (("9/latest2+3/older", [[9, 9], [9]]), ("9/latest+3/older", [[3, 9], [9]])):
+        report = ran("llava", "divprune", keep)[2]
+        assert [[len(kept) for kept in row] for row in report.kept] == equal
+
+
+@torch.no_grad()
+def test_a_resized_picture_has_the_budget_of_its_age() -> None:
+    """Pictures are encoded before anybody knows whose they are, so a batch of prompts is refused."""
+    single, family = alone("qwen2_5_vl", RAGGED, 0), "qwen2_5_vl"
+    aged, listed = ran(family, "downsample", "9/latest+4/older", single), ran(family, "downsample", [4, 9], single)
+    assert aged[2].tokens == listed[2].tokens and torch.equal(aged[1], listed[1])
+    with pytest.raises(vlmprune.UserError, match="cannot tell which budget is whose"):
+        ran(family, "downsample", "9/latest+4/older")
+
+
+@torch.no_grad()
+def test_a_video_has_the_budget_of_its_age_as_a_whole() -> None:
+    """A list as long as the video has frames would be one for each frame."""
+    aged = check_budget("9/latest+4/older")
+    assert isinstance(aged, Keeps) and not aged.for_frames(0, 1, 2) and aged.at(0, 0, 1) == 9
+
+
+def test_budgets_by_age_as_text() -> None:
+    for text in (AGED, "divprune:0.5/latest3+0.1/older", "pyramiddrop:mean=0.5/latest+0.25/older"):
+        assert str(recipe(text)) == text and recipe(str(recipe(text))) == recipe(text)
+    assert recipe("divprune", "0.5/latest+3/older") == recipe(AGED)
+    for wrong in ("0.5/latest", "0.5/latest0+0.1/older", "2.5/latest+0.1/older", "x/latest+1/older", "0.1/older"):
+        with pytest.raises(vlmprune.UserError, match=r"budget|one image must be the latest"):
+            recipe("divprune", wrong)

@@ -14,14 +14,19 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import vlmprune
-from vlmprune.ask import answer, draw, draw_run, overlay
+from vlmprune.ask import answer
 from vlmprune.ask.media import open_image
-from vlmprune.ask.overlay import CONTOUR, Window, coarsen, seen_window
-from vlmprune.ask.sheet import Panel, fit, sheet
 from vlmprune.core.errors import UserError
 from vlmprune.core.outputs import check_picture
 from vlmprune.core.report import RunReport
 from vlmprune.core.view import Grid, Whole
+from vlmprune.drawing import run
+from vlmprune.drawing.compare import Comparison, Side
+from vlmprune.drawing.patches import CONTOUR, GATHERED, PARTS, draw
+from vlmprune.drawing.run import draw_run
+from vlmprune.drawing.sheet import FLIPPED, Key, Panel, fit, sheet
+from vlmprune.drawing.shown import Shown, coarsen
+from vlmprune.drawing.window import Window, seen_window
 from vlmprune.runtime.vision import cell_slots
 from vlmprune.testing import FAMILIES, prompt
 
@@ -46,7 +51,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_kept_patches_are_unchanged_and_dropped_ones_grey(grid: Grid, size: tuple[int, int]) -> None:
     image = noise(*size)
     kept = torch.tensor([0, grid.cols + 1, grid.size - 1])
-    before, after = array(image), array(draw(image, grid, kept))
+    before, after = array(image), array(draw(image, Shown(grid, kept)))
     rows = (np.arange(size[1]) + 0.5) * grid.rows // size[1]
     cols = (np.arange(size[0]) + 0.5) * grid.cols // size[0]
     is_kept = np.isin(rows[:, None] * grid.cols + cols[None, :], kept.numpy())
@@ -59,7 +64,7 @@ def test_kept_patches_are_unchanged_and_dropped_ones_grey(grid: Grid, size: tupl
 
 
 def test_contour_surrounds_kept_patches_only() -> None:
-    after = array(draw(Image.new("RGB", (40, 40)), Grid(4, 4), torch.tensor([5])))
+    after = array(draw(Image.new("RGB", (40, 40)), Shown(Grid(4, 4), torch.tensor([5]))))
     contour = (after == CONTOUR).all(-1)
     expected = np.zeros((40, 40), bool)
     expected[9:21, 9:21] = True
@@ -69,11 +74,11 @@ def test_contour_surrounds_kept_patches_only() -> None:
 
 def test_everything_kept_is_the_picture_itself() -> None:
     image = noise(30, 20)
-    assert (array(draw(image, Grid(2, 3), torch.arange(6))) == array(image)).all()
+    assert (array(draw(image, Shown(Grid(2, 3), torch.arange(6)))) == array(image)).all()
 
 
 def test_cell_lines_lie_between_kept_patches() -> None:
-    after = array(draw(Image.new("RGB", (40, 20)), Grid(2, 4), torch.arange(8), cells=True))
+    after = array(draw(Image.new("RGB", (40, 20)), Shown(Grid(2, 4), torch.arange(8), resized=True)))
     contour = (after == CONTOUR).all(-1)
     assert np.flatnonzero(contour[0]).tolist() == [9, 19, 29]
     assert np.flatnonzero(contour[:, 0]).tolist() == [9]
@@ -81,7 +86,7 @@ def test_cell_lines_lie_between_kept_patches() -> None:
 
 def test_a_window_darkens_what_the_model_did_not_see() -> None:
     image = Image.new("RGB", (60, 20), (200, 100, 50))
-    after = array(draw(image, Grid(2, 2), torch.tensor([0]), window=Window(20, 0, 40, 20)))
+    after = array(draw(image, Shown(Grid(2, 2), torch.tensor([0])), window=Window(20, 0, 40, 20)))
     assert (after[:, :18] < 60).all() and (after[:, 42:] < 60).all()
     assert (after[0:10, 20:30] == (200, 100, 50)).all()
     assert (after[12:, 32:40] > 170).all()
@@ -90,14 +95,15 @@ def test_a_window_darkens_what_the_model_did_not_see() -> None:
 def test_a_token_without_a_slot_is_passed_over() -> None:
     image = noise(16, 16)
     assert (
-        draw(image, Grid(2, 2), torch.tensor([-1, 3])).tobytes() == draw(image, Grid(2, 2), torch.tensor([3])).tobytes()
+        draw(image, Shown(Grid(2, 2), torch.tensor([-1, 3]))).tobytes()
+        == draw(image, Shown(Grid(2, 2), torch.tensor([3]))).tobytes()
     )
 
 
 @pytest.mark.parametrize(("grid", "kept"), [(Grid(2, 2, 3), [0]), (Grid(2, 2), [4])])
 def test_what_cannot_be_drawn(grid: Grid, kept: list[int]) -> None:
     with pytest.raises(UserError):
-        draw(noise(8, 8), grid, torch.tensor(kept))
+        Shown(grid, torch.tensor(kept))
 
 
 def test_fit_changes_size_only() -> None:
@@ -173,19 +179,83 @@ def test_a_panel_for_each_stage_and_a_row_for_each_image() -> None:
 def test_many_stages_go_on_below() -> None:
     stages = [(layer, [[0]]) for layer in range(9)]
     sheet = draw_run(report(*stages, grids=[Grid(2, 2)]), [noise(448, 448)])
-    assert sheet.width < 4.5 * 448 and sheet.height > 3 * 448
+    assert sheet.width < 3.5 * 448 and sheet.height > 3 * 448
 
 
 def test_merged_tokens_are_not_passed_off_as_patches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(overlay, "sheet", lambda panels, columns, lines: said.extend(lines) or noise(8, 8))
-    question = "What number is on the plate?"
+    said: dict[str, list[str]] = {}
     Image.new("RGB", (112, 112)).save(tmp_path / "in.png")
     for method in ("divprune:44", "pool:44", "visionzip:44"):
+        texts = said.setdefault(method, [])
+
+        def note(
+            panels: Any, columns: int, lines: list[str], legend: list[Key], texts: list[str] = texts
+        ) -> Image.Image:
+            texts.extend([*lines, *(key.text for key in legend)])
+            return noise(8, 8)
+
+        monkeypatch.setattr(run, "sheet", note)
+        question = "What number is on the plate?"
         answer(tmp_path / "in.png", question, method=method, overlay=tmp_path / "out.png")
-    plain, pooled, zipped = (line for line in said if line.startswith("196 visual tokens"))
-    assert "merged" not in plain and pooled.endswith("is drawn where it stands")
-    assert zipped.endswith("is drawn where it stands, 1 of the 44 at no patch")  # VisionZip's CLS token
+    assert {"kept", "dropped"} <= {*said["divprune:44"]} and not any("merged" in text for text in said["divprune:44"])
+    for method in ("pool:44", "visionzip:44"):
+        assert any(text.startswith("merged") for text in said[method]) and "dropped" not in said[method]
+    assert any(text.endswith("1 of the 44 stand at no patch") for text in said["visionzip:44"])  # its CLS token
+
+
+def test_merged_patches_have_the_tint_of_their_token_and_neighbours_another() -> None:
+    """Cells 0 and 1 went into the token at 1, cells 2 and 3 into the one at 3; 4 and 5 were dropped."""
+    token, own = torch.tensor([1, 1, 3, 3, -1, -1]), torch.arange(6)
+    grid = Grid(2, 3)
+    after = array(draw(Image.new("RGB", (90, 60), (90, 90, 90)), Shown(grid, torch.tensor([1, 3]), token, own)))
+    centre = {cell: tuple(after[15 + 30 * (cell // 3), 15 + 30 * (cell % 3)]) for cell in range(6)}
+    assert centre[1] == centre[3] == (90, 90, 90)  # where the tokens stand
+    assert len(set(centre[0])) > 1 and len(set(centre[2])) > 1 and centre[0] != centre[2]
+    assert centre[4] == centre[5] and len(set(centre[4])) == 1
+
+
+def test_a_token_that_holds_other_patches_does_not_show_the_one_it_stands_at() -> None:
+    """ApET writes a basis token over another one: the patch there is gone, though a token stands there."""
+    shown = Shown(Grid(1, 3), torch.tensor([0]), torch.tensor([-1, 0, -1]), torch.arange(3))
+    after = array(draw(Image.new("RGB", (90, 30), (200, 10, 10)), shown))
+    assert tuple(after[15, 15]) == tuple(after[15, 45]) != (200, 10, 10)
+    assert (after[15, 30] == CONTOUR).all()
+
+
+def test_kinds_of_kept_tokens_have_outlines_of_their_own() -> None:
+    shown = Shown(
+        Grid(1, 4), torch.tensor([0, 2]), parts={"anchors": torch.tensor([0]), "registers": torch.tensor([2])}
+    )
+    after = array(draw(Image.new("RGB", (160, 40), "white"), shown))
+    assert tuple(after[0, 0]) == PARTS[0] and tuple(after[0, 80]) == PARTS[1]
+    assert tuple(after[20, 20]) == (255, 255, 255) and not (after == CONTOUR).all(-1).any()
+
+
+def test_a_resized_picture_is_drawn_as_the_model_saw_it() -> None:
+    image = noise(64, 64)
+    drawn = array(draw(image, Shown(Grid(2, 2), torch.arange(4), pixels=4, resized=True)))
+    inside = drawn[4:24, 4:24]
+    assert inside.std() < 0.6 * array(image)[4:24, 4:24].std()  # 8 x 8 pixels for 64 x 64
+    told = array(draw(image, Shown(Grid(2, 2), torch.arange(4), resized=True)))
+    assert (told[4:24, 4:24] == array(image)[4:24, 4:24]).all()  # of how many pixels is not known
+
+
+def test_what_fusion_gathered_is_hatched() -> None:
+    shown = Shown(Grid(1, 2), torch.tensor([0]), gathered=torch.tensor([1]))
+    after = array(draw(Image.new("RGB", (80, 40), "white"), shown))
+    where = (after == GATHERED).all(-1)
+    assert where[:, 40:].any() and not where[:, :39].any()
+
+
+def test_three_or_four_panels_stand_in_a_row_and_flips_are_marked() -> None:
+    image, whole = noise(112, 112), Window(0, 0, 112, 112)
+    side = Side("a", Shown(Grid(2, 2), torch.tensor([0])), 1, answer="yes")
+    few = Comparison(image, whole, [side] * 9).sheet()
+    many = Comparison(image, whole, [side] * 31).sheet(["a question"])
+    assert few.width == 40 + 3 * 224 + 2 * 18 and many.width == 40 + 4 * 224 + 3 * 18
+    plain = array(Comparison(image, whole, [side]).sheet())
+    marked = array(Comparison(image, whole, [side._replace(flipped=True)]).sheet())
+    assert (marked == FLIPPED).all(-1).any() and not (plain == FLIPPED).all(-1).any()
 
 
 @torch.no_grad()
@@ -303,7 +373,7 @@ def test_run_answers_and_draws(method: str, keep: Any, model: str, tmp_path: Pat
     assert said.text and "zebra" in notes[0]
     with Image.open(target) as drawn:
         panels = 2 if ">" in method else 1
-        assert drawn.width == 40 + panels * 450 + (panels - 1) * 16  # 150 pixels, enlarged threefold
+        assert drawn.width == 40 + panels * 450 + (panels - 1) * 18  # 150 pixels, enlarged threefold
     assert answer(*arguments, note=notes.append).text == said.text
 
 

@@ -58,7 +58,7 @@ def test_a_video_is_answered_and_drawn(
     assert said["recipe"] == "divprune:0.25" and tokens["after"] == -(-tokens["before"] // 4)
     assert len(said["kept_by_frame"]) == frames // 2 and sum(said["kept_by_frame"]) == tokens["after"]
     with Image.open(target) as drawn:
-        assert drawn.width == 24 + frames // 2 * ((256 if what == "v.mp4" else 224) + 16)  # enlarged by whole numbers
+        assert drawn.width == 22 + frames // 2 * ((256 if what == "v.mp4" else 224) + 18)  # enlarged by whole numbers
 
 
 @pytest.mark.parametrize(("keep", "kept"), [("3/frame", [3, 3]), ("[4, 2]", [4, 2]), ("[4, 0.5]/frame", None)])

@@ -20,7 +20,7 @@ from vlmprune.core.recipe import Recipe, Stage
 from vlmprune.core.signals import ClsAttention, LastQueryAttention, ReceivedAttention, TextQueryAttention
 from vlmprune.models import adapter_for
 from vlmprune.runtime import taps
-from vlmprune.scores import attention_rows, received_attention, reference
+from vlmprune.scores import attention_rows, choice, chunked, received_attention, reference
 
 EXACT = 1e-6
 
@@ -209,3 +209,48 @@ def test_capped_logits() -> None:
     rows = attention_rows(query, key, 0.3, mask, softcap=cap)
     assert float((rows - expected).abs().max()) < EXACT
     assert float((rows - attention_rows(query, key, 0.3, mask)).abs().max()) > 100 * EXACT
+
+
+def test_a_session_says_what_computed_its_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = built("llava"), inputs_of("llava", RAGGED)
+    for method, due in (("hiprune", "torch"), ("fastv", "torch"), ("random", None)):
+        with torch.no_grad(), vlmprune.prune(model, method, keep=0.5) as session:
+            model(**inputs)
+        assert session.last.scores == due
+    with pytest.raises(vlmprune.UserError, match="scores='cuda': choose from auto, torch, triton"):
+        vlmprune.prune(model, "hiprune", keep=0.5, scores="cuda")
+    monkeypatch.setattr("vlmprune.scores.choice._kernels", lambda: None)
+    with pytest.raises(vlmprune.UserError, match="needs the package triton"):
+        vlmprune.prune(model, "hiprune", keep=0.5, scores="triton")
+
+
+def test_kernels_that_do_not_work_are_not_chosen(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Wrong:
+        attention_rows = staticmethod(lambda *given: chunked.attention_rows(*given) + 0.001)
+        received_sum = staticmethod(chunked.received_sum)
+
+    class Broken:
+        @staticmethod
+        def attention_rows(*given: object) -> None:
+            raise RuntimeError("no compiler")
+
+    cpu = torch.device("cpu")
+    for kernels, due in ((chunked, True), (None, False), (Wrong, False), (Broken, False)):
+        monkeypatch.setattr("vlmprune.scores.choice._kernels", lambda kernels=kernels: kernels)
+        choice._proven.cache_clear()
+        assert choice._proven(cpu, torch.float32, 16) is due
+    assert "attention_rows differs from torch's" in caplog.text and "no compiler" in caplog.text
+    choice._proven.cache_clear()
+
+
+def test_packed_sequences_see_themselves_alone() -> None:
+    query, key = tensors(4, 2, 30, 30)
+    borders = torch.tensor([0, 4, 17, 30])
+    found = received_attention(query[:1], key[:1], 0.3, borders=borders)
+    parts = [
+        reference.received_attention(query[:1, :, a:b], key[:1, :, a:b], 0.3)
+        for a, b in zip(borders[:-1].tolist(), borders[1:].tolist())
+    ]
+    assert float((found - torch.cat(parts, 1)).abs().max()) < EXACT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from versions import behind, cache_of
 
 import vlmprune
 from vlmprune import UserError
+from vlmprune.runtime.session import CONTINUOUS
 
 PAGE = Path(__file__).parent.parent / "docs" / "runtime.md"
 ONE: list[list[int | None]] = [[0]]
@@ -68,9 +70,9 @@ def two_blocks() -> None:
         pass
 
 
-def continuous() -> None:
+def continuous(name: str) -> None:
     with vlmprune.prune(built("llava"), "divprune:0.3"):
-        built("llava").generate_batch([[5, 6]])
+        getattr(built("llava"), name)([[5, 6]])
 
 
 def later_image(family: str) -> None:
@@ -119,7 +121,7 @@ USES: dict[str, list[Callable[[], None]]] = {
     "Candidates drafted from hidden states": [drafts_from_states],
     "A pruned cache outside a block": [outside],
     "Two blocks on one model": [two_blocks],
-    "Continuous batching": [continuous],
+    "Continuous batching": [functools.partial(continuous, name) for name in CONTINUOUS],
     "A new image after a cache": [lambda: later_image("paligemma")],
     "Images merged into `inputs_embeds`": [merged_elsewhere],
     "Methods that read the encoder, on LLaVA variants with another tower": [other_features],

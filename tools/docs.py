@@ -44,6 +44,7 @@ RUNS = {
     "run-photo.png": (PHOTO, ["-q", "Is there a red circle?", "--method", "hiprune"]),
 }
 RUN_KEEP = "0.222"
+RUN_METHODS = "downsample,hiprune,visionzip,pool,tome,hilo,sparsevlm:0.3,divprune"
 
 ABOUT_ALL = """\
 These are means over the tasks. The [page of the default run](results.md) has each task with its interval for eight
@@ -225,15 +226,21 @@ def results_summary() -> str:
 
 def draw_pictures() -> None:
     """A generated scene, and what `vlmprune run` draws for it and for a photograph."""
-    from vlmprune.ask import run_image
+    from vlmprune.ask import answer
     from vlmprune.ask.examples import example_samples
+    from vlmprune.ask.many import ask_each
+    from vlmprune.ask.run import Question, recipes_of
     from vlmprune.core.budget import parse_keep
     from vlmprune.tasks.canvas import FIXED
 
     IMAGES.mkdir(parents=True, exist_ok=True)
     example_samples(FIXED)[0].images[0].save(IMAGES / "scene.png")
     for name, (picture, (_, question, _, method)) in RUNS.items():
-        run_image(ROOT / picture, question, method=method, keep=parse_keep(RUN_KEEP), overlay=IMAGES / name, force=True)
+        answer(ROOT / picture, question, method=method, keep=parse_keep(RUN_KEEP), overlay=IMAGES / name, force=True)
+    question, sheet = "What number is on the plate?", IMAGES / "run-compare.png"
+    recipes = [None, *recipes_of(RUN_METHODS.split(","), [parse_keep("0.111")])]
+    asked = ask_each([IMAGES / "scene.png"], Question(question), "llava", recipes, sheet, force=True)
+    list(asked)
 
 
 def picture(name: str, text: str) -> Callable[[], str]:
@@ -254,6 +261,16 @@ def run_commands() -> str:
         if (IMAGES / name).exists():
             parts.append(f"![kept and dropped patches](images/{name})")
     return "\n\n".join(parts)
+
+
+def compare_command() -> str:
+    """The command that draws several methods side by side, with its picture."""
+    command = (
+        'vlmprune run docs/images/scene.png -q "What number is on the plate?" --keep 0.111 \\\n'
+        f"    --methods {RUN_METHODS} --overlay run-compare.png"
+    )
+    shown = "![what became of the patches under eight methods](images/run-compare.png)"
+    return f"```sh\n{command}\n```\n\n{shown if (IMAGES / 'run-compare.png').exists() else ''}"
 
 
 def speed() -> str:
@@ -284,6 +301,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "signals-encoder": made_by("docs_methods", "encoder_signals"),
     "signals-decoder": made_by("docs_methods", "decoder_signals"),
     "presets": made_by("docs_methods", "presets"),
+    "choosing": made_by("docs_methods", "choosing"),
+    "run-compare": compare_command,
     "command-line": command_line,
     "answer-kinds": lambda: ", ".join(f"`{kind}`" for kind in KINDS) + ".",
     "tasks": made_by("docs_sets", "generated"),
@@ -310,7 +329,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "results": results_summary,
     "run-commands": run_commands,
     "speed": speed,
-    "selectors": made_by("docs_speed", "selectors"),
+    **{
+        name: made_by("docs_speed", name)
+        for name in ("prefill", "scoring", "selectors", "decoding", "memory", "scaling")
+    },
 }
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from vlmprune.core.plan import acts_of
 from vlmprune.core.presets import PRESETS
 from vlmprune.core.recipe import format_method, recipe
 from vlmprune.core.registry import METHODS, built_in
+from vlmprune.core.traits import Traits, traits_of
 from vlmprune.core.view import ModelInfo
 from vlmprune.testing.docstrings import cost, told
 
@@ -258,6 +259,16 @@ def paper_link(cls: type[Method]) -> str:
     text = " ".join((cls.__doc__ or "").split())
     found = ARXIV.search(text) or VENUE.search(text)
     return linked(found[0]) if found else "none"
+
+
+def choosing() -> str:
+    """What each method is like, by default, on LLaVA-1.5: as `vlmprune list methods --needs` tells them apart."""
+    rows = []
+    for name, cls in methods():
+        traits = traits_of(cls(), MODELS[0].info)
+        marks = ["yes" if value == "yes" else "" for value in traits.words().values()]
+        rows.append([f"[`{name}`](methods.md)", *marks])
+    return table(("method", *(f"`{field.name}`" for field in fields(Traits))), rows)
 
 
 def own_fields(cls: type[Method]) -> list[Field[Any]]:

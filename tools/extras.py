@@ -1,7 +1,8 @@
-"""Run the tests of an optional engine in an environment of its own: Ray, or lmms-eval.
+"""Run the tests of an optional engine in an environment of its own: Ray, lmms-eval, or Triton's interpreter.
 
     python3 tools/extras.py ray
     python3 tools/extras.py lmms
+    python3 tools/extras.py triton
 
 They stand beside those of tools/window.py. Where the engine cannot be installed, the last line says so, and the exit
 code is 0: nothing was tested, and nothing is wrong.
@@ -20,7 +21,12 @@ from window import declared as declared_windows
 from window import shared
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = {"ray": "tests/test_engines_cluster.py", "lmms": "tests/test_engines_lmms.py"}
+TESTS = {
+    "ray": "tests/test_engines_cluster.py",
+    "lmms": "tests/test_engines_lmms.py",
+    "triton": "tests/test_kernels.py",
+}
+NO_EXTRA = {"triton": ["triton"]}  # it comes with torch for CUDA, and is of no use to others but for tests
 
 
 def environment(checkout: Path, name: str) -> Environment:
@@ -30,9 +36,12 @@ def environment(checkout: Path, name: str) -> Environment:
     """
     project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     windows, others = declared_windows(checkout)
-    own = [one for one in project["optional-dependencies"][name] if not one.startswith(project["name"] + "[")]
+    extra = NO_EXTRA.get(name) or project["optional-dependencies"][name]
+    own = [one for one in extra if not one.startswith(project["name"] + "[")]
     pinned = (checkout / "constraints.txt").read_text(encoding="utf-8")
-    constraints = pinned if name == "ray" else next(line for line in pinned.splitlines() if line.startswith("torch=="))
+    constraints = pinned
+    if name == "lmms":
+        constraints = next(line for line in pinned.splitlines() if line.startswith("torch=="))
     return shared(checkout, name, [*map(str, windows.values()), *others, *own], constraints)
 
 

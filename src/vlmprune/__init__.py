@@ -21,6 +21,7 @@ _LAZY = {
     "prune": "vlmprune.runtime.session",
     "encode_images": "vlmprune.runtime.session",
     "load_embedded": "vlmprune.assets",
+    "overlay": "vlmprune.drawing.overlay",
     "SharedPrefill": "vlmprune.runtime.prefill",
     "TextTower": "vlmprune.runtime.text_tower",
     "UserError": "vlmprune.core.errors",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from vlmprune.core.errors import UserError
     from vlmprune.core.recipe import recipe
     from vlmprune.core.registry import METHODS
+    from vlmprune.drawing.overlay import overlay
     from vlmprune.runtime.prefill import SharedPrefill
     from vlmprune.runtime.session import encode_images, prune
     from vlmprune.runtime.text_tower import TextTower
@@ -43,6 +45,7 @@ __all__ = [
     "__version__",
     "encode_images",
     "load_embedded",
+    "overlay",
     "prune",
     "recipe",
 ]

@@ -24,7 +24,7 @@ from vlmprune.core.needs import (
     Tower,
 )
 from vlmprune.core.options import AtLeast, NotNegative, Positive, Share, ShareBelowOne
-from vlmprune.core.roles import Fusing, MergesInside, Merging, Observes, OrdersParts
+from vlmprune.core.roles import Fusing, MergesInside, Merging, NamesParts, Observes, OrdersParts, goes_to
 from vlmprune.core.selectors import ascending, top_k
 from vlmprune.core.shape import Load
 from vlmprune.core.signals import (
@@ -92,6 +92,7 @@ __all__ = [
     "Method",
     "MlpInput",
     "ModelInfo",
+    "NamesParts",
     "Need",
     "NotNegative",
     "Observes",
@@ -118,6 +119,7 @@ __all__ = [
     "UserError",
     "VisualQueryAttention",
     "ascending",
+    "goes_to",
     "resolve_keep",
     "top_k",
 ]  # fmt: skip

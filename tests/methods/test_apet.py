@@ -14,7 +14,7 @@ from torch import Tensor
 import vlmprune
 from vlmprune.core.plan import acts_of
 from vlmprune.core.view import ImageView, Merged, ModelInfo, Tokens, TowerRows
-from vlmprune.methods.approximation import first, joined, unexplained
+from vlmprune.methods.approximation import first, joined, most_similar, unexplained
 from vlmprune.methods.farthest import farthest_first
 from vlmprune.methods.hybrid.apet import ApET
 
@@ -75,7 +75,7 @@ def test_heads_become_means_and_the_basis_is_written_over_the_weakest() -> None:
     rows = values("noise", 12, 6)
     basis = farthest_first(rows, first(rows), 2)
     order = torch.sort(unexplained(rows, rows[basis], 1e-5), descending=True, stable=True).indices[:5]
-    means = joined(rows, order[:3], order)
+    means = joined(rows, order[:3], *most_similar(rows, order[:3], order))
     for write, new in (("replace", rows[basis]), ("half", (rows[basis] + rows[order[3:].sort().values]) / 2)):
         merged = merged_by(ApET(basis=2, basis_write=write), before(rows, 5))  # type: ignore[arg-type]
         assert merged.anchors.tolist() == sorted(order.tolist()) and merged.space == "tower"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vlmprune.core.view import Grid, ImageView, Merged
-from vlmprune.methods.centres import taken_up
+from vlmprune.methods.centres import nearest, taken_up
 from vlmprune.methods.segments import anchors, segments, shared_exactly, shared_qwen
 from vlmprune.methods.vision.fastvid import FastVID
 
@@ -70,10 +70,11 @@ def test_on_qwen_only_the_last_of_equal_frames_keeps_tokens() -> None:
 
 def test_a_centre_takes_up_the_tokens_that_are_most_like_it() -> None:
     centres, others = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[4.0, 1.0], [2.0, 1.0], [0.0, 1.0]])
-    made = taken_up(centres, others, beta=0.6)
+    joined = nearest(centres, others)
+    made = taken_up(centres, others, joined, beta=0.6)
     torch.testing.assert_close(made, torch.tensor([[0.6 + 0.4 * 3, 0.4], [0.0, 0.6 * 2 + 0.4]]))
-    torch.testing.assert_close(taken_up(centres, others[:0], beta=0.6), centres)
-    torch.testing.assert_close(taken_up(centres, others, beta=0.1)[0], torch.tensor([(1.0 + 6.0) / 3, 2 / 3]))
+    torch.testing.assert_close(taken_up(centres, others[:0], joined[:0], beta=0.6), centres)
+    torch.testing.assert_close(taken_up(centres, others, joined, beta=0.1)[0], torch.tensor([(1.0 + 6.0) / 3, 2 / 3]))
 
 
 def test_salient_tokens_stay_as_they_are_and_all_of_a_segment_goes_into_its_centres() -> None:

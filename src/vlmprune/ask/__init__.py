@@ -7,17 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 _LAZY = {
     "answer": "vlmprune.ask.run",
-    "draw": "vlmprune.ask.overlay",
-    "draw_run": "vlmprune.ask.overlay",
     "write_examples": "vlmprune.ask.examples",
 }
 
 if TYPE_CHECKING:
     from vlmprune.ask.examples import write_examples
-    from vlmprune.ask.overlay import draw, draw_run
     from vlmprune.ask.run import answer
 
-__all__ = ["answer", "draw", "draw_run", "write_examples"]
+__all__ = ["answer", "write_examples"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import vlmprune
-from vlmprune.ask.overlay import coarsen, seen_window
-from vlmprune.ask.run import generate, resizes
+from vlmprune.ask.run import generate
 from vlmprune.ask.scenes import SCHEMA, Cut, Reply, slug
 from vlmprune.bench.load import Loaded
 from vlmprune.bench.marks import recorded
@@ -24,6 +23,8 @@ from vlmprune.core.outputs import check_folder, make_folder
 from vlmprune.core.recipe import Recipe
 from vlmprune.core.report import RunReport
 from vlmprune.data.sample import Sample
+from vlmprune.drawing.shown import shown_of
+from vlmprune.drawing.window import seen_window
 from vlmprune.scoring.replies import score_reply
 from vlmprune.tasks import generated_tasks
 from vlmprune.tasks.canvas import Canvas, canvas_for
@@ -145,22 +146,16 @@ def _ask(loaded: Loaded, sample: Sample, asked: Recipe | None) -> Reply:
     last = session.last
     before, after = last.tokens[0]
     return Reply(
-        recorded(asked), text, _is_right(sample, text), (before, after), round(last.entering[0], 2), _cuts(last, asked)
+        recorded(asked), text, _is_right(sample, text), (before, after), round(last.entering[0], 2), _cuts(last)
     )
 
 
-def _cuts(last: RunReport, asked: Recipe) -> tuple[Cut, ...]:
+def _cuts(last: RunReport) -> tuple[Cut, ...]:
     """The cuts of a run on one image; none where its slots are not known to cover it."""
     if not last.wholes[0][0] or not last.stages:
         return ()
-    cuts, whole = [], last.wholes[0][0][0]
-    for layer, kept in last.stages:
-        slots = kept[0][0]
-        coarse = coarsen(slots, last.stages[0][1][0][0], whole.grid) if resizes(asked) else None
-        shown = whole.cells.cpu()[slots]
-        small, cells = coarse or (whole.grid, shown[shown >= 0])
-        cuts.append(Cut(layer, small.rows, small.cols, tuple(cells.tolist()), whole=coarse is not None))
-    return tuple(cuts)
+    whole = last.wholes[0][0][0]
+    return tuple(Cut.of(layer, shown_of(last, whole, stage)) for stage, (layer, _) in enumerate(last.stages))
 
 
 def _is_right(sample: Sample, text: str) -> bool:

@@ -55,18 +55,25 @@ def _stands(path: Path) -> bool:
 
 
 def _folder(path: Path, frames: int | None, fps: float | None) -> Frames:
-    found = sorted((one for one in path.iterdir() if one.suffix.lower() in _PICTURES), key=_counted)
+    found = pictures_in(path)
     if not found:
         raise UserError(f"The folder {str(path)!r} holds no frames: put pictures ({', '.join(_PICTURES)}) into it.")
     indices = evenly(len(found), 1.0, frames or (FRAMES if fps is None else _MOST), fps)
     pictures = [open_image(found[index]) for index in indices]
     if odd := next((k for k, picture in enumerate(pictures) if picture.size != pictures[0].size), None):
         raise UserError(
-            f"The frames in {str(path)!r} are not of one size: {found[indices[odd]].name} has "
+            f"The frames in {str(path)!r} are not of one size, as a video's are: {found[indices[odd]].name} has "
             f"{pictures[odd].width}x{pictures[odd].height} pixels, and {found[indices[0]].name} "
-            f"{pictures[0].width}x{pictures[0].height}."
+            f"{pictures[0].width}x{pictures[0].height}. To ask about each picture by itself, add ",
+            Option("each", True),
+            ".",
         )
     return Frames(np.stack([np.asarray(picture) for picture in pictures]), indices, len(found), 1.0)
+
+
+def pictures_in(path: Path) -> list[Path]:
+    """The pictures of a folder in the order of their names, with numbers counted (frame2 before frame10)."""
+    return sorted((one for one in path.iterdir() if one.suffix.lower() in _PICTURES), key=_counted)
 
 
 def _counted(path: Path) -> list[tuple[int, str]]:

@@ -1,10 +1,10 @@
-"""One question about one picture or video: `vlmprune run`."""
+"""A question about pictures or videos, under one or several recipes: `vlmprune run`."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,29 @@ from PIL import Image
 
 import vlmprune
 from vlmprune.ask.media import open_media
-from vlmprune.ask.overlay import draw_run
-from vlmprune.ask.sheet import shorten
-from vlmprune.ask.strip import draw_frames
 from vlmprune.bench.load import Loaded, load_model
 from vlmprune.bench.marks import recorded
 from vlmprune.bench.protocol import chat_prompt, generation_kwargs, places_videos, video_arguments
 from vlmprune.core.budget import Budget
 from vlmprune.core.errors import Option, UserError
-from vlmprune.core.method import PixelMethod
 from vlmprune.core.outputs import check_picture, save_picture
 from vlmprune.core.recipe import Recipe, recipe
 from vlmprune.core.report import WORDS, RunReport
 from vlmprune.data.video import Frames
+from vlmprune.drawing.compare import Comparison, Side
+from vlmprune.drawing.overlay import is_flip, side_of, unpruned_panel
+from vlmprune.drawing.run import draw_run
+from vlmprune.drawing.sheet import below, shorten
+from vlmprune.drawing.strip import draw_frames
+from vlmprune.drawing.window import seen_window
 from vlmprune.models.processors import takes_videos
 from vlmprune.models.weights import first_sentence
 
 MAX_NEW_TOKENS = 128
 
 
-def _to_stderr(sentence: str) -> None:
+def to_stderr(sentence: str) -> None:
+    """Where notes go that are not part of an answer."""
     print(sentence, file=sys.stderr)
 
 
@@ -68,6 +71,32 @@ class Answer:
         return found
 
 
+@dataclass(frozen=True)
+class Question:
+    """What is asked, of each picture and under each recipe in the same way.
+
+    Attributes:
+        text: put to the model through its chat template.
+        frames, fps: which frames of a video (`ask.media.open_media`).
+        max_new_tokens: length of the reply at most.
+        positions, seed: as `vlmprune.prune` takes them.
+    """
+
+    text: str
+    frames: int | None = None
+    fps: float | None = None
+    max_new_tokens: int = MAX_NEW_TOKENS
+    positions: str | None = None
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise UserError where it cannot be asked."""
+        if not self.text.strip():
+            raise UserError("There is no question: give one, such as ", Option("question", "What is this?"), ".")
+        if self.max_new_tokens < 1:
+            raise UserError(Option("max_new_tokens", self.max_new_tokens), " must be at least 1.")
+
+
 def answer(
     path: str | Path,
     question: str,
@@ -77,74 +106,161 @@ def answer(
     overlay: str | Path | None = None,
     text_tower: str | None = None,
     *,
-    frames: int | None = None,
-    fps: float | None = None,
-    max_new_tokens: int = MAX_NEW_TOKENS,
     device: str | None = None,
-    positions: str | None = None,
-    seed: int = 0,
+    dtype: str | None = None,
     force: bool = False,
-    note: Callable[[str], None] = _to_stderr,
+    note: Callable[[str], None] = to_stderr,
+    **asked: Any,
 ) -> Answer:
     """Answer a question about a picture or a video, pruned or not, and draw what was kept.
 
     Args:
         path: any picture Pillow reads (its EXIF orientation is respected, transparency is laid on white); or a video,
             an animated picture, or a folder of frames.
-        question: put to the model through its chat template.
         model: an embedded model's name, a local folder, or a hub id.
         method: a method's name, one in a file (scope.py:Scope), or a recipe; the unpruned model without it.
         keep: the budget of a method that carries none.
         overlay: where to draw kept and dropped patches: a .png, .jpg or .webp file.
         text_tower: the CLIP model (folder or hub id) whose vision tower the model has, for methods that compare the
             picture with the question.
-        frames, fps: which frames of a video (`ask.media.open_media`).
-        max_new_tokens: length of the reply at most.
-        device: "cpu", "cuda", ...; the GPU when there is one.
-        positions, seed: as `vlmprune.prune` takes them.
+        device, dtype: see `bench.load.load_model`.
         force: overwrite a file at `overlay` that vlmprune has not written; never the picture that is asked about.
         note: told in one sentence what the user should know beside the answer.
+        asked: further fields of `Question`.
 
     Raises:
         UserError: anything above cannot be used, in one sentence.
     """
-    if not question.strip():
-        raise UserError("There is no question: give one, such as ", Option("question", "What is this?"), ".")
-    if max_new_tokens < 1:
-        raise UserError(Option("max_new_tokens", max_new_tokens), " must be at least 1.")
-    asked = _recipe(method, keep, overlay)
-    target = None
-    if overlay is not None:
-        target = check_picture(Path(overlay), "overlay", reads=[Path(path)], force=force)
-    media = open_media(Path(path), frames, fps)
-    loaded = load_model(model, device, text_tower)
-    session = None
-    if asked is not None:
-        read: dict[str, Any] = {"text_tower": loaded.text_tower, "tokenizer": loaded.processor}
-        session = vlmprune.prune(loaded.model, asked, **read, positions=positions, seed=seed)
-    inputs = chat_inputs(loaded.processor, media, question)
-    if unknown := _unknown_words(loaded.processor, question):
-        note(f"{model} does not know the words {', '.join(unknown)}: it was trained on a small vocabulary.")
-    if session is None:
-        return _timed(loaded, inputs, max_new_tokens)
-    session.question = question
-    if said := what_is_read(session.text, text_tower, loaded.text_tower is not None):
-        note(said)
-    with session:
-        found = _timed(loaded, inputs, max_new_tokens, session)
-    found = replace(found, of_video=isinstance(media, Frames))
+    whole = Question(question, **asked)
+    whole.check()
+    recipes = recipes_of(() if method is None else (method,), () if keep is None else (keep,), overlay)
+    target = None if overlay is None else check_picture(Path(overlay), "overlay", reads=[Path(path)], force=force)
+    media = open_media(Path(path), whole.frames, whole.fps)
+    loaded = load_model(model, device, text_tower, dtype)
+    [found] = Asking(loaded, whole, recipes, text_tower=text_tower, note=note).of(media)
     if target is not None:
-        about: dict[str, Any] = {"title": f"{found.recipe} on {model}", "processor": loaded.processor}
-        about["lines"] = [f"“{question}” {shorten(found.text, 300)}"]
-        try:
-            if isinstance(media, Frames):
-                sheet = draw_frames(session.last, media, **about)
-            else:
-                sheet = draw_run(session.last, [media], **about, resized=resizes(session.recipe))
-            _save(sheet, target)
-        except UserError as error:
-            raise UserError(*error.parts, f" The answer was: {found.text}") from error
+        save_sheet(media, [found], whole, loaded, target)
     return found
+
+
+def recipes_of(methods: Sequence[str], keeps: Sequence[Budget], overlay: object = None) -> list[Recipe | None]:
+    """The recipes of methods under budgets; a method that carries its own is there once. None: the unpruned model.
+
+    Raises:
+        UserError: a method or budget is not one, or there is a budget or a file to draw into without a method.
+    """
+    found: dict[str, Recipe | None] = {}
+    for method in methods:
+        carries = len(methods) > 1 and _carries_budget(method)
+        for keep in (None,) if carries or not keeps else keeps:
+            one = recipe(method, keep)
+            found[recorded(one)] = one
+    if found:
+        return list(found.values())
+    if keeps:
+        example = Option("method", "hiprune")
+        raise UserError(Option("keep", keeps[0]), " prunes nothing without a method: add one, such as ", example, ".")
+    if overlay is not None:
+        added = Option("method", "hiprune"), " and ", Option("keep", 0.222)
+        raise UserError("Without a method every token is kept and there is nothing to draw: add ", *added, ".")
+    return [None]
+
+
+def _carries_budget(method: str) -> bool:
+    try:
+        recipe(method)
+    except UserError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A model that is asked a question, under some recipes.
+
+    Attributes:
+        recipes: in the order of the answers; None for the unpruned model.
+        text_tower: as the user named it.
+        note: told in one sentence what the user should know beside the answers.
+    """
+
+    loaded: Loaded
+    question: Question
+    recipes: Sequence[Recipe | None]
+    text_tower: str | None = None
+    note: Callable[[str], None] = to_stderr
+
+    def of(self, media: Image.Image | Frames) -> list[Answer]:
+        """The answers about a picture or a video, one for each recipe."""
+        inputs = chat_inputs(self.loaded.processor, media, self.question.text)
+        if unknown := _unknown_words(self.loaded.processor, self.question.text):
+            name = self.loaded.name
+            self.note(f"{name} does not know the words {', '.join(unknown)}: it was trained on a small vocabulary.")
+        sessions = [self._session(one) for one in self.recipes]  # all checked before any runs
+        said = dict.fromkeys(what_is_read(one.text, self.text_tower, self._has_tower) for one in sessions if one)
+        for sentence in said:
+            if sentence:
+                self.note(sentence)
+        of_video = isinstance(media, Frames)
+        return [replace(self._answer(inputs, session), of_video=of_video) for session in sessions]
+
+    @property
+    def _has_tower(self) -> bool:
+        return self.loaded.text_tower is not None
+
+    def _session(self, asked: Recipe | None) -> Any:
+        if asked is None:
+            return None
+        read: dict[str, Any] = {"text_tower": self.loaded.text_tower, "tokenizer": self.loaded.processor}
+        how: dict[str, Any] = {"positions": self.question.positions, "seed": self.question.seed}
+        session = vlmprune.prune(self.loaded.model, asked, **read, **how)
+        session.question = self.question.text
+        return session
+
+    def _answer(self, inputs: Any, session: Any) -> Answer:
+        if session is None:
+            return _timed(self.loaded, inputs, self.question.max_new_tokens)
+        with session:
+            return _timed(self.loaded, inputs, self.question.max_new_tokens, session)
+
+
+def save_sheet(
+    media: Image.Image | Frames, answers: Sequence[Answer], question: Question, loaded: Loaded, target: Path
+) -> None:
+    """Draw what became of a picture's patches under each recipe, and write it to `target`.
+
+    Raises:
+        UserError: it cannot be drawn or written; the sentence holds the answers, which took their time.
+    """
+    try:
+        _save(_sheet(media, answers, question, loaded), target)
+    except UserError as error:
+        said = "; ".join(one.text for one in answers)
+        raise UserError(*error.parts, f" The answer was: {said}") from error
+
+
+def _sheet(media: Image.Image | Frames, answers: Sequence[Answer], question: Question, loaded: Loaded) -> Image.Image:
+    plain = next((one.text for one in answers if one.report is None), None)
+    pruned = [(one.recipe or "", one, one.report) for one in answers if one.report is not None]
+    asked = f"“{question.text}”"
+    unpruned = [] if plain is None else [f"unpruned: {shorten(plain, 300)}"]
+    if isinstance(media, Frames):
+        strips = []
+        for name, one, report in pruned:
+            changed = " (changed)" if plain is not None and is_flip(one.text, plain) else ""
+            lines = [f"{asked} {shorten(one.text, 300)}{changed}", *unpruned]
+            title = f"{name} on {loaded.name}"
+            strips.append(draw_frames(report, media, title=title, lines=lines, processor=loaded.processor))
+        return below(strips)
+    if len(pruned) == 1:
+        [(name, one, report)] = pruned
+        changed = " (changed)" if plain is not None and is_flip(one.text, plain) else ""
+        about: dict[str, Any] = {"title": f"{name} on {loaded.name}", "processor": loaded.processor}
+        first = None if plain is None else unpruned_panel(media, report, shorten(plain, 120))
+        return draw_run(report, [media], **about, lines=[f"{asked} {shorten(one.text, 300)}{changed}"], first=first)
+    sides = [] if plain is None else [Side("unpruned", None, pruned[0][2].tokens[0][0], answer=plain)]
+    sides += [side_of(name, report, one.text, plain) for name, one, report in pruned]
+    return Comparison(media, seen_window(loaded.processor, media.size), sides).sheet([f"{asked} on {loaded.name}"])
 
 
 def _timed(loaded: Loaded, inputs: Any, max_new_tokens: int, session: Any = None) -> Answer:
@@ -156,28 +272,11 @@ def _timed(loaded: Loaded, inputs: Any, max_new_tokens: int, session: Any = None
     return Answer(text, recorded(session.recipe), seconds, session.last)
 
 
-def _recipe(method: str | None, keep: Budget | None, overlay: object) -> Recipe | None:
-    if method is not None:
-        return recipe(method, keep)
-    if keep is not None:
-        example = Option("method", "hiprune")
-        raise UserError(Option("keep", keep), " prunes nothing without a method: add one, such as ", example, ".")
-    if overlay is not None:
-        added = Option("method", "hiprune"), " and ", Option("keep", 0.222)
-        raise UserError("Without a method every token is kept and there is nothing to draw: add ", *added, ".")
-    return None
-
-
 def _save(sheet: Image.Image, target: Path) -> None:
     try:
         save_picture(sheet, target)
     except OSError as error:
         raise UserError(f"The overlay cannot be written to {str(target)!r}: {error.strerror or error}.") from error
-
-
-def resizes(asked: Recipe) -> bool:
-    """Whether a recipe starts by resizing the image."""
-    return isinstance(asked.stages[0].method, PixelMethod)
 
 
 def chat_inputs(processor: Any, media: Image.Image | Frames, question: str) -> Any:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
-from vlmprune.ask.overlay import Window
 from vlmprune.bench.store import bench_into
 from vlmprune.core.errors import UserError
+from vlmprune.core.view import Grid
+from vlmprune.drawing.shown import NONE, Shown
+from vlmprune.drawing.window import Window
 
 SCHEMA = 1
 
@@ -31,6 +34,10 @@ class Cut:
         rows, cols: of the grid that `kept` counts on.
         kept: its cells, ascending. Merged tokens count where they stand.
         whole: whether the image was resized to this grid, so that a cell is one patch of the smaller image.
+        pixels: then, pixels across a cell of what the model saw; 0 in files that do not say it.
+        token, own: as in `drawing.shown.Shown`; empty where nothing was merged.
+        parts: the kept cells by the name of their kind.
+        gathered: cells that the others were made to attend to before they were dropped.
     """
 
     layer: int
@@ -38,6 +45,36 @@ class Cut:
     cols: int
     kept: tuple[int, ...]
     whole: bool = False
+    pixels: int = 0
+    token: tuple[int, ...] = ()
+    own: tuple[int, ...] = ()
+    parts: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    gathered: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, layer: int, shown: Shown) -> Cut:
+        """What is shown after a cut before decoder layer `layer`."""
+        return cls(
+            layer,
+            shown.grid.rows,
+            shown.grid.cols,
+            tuple(shown.kept.tolist()),
+            whole=shown.resized,
+            pixels=shown.pixels,
+            token=() if shown.token is None else tuple(shown.token.tolist()),
+            own=() if shown.own is None else tuple(shown.own.tolist()),
+            parts={name: cells.tolist() for name, cells in shown.parts.items()},
+            gathered=tuple(shown.gathered.tolist()),
+        )
+
+    @property
+    def shown(self) -> Shown:
+        """It as it is drawn."""
+        token, own = (torch.tensor(values) if values else None for values in (self.token, self.own))
+        parts = {name: torch.tensor(cells, dtype=torch.long) for name, cells in self.parts.items()}
+        gathered = torch.tensor(self.gathered) if self.gathered else NONE
+        kept = torch.tensor(self.kept, dtype=torch.long)
+        return Shown(Grid(self.rows, self.cols), kept, token, own, parts, gathered, self.pixels, self.whole)
 
 
 @dataclass(frozen=True)
@@ -126,7 +163,10 @@ def _example(scene: dict[str, Any]) -> Example:
 
 
 def _reply(values: dict[str, Any]) -> Reply:
-    stages = tuple(Cut(**{**stage, "kept": tuple(stage["kept"])}) for stage in values["stages"])
+    lists = ("kept", "token", "own", "gathered")
+    stages = tuple(
+        Cut(**{**stage, **{name: tuple(stage[name]) for name in lists if name in stage}}) for stage in values["stages"]
+    )
     return replace(Reply(**{**values, "stages": ()}), stages=stages, tokens=tuple(values["tokens"]))
 
 

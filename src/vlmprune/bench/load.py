@@ -25,6 +25,7 @@ _WHOLE = 256 << 20  # bytes of weights up to which all of them are hashed
 _PIECE = 1 << 20
 _PIECES = 16
 _LIBRARIES = ("torch", "transformers")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -53,19 +54,22 @@ class Loaded:
         return str(self.model.config._attn_implementation)
 
 
-def load_model(name: str, device: str | None = None, text_tower: str | None = None) -> Loaded:
+def load_model(name: str, device: str | None = None, text_tower: str | None = None, dtype: str | None = None) -> Loaded:
     """Load a model and its processor.
 
     Args:
         name: an embedded model's name, a local folder, or a hub id such as "llava-hf/llava-1.5-7b-hf".
         device: "cpu", "cuda", ...; the GPU when there is one.
         text_tower: the CLIP model (folder or hub id) whose vision tower the model has; an embedded model has its own.
+        dtype: "float32", "bfloat16" or "float16"; by default that of the weights, and float32 on a CPU.
 
     Raises:
         UserError: there is nothing of that name, it is not a vision-language model that transformers can load, or the
             text tower is not a CLIP model.
     """
-    loaded = _load(name, device)
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(Option("dtype", dtype), f" is not a type of numbers for weights: give {', '.join(DTYPES)}.")
+    loaded = _load(name, device, None if dtype is None else getattr(torch, dtype))
     return loaded if text_tower is None else _with_tower(loaded, text_tower)
 
 
@@ -76,16 +80,16 @@ def _with_tower(loaded: Loaded, name: str) -> Loaded:
     return replace(loaded, weights=weights, text_tower=tower)
 
 
-def _load(name: str, device: str | None) -> Loaded:
+def _load(name: str, device: str | None, dtype: torch.dtype | None) -> Loaded:
     find_model(name)
     device = usable_device(device)
     if name in embedded_names():
         embedded: tuple[Any, Any] = load_embedded(name)
-        loaded = Loaded(name, embedded[0].to(device), embedded[1], weights_digest(embedded_path(name)))
+        loaded = Loaded(name, embedded[0].to(device, dtype), embedded[1], weights_digest(embedded_path(name)))
         clip = embedded_path(name) / CLIP
         return _with_tower(loaded, str(clip)) if clip.is_dir() else loaded
     folder = Path(name).expanduser()
-    model, processor = _load_pretrained(str(folder) if folder.is_dir() else name, name, device)
+    model, processor = _load_pretrained(str(folder) if folder.is_dir() else name, name, device, dtype)
     return Loaded(name, model, processor, _digest_or_revision(name, model))
 
 
@@ -153,13 +157,13 @@ def _find_on_hub(name: str) -> None:
         ) from error
 
 
-def _load_pretrained(path: str, name: str, device: str) -> tuple[Any, Any]:
+def _load_pretrained(path: str, name: str, device: str, dtype: torch.dtype | None) -> tuple[Any, Any]:
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, AutoModelForImageTextToText
 
     from vlmprune.models.processors import load_processor
     from vlmprune.models.weights import first_sentence, load_whole
 
-    dtype: Any = torch.float32 if device == "cpu" else "auto"
+    wanted: Any = dtype or (torch.float32 if device == "cpu" else "auto")
     try:
         config = AutoConfig.from_pretrained(path)
         if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
@@ -167,7 +171,7 @@ def _load_pretrained(path: str, name: str, device: str) -> tuple[Any, Any]:
                 f"{name!r} is a {config.model_type} model, which transformers does not load as a vision-language "
                 "model: give one that answers questions about pictures."
             )
-        model = load_whole(AutoModelForImageTextToText, path, name, dtype=dtype)
+        model = load_whole(AutoModelForImageTextToText, path, name, dtype=wanted)
     except UserError:
         raise
     except Exception as error:  # a damaged file may raise anything

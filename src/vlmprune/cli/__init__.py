@@ -9,16 +9,15 @@ import vlmprune
 from vlmprune.cli.bench import bench
 from vlmprune.cli.check import check
 from vlmprune.cli.listing import list_
+from vlmprune.cli.run import run
+from vlmprune.cli.serve import serve
 from vlmprune.cli.shell import typer
 from vlmprune.cli.words import (
-    DEVICE,
     FORCE,
     JUDGE,
     JUDGE_MODEL,
     MODEL,
     OK,
-    POSITION_IDS,
-    TEXT_TOWER,
     UNSOUND,
     USAGE,
     quiet,
@@ -30,7 +29,6 @@ app = typer.Typer(
     name="vlmprune",
     help="Run vision-language models on a fraction of their visual tokens, and measure what it costs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -50,50 +48,7 @@ def _root(
     pass
 
 
-@app.command()
-def run(
-    picture: Annotated[
-        Path, typer.Argument(help="A picture, a video, an animated GIF, or a folder with the frames of a video.")
-    ],
-    question: Annotated[str, typer.Option("--question", "-q", help="What to ask about it.")],
-    model: Annotated[str, typer.Option(help=MODEL)] = "llava",
-    method: Annotated[
-        str | None, typer.Option(help="A method, FILE.py:Class, recipe or preset. Without it nothing is pruned.")
-    ] = None,
-    keep: Annotated[
-        str | None,
-        typer.Option(
-            help="Share (0.222) or number (64) of visual tokens to keep; of a video also of each frame (16/frame, or "
-            "one for each: '[128, 64, 32]')."
-        ),
-    ] = None,
-    overlay: Annotated[
-        Path | None, typer.Option(help="File for a picture of the kept and dropped patches (.png, .jpg, .webp).")
-    ] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames of a video, spread evenly. Default: 8.")] = None,
-    fps: Annotated[
-        float | None, typer.Option(help="Frames a second of a video instead; with --frames at most so many.")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Length of the reply, in tokens, at most.")] = 128,
-    positions: Annotated[str | None, typer.Option(help=POSITION_IDS)] = None,
-    seed: Annotated[int, typer.Option(help="Seed of methods that draw.")] = 0,
-    device: Annotated[str | None, typer.Option(help=DEVICE)] = None,
-    text_tower: Annotated[str | None, typer.Option(help=TEXT_TOWER)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The answer, tokens and times, as JSON.")] = False,
-    force: Annotated[bool, typer.Option("--force", help=FORCE)] = False,
-) -> None:
-    """Ask a model a question about a picture or a video, with or without pruning."""
-    from vlmprune.ask import answer
-    from vlmprune.core.budget import parse_budget
-
-    check_packages("run")
-    quiet()
-    asked: dict[str, Any] = {"keep": None if keep is None else parse_budget(keep), "text_tower": text_tower}
-    asked |= {"frames": frames, "fps": fps, "max_new_tokens": max_new_tokens, "positions": positions, "seed": seed}
-    found = answer(picture, question, model, method, **asked, device=device, overlay=overlay, force=force)
-    typer.echo(_json(found.facts()) if as_json else found.text)
-
-
+app.command()(run)
 app.command()(bench)
 
 
@@ -186,6 +141,7 @@ def doctor(
 
 
 app.command()(check)
+app.command()(serve)
 
 
 def main(arguments: list[str] | None = None) -> int:

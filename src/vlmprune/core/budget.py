@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -11,6 +12,7 @@ from vlmprune.core.errors import Option, UserError
 
 Keep = float | int
 _PER_FRAME = "/frame"  # what follows a budget for each frame
+_BY_AGE = re.compile(r"(?P<latest>[^/]+)/latest(?P<images>\d*)\+(?P<older>[^/]+)/older")
 
 # What a budget counts. Each method has a meaning of its own (`Method.budget_means`), which papers' settings rely on.
 # The others mean the same for every method: the tokens that enter a decoder layer, mean over the layers; and those that
@@ -138,7 +140,51 @@ class Keeps:
         return budgets
 
 
-# What a user may give; a string is a budget for each frame of a video, "16/frame" or "[128, 64, 32]/frame".
+@dataclass(frozen=True)
+class ByAge(Keeps):
+    """A budget by the age of an image in a conversation: one for the latest of each prompt, one for all before them.
+
+    Written `0.5/latest+0.1/older`, or `0.5/latest2+0.1/older` where the last two images are the latest. What counts is
+    the order in one prompt: in a further turn on the same cache the images of that turn are a prompt of their own, and
+    those in the cache stay as they were cut.
+
+    Attributes:
+        images: how many at the end of a prompt are the latest.
+    """
+
+    images: int = 1
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise UserError("At least one image must be the latest: write 0.5/latest+0.1/older.")
+
+    def __str__(self) -> str:
+        older, latest = self.rows[0]
+        return f"{latest}/latest{'' if self.images == 1 else self.images}+{older}/older"
+
+    def at(self, sample: int, image: int, images: int) -> Keep | ByFrame:
+        """The budget of one of a sample's `images`."""
+        return self.rows[0][image >= images - self.images]
+
+    def for_frames(self, sample: int, images: int, frames: int) -> bool:
+        """Never: a video has the budget of its age as a whole."""
+        return False
+
+    def check(self, counts: Sequence[int], frames: Sequence[int]) -> None:
+        """Nothing to check: it fits any number of images."""
+
+    def in_a_row(self, count: int) -> list[Keep | ByFrame]:
+        """Those of one prompt; whether the images are of several is checked when the prompt is read."""
+        return [self.at(0, image, count) for image in range(count)]
+
+
+def by_age(latest: Keep, older: Keep, images: int = 1) -> ByAge:
+    """A budget for the last so many images of a prompt, and one for all before them; or UserError."""
+    return ByAge(((check_keep(older), check_keep(latest)),), shared=True, images=images)
+
+
+# What a user may give; a string is a budget for each frame of a video, "16/frame" or "[128, 64, 32]/frame", or one by
+# the age of an image, "0.5/latest+0.1/older".
 Budget = Keep | str | Sequence[Keep | str] | Sequence[Sequence[Keep | str]] | ByFrame | Keeps
 
 _NO_BUDGET = " is not a budget: give a share above 0 and at most 1 (0.222), or a number of tokens per image (64)."
@@ -167,9 +213,11 @@ def check_budget(budget: object) -> Keep | ByFrame | Keeps:
     """Return a user's `keep` as one budget for all images or, if it is a list, one for each; or raise UserError.
 
     Args:
-        budget: a budget, or a string with one for each frame; a list with a budget for each image (or each frame of a
-            video), the same for every sample; or such a list per sample.
+        budget: a budget, or a string with one for each frame or by the age of an image; a list with a budget for each
+            image (or each frame of a video), the same for every sample; or such a list per sample.
     """
+    if isinstance(budget, str) and (aged := _BY_AGE.fullmatch(budget)):
+        return _read_by_age(aged)
     if not isinstance(budget, list | tuple):
         return budget if isinstance(budget, Keeps) else _of_image(budget)
     nested = [isinstance(row, list | tuple) for row in budget]
@@ -198,6 +246,11 @@ def parse_by_frame(text: str) -> ByFrame:
     if not isinstance(found, Keeps) or not found.shared or len(keeps := _plain(found.rows[0])) != len(found.rows[0]):
         raise UserError(f"{text!r} is not a budget for each frame: write 16/frame or [128, 64, 32]/frame.")
     return ByFrame(tuple(keeps), alike=False)
+
+
+def _read_by_age(written: re.Match[str]) -> ByAge:
+    images = written["images"]
+    return by_age(parse_keep(written["latest"]), parse_keep(written["older"]), int(images) if images else 1)
 
 
 def _plain(row: Sequence[Keep | ByFrame]) -> list[Keep]:
@@ -232,7 +285,9 @@ def read_budget(text: str) -> tuple[Keep | ByFrame | Keeps, str]:
 
 
 def parse_budget(text: str) -> Keep | ByFrame | Keeps:
-    """Read a budget as recipes write it: as `parse_keep` or `parse_by_frame`, or a list such as `[0.5, 64]`."""
+    """Read a budget as recipes write it: a number, or for each frame, by age, or a list such as `[0.5, 64]`."""
+    if aged := _BY_AGE.fullmatch(text):
+        return _read_by_age(aged)
     if text.endswith(_PER_FRAME):
         return parse_by_frame(text)
     if not text.startswith("["):

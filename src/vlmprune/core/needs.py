@@ -210,11 +210,13 @@ class Need:
         words: the signal's name in plain words, as tables show it.
         cost_words: what it costs to read, in words.
         of_patches: whether slots without a patch (image_newline, CLS) lack this signal.
+        of_text: whether it depends on the prompt's text, so that another question may keep other tokens.
     """
 
     words: ClassVar[str] = ""
     cost_words: ClassVar[str] = "not stated"
     of_patches: ClassVar[bool] = False
+    of_text: ClassVar[bool] = False
 
     def take(self, value: Any, tokens: Tensor, frame: int | None = None) -> Any:
         """The signal of these tokens only. If `frame` is given, they all belong to that frame (or tile)."""

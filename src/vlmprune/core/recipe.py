@@ -3,10 +3,10 @@
 Grammar of a stage: `name` or `FILE.py:Class` (`core.files`), then `(option=value, ...)`, `@layer` and `:keep`, each
 optional. A share is of the tokens that reach the stage, a whole number is tokens per image, and a list, as in
 `divprune:[0.5, 0.1]`, has a budget for each image; `divprune:16/frame` and `divprune:[128, 64, 32]/frame` have one for
-each frame of a video. `pyramiddrop:mean=0.222` and `pyramiddrop:final=64` count the tokens
-that enter a decoder layer on average, and those left at the end, instead of what the method's own budget means
-(`core.aim`). A method that holds another takes it, with the budget, as the first
-item in its parentheses: `fuse(divprune:0.1, tau=0.1)@2`.
+each frame of a video, and `divprune:0.5/latest+0.1/older` one for the last image of a prompt and one for those before
+it. `pyramiddrop:mean=0.222` and `pyramiddrop:final=64` count the tokens that enter a decoder layer on average, and
+those left at the end, instead of what the method's own budget means (`core.aim`). A method that holds another takes it,
+with the budget, as the first item in its parentheses: `fuse(divprune:0.1, tau=0.1)@2`.
 """
 
 from __future__ import annotations

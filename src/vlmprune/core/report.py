@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlmprune.core.errors import UserError
+from vlmprune.core.fates import Fate
 from vlmprune.core.spread import PromptColumns
 from vlmprune.core.view import Grid, Whole
 
@@ -18,7 +19,7 @@ Kept = list[list[Tensor]]
 CLIP, WORDS, INSTRUCTION = "CLIP text tower", "words of the question", "instruction embeddings"  # of `RunReport.text`
 
 
-@dataclass
+@dataclass(repr=False)
 class RunReport:
     """The last prefill under a session.
 
@@ -46,6 +47,13 @@ class RunReport:
         wholes: how the slots of each image of each sample cover its picture, for drawing; empty for a video.
         fused: for each decoder layer whose attention Prune-Aware Fusion edited: of the attention rows (one query in one
             head) that see a candidate, the share in which it raised a logit.
+        scores: what computed attention statistics: "torch", "triton" (its kernels, on a GPU), or both; None where none
+            were read.
+        gathered: for each cut before which Prune-Aware Fusion edited attention, the slots of the candidates that other
+            tokens were made to attend to, per sample and image.
+        fates: what became of the slots of each image of each sample; `joined` and `parts` read it.
+        resized: the grid that each image of each sample was resized to (downsample), None where it was not.
+        slot_pixels: pixels of the encoder's input across one slot, where the model's pictures can be resized.
         seconds: time spent scoring and selecting (attention statistics and the methods' own work). For images from
             `encode_images`, whose statistics several methods share, it is the time of selecting alone.
     """
@@ -66,7 +74,40 @@ class RunReport:
     cells: Kept = field(default_factory=list)
     wholes: list[list[tuple[Whole, ...]]] = field(default_factory=list)
     fused: dict[int, float] = field(default_factory=dict)
+    scores: str | None = None
+    gathered: dict[int, Kept] = field(default_factory=dict)
+    fates: list[list[Fate]] = field(default_factory=list)
+    resized: list[list[Grid | None]] = field(default_factory=list)
+    slot_pixels: int | None = None
     seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        if not self.tokens:
+            return "<RunReport: no prompt with images has run>"
+        counts = [f"{before} -> {after}" for before, after in self.tokens[:4]]
+        more = f", and {len(self.tokens) - 4} samples more" if len(self.tokens) > 4 else ""
+        entering = sum(self.entering) / max(1, len(self.entering))
+        return (
+            f"<RunReport: {', '.join(counts)} visual tokens{more}; {entering:.1f} entering a layer on average; "
+            f"{1000 * self.seconds:.1f} ms for scoring and selecting>"
+        )
+
+    def joined(self, stage: int = -1, sample: int = 0, number: int = 0) -> Tensor:
+        """The token that each slot's patch is part of after a stage: itself, another it was merged into, or none.
+
+        Args:
+            stage: index into `stages`; by default the last.
+            sample, number: which sample of the batch, and which of its images or videos.
+
+        Returns:
+            [count] the slot at which that token stands; `core.fates.DROPPED` (-1) where there is none, `PLACELESS` (-2)
+            where it stands at no slot, `UNTOLD` (-3) where the method does not say what it merged.
+        """
+        return self.fates[sample][number].joined(range(1, len(self.stages) + 1)[stage] if self.stages else 0)
+
+    def parts(self, stage: int = -1, sample: int = 0, number: int = 0) -> dict[str, Tensor]:
+        """The kept slots by the names that methods give to their kinds ("anchors"), after a stage; see `joined`."""
+        return self.fates[sample][number].parts(range(1, len(self.stages) + 1)[stage] if self.stages else 0)
 
     def by_frame(self, sample: int = 0, number: int = 0) -> list[Tensor]:
         """The slots kept at the end of each frame of a video, or of each tile of an image, in order.

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
 from vlmprune.core.fusion import Fusion
@@ -110,12 +111,34 @@ class OrdersParts(Method, ABC):
         """
 
 
+class NamesParts(Method, ABC):
+    """A method that keeps tokens for different reasons and names them, as HiPrune its anchors, buffers and registers.
+
+    It implements `named` instead of `select`. Overlays draw each kind in a colour of its own.
+    """
+
+    @abstractmethod
+    def named(self, view: ImageView) -> Mapping[str, Tensor]:
+        """The kept tokens (indices into the view) by the name of their kind, a plural; one of two kinds counts once."""
+
+    def select(self, view: ImageView) -> Tensor:
+        return torch.unique(torch.cat([*self.named(view).values()]))
+
+
 class Observes(Method, ABC):
     """A method that looks at every image at each of its acts, before `select` and even if the act cuts nothing."""
 
     @abstractmethod
     def observe(self, view: ImageView) -> None:
         """Note in `view.memory` what later acts need. The view holds all tokens that are still present."""
+
+
+def goes_to(step: Merging, tokens: int) -> Tensor:
+    """[tokens] the token after a step of merging that each token before it is part of."""
+    found = torch.empty(tokens, dtype=torch.long, device=step.stay.device)
+    found[step.stay] = torch.arange(len(step.stay), device=found.device)
+    found[step.leave] = step.joined
+    return found
 
 
 def merges_inside(method: object) -> bool:

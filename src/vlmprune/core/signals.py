@@ -56,6 +56,7 @@ class PromptText(PromptNeed):
 
     words: ClassVar[str] = "embeddings of the text"
     cost_words: ClassVar[str] = _FREE
+    of_text: ClassVar[bool] = True
 
     after_image: bool = False
 
@@ -79,6 +80,7 @@ class QuestionWords(PromptNeed):
 
     words: ClassVar[str] = "words of the question"
     cost_words: ClassVar[str] = "a look-up for each token"
+    of_text: ClassVar[bool] = True
     reads_words: ClassVar[bool] = True
 
     pick: Callable[[str], Sequence[str]] = str.split
@@ -105,6 +107,7 @@ class Alignment(PromptNeed):
 
     words: ClassVar[str] = "tokens and instruction in one space"
     cost_words: ClassVar[str] = "with CLIP's text tower: that tower and two projections; without it nothing"
+    of_text: ClassVar[bool] = True
     of_patches: ClassVar[bool] = True
     compares_text: ClassVar[bool] = True
 
@@ -291,6 +294,7 @@ class LastQueryAttention(DecoderNeed):
 
     words: ClassVar[str] = "attention of the last prompt token"
     cost_words: ClassVar[str] = "a row per head, O(H L d)"
+    of_text: ClassVar[bool] = True
 
     ahead: bool = False
 
@@ -315,6 +319,7 @@ class TextQueryAttention(DecoderNeed):
 
     words: ClassVar[str] = "attention of the text"
     cost_words: ClassVar[str] = "T rows per head, O(H T L d)"
+    of_text: ClassVar[bool] = True
     taps: ClassVar[tuple[str, ...]] = ("attention",)
 
     heads: str = "mean"
@@ -360,6 +365,7 @@ class TextSelfAttention(DecoderNeed):
 
     words: ClassVar[str] = "attention within the text"
     cost_words: ClassVar[str] = "nothing more if the attention of the text is read too"
+    of_text: ClassVar[bool] = True
     taps: ClassVar[tuple[str, ...]] = ("attention",)
 
     def take(self, value: Tensor, tokens: Tensor, frame: int | None = None) -> Tensor:

@@ -193,12 +193,25 @@ class Merged:
             are ready for the LLM: embeddings before it, hidden states of the layer inside it.
         unchanged: [m] True where a token is its anchor as it was: its row of `features` is not read, and it keeps its
             encoder signals. Inside the LLM only.
+        members: [n] for each token that the method saw the new token (0..m-1) that it went into, -1 where it was
+            dropped; of several new tokens the one that takes most of it. Overlays draw it; None if the method does not
+            say.
     """
 
     features: Tensor
     anchors: Tensor
     space: str = "llm"
     unchanged: Tensor | None = None
+    members: Tensor | None = None
+
+    def ordered(self, order: Tensor) -> Merged:
+        """The same tokens in another order, a permutation of them."""
+        unchanged = None if self.unchanged is None else self.unchanged[order]
+        members = self.members
+        if members is not None:
+            places = torch.argsort(order).to(members)
+            members = torch.where(members >= 0, places[members.clamp(min=0)], -1)
+        return Merged(self.features[order], self.anchors[order], self.space, unchanged, members)
 
 
 Selection = Tensor | Merged

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vlmprune.ask.overlay import CONTOUR
-from vlmprune.ask.sheet import FAINT, INK, PAPER, fit, wrap
 from vlmprune.core.errors import UserError
 from vlmprune.core.outputs import save_picture
 from vlmprune.doctor.layout import DROPPED, KEPT, NOTHING, Block, Layout, Shown, in_lines
+from vlmprune.drawing.patches import CONTOUR
+from vlmprune.drawing.sheet import FAINT, INK, PAPER, fit, wrap
 
 DROPPED_GREY = (206, 210, 217)
 OTHER_KEPT, OTHER_DROPPED = (52, 110, 180), (190, 208, 232)  # slots that show no patch

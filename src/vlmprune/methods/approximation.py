@@ -25,11 +25,15 @@ def unexplained(rows: Tensor, basis: Tensor, ridge: float) -> Tensor:
     return torch.where(step > 0, (errors / step).round() * step, errors)
 
 
-def joined(rows: Tensor, heads: Tensor, kept: Tensor) -> Tensor:
-    """[h, C] the mean of each head and the tokens, of those that are not `kept`, that are most similar to it."""
+def most_similar(rows: Tensor, heads: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens that are not `kept` [d], and the number of the head [d] that is most similar to each."""
     dropped = torch.isin(torch.arange(len(rows), device=kept.device), kept, invert=True).nonzero().squeeze(1)
     unit = nn.functional.normalize(rows, dim=1)
-    into = (unit[dropped] @ unit[heads].T).argmax(1)
+    return dropped, (unit[dropped] @ unit[heads].T).argmax(1)
+
+
+def joined(rows: Tensor, heads: Tensor, dropped: Tensor, into: Tensor) -> Tensor:
+    """[h, C] the mean of each head and the `dropped` tokens that go into it."""
     # sums by a product with 0/1 weights: a scattered sum would depend on the order of threads on a GPU
     joins = (into == torch.arange(len(heads), device=heads.device)[:, None]).to(rows.dtype)
     return (rows[heads] + joins @ rows[dropped]) / (1 + joins.sum(1, keepdim=True))

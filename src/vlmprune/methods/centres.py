@@ -72,12 +72,16 @@ def kept_of(
     return kept
 
 
-def taken_up(centres: Tensor, others: Tensor, beta: float) -> Tensor:
-    """What becomes of centres [k, D] once each of the others [p, D] has joined the one with the highest cosine.
+def nearest(centres: Tensor, others: Tensor) -> Tensor:
+    """[p] which of the centres [k, D] each of the others [p, D] joins: that with the highest cosine."""
+    return (normalize(others, dim=1) @ normalize(centres, dim=1).T).argmax(1)
+
+
+def taken_up(centres: Tensor, others: Tensor, joined: Tensor, beta: float) -> Tensor:
+    """What becomes of centres [k, D] once each of the others [p, D] has joined the one that `joined` [p] says.
 
     With c others, a centre x becomes w x + (1 - w) mean of these, w = max(1 / (c + 1), beta).
     """
-    joined = (normalize(others, dim=1) @ normalize(centres, dim=1).T).argmax(1)
     # sums by a product with 0/1 weights: a scattered sum would depend on the order of threads on a GPU
     joins = (joined == torch.arange(len(centres), device=centres.device)[:, None]).to(centres.dtype)
     count = joins.sum(1, keepdim=True)

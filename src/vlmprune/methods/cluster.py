@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vlmprune.author import Merged, top_k
+from vlmprune.methods.members import owned
 
 
 class Clusters(NamedTuple):
@@ -89,4 +90,6 @@ def recycle(states: Tensor, kept: Tensor, relation: Tensor, noise: Tensor | None
     clusters = cluster_merge(states[best], recycled(len(others)), noise)
     anchors = torch.cat([kept, best[clusters.centres]])
     unchanged = torch.arange(len(anchors), device=kept.device) < len(kept)
-    return Merged(torch.cat([states[kept], clusters.merged]), anchors, unchanged=unchanged)
+    members = owned(len(states), kept)
+    members[best] = len(kept) + clusters.members
+    return Merged(torch.cat([states[kept], clusters.merged]), anchors, unchanged=unchanged, members=members)

@@ -7,6 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vlmprune.author import ascending
+from vlmprune.methods.members import owned
+
 
 class Clusters(NamedTuple):
     """Row numbers of the tokens that are merged and of those that are not."""
@@ -46,6 +49,13 @@ def clusters(keys: Tensor, dominant: Tensor, count: int) -> Clusters:
     members = left.nonzero().squeeze(1) if count else rest[:0]
     assignment = (keys[members] @ keys[targets].T).argmax(dim=1) if count else members
     return Clusters(dominant, targets, members, assignment)
+
+
+def members_of(parts: Clusters, rows: int) -> Tensor:
+    """[rows] the new token (dominant ones ascending, then targets) that each row went into, -1 where it was dropped."""
+    members = owned(rows, torch.cat([ascending(parts.dominant), parts.targets]))
+    members[parts.members] = len(parts.dominant) + parts.assignment
+    return members
 
 
 def contextual_tokens(rows: Tensor, parts: Clusters) -> Tensor:

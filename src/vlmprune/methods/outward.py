@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vlmprune.methods.members import owned
+
 BUFFER = 0.5  # how much more redundant a token is that lies across the whole picture
 OWN = 0.3  # what a kept token keeps of itself where dropped ones are merged into it
 STEP = 0.1  # by which the threshold rises from round to round
@@ -75,8 +77,10 @@ def _rising(values: Tensor) -> Tensor:
     return torch.sort(values, stable=True).indices
 
 
-def reinjected(states: Tensor, likeness: Tensor, chosen: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+def reinjected(states: Tensor, likeness: Tensor, chosen: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states of the kept tokens [m, D] with the dropped ones in them, and which of them changed [m].
+
+    Last, the kept token that each of the n tokens went into [n], -1 for none.
 
     Args:
         states: [n, D]; likeness: [n, n].
@@ -88,5 +92,7 @@ def reinjected(states: Tensor, likeness: Tensor, chosen: Tensor, kept: Tensor) -
     weights = (into == kept[:, None]) * likeness[kept][:, dropped]
     total = weights.sum(1, keepdim=True)
     mixed = OWN * states[kept] + (1 - OWN) * (weights @ states[dropped]) / total.clamp(min=1e-8)
-    new = total[:, 0] > 0
-    return torch.where(new[:, None], mixed, states[kept]), new
+    new, members = total[:, 0] > 0, owned(len(states), kept)
+    place = torch.searchsorted(kept, into)
+    members[dropped] = torch.where(new[place], place, -1)
+    return torch.where(new[:, None], mixed, states[kept]), new, members

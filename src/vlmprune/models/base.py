@@ -389,6 +389,11 @@ class Adapter:
         return rows
 
     @property
+    def slot_pixels(self) -> int | None:
+        """Pixels of the encoder's input across one slot, for models that `resizes`; None where nobody asks."""
+        return None
+
+    @property
     def resizes(self) -> bool:
         """Whether smaller pictures, and frames, have fewer slots, so that `resize` saves tokens of any input."""
         return False

@@ -91,6 +91,10 @@ class PatchAdapter(Adapter):
         return self.laid_out(modality, call, nn.functional.unfold(pictures, square, stride=square).transpose(1, 2))
 
     @property
+    def slot_pixels(self) -> int | None:
+        return self.config.vision_config.patch_size if self.interpolates else None
+
+    @property
     def resizes(self) -> bool:
         return self.interpolates and not any(map(self.cls_slot, self.feature_functions))
 

@@ -43,6 +43,10 @@ class Qwen2VLAdapter(Adapter):
         return split_rows(pixels.unflatten(0, (-1, merge)).flatten(1), (thw.prod(-1) // merge).tolist())
 
     @property
+    def slot_pixels(self) -> int | None:
+        return self.config.vision_config.spatial_merge_size * self.config.vision_config.patch_size
+
+    @property
     def resizes(self) -> bool:
         return True
 

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from vlmprune.ask.overlay import draw
 from vlmprune.ask.scenes import Cut, Example, Reply, load_examples, picture
-from vlmprune.ask.sheet import shorten
 from vlmprune.bench.store import VANILLA, Result
 from vlmprune.bench.table import Cell, Row, Table
 from vlmprune.core.view import Grid
+from vlmprune.drawing.patches import draw
+from vlmprune.drawing.sheet import shorten
+from vlmprune.drawing.shown import Shown
 from vlmprune.report import agreement_text
 from vlmprune.report import tables as shown
 from vlmprune.report.agreement import Agreement
@@ -228,7 +229,7 @@ def _scenes(folder: Path, number: int, table: Table, parts: Sequence[Block]) -> 
     scenes = []
     for index, example in enumerate(examples_of(folder, table)):
         image = picture(folder, example)
-        nothing = draw(image, Grid(1, 1), torch.empty(0), window=example.window)
+        nothing = draw(image, Shown(Grid(1, 1), torch.empty(0, dtype=torch.long)), window=example.window)
         groups = [(block.title, _cards(example, block)) for block in parts]
         scenes.append(
             Scene(

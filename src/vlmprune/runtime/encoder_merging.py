@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.core.errors import UserError
-from vlmprune.core.roles import MergesInside
+from vlmprune.core.roles import MergesInside, goes_to
 from vlmprune.runtime.attributes import put
 from vlmprune.runtime.taps import Capture
 
@@ -58,6 +58,7 @@ class EncoderMerging:
         self.counts = spread_over_layers(patches, keep, len(layers))
         self.sizes: Tensor | None = None  # [pictures, t]
         self.first: Tensor | None = None  # [pictures, t] the first patch that each token stands for, CLS counted
+        self.into: Tensor | None = None  # [pictures, patches] the token that each patch is part of, CLS counted
         self._entering: Tensor | None = None
         self._handles: list[Any] = []
         self._undo: list[Callable[[], None]] = []
@@ -111,10 +112,11 @@ class EncoderMerging:
         """Merge `count` tokens of each picture."""
         if self.sizes is None or self.first is None:
             places = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)
-            self.sizes, self.first = torch.ones_like(places, dtype=torch.float32), places
+            self.sizes, self.first, self.into = torch.ones_like(places, dtype=torch.float32), places, places
         if not count:
             return hidden
-        rows, sizes, first = [], [], []
+        assert self.into is not None
+        rows, sizes, first, into = [], [], [], []
         for picture in range(len(hidden)):
             step = self.method.merging(keys[picture].float().mean(0), count, self.cls)
             merged, size = step.merge(hidden[picture].float(), self.sizes[picture])
@@ -122,10 +124,16 @@ class EncoderMerging:
             rows.append(merged.to(hidden))
             sizes.append(size)
             first.append(places[step.stay].scatter_reduce(0, step.joined, places[step.leave], "amin"))
-        self.sizes, self.first = torch.stack(sizes), torch.stack(first)
+            into.append(goes_to(step, len(places))[self.into[picture]])
+        self.sizes, self.first, self.into = torch.stack(sizes), torch.stack(first), torch.stack(into)
         return torch.stack(rows)
 
     def anchors(self) -> list[Tensor]:
         """For each picture [keep] the first patch that each token left stands for, in the order the tower returns."""
         assert self.first is not None
         return list(self.first[:, int(self.cls) :] - int(self.cls))
+
+    def members(self) -> list[Tensor]:
+        """For each picture [patches] the token left (0..keep-1) that each patch is part of."""
+        assert self.into is not None
+        return list(self.into[:, int(self.cls) :] - int(self.cls))

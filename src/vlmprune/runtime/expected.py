@@ -67,7 +67,7 @@ class Interface:
 
     def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """A call's arguments by name, the cache under the name that the function states for it."""
-        call = {**dict(zip(self.positional, args, strict=False)), **kwargs}
+        call = {**dict(zip(self.positional, args, strict=False)), **kwargs} if args else dict(kwargs)
         if self.cache is not None:
             for other in CACHE:
                 if other != self.cache and other in call:
@@ -86,9 +86,10 @@ _KNOWN: WeakKeyDictionary[Callable[..., Any], Interface] = WeakKeyDictionary()
 def interface(function: Callable[..., Any]) -> Interface:
     """How a function, or a method of an object, is called."""
     plain = getattr(function, "__func__", function)
-    if plain not in _KNOWN:
-        _KNOWN[plain] = Interface(plain, bound=plain is not function)
-    return _KNOWN[plain]
+    known = _KNOWN.get(plain)
+    if known is None:
+        known = _KNOWN[plain] = Interface(plain, bound=plain is not function)
+    return known
 
 
 def interface_of(module: nn.Module) -> Interface:
@@ -112,6 +113,7 @@ class Expected:
 
     Attributes:
         attention: the module that calls the attention function, by decoder layer; recurrent ones have none.
+        kinds: how each decoder layer attends (`Adapter.layer_kind`).
 
     Raises:
         Unexpected: on construction, where a name that the runtime needs is not there.
@@ -120,6 +122,7 @@ class Expected:
     def __init__(self, adapter: Adapter) -> None:
         self.model = type(adapter.model).__name__
         self.attention = {layer: adapter.decoder_attention(layer) for layer in adapter.attention_layers}
+        self.kinds = [adapter.layer_kind(layer) for layer in range(len(adapter.decoder_layers))]
         self._states("language model", interface_of(adapter.text_model), TEXT_MODEL, cache=True)
         for number, layer in enumerate(adapter.decoder_layers):
             self._states(f"decoder layer {number}", interface_of(layer), DECODER_LAYER)

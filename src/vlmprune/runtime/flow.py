@@ -58,6 +58,7 @@ class Prompt:
         blocks: [B, S] number of the block that a token sees all of, -1 for a token that attends causally; None when
             all do.
         seconds: time that reading the encoder took for these images.
+        scores: what computed attention statistics of the encoder.
     """
 
     rows: list[list[PromptImage]]
@@ -66,6 +67,7 @@ class Prompt:
     tail: int = 0
     blocks: Tensor | None = None
     seconds: float = 0.0
+    scores: set[str] = field(default_factory=set)
 
     def __getitem__(self, at: ImageAt) -> PromptImage:
         return self.rows[at.row][at.number]

@@ -31,6 +31,7 @@ from vlmprune.runtime.select import Known, prompt_seed, run_vision_acts
 from vlmprune.runtime.taps import AttentionCall
 from vlmprune.runtime.trimming import Cut, trim_caches
 from vlmprune.runtime.watch import Watch
+from vlmprune.scores import computed_by
 
 if TYPE_CHECKING:
     from vlmprune.runtime.text import TextHooks
@@ -48,16 +49,18 @@ class Forward:
         self.device = self.embeds.device
         if prompt is not None:  # the tower, or the ids, may be on another one
             prompt.rows = [[image.to(self.device) for image in images] for images in prompt.rows]
-        self.first = self.adapter.attention_layers[0]
+        self.first = next(iter(self.expected.attention))
         self.past_places = 0 if self.cache is None else int(self.cache.get_seq_length())
         self.changed = False
         self.shares = False  # whether its first layers are those of a `SharedPrefill`
-        self.recorded = _asked_outputs(self.adapter.text_model.config, kwargs)
+        self._given = kwargs
         self.seconds = 0.0
+        self.scored: set[str] = set()  # what computed attention statistics of decoder layers
         self.acted = Acted()
         self.known: dict[ImageAt, Known] = {}
         self.cuts: list[Cut] = []  # inside the LLM
         self.trimmed: dict[int, int] = {}  # as `RunReport.trimmed`
+        self.gathered: dict[int, list[list[Tensor]]] = {}  # by cut, slots that fusion drew attention to
         self._tap: LayerTap | None = None
         self.fused: list[FusedLayer] = []  # of the layers that ran, and the one that runs
         self.masks = Masks(self.adapter, self.expected, prompt is not None and prompt.blocks is not None)
@@ -77,6 +80,11 @@ class Forward:
     def changing(self) -> bool:
         """Whether decoder layers get masks and positions of the runtime's making: where any may see fewer tokens."""
         return self.changed or self.state is not None or (self.prompt is not None and bool(self.hooks.at_layer))
+
+    @cached_property
+    def recorded(self) -> list[str]:
+        """The outputs of decoder layers that transformers is asked to record."""
+        return _asked_outputs(self.adapter.text_model.config, self._given)
 
     # ------------------------------------------------------------------ what came in
 
@@ -131,9 +139,11 @@ class Forward:
             # candidates of assisted decoding stand behind what it counts
             blocks = nn.functional.pad(blocks, (0, self.past_places + self.length - blocks.shape[1]), value=-1)
         block = none if blocks is None else blocks[:, -self.length :].to(self.device).expand(self.batch, -1)
-        source = column.masked_fill(~self.new_valid, -1)
+        source = column if self.new_full else column.masked_fill(~self.new_valid, -1)
+        if self.prompt is None:
+            return Layout(source, none, none, none, self.past_places + column, block)
         layout = Layout(source, none.clone(), none.clone(), none.clone(), self.past_places + column, block)
-        for row, images in enumerate(self.prompt.rows if self.prompt else []):
+        for row, images in enumerate(self.prompt.rows):
             for number, image in enumerate(images):
                 slots = torch.arange(len(image.columns), device=self.device)
                 if not self.shows_all:
@@ -334,7 +344,9 @@ class Forward:
             self._end_fusion()
             if number in self.hooks.at_layer:
                 start = time.perf_counter()
-                hidden = self._run_at_layer(number, self.hooks.at_layer[number], hidden, given)
+                with computed_by(self.hooks.scores) as ran:
+                    hidden = self._run_at_layer(number, self.hooks.at_layer[number], hidden, given)
+                self.scored |= ran
                 self.seconds += time.perf_counter() - start
             self._note(number, hidden)
         segment = self.current = self.segment_of(number)
@@ -363,6 +375,8 @@ class Forward:
         return every if self.ends is None or number < self.adapter.first_sharing else self.ends
 
     def segment_of(self, layer: int) -> Segment:
+        if len(self.segments) == 1:
+            return self.segments[0]
         return next(segment for segment in reversed(self.segments) if segment.start <= layer)
 
     def _note(self, number: int, hidden: Tensor) -> None:
@@ -386,6 +400,8 @@ class Forward:
             for images in prompt.by_row()
         ]
         if any(len(tokens) for row in candidates for tokens in row):
+            slots = [[segment.layout.slot[row, tokens] for tokens in found] for row, found in enumerate(candidates)]
+            self.gathered[self.hooks.fused[number]] = slots
             self.fused.append(FusedLayer(self.adapter, number, segment, candidates, prompt.tail, act.fusion))
             self.fused[-1].start()
 
@@ -535,8 +551,12 @@ class Forward:
             hooks.text_read,
             self.trimmed,
             {layer.number: layer.raised for layer in fused},
+            self.gathered,
+            [[self._known(at).fate for at in images] for images in prompt.by_row()],
             self.past_places > 0,
+            self.scored | prompt.scores,
             self.seconds + sum(layer.seconds for layer in fused) + prompt.seconds,
+            encoder.slot_pixels,
         )
 
     def _going_on(self) -> Continuation | None:

@@ -11,11 +11,11 @@ from torch import Tensor
 from vlmprune.core.act import Act
 from vlmprune.core.needs import DecoderNeed
 from vlmprune.core.roles import Fusing, Observes
-from vlmprune.core.view import Merged
+from vlmprune.core.view import Merged, Selection
 from vlmprune.runtime.decoder_reading import DecoderReader
 from vlmprune.runtime.flow import ImageAt, Layout, Prompt
 from vlmprune.runtime.prompt_reading import Picked
-from vlmprune.runtime.select import Known, choose, due_of, fusion_candidates, observe, view_of
+from vlmprune.runtime.select import Known, choice_of, due_of, fusion_candidates, observe, view_of
 
 
 @dataclass
@@ -78,6 +78,7 @@ class Inside:
         keep = due_of(act, image, slots, so_far.reached)
         stays = keep >= len(tokens)
         if stays and not isinstance(act.method, Observes):
+            known.note(None)
             return Chosen(tokens, slots, origin)
         view = view_of(act, image, Picked(origin, slots), min(keep, len(tokens)), known)
         reading = self.reader.at(at.row, tokens, self.prompt[at].columns[-1])
@@ -85,9 +86,17 @@ class Inside:
         view = replace(view, signals={**view.signals, **inner})
         observe(view)
         if stays:
+            known.note(None)
             return Chosen(tokens, slots, origin)
         self.cut = True
-        chosen = choose(view)
+        choice = choice_of(view)
+        found = self._of_all(choice.selection, tokens, slots, origin)
+        known.note(choice.step(slots, found.slots))
+        return found
+
+    @staticmethod
+    def _of_all(chosen: Selection, tokens: Tensor, slots: Tensor, origin: Tensor) -> Chosen:
+        """A selection among tokens that have these physical indices, slots and origins."""
         if not isinstance(chosen, Merged):
             return Chosen(tokens[chosen], slots[chosen], origin[chosen])
         anchors = chosen.anchors.to(tokens.device)

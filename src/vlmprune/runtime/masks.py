@@ -35,7 +35,7 @@ class Masks:
             hidden: [B, P, D] as many as the segment has, where the layer itself may be given only the last of them.
         """
         layer = self.adapter.stored_by(layer)
-        kind = self.adapter.layer_kind(layer)
+        kind = self.expected.kinds[layer]
         key = ("mask", kind, hidden.device)
         if key not in segment.memo:
             segment.memo[key] = self._make(segment, layer, kind, hidden, cache)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlmprune.core.fates import Fate
 from vlmprune.core.report import Kept, RunReport
 from vlmprune.core.spread import PromptColumns
 from vlmprune.runtime.flow import Prompt, Segment
@@ -45,8 +46,12 @@ class Prefill:
         depth: number of decoder layers.
         acted: what each act left.
         layers, text, trimmed, fused: see `RunReport`.
+        scores: what computed attention statistics.
+        gathered: by cut, for each image of each row the slots that fusion drew attention to before it.
+        fates: of each image of each row; None for a further beam of a sample.
         cached: whether it went on behind a cache.
         seconds: time spent on all of it, the encoder's statistics included.
+        slot_pixels: see `Adapter.slot_pixels`.
     """
 
     prompt: Prompt
@@ -60,8 +65,12 @@ class Prefill:
     text: str | None
     trimmed: dict[int, int]
     fused: dict[int, float]
+    gathered: Mapping[int, Kept]
+    fates: list[list[Fate | None]]
     cached: bool
+    scores: set[str]
     seconds: float
+    slot_pixels: int | None
 
 
 def report_of(done: Prefill) -> RunReport:
@@ -95,6 +104,13 @@ def report_of(done: Prefill) -> RunReport:
         layers=done.layers,
         text=done.text,
         fused=done.fused,
+        scores=", ".join(sorted(done.scores)) or None,
+        gathered={
+            cut: [[_distinct(_here(of)) for of in rows[row]] for row in first_of] for cut, rows in done.gathered.items()
+        },
+        fates=[[fate for fate in done.fates[row] if fate is not None] for row in first_of],
+        resized=[[image.tokens.small for image in images[row]] for row in first_of],
+        slot_pixels=done.slot_pixels,
         seconds=done.seconds,
     )
 

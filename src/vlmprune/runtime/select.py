@@ -6,6 +6,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +14,12 @@ from torch import Tensor
 from vlmprune.core.act import Act
 from vlmprune.core.budget import Keeps, resolve_keep
 from vlmprune.core.errors import UserError
+from vlmprune.core.fates import DROPPED, Fate, Step
 from vlmprune.core.fusion import layers_before
 from vlmprune.core.method import Method, PixelMethod
 from vlmprune.core.plan import acts_of
 from vlmprune.core.recipe import Recipe
-from vlmprune.core.roles import Fusing, Observes, OrdersParts, changes_encoding
+from vlmprune.core.roles import Fusing, NamesParts, Observes, OrdersParts, changes_encoding
 from vlmprune.core.view import ImageView, Merged, ModelInfo, Selection, frames_of
 from vlmprune.models.base import Adapter
 from vlmprune.runtime.flow import Prompt, PromptImage
@@ -47,11 +49,37 @@ class Known:
         text: around it.
         seed: of the prompt and the image.
         so_far: what the acts of each stage of the recipe have known of it.
+        fate: what the acts did to its tokens; None of a sample's further beams, which are not reported.
     """
 
     text: ImageText
     seed: int
     so_far: defaultdict[int, SoFar] = field(default_factory=lambda: defaultdict(SoFar))
+    fate: Fate | None = None
+
+    def note(self, step: Step | None) -> None:
+        """Add what an act did; None where it left everything as it was."""
+        if self.fate is not None:
+            self.fate.steps.append(step)
+
+
+class Choice(NamedTuple):
+    """What a method selects at an act.
+
+    Attributes:
+        selection: kept indices in increasing order, or merged tokens.
+        parts: of a method that `NamesParts`, the indices of each kind.
+    """
+
+    selection: Selection
+    parts: dict[str, Tensor]
+
+    def step(self, before: Tensor, after: Tensor) -> Step:
+        """For the report: what was chosen of the tokens at the slots `before` [n], now at the slots `after` [m]."""
+        parts = {name: before[tokens] for name, tokens in self.parts.items()}
+        if isinstance(self.selection, Merged):
+            return Step(before, after, self.selection.anchors, True, self.selection.members, parts)
+        return Step(before, after, self.selection, parts=parts)
 
 
 def fused_layers(adapter: Adapter, acts: Mapping[int, Act]) -> dict[int, int]:
@@ -125,6 +153,7 @@ def run_vision_acts(acts: Sequence[Act], image: ImageTokens, shown: Tensor | Non
         whole = whole[shown.to(device)[image.slots]]
     origin = torch.full_like(whole, -1) if image.made else whole
     states = [Picked(origin, image.slots[whole], image.features[whole] if resized else None)]
+    known.fate = Fate(_beginning(image, states[0].slots))
     for act in acts:
         now = states[-1]
         so_far = known.so_far[act.stage]
@@ -134,11 +163,24 @@ def run_vision_acts(acts: Sequence[Act], image: ImageTokens, shown: Tensor | Non
         acted, stays = changes_encoding(act.method), keep >= len(now.slots)
         if acted or (stays and not isinstance(act.method, Observes)):
             states.append(now)
+            known.note(None)
             continue
         view = view_of(act, image, now, min(keep, len(now.slots)), known)
         observe(view)
-        states.append(now if stays else _apply(view, now, image))
+        choice = None if stays else choice_of(view)
+        states.append(now if choice is None else _apply(choice.selection, now, image))
+        known.note(None if choice is None else choice.step(now.slots, states[-1].slots))
     return states
+
+
+def _beginning(image: ImageTokens, slots: Tensor) -> Tensor:
+    """The slot of the token that each of an image's slots is part of before any act (`Fate.start`)."""
+    own = torch.full((image.count,), DROPPED, device=slots.device)
+    own[slots] = slots
+    if image.members is None:
+        return own
+    into = image.slots[image.members.to(slots.device)]  # merged inside the encoder
+    return torch.where(own[into] >= 0, into, DROPPED)
 
 
 def due_of(act: Act, image: ImageTokens, slots: Tensor, reached: int) -> int:
@@ -164,8 +206,7 @@ def observe(view: ImageView) -> None:
         view.act.method.observe(view)
 
 
-def _apply(view: ImageView, now: Picked, image: ImageTokens) -> Picked:
-    chosen = choose(view)
+def _apply(chosen: Selection, now: Picked, image: ImageTokens) -> Picked:
     if not isinstance(chosen, Merged):
         features = None if now.features is None else now.features[chosen]
         return Picked(now.origin[chosen], now.slots[chosen], features)
@@ -176,12 +217,14 @@ def _apply(view: ImageView, now: Picked, image: ImageTokens) -> Picked:
 
 
 def choose(view: ImageView) -> Selection:
+    """What `choice_of` selects: kept indices in increasing order, or merged tokens."""
+    return choice_of(view).selection
+
+
+def choice_of(view: ImageView) -> Choice:
     """What the method selects at this act: tokens without a patch hidden from it, frame by frame where it acts so.
 
     It is checked.
-
-    Returns:
-        Kept indices in increasing order, or merged tokens.
     """
     method = view.act.method
     if view.act.keeps_blanks and bool(view.blank.any()):
@@ -192,28 +235,30 @@ def choose(view: ImageView) -> Selection:
     if len(shown) <= view.keep:  # everything that shows a patch stays, and the first of the others
         others = torch.ones(view.n, dtype=torch.bool, device=shown.device)
         others[shown] = False
-        return torch.sort(torch.cat([shown, others.nonzero().squeeze(1)[: view.keep - len(shown)]])).values
-    found: list[tuple[Tensor, Selection, int]] = []
+        rest = others.nonzero().squeeze(1)[: view.keep - len(shown)]
+        return Choice(torch.sort(torch.cat([shown, rest])).values, {})
+    found: list[tuple[Tensor, Choice, int]] = []
     merges = False
     for tokens, keep, frame in sorted(_competing(view, shown), key=lambda part: len(part[0]) == part[1]):
         if keep == len(tokens) and not merges:
-            found.append((tokens, torch.arange(keep, device=tokens.device), frame or 0))
+            found.append((tokens, Choice(torch.arange(keep, device=tokens.device), {}), frame or 0))
         elif keep > 0:  # a method that merges makes the tokens of a frame it keeps whole too
             found.append((tokens, _checked(_part(view, tokens, keep, frame)), frame or 0))
-            merges = isinstance(found[-1][1], Merged)
+            merges = isinstance(found[-1][1].selection, Merged)
     if len(found) > 1:
         found.sort(key=lambda part: int(part[0][0]))
-    return _together(method, view, found) if found else shown[:0]
+    return _together(method, view, found) if found else Choice(shown[:0], {})
 
 
-def _beside_blanks(view: ImageView) -> Tensor:
+def _beside_blanks(view: ImageView) -> Choice:
     """All slots without a patch, and what the method selects of the other tokens."""
     blank = view.blank
     rest = (~blank).nonzero().squeeze(1)
     others = view.only(rest, view.keep - int(blank.sum()))
-    chosen = choose(replace(others, act=replace(view.act, keeps_blanks=False)))
+    chosen, parts = choice_of(replace(others, act=replace(view.act, keeps_blanks=False)))
     assert isinstance(chosen, Tensor)  # `core.plan` has refused methods that merge
-    return torch.sort(torch.cat([blank.nonzero().squeeze(1), rest[chosen.to(rest.device)]])).values
+    kept = torch.sort(torch.cat([blank.nonzero().squeeze(1), rest[chosen.to(rest.device)]])).values
+    return Choice(kept, {name: rest[tokens.to(rest.device)] for name, tokens in parts.items()})
 
 
 def fusion_candidates(method: Fusing, view: ImageView) -> Tensor:
@@ -274,33 +319,52 @@ def shares(sizes: list[int], keep: int) -> list[int]:
     return budgets
 
 
-def _together(method: Method, view: ImageView, found: list[tuple[Tensor, Selection, int]]) -> Selection:
-    """Selections among parts of an image's tokens (with the number of their frame) as one selection among all."""
-    features, anchors, unchanged, space = [], [], [], None
-    for tokens, chosen, _ in found:
-        own = (chosen.anchors if isinstance(chosen, Merged) else chosen).to(tokens.device)
+def _together(method: Method, view: ImageView, found: list[tuple[Tensor, Choice, int]]) -> Choice:
+    """Choices among parts of an image's tokens (with the number of their frame) as one choice among all."""
+    parts: dict[str, list[Tensor]] = {}
+    for tokens, choice, _ in found:
+        for name, own in choice.parts.items():
+            parts.setdefault(name, []).append(tokens[own.to(tokens.device)])
+    named = {name: torch.cat(values) for name, values in parts.items()}
+    merged = [(tokens, one.selection, frame) for tokens, one, frame in found if isinstance(one.selection, Merged)]
+    if merged:
+        return Choice(_merged_together(method, view, merged), named)
+    kept = [tokens[one.selection.to(tokens.device)] for tokens, one, _ in found if isinstance(one.selection, Tensor)]
+    return Choice(torch.sort(torch.cat(kept)).values, named)
+
+
+def _merged_together(method: Method, view: ImageView, found: list[tuple[Tensor, Merged, int]]) -> Merged:
+    anchors, unchanged = [], []
+    members = torch.full((view.n,), -1, device=view.slots.device)
+    before = 0
+    for tokens, made, _ in found:
+        own = made.anchors.to(tokens.device)
         anchors.append(torch.where(own >= 0, tokens[own.clamp(min=0)], -1))
-        if isinstance(chosen, Merged):
-            features.append(chosen.features)
-            new = torch.zeros_like(own, dtype=torch.bool)
-            unchanged.append(new if chosen.unchanged is None else chosen.unchanged.to(own.device))
-            space = chosen.space
-    if space is None:
-        return torch.sort(torch.cat(anchors)).values
-    parts = {part[2]: own for part, own in zip(found, anchors, strict=True)}
+        new = torch.zeros_like(own, dtype=torch.bool)
+        unchanged.append(new if made.unchanged is None else made.unchanged.to(own.device))
+        if made.members is not None:
+            into = made.members.to(tokens.device)
+            members[tokens] = torch.where(into >= 0, into + before, -1)
+        before += len(own)
+    features = torch.cat([made.features for _, made, _ in found])
+    told = members if all(made.members is not None for _, made, _ in found) else None
+    whole = Merged(features, torch.cat(anchors), found[-1][1].space, torch.cat(unchanged), told)
+    parts = {frame: own for (_, _, frame), own in zip(found, anchors, strict=True)}
     order = method.reading_order(view, parts) if isinstance(method, OrdersParts) else None
-    made = [torch.cat(features), torch.cat(anchors), torch.cat(unchanged)]
-    if order is not None:
-        made = [values[order] for values in made]
-    return Merged(made[0], made[1], space, made[2])
+    return whole if order is None else whole.ordered(order)
 
 
-def _checked(view: ImageView) -> Selection:
-    chosen = view.act.method.select(view)
+def _checked(view: ImageView) -> Choice:
+    method, parts = view.act.method, dict[str, Tensor]()
+    if isinstance(method, NamesParts):
+        parts = dict(method.named(view))
+        chosen: Selection = torch.unique(torch.cat([*parts.values()]))
+    else:
+        chosen = method.select(view)
     if isinstance(chosen, Merged):
         check_merged(view, chosen)
-        return chosen
-    return check_selection(view, chosen)
+        return Choice(chosen, parts)
+    return Choice(check_selection(view, chosen), parts)
 
 
 def check_selection(view: ImageView, chosen: Tensor) -> Tensor:
@@ -327,3 +391,5 @@ def check_merged(view: ImageView, merged: Merged) -> None:
         raise RuntimeError(
             f"{method.name} returned {count} merged tokens with {len(merged.anchors)} anchors; {view.keep} were due"
         )
+    if merged.members is not None and merged.members.shape != view.slots.shape:
+        raise RuntimeError(f"{method.name} says of {len(merged.members)} tokens what they went into, and saw {view.n}")

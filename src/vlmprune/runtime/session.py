@@ -34,10 +34,12 @@ from vlmprune.runtime.vision import (
     ImageTokens,
     VisionRecord,
     VisionWrapper,
+    check_merges_inside,
     current_names,
     joined,
     own_encoding,
 )
+from vlmprune.scores import WAYS, has_kernels
 
 if TYPE_CHECKING:
     from vlmprune.runtime.text_tower import TextTower
@@ -56,6 +58,7 @@ def prune(
     seed: int = 0,
     text_tower: TextTower | None = None,
     tokenizer: Any = None,
+    scores: str = "auto",
     **options: Any,
 ) -> Session:
     """Prune the visual tokens of an unmodified transformers model inside a `with` block.
@@ -67,7 +70,8 @@ def prune(
         keep: share of each image's visual tokens in (0, 1], or a number of tokens per image. A list has one for each
             image or video of a prompt, in prompt order, `[0.5, 0.1]` for every sample or `[[0.5, 0.1], [64]]` sample by
             sample. "16/frame" is a budget for each frame of a video; `[128, 64, 32]`, where the prompt has one video of
-            three frames, or "[128, 64, 32]/frame" in any case, frame by frame. A recipe may carry its own.
+            three frames, or "[128, 64, 32]/frame" in any case, frame by frame. "0.5/latest+0.1/older" is a budget for
+            the last image of a prompt and one for those before it. A recipe may carry its own.
         budget: what `keep` counts. "own", the default, is what the method's authors count (the mean over the layers in
             some methods, what the cut leaves in others). "mean" is the visual tokens that enter a decoder layer, mean
             over the layers (`session.last.entering`); "final" those left at the end. Both are solved for each image.
@@ -78,6 +82,8 @@ def prune(
             has CLIP's vision tower. Without it they compare the LLM's own embeddings; `session.last.text` says which.
         tokenizer: the model's tokenizer or processor, for methods that read the question word by word. Without it they
             read the instruction's tokens as they stand in the prompt; `session.last.text` says which.
+        scores: how attention statistics are computed: by "triton" (kernels, on a GPU), by "torch" (in chunks), or
+            "auto", the former where they work; `session.last.scores` says which ran.
         options: the method's hyperparameters.
 
     Returns:
@@ -94,16 +100,28 @@ def prune(
         raise UserError(f"seed={seed!r} must be a whole number.")
     if text_tower is not None and not hasattr(text_tower, "text"):
         raise UserError("text_tower takes a tower, not its name: vlmprune.TextTower.from_pretrained(name, tokenizer).")
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    processor, tokenizer = tokenizer, getattr(tokenizer, "tokenizer", tokenizer)
     if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "decode")):
         raise UserError(
             "tokenizer takes the model's tokenizer or processor, not its name: AutoProcessor.from_pretrained(name)."
         )
-    return Session(model, recipe(method, keep, budget=budget, **options), positions, int(seed), text_tower, tokenizer)
+    if scores not in WAYS:
+        raise UserError(f"scores={scores!r}: choose from {', '.join(WAYS)}.")
+    if scores == "triton" and not has_kernels():
+        raise UserError('scores="triton" needs the package triton, which is not installed: use "auto".')
+    asked = recipe(method, keep, budget=budget, **options)
+    session = Session(model, asked, positions, int(seed), text_tower, tokenizer, scores)
+    session.processor = processor if hasattr(processor, "image_processor") else None
+    return session
 
 
 class Session:
-    """An open (or not yet opened) pruning of one model."""
+    """An open (or not yet opened) pruning of one model.
+
+    Attributes:
+        recipe: what is done.
+        processor: the model's processor, where `prune` was given one; overlays ask it what its crop cuts off.
+    """
 
     def __init__(
         self,
@@ -113,18 +131,25 @@ class Session:
         seed: int = 0,
         text_tower: TextTower | None = None,
         tokenizer: Any = None,
+        scores: str = "auto",
     ) -> None:
         self.recipe, self.adapter = recipe, adapter_for(model)
+        self.processor: Any = None
         self.model = self.adapter.model
         self._called = [self.model]
         if isinstance(model, nn.Module) and model is not self.model:  # what is wrapped around it; not a pipeline
             self._called.append(model)
         recipe.check(self.adapter.info)
-        self._text = TextHooks(self.adapter, recipe, positions, seed, text_tower, tokenizer)
+        check_merges_inside(self.adapter, recipe)
+        self._text = TextHooks(self.adapter, recipe, positions, seed, text_tower, tokenizer, scores)
         if text_tower is not None and self._text.needs_tower:
             clip = self.adapter.tower_rows and self.adapter.has_cls
             text_tower.check(self.adapter.family, self.adapter.config.vision_config if clip else None)
         self._attached = Attachments()
+
+    def __repr__(self) -> str:
+        state = "open" if self.model.__dict__.get("_vlmprune_session") is self else "closed"
+        return f"<Session: {self.recipe} on {type(self.model).__name__}, {state}>"
 
     @property
     def budget(self) -> str:
@@ -186,7 +211,9 @@ class Session:
     def _install(self) -> None:
         first = own_encoding(self.recipe)
         for modality in self.adapter.feature_functions:
-            VisionWrapper(self.adapter, modality, [self.recipe], first, self._seen).install(self._attached)
+            VisionWrapper(self.adapter, modality, [self.recipe], first, self._seen, self._text.scores).install(
+                self._attached
+            )
         for module in self._called:  # PEFT's wrapper calls forward, past the hooks of the model inside
             self._attached.pre_hook(module, self._before_model)
             if getattr(module, "has_talker", False):
@@ -384,6 +411,7 @@ class Session:
                 row_images.sort(key=lambda image: int(image.columns[0]))
         seconds = sum(record.seconds for record in records.values() if not record.shared)
         prompt = Prompt(rows, [row // copies for row in range(len(rows))], ids, tail, blocks, seconds)
+        prompt.scores = set().union(*(record.scores for record in records.values()))
         check_budgets(self.recipe, prompt, self.adapter.info)
         return prompt
 

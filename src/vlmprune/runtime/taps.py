@@ -118,10 +118,7 @@ class Capture:
 
     def start(self) -> None:
         _TAPS.watched.update(self.calls)
-        configs: list[Any] = [module.config for module in self.calls]
-        for name in sorted({config._attn_implementation for config in configs}):
-            _wrap(name)
-            self._names.append(name)
+        self._names += _wrap_all(self.calls)
 
     def stop(self) -> None:
         for module in self.calls:
@@ -162,10 +159,7 @@ class Guard:
 
     def start(self) -> None:
         _TAPS.guarded.update(dict.fromkeys(self._modules, self._check))
-        configs: list[Any] = [module.config for module in self._modules]
-        for name in sorted({config._attn_implementation for config in configs}):
-            _wrap(name)
-            self._names.append(name)
+        self._names += _wrap_all(self._modules)
 
     def stop(self) -> None:
         """May be called any number of times."""
@@ -173,6 +167,15 @@ class Guard:
             _TAPS.guarded.pop(module, None)
         while self._names:
             _unwrap(self._names.pop())
+
+
+def _wrap_all(modules: Iterable[nn.Module]) -> list[str]:
+    """Wrap the implementations that these modules call; gives their names. Most modules share one config."""
+    configs: dict[int, Any] = {id(module.config): module.config for module in modules}
+    names = sorted({config._attn_implementation for config in configs.values()})
+    for name in names:
+        _wrap(name)
+    return names
 
 
 def _wrap(name: str) -> None:

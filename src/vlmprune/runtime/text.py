@@ -134,6 +134,7 @@ class TextHooks:
         expected: what is taken for granted of the model; known once installed.
         reports: by thread.
         text_tower, question, prefill: see `Session`.
+        scores: see `prune`.
         vocabulary: the tokenizer that the session was given, with the model's embedding table.
     """
 
@@ -147,8 +148,9 @@ class TextHooks:
         seed: int,
         text_tower: TextTower | None,
         tokenizer: Any = None,
+        scores: str = "auto",
     ) -> None:
-        self.adapter, self.recipe, self.seed = adapter, recipe, seed
+        self.adapter, self.recipe, self.seed, self.scores = adapter, recipe, seed, scores
         self.plan = recipe.on(adapter.info)
         self.policies = self.plan.policies(positions)
         self.before_llm, self.at_layer = self.plan.before_llm, self.plan.inside

@@ -20,17 +20,18 @@ from torch import Tensor
 
 from vlmprune.core.budget import ByFrame, Keep, Keeps, resolve_keep
 from vlmprune.core.errors import UserError
-from vlmprune.core.method import PixelMethod
+from vlmprune.core.method import Method, PixelMethod
 from vlmprune.core.needs import EncoderNeed
 from vlmprune.core.plan import acts_of
 from vlmprune.core.recipe import Recipe, Stage
-from vlmprune.core.roles import MergesInside, changes_encoding
+from vlmprune.core.roles import MergesInside, changes_encoding, merges_inside
 from vlmprune.core.view import Grid, TowerRows, Whole
 from vlmprune.models.base import Adapter, Slots
 from vlmprune.models.patches import PatchAdapter
 from vlmprune.runtime.attributes import Attachments
 from vlmprune.runtime.encoder_merging import EncoderMerging
 from vlmprune.runtime.encoder_reading import EncoderReader, encoder_needs
+from vlmprune.scores import computed_by
 
 
 @dataclass
@@ -44,6 +45,8 @@ class ImageTokens:
         adapter: of the model as the call that encoded them saw it, by which their signals are named.
         signals: what needs (as they are resolved on this model) read of the encoder, as rows of the m tokens.
         made: whether the tokens were made by merging inside the encoder, so that no statistic is theirs.
+        members: [count] then, the token (0..m-1) that each slot's patch was merged into.
+        small: where the picture was resized, the grid that it was resized to.
         keep: its own budget, where one of several told how it was resized.
         video: whether it is a video.
     """
@@ -56,6 +59,8 @@ class ImageTokens:
     made: bool = False
     keep: Keep | ByFrame | None = None
     video: bool = False
+    members: Tensor | None = None
+    small: Grid | None = None
 
     @property
     def count(self) -> int:
@@ -119,6 +124,7 @@ class VisionRecord:
     images: list[ImageTokens]
     shared: bool = False  # encoded by encode_images, for several methods
     seconds: float = 0.0
+    scores: set[str] = field(default_factory=set)  # what computed its attention statistics
 
 
 def own_encoding(recipe: Recipe) -> Stage | None:
@@ -132,6 +138,7 @@ class VisionWrapper:
 
     Args:
         recipes: what will be run on the images; UserError where their methods cannot read this encoder.
+        scores: how attention statistics are computed (`scores.computed_by`).
     """
 
     def __init__(
@@ -141,7 +148,9 @@ class VisionWrapper:
         recipes: Sequence[Recipe],
         stage: Stage | None,
         seen: Callable[[str, VisionRecord], None],
+        scores: str = "auto",
     ) -> None:
+        self.scores = scores
         self.adapter, self.modality, self.recipes, self.stage, self.seen = adapter, modality, recipes, stage, seen
         self.needs = encoder_needs(adapter, recipes)
         self.name = adapter.feature_functions[modality]
@@ -192,7 +201,9 @@ class VisionWrapper:
             image.video = self.modality == "video"
         for image, keep in zip(record.images, budgets or (), strict=bool(budgets)):
             image.keep = keep
-        for image, signals in zip(record.images, reader.read(used, features), strict=True):
+        with computed_by(self.scores) as record.scores:
+            read = reader.read(used, features)
+        for image, signals in zip(record.images, read, strict=True):
             image.signals = signals
         if whole is not None:
             _spread(record, whole, output)
@@ -214,12 +225,8 @@ class VisionWrapper:
     def _merged(self, call: dict[str, Any], stage: Stage, method: MergesInside) -> Any:
         """`get_*_features` with tokens merged inside the encoder."""
         places, adapter = self.adapter.slots(self.modality, call), self.adapter
-        whole = isinstance(adapter, PatchAdapter) and adapter.patches_a_side == 1
-        if not whole or not all(place.plain for place in places):
-            raise UserError(
-                f"{stage.method.name}(inside=True) needs an encoder with one slot for each patch, and {adapter.family} "
-                "puts patches or tiles together behind it."
-            )
+        if not all(place.plain for place in places):
+            raise _puts_together(adapter, stage.method)
         count = len(places[0].cells)
         budget = stage.keep.different[0] if isinstance(stage.keep, Keeps) else stage.keep  # one for all
         keep = acts_of(stage.method, budget, adapter.info)[0].budget(count, count)
@@ -232,11 +239,13 @@ class VisionWrapper:
             output = self._encode({**call, "return_dict": True})
         record = VisionRecord([])
         features = adapter.features(self.modality, call, output.pooler_output)
-        for rows, place, anchors in zip(features, places, merging.anchors(), strict=True):
+        for rows, place, anchors, members in zip(features, places, merging.anchors(), merging.members(), strict=True):
             order = anchors.argsort() if method.restores_order else torch.arange(keep, device=rows.device)
+            into = order.argsort()[members]
             own = replace(place, cells=place.cells.to(rows.device))
             video = self.modality == "video"
-            record.images.append(ImageTokens(rows[order], anchors[order], own, adapter, made=True, video=video))
+            made = ImageTokens(rows[order], anchors[order], own, adapter, made=True, video=video, members=into)
+            record.images.append(made)
         output.pooler_output = _spread_rows(record, output.pooler_output, [image.features for image in record.images])
         output["vlmprune_record"] = record
         self.seen(self.modality, record)
@@ -291,7 +300,7 @@ def _spread(record: VisionRecord, places: Sequence[Slots], output: Any) -> None:
     """
     for image, place in zip(record.images, places, strict=True):
         assert image.grid is not None and place.grid is not None
-        image.slots = cell_slots(image.grid, place.grid).to(image.features.device)
+        image.slots, image.small = cell_slots(image.grid, place.grid).to(image.features.device), image.grid
         image.places = place
     output.pooler_output = _spread_rows(record, output.pooler_output, output.pooler_output)
     if getattr(output, "deepstack_features", None) is not None:
@@ -320,3 +329,17 @@ def _tokens(features: Tensor, places: Slots, adapter: Adapter) -> ImageTokens:
     device = features.device
     places = Slots(places.grid, places.cells.to(device), places.wholes)
     return ImageTokens(features, torch.arange(features.shape[0], device=device), places, adapter)
+
+
+def check_merges_inside(adapter: Adapter, recipe: Recipe) -> None:
+    """Raise UserError where a method merges inside an encoder whose patches do not stand for one slot each."""
+    for stage in recipe.stages:
+        if merges_inside(stage.method) and not (isinstance(adapter, PatchAdapter) and adapter.patches_a_side == 1):
+            raise _puts_together(adapter, stage.method)
+
+
+def _puts_together(adapter: Adapter, method: Method) -> UserError:
+    return UserError(
+        f"{method.name}(inside=True) needs an encoder with one slot for each patch, and {adapter.family} puts patches "
+        "or tiles together behind it."
+    )

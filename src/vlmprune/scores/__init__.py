@@ -1,6 +1,6 @@
 """Attention statistics and edits without eager attention."""
 
-from vlmprune.scores.chunked import attention_rows, received_attention
+from vlmprune.scores.choice import WAYS, attention_rows, computed_by, has_kernels, received_attention
 from vlmprune.scores.fusion import fused_attention
 
-__all__ = ["attention_rows", "fused_attention", "received_attention"]
+__all__ = ["WAYS", "attention_rows", "computed_by", "fused_attention", "has_kernels", "received_attention"]

@@ -14,6 +14,13 @@ from vlmprune.author import (
 from vlmprune.methods.budgets import rounded_down
 
 
+@dataclass(frozen=True)
+class PivotKeys(DecoderKeys):
+    """Keys of which those of the text are read, too, so that the question has a say."""
+
+    of_text: ClassVar[bool] = True
+
+
 @dataclass
 class Dart(DecoderMethod):
     """Duplication-aware reduction: for each pivot in turn, keeps the remaining tokens that are least similar to it.
@@ -63,7 +70,7 @@ class Dart(DecoderMethod):
         return self.compat == "paper"
 
     def needs(self, info: ModelInfo) -> dict[str, Need]:
-        return {"keys": DecoderKeys(), "states": DecoderStates(norm="next" if self.compat == "uniprune" else "final")}
+        return {"keys": PivotKeys(), "states": DecoderStates(norm="next" if self.compat == "uniprune" else "final")}
 
     def positions(self, info: ModelInfo) -> str:
         return "compact" if self.compat == "uniprune" and info.family == "internvl" else "original"

@@ -15,6 +15,7 @@ from vlmprune.author import (
 )  # fmt: skip
 from vlmprune.methods.budgets import average_too_small, rounded_down
 from vlmprune.methods.decoder.staged import share_of
+from vlmprune.methods.members import owned
 
 
 @dataclass
@@ -98,4 +99,5 @@ class FastV(Scorer, DecoderMethod):
         if self.compat == "paper":
             return super().select(view)
         order = top_k(self.score(view), view.keep)
-        return Merged(self.score(view)[order, None], order, unchanged=torch.ones_like(order, dtype=torch.bool))
+        unchanged = torch.ones_like(order, dtype=torch.bool)
+        return Merged(self.score(view)[order, None], order, unchanged=unchanged, members=owned(view.n, order))

@@ -74,8 +74,8 @@ class VLMPruner(DecoderMethod):
         states, likeness = view["states"].visual.float(), self.likeness(view)
         chosen = self.order(view, likeness)
         kept = torch.unique(chosen)
-        features, new = reinjected(states, likeness, chosen, kept)
-        return Merged(features, kept, unchanged=~new)
+        features, new, members = reinjected(states, likeness, chosen, kept)
+        return Merged(features, kept, unchanged=~new, members=members)
 
     def likeness(self, view: ImageView) -> Tensor:
         """s [n, n]."""

@@ -12,9 +12,10 @@ from torch import Tensor
 from vlmprune.author import (
     At, AtLeast, HiddenStates, ImageView, Keep, Merged, ModelInfo, Need, NotNegative, TowerFeatures, UserError, top_k,
 )  # fmt: skip
-from vlmprune.methods.approximation import first, joined, unexplained
+from vlmprune.methods.approximation import first, joined, most_similar, unexplained
 from vlmprune.methods.decoder.staged import Staged, interpolate
 from vlmprune.methods.farthest import farthest_first
+from vlmprune.methods.members import owned
 
 # 96 tokens before the LLM, then 32, are 64 on average; the same in proportion, up to all tokens before it.
 COUNTS = {384: (576.0, 192.0)}
@@ -102,13 +103,22 @@ class ApET(Staged):
         order = top_k(unexplained(rows, rows[basis], self.ridge), view.keep)
         written = order[view.keep - count :] if self.basis_write != "none" else order[:0]
         heads = order[: view.keep - len(written)]
-        merged = rows.index_copy(0, heads, joined(rows, heads, order))
+        dropped, into = most_similar(rows, heads, order)
+        merged = rows.index_copy(0, heads, joined(rows, heads, dropped, into))
+        places = written if inside else written.sort().values
+        members = owned(view.n, heads)
+        members[dropped] = into
         if len(written):
-            places = written if inside else written.sort().values
-            new = rows[basis] if self.basis_write == "replace" else (rows[basis] + rows[places]) / 2
-            merged[places] = new
-        kept = order.sort().values
-        return Merged(merged[kept], kept, space="llm" if inside else "tower")
+            half = self.basis_write == "half"
+            merged[places] = (rows[basis] + rows[places]) / 2 if half else rows[basis]
+            numbers = len(heads) + torch.arange(count, device=basis.device)
+            head = torch.isin(basis, heads)  # stays one
+            members[basis[~head]] = numbers[~head]
+            if half:
+                members[places] = numbers
+        kept = torch.cat([heads, places])
+        made = Merged(merged[kept], kept, space="llm" if inside else "tower", members=members)
+        return made.ordered(kept.argsort())
 
     def appended(self, view: ImageView, rows: Tensor, cls: Tensor | None) -> Merged:
         """The CLS row, heads by falling error, and the basis; by position on families that keep positions."""
@@ -117,9 +127,11 @@ class ApET(Staged):
         basis = farthest_first(rows, first(rows), count)
         errors = unexplained(rows, rows[basis], self.ridge).index_fill(0, basis, float("-inf"))
         heads = top_k(errors, view.keep - len(cls) - count)
-        features = torch.cat([cls, joined(rows, heads, heads), rows[basis]])
+        dropped, into = most_similar(rows, heads, heads)
+        features = torch.cat([cls, joined(rows, heads, dropped, into), rows[basis]])
         anchors = torch.cat([heads.new_full((len(cls),), -1), heads, basis])
-        if self.positions(view.info) == "original":
-            order = anchors.argsort()
-            features, anchors = features[order], anchors[order]
-        return Merged(features, anchors, space="llm" if view.act.layer is not None else "tower")
+        members = owned(view.n, anchors)
+        members[dropped] = torch.where(members[dropped] < 0, len(cls) + into, members[dropped])
+        space = "llm" if view.act.layer is not None else "tower"
+        made = Merged(features, anchors, space, members=members)
+        return made.ordered(anchors.argsort()) if self.positions(view.info) == "original" else made

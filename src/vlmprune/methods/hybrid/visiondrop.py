@@ -13,7 +13,7 @@ from vlmprune.author import (
     At, AtLeast, DecoderKeys, HiddenStates, ImageView, Keep, Merged, ModelInfo, Need, OrdersParts, Share, UserError,
     VisualQueryAttention, ascending, top_k,
 )  # fmt: skip
-from vlmprune.methods.contextual import clusters, contextual_count, contextual_tokens
+from vlmprune.methods.contextual import clusters, contextual_count, contextual_tokens, members_of
 from vlmprune.methods.decoder.staged import Staged, interpolate
 from vlmprune.methods.vision.visionzip import VisionZip
 
@@ -105,10 +105,8 @@ class VisionDrop(OrdersParts, Staged):
         features = torch.cat([states[dominant], contextual_tokens(states, parts)])
         anchors = torch.cat([dominant, parts.targets])
         unchanged = torch.arange(len(anchors), device=anchors.device) < len(dominant)
-        if self.positions(view.info) == "original":
-            order = anchors.argsort()
-            features, anchors, unchanged = features[order], anchors[order], unchanged[order]
-        return Merged(features, anchors, unchanged=unchanged)
+        made = Merged(features, anchors, unchanged=unchanged, members=members_of(parts, view.n))
+        return made.ordered(anchors.argsort()) if self.positions(view.info) == "original" else made
 
     def reading_order(self, view: ImageView, parts: Mapping[int, Tensor]) -> Tensor | None:
         return self.first.reading_order(view, parts) if view.act.layer is None else None

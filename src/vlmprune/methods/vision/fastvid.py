@@ -13,7 +13,8 @@ from torch.nn.functional import cosine_similarity
 from vlmprune.author import (
     Act, AtLeast, ClsAttention, Features, ImageView, Merged, Method, ModelInfo, Need, Share, ascending, resolve_keep,
 )  # fmt: skip
-from vlmprune.methods.centres import kept_of, taken_up
+from vlmprune.methods.centres import kept_of, nearest, taken_up
+from vlmprune.methods.members import owned
 from vlmprune.methods.frames import frames_of
 from vlmprune.methods.segments import Segment, segments, shared_exactly, shared_onevision, shared_qwen
 
@@ -112,9 +113,12 @@ class FastVID(Method):
     ) -> Merged:  # fmt: skip
         """The kept tokens by position, from features [n, D] and attention [n]; `noise` by frame, see `kept_of`."""
         parts = [kept_of(part, frames, rows, attention, noise) for part in plan]
-        out = rows.clone()
+        chosen = ascending(torch.cat([tokens for part in parts for tokens in part.kept]))
+        out, members = rows.clone(), owned(len(rows), chosen)
         for part in parts:
             for centres, pool in part.pools(joined=self.compat == "onevision"):
-                out[centres] = taken_up(rows[centres], rows[pool], self.beta)
-        chosen = ascending(torch.cat([tokens for part in parts for tokens in part.kept]))
-        return Merged(out[chosen], chosen)
+                joined = nearest(rows[centres], rows[pool])
+                out[centres] = taken_up(rows[centres], rows[pool], joined, self.beta)
+                # centres of several frames may take up the same tokens: the first of them is told
+                members[pool] = torch.where(members[pool] < 0, members[centres[joined]], members[pool])
+        return Merged(out[chosen], chosen, members=members)

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from vlmprune.author import (
-    AtLeast, Depth, EncoderLayer, ImageView, Method, ModelInfo, Need, ReceivedAttention, Share, USED, UserError, top_k,
+    AtLeast, Depth, EncoderLayer, ImageView, ModelInfo, NamesParts, Need, ReceivedAttention, Share, USED, UserError,
+    top_k,
 )  # fmt: skip
 from vlmprune.methods.blocks import with_neighbours
 
 
 @dataclass
-class HiPrune(Method):
+class HiPrune(NamesParts):
     """Hierarchical attention of the vision encoder: middle layers attend to objects, deep layers to the whole image.
 
     Paper: HiPrune: Training-Free Visual Token Pruning via Hierarchical Attention (arXiv 2508.00553).
@@ -64,12 +65,18 @@ class HiPrune(Method):
     def pool(self, info: ModelInfo) -> str:
         return "frame" if info.llava else "image"
 
-    def select(self, view: ImageView) -> Tensor:
-        return torch.unique(torch.cat(self.parts(view)))
+    def named(self, view: ImageView) -> dict[str, Tensor]:
+        buffered, registers = self.parts(view)
+        anchor = torch.isin(buffered, self.anchors(view))
+        return {"anchors": buffered[anchor], "buffers": buffered[~anchor], "registers": registers}
+
+    def anchors(self, view: ImageView) -> Tensor:
+        """A by falling score."""
+        return top_k(view["object"], round(view.keep * self.alpha / 5))
 
     def parts(self, view: ImageView) -> tuple[Tensor, Tensor]:
         """AB in ascending order, and R by falling score: token indices, [|AB|] and [keep - |AB|]."""
-        anchors = top_k(view["object"], round(view.keep * self.alpha / 5))
+        anchors = self.anchors(view)
         near = with_neighbours(anchors.tolist(), view)
         if not self.exact and len(near) > view.keep:
             found = f"{len(near)} anchors and neighbours"

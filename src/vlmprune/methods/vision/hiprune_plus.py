@@ -45,7 +45,7 @@ class HiPrunePlus(HiPrune):
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {**super().needs(info), "aligned": Alignment()}
 
-    def select(self, view: ImageView) -> Tensor:
+    def named(self, view: ImageView) -> dict[str, Tensor]:
         near, registers = self.parts(view)
         wanted = round(view.keep * self.beta)
         if self.compat != "official":
@@ -54,7 +54,9 @@ class HiPrunePlus(HiPrune):
         left = torch.ones(view.n, dtype=torch.bool, device=near.device)
         left[torch.cat([near, registers])] = False
         rest = left.nonzero().squeeze(1)
-        return torch.unique(torch.cat([near, registers, rest[top_k(self.relevance(view)[rest], wanted)]]))
+        asked = rest[top_k(self.relevance(view)[rest], wanted)]
+        anchor = torch.isin(near, self.anchors(view))
+        return {"anchors": near[anchor], "buffers": near[~anchor], "registers": registers, "closest to the text": asked}
 
     def relevance(self, view: ImageView) -> Tensor:
         """Cosine of each token with the mean of the text, times `relevance_sign`, [n]."""

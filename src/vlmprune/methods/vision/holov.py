@@ -14,6 +14,7 @@ from vlmprune.author import (
     top_k,
 )  # fmt: skip
 from vlmprune.methods.blocks import blocks, fill, runs
+from vlmprune.methods.members import owned
 
 SCALE, EPS = 1000.0, 1e-6
 
@@ -70,7 +71,7 @@ class HoloV(Method):
             return ascending(picks)
         zeros = view.keep - len(picks)
         features = nn.functional.pad(view["features"][picks], (0, 0, 0, zeros))
-        return Merged(features, nn.functional.pad(picks, (0, zeros), value=-1))
+        return Merged(features, nn.functional.pad(picks, (0, zeros), value=-1), members=owned(view.n, picks))
 
     def picks(self, view: ImageView) -> Tensor:
         """Token indices crop by crop, the best first; fewer than `keep` only with compat="official"."""

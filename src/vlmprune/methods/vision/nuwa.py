@@ -13,6 +13,7 @@ from vlmprune.author import (
     Share, TowerFeatures,
 )  # fmt: skip
 from vlmprune.methods.blocks import fill
+from vlmprune.methods.members import mostly
 from vlmprune.methods.neighbourhood import Places, by_cell, gathering, places_of
 from vlmprune.methods.tiles import WHOLE_FIRST
 
@@ -102,13 +103,21 @@ class Nuwa(Method):
         rows, parts = view["rows"].rows.float(), places_of(view)
         sizes = [len(part.tokens) for part in parts]
         budgets = fill([view.keep * size // view.n for size in sizes], sizes, view.keep, range(len(parts)))
-        made = [self.part(view, rows, part, keep) for part, keep in zip(parts, budgets, strict=True) if keep]
-        anchors, features = (torch.cat(values) for values in zip(*made, strict=True))
-        order = anchors.argsort()
-        return Merged(features[order], anchors[order], space="tower")
+        features, anchors = list[Tensor](), rows.new_empty(0, dtype=torch.long)
+        members = torch.full_like(view.slots, -1)
+        for part, keep in zip(parts, budgets, strict=True):
+            if not keep:
+                continue
+            kept, weights = self.part(view, part, keep)
+            into = mostly(weights, kept)
+            members[part.tokens] = torch.where(into >= 0, into + len(anchors), -1)
+            anchors = torch.cat([anchors, part.tokens[kept]])
+            features.append(weights @ rows[part.tokens])
+        made = Merged(torch.cat(features), anchors, space="tower", members=members)
+        return made.ordered(anchors.argsort())
 
-    def part(self, view: ImageView, rows: Tensor, part: Places, keep: int) -> tuple[Tensor, Tensor]:
-        """The anchors among the tokens of one part, and their features."""
+    def part(self, view: ImageView, part: Places, keep: int) -> tuple[Tensor, Tensor]:
+        """The anchors [k] among the m tokens of one part, and the weights [k, m] with which they gather these."""
         score, llava = view["attention"][part.tokens].float(), view.info.llava
         kept = by_cell(score, part, keep, self.quota or 1, whole=llava, exact=self.exact)
         found = nn.functional.pad(score[kept], (0, max(0, keep - len(kept))))  # zeros: the authors' padding
@@ -118,4 +127,4 @@ class Nuwa(Method):
         weights = gathering(view["states"][part.tokens].float(), part, kept, high, radius)
         if (self.self_weight or ("overwrite" if llava else "normalised")) == "overwrite":
             weights = weights.scatter(1, kept[:, None], 1.0)
-        return part.tokens[kept], weights @ rows[part.tokens]
+        return kept, weights

@@ -74,7 +74,8 @@ class Pool(Method):
         for i, count in enumerate(strips):
             top, bottom = _bin(i, rows, len(strips))
             features.append(shrink(grid[:, top:bottom], (1, count))[:, 0].T)
-        return Merged(torch.cat(features), torch.tensor(middles(rows, cols, strips), device=view.slots.device))
+        anchors, members = (torch.tensor(of(rows, cols, strips)) for of in (middles, rectangles))
+        return Merged(torch.cat(features), anchors.to(view.slots.device), members=members.to(view.slots.device))
 
     def strips(self, rows: int, cols: int, keep: int) -> list[int]:
         """Tokens in each strip of a rows x cols picture."""
@@ -92,6 +93,16 @@ def middles(rows: int, cols: int, strips: list[int]) -> list[int]:
         top, bottom = _bin(i, rows, len(strips))
         across = (_bin(j, cols, count) for j in range(count))
         found += [(top + bottom - 1) // 2 * cols + (left + right - 1) // 2 for left, right in across]
+    return found
+
+
+def rectangles(rows: int, cols: int, strips: list[int]) -> list[int]:
+    """The number of the rectangle that each token lies in; of two that overlap, the first."""
+    found = []
+    for row in range(rows):
+        strip = next(i for i in range(len(strips)) if row < _bin(i, rows, len(strips))[1])
+        first, count = sum(strips[:strip]), strips[strip]
+        found += [first + next(j for j in range(count) if col < _bin(j, cols, count)[1]) for col in range(cols)]
     return found
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vlmprune.author import (
     ClsAttention, EncoderKeys, ImageView, Merged, ModelInfo, Need, TowerFeatures, UserError, ascending, top_k,
 )  # fmt: skip
+from vlmprune.methods.members import mostly
 from vlmprune.methods.outliers import CountsItself, outliers_above
 
 LAST = -1  # encoder layer: on CLIP the one above the features that LLaVA projects
@@ -87,10 +88,8 @@ class PruMerge(CountsItself):
         features = weights @ rows
         features[:-1] += rows[kept]
         anchors = torch.cat([kept, rest[top_k(attention[rest], 1)]])
-        if self.positions(view.info) == "original":
-            order = anchors.argsort()
-            features, anchors = features[order], anchors[order]
-        return Merged(features, anchors, space="tower")
+        made = Merged(features, anchors, space="tower", members=mostly(weights, anchors))
+        return made.ordered(anchors.argsort()) if self.positions(view.info) == "original" else made
 
     @staticmethod
     def rest(kept: Tensor, n: int) -> Tensor:

@@ -12,6 +12,7 @@ from vlmprune.author import (
     ClsAttention, Features, ImageView, Merged, Method, ModelInfo, Need, Selection, TowerFeatures, ascending, top_k,
 )  # fmt: skip
 from vlmprune.methods.diversity import first_alike, unit_rows
+from vlmprune.methods.members import owned
 from vlmprune.methods.quotas import quotas
 
 NOTHING = 1e-12  # share of the largest eigenvalue (a squared singular value) below which only rounding is left
@@ -84,7 +85,8 @@ class PruneSID(Method):
         if cls is None or not self.merges:
             return ascending(picks[: view.keep])
         anchors = torch.cat([picks.new_full((1,), -1), picks[: view.keep - 1]])
-        return Merged(torch.cat([cls, features[anchors[1:]]]), anchors, space="tower")
+        rows = torch.cat([cls, features[anchors[1:]]])
+        return Merged(rows, anchors, space="tower", members=owned(view.n, anchors))
 
     def rows(self, view: ImageView) -> tuple[Tensor, Tensor | None]:
         """F, and the CLS token's row [1, C] if there is one; finite."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.author import Alignment, ImageView, Merged, ModelInfo, Need, UserError, top_k
+from vlmprune.methods.members import mostly, owned
 from vlmprune.methods.outliers import local_outliers
 from vlmprune.methods.relevance import mean_cosine
 from vlmprune.methods.vision.prumerge import NEIGHBOURS, PruMerge
@@ -65,7 +66,7 @@ class Recoverable(PruMerge):
             seen, asked, count = within(view.keep, seen, asked, count)
         main, rest = split(attention, text, seen, asked)
         if count == 0 and len(main):
-            return Merged(rows[main], main, space="tower")
+            return Merged(rows[main], main, space="tower", members=owned(view.n, main))
         if count == 0 or count >= len(rest):
             raise UserError(f"{self.name}: the authors' code fails: {len(main)} main tokens, {count} centres.")
         order = rest[top_k(attention[rest], len(rest))]
@@ -77,10 +78,10 @@ class Recoverable(PruMerge):
         gathered = weights @ rows
         gathered[:-1] += rows[centres]
         anchors, features = torch.cat([main, centres, others[:1]]), torch.cat([rows[main], gathered])
-        if self.positions(view.info) == "original":
-            places = anchors.argsort()
-            features, anchors = features[places], anchors[places]
-        return Merged(features, anchors, space="tower")
+        own, largest = owned(view.n, anchors), mostly(weights, torch.cat([centres, others[:1]]))
+        members = torch.where((own < 0) & (largest >= 0), len(main) + largest, own)
+        made = Merged(features, anchors, space="tower", members=members)
+        return made.ordered(anchors.argsort()) if self.positions(view.info) == "original" else made
 
     def counts(self, attention: Tensor, text: Tensor, width: int) -> tuple[int, int, int]:
         """How many tokens by attention, by text, and centres the outliers ask for."""

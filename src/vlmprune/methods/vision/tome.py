@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vlmprune.author import Features, ImageView, Merged, MergesInside, ModelInfo, Need
+from vlmprune.author import Features, ImageView, Merged, MergesInside, ModelInfo, Need, goes_to
 from vlmprune.methods.matching import Matching, match
 
 
@@ -77,9 +77,11 @@ class ToMe(MergesInside):
     def select(self, view: ImageView) -> Merged:
         rows = view["features"].float()
         sizes, first = rows.new_ones(len(rows)), torch.arange(len(rows), device=rows.device)
+        members = first
         while len(rows) > view.keep:
             step = match(rows, len(rows) - view.keep, weighted=self.weighted)
+            members = goes_to(step, len(rows))[members]
             rows, sizes = step.merge(rows, sizes)
             first = first[step.stay].scatter_reduce(0, step.joined, first[step.leave], "amin")
-        order = first.argsort() if self.restores_order else slice(None)
-        return Merged(rows[order], first[order])
+        made = Merged(rows, first, members=members)
+        return made.ordered(first.argsort()) if self.restores_order else made

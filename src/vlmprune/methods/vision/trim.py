@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlmprune.author import Alignment, ImageView, Merged, ModelInfo, Need, TowerFeatures, ascending, top_k
+from vlmprune.methods.members import owned
 from vlmprune.methods.outliers import CountsItself, outliers_above
 from vlmprune.methods.relevance import mean_cosine, sign_of
 
@@ -74,7 +75,7 @@ class Trim(CountsItself):
         kept, rest = top_k(similarity, view.n).tensor_split([count])
         anchors = torch.cat([ascending(kept), rest[:1]])
         features = torch.cat([rows[anchors[:-1]], rows[rest].mean(0, keepdim=True)])
-        if self.positions(view.info) == "original":
-            places = anchors.argsort()
-            features, anchors = features[places], anchors[places]
-        return Merged(features, anchors, space="tower")
+        members = owned(view.n, anchors)
+        members[rest] = len(kept)
+        made = Merged(features, anchors, space="tower", members=members)
+        return made.ordered(anchors.argsort()) if self.positions(view.info) == "original" else made

@@ -13,7 +13,7 @@ from vlmprune.author import (
     AtLeast, ClsAttention, EncoderKeys, ImageView, Merged, ModelInfo, Need, OrdersParts, Share, TowerFeatures,
     TowerRows, ascending, top_k,
 )  # fmt: skip
-from vlmprune.methods.contextual import Clusters, clusters, contextual_count, contextual_tokens
+from vlmprune.methods.contextual import Clusters, clusters, contextual_count, contextual_tokens, members_of
 from vlmprune.methods.tiles import whole_tile
 
 
@@ -76,11 +76,10 @@ class VisionZip(OrdersParts):
         rows, parts = _all_rows(view["rows"]), self.clusters(view)
         dominant = ascending(parts.dominant)
         features = torch.cat([rows[dominant], contextual_tokens(rows, parts)])
-        anchors = torch.cat([dominant, parts.targets]) - (rows.shape[0] - view.n)
-        if rows.shape[0] == view.n:
-            order = anchors.argsort()
-            features, anchors = features[order], anchors[order]
-        return Merged(features, anchors, space="tower")
+        cls = rows.shape[0] - view.n
+        anchors, members = torch.cat([dominant, parts.targets]) - cls, members_of(parts, rows.shape[0])[cls:]
+        made = Merged(features, anchors, space="tower", members=members)
+        return made if cls else made.ordered(anchors.argsort())
 
     def reading_order(self, view: ImageView, parts: Mapping[int, Tensor]) -> Tensor | None:
         if whole_tile(view) != 0 or not view.info.has_cls:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.author import (
-    ClsAttention, ImageView, Method, ModelInfo, Need, Share, TowerFeatures, UserError, ascending, top_k,
+    ClsAttention, ImageView, ModelInfo, NamesParts, Need, Share, TowerFeatures, UserError, top_k,
 )  # fmt: skip
 
 NEAR = 64  # length of each token's list of near tokens; the result does not depend on it
 
 
 @dataclass
-class VisPruner(Method):
+class VisPruner(NamesParts):
     """Keeps important tokens by visual cues, then drops near duplicates from the rest, a few at a time.
 
     Paper: Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs (ICCV 2025,
@@ -58,8 +58,8 @@ class VisPruner(Method):
     def pool(self, info: ModelInfo) -> str:
         return "frame"
 
-    def select(self, view: ImageView) -> Tensor:
-        return ascending(torch.cat(self.parts(view)))
+    def named(self, view: ImageView) -> dict[str, Tensor]:
+        return dict(zip(("important", "diverse"), self.parts(view), strict=True))
 
     def parts(self, view: ImageView) -> tuple[Tensor, Tensor]:
         """Important tokens by falling score, and diverse ones in the order of the last round."""

@@ -1,0 +1,7 @@
+"""`python -m vlmprune`: the command line."""
+
+import sys
+
+from vlmprune.cli import main
+
+sys.exit(main())

@@ -1,0 +1,88 @@
+"""`vlmprune serve`: a server with OpenAI's interface."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+from vlmprune.cli.shell import typer
+from vlmprune.cli.words import DEVICE, MODEL, POSITION_IDS, TEXT_TOWER, quiet
+from vlmprune.core.errors import Option, UserError
+from vlmprune.core.extras import check_packages
+
+LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help=MODEL)],
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="transformers, or vllm (not there yet). Default: vllm where it is installed, or else transformers."
+        ),
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="A method, FILE.py:Class, recipe or preset.")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Share (0.25) or number (64) of each image's visual tokens to keep.")
+    ] = None,
+    keep_latest: Annotated[
+        str | None, typer.Option(help="Instead of --keep: of the images of the last message that has images.")
+    ] = None,
+    keep_older: Annotated[str | None, typer.Option(help="With --keep-latest: of all images before those.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at; 0 for any that is free.")] = 8000,
+    allow_request_keep: Annotated[
+        bool, typer.Option("--allow-request-keep", help="Let a request set vlmprune_keep, its own budget.")
+    ] = False,
+    allow_request_query: Annotated[
+        bool,
+        typer.Option(
+            "--allow-request-query",
+            help="Let a request set vlmprune_query, what methods that read the question compare its images with.",
+        ),
+    ] = False,
+    canary: Annotated[
+        float,
+        typer.Option(help="Share of the requests that also run unpruned; their replies are compared and logged."),
+    ] = 0.0,
+    text_tower: Annotated[str | None, typer.Option(help=TEXT_TOWER)] = None,
+    positions: Annotated[str | None, typer.Option(help=POSITION_IDS)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of methods that draw.")] = 0,
+    device: Annotated[str | None, typer.Option(help=DEVICE)] = None,
+    continuous_batching: Annotated[
+        bool, typer.Option("--continuous-batching", help="Of `transformers serve`: refused, as it cannot be pruned.")
+    ] = False,
+) -> None:
+    """Serve a pruned model with OpenAI's interface: chat completions and responses, with images and streaming."""
+    from vlmprune.core.budget import parse_budget, parse_keep
+    from vlmprune.serve.engine import choose_engine
+
+    choose_engine(engine)
+    if continuous_batching:
+        raise UserError(
+            "Continuous batching packs the tokens of several prompts into one row, which vlmprune cannot prune: leave "
+            "out ",
+            Option("continuous_batching", True),
+            ".",
+        )
+    check_packages("serve")
+    from vlmprune.bench.load import load_model
+    from vlmprune.serve.serving import Serving, serving_recipe
+    from vlmprune.serve.wanted import Allowed
+
+    ages = [None if text is None else parse_keep(text) for text in (keep_latest, keep_older)]
+    recipe = serving_recipe(method, None if keep is None else parse_budget(keep), *ages)
+    from vlmprune.serve.app import build_app, listen, run
+
+    quiet()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    with listen(host, port) as at:
+        loaded = load_model(model, device, text_tower)
+        allowed = Allowed(allow_request_keep, allow_request_query)
+        serving = Serving(loaded, recipe, allowed, positions, seed, canary)
+        app = build_app(serving)
+        bound = f"[{host}]" if ":" in host else host
+        typer.echo(f"Serving {model} under {recipe} at http://{bound}:{at.getsockname()[1]}/v1 (Ctrl-C stops it).")
+        if host not in LOCAL:
+            typer.echo("Whoever reaches this address can use the model: the server asks for no key.", err=True)
+        run(serving, app, at)

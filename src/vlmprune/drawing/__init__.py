@@ -1,0 +1,1 @@
+"""Pictures of what pruning kept, merged and dropped: pure functions of a report and pictures."""

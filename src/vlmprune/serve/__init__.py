@@ -1,0 +1,1 @@
+"""Serving: a server with OpenAI's interface whose model runs under `vlmprune.prune`."""

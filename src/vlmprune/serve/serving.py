@@ -1,0 +1,149 @@
+"""What a server runs: a model, how it is pruned, and what a request may change of that."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+import vlmprune
+from vlmprune.core.budget import ByAge, by_age, check_budget
+from vlmprune.core.errors import Option, UserError
+from vlmprune.core.recipe import Recipe, recipe
+from vlmprune.serve.metrics import Metrics
+from vlmprune.serve.wanted import Allowed, Wanted
+
+if TYPE_CHECKING:
+    from vlmprune.bench.load import Loaded
+    from vlmprune.core.budget import Budget, Keep
+
+
+@dataclass
+class Serving:
+    """One model, pruned by one recipe, for any number of requests.
+
+    Attributes:
+        loaded: the model.
+        recipe: how requests are pruned that say nothing else.
+        allowed: what a request may say.
+        positions, seed: as `vlmprune.prune` takes them.
+        canary: the share of the requests with images that are run unpruned, too.
+        lock: a model has one session at a time, so replies are made one after another.
+    """
+
+    loaded: Loaded
+    recipe: Recipe
+    allowed: Allowed = field(default_factory=Allowed)
+    positions: str | None = None
+    seed: int = 0
+    canary: float = 0.0
+    metrics: Metrics = field(default_factory=Metrics)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    _stopped: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.canary <= 1.0:
+            raise UserError(Option("canary", self.canary), " must be a share of the requests, from 0 to 1.")
+        if self.allowed.keep and not (len(self.recipe.stages) == 1 and self.recipe.stages[0].method.budgeted):
+            raise UserError(
+                f"Requests cannot set the budget of {self.recipe}: leave out ",
+                Option("allow_request_keep", True),
+                ", or serve a single method that takes a budget.",
+            )
+        reads = self.session(Wanted()).text
+        if self.allowed.query and reads is None:
+            raise UserError(
+                f"No method in {self.recipe} reads the question: leave out ", Option("allow_request_query", True), "."
+            )
+
+    @property
+    def model(self) -> Any:
+        return self.loaded.model
+
+    @property
+    def processor(self) -> Any:
+        return self.loaded.processor
+
+    def generate(self, arguments: dict[str, Any]) -> Any:
+        """`model.generate`, to be called with the lock; it ends early when the server is stopped."""
+        criterion = _Stop(self._stopped)
+        criterion.check()
+        others = arguments.get("stopping_criteria") or []
+        return self.model.generate(**{**arguments, "stopping_criteria": StoppingCriteriaList([*others, criterion])})
+
+    def stop(self) -> None:
+        """End what is being generated, and wait for it: a process must not end in the middle of it."""
+        self._stopped.set()
+        with self.lock:
+            pass
+
+    def session(self, wanted: Wanted, question: str | None = None, latest: int = 1) -> Any:
+        """A session of `vlmprune.prune` for one request, not yet open.
+
+        Args:
+            question: what the conversation asks last.
+            latest: how many images its last message with images has.
+
+        Raises:
+            UserError: the model cannot be pruned so.
+        """
+        asked = self.recipe
+        if wanted.keep is not None:
+            asked = Recipe(tuple(replace(stage, keep=wanted.keep) for stage in asked.stages))
+        asked = Recipe(
+            tuple(
+                replace(stage, keep=replace(stage.keep, images=latest)) if isinstance(stage.keep, ByAge) else stage
+                for stage in asked.stages
+            )
+        )
+        read: dict[str, Any] = {"text_tower": self.loaded.text_tower, "tokenizer": self.processor}
+        session = vlmprune.prune(self.model, asked, positions=self.positions, seed=self.seed, **read)
+        session.question = wanted.query or question or None
+        return session
+
+
+class StoppedError(RuntimeError):
+    """The server is being stopped."""
+
+
+class _Stop(StoppingCriteria):
+    """Ends a generation at its next token."""
+
+    def __init__(self, stopped: threading.Event) -> None:
+        self._stopped = stopped
+
+    def check(self) -> None:
+        if self._stopped.is_set():
+            raise StoppedError("The server is being stopped.")
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        self.check()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def serving_recipe(
+    method: str | None, keep: Budget | None = None, latest: Keep | None = None, older: Keep | None = None
+) -> Recipe:
+    """The recipe that a server is started with.
+
+    Args:
+        method: as `vlmprune.prune` takes it.
+        keep: one budget for every image.
+        latest, older: instead of it, one for the images of the last message that has any, and one for all before.
+
+    Raises:
+        UserError: the method is missing or unknown, or the budgets contradict each other.
+    """
+    if method is None:
+        raise UserError("Say how to prune: give ", Option("method", "divprune"), " and ", Option("keep", 0.25), ".")
+    if (latest is None) != (older is None):
+        both = Option("keep_latest", 0.5), " and ", Option("keep_older", 0.1)
+        raise UserError("A budget by age needs both ", *both, ".")
+    if latest is None or older is None:
+        return recipe(method, None if keep is None else check_budget(keep))
+    if keep is not None:
+        raise UserError(Option("keep", keep), " and a budget by age contradict each other: give one of them.")
+    return recipe(method, by_age(latest, older))

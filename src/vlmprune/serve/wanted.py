@@ -1,0 +1,88 @@
+"""What a request asks of vlmprune, and which of that a server allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vlmprune.core.budget import Keep, check_keep
+from vlmprune.core.errors import UserError
+
+KEEP, QUERY = "vlmprune_keep", "vlmprune_query"
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Which fields of its own a server takes in a request."""
+
+    keep: bool = False
+    query: bool = False
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The fields of one request that are for vlmprune.
+
+    Attributes:
+        keep: the budget instead of the server's.
+        query: what to compare the images with instead of the last question.
+    """
+
+    keep: Keep | None = None
+    query: str | None = None
+
+
+def take_wanted(body: dict[str, Any], allowed: Allowed) -> Wanted:
+    """Take vlmprune's fields out of a request's body; transformers' server would refuse them.
+
+    Raises:
+        UserError: the server was not started with such a field, or it has no sensible value.
+    """
+    keep, query = body.pop(KEEP, None), body.pop(QUERY, None)
+    _check_allowed({KEEP: keep}, allowed.keep, "--allow-request-keep")
+    _check_allowed({QUERY: query}, allowed.query, "--allow-request-query")
+    if keep is not None:
+        try:
+            keep = check_keep(keep)
+        except UserError:
+            raise UserError(
+                f"{KEEP} must be a share above 0 and at most 1 (0.25), or a number of tokens per image (64), not "
+                f"{_short(keep)}."
+            ) from None
+    if query is not None and not (isinstance(query, str) and query.strip()):
+        raise UserError(f"{QUERY} must be the text that images are compared with, not {_short(query)}.")
+    return Wanted(keep, query)
+
+
+def check_template_options(options: object) -> None:
+    """Refuse options of the chat template other than whether to think: some are templates, files, or addresses.
+
+    Raises:
+        UserError: there are others.
+    """
+    if options is None or options == {}:
+        return
+    thinks = isinstance(options, Mapping) and {*options} == {"enable_thinking"}
+    if not thinks or not isinstance(options["enable_thinking"], bool):  # type: ignore[index]
+        raise UserError('chat_template_kwargs may only be {"enable_thinking": true} or {"enable_thinking": false}.')
+
+
+def torch_seed(seed: object) -> int | None:
+    """A request's seed for drawing tokens, or UserError."""
+    if seed is None:
+        return None
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 63:
+        raise UserError(f"seed must be a whole number from 0 to {(1 << 63) - 1}, not {_short(seed)}.")
+    return seed
+
+
+def _check_allowed(field: Mapping[str, object], allowed: bool, switch: str) -> None:
+    for name, value in field.items():
+        if value is not None and not allowed:
+            raise UserError(f"This server takes no {name}: whoever runs it can start it with {switch}.")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
