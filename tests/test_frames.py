@@ -301,9 +301,8 @@ def test_merged_tokens_stand_where_their_frame_stands(family: str, seed: int) ->
     order = [column for column, _ in tokens]
     given: dict[str, Any] = {"position_ids": torch.tensor([order])}
     if hasattr(inner, "get_rope_index"):
-        known = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids", "attention_mask")
-        grids = {key: inputs[key] for key in known if key in inputs}
-        given["position_ids"] = inner.get_rope_index(inputs["input_ids"], **grids)[0][:, :, order]
+        known = {"attention_mask": inputs["attention_mask"], **adapter_for(model).position_inputs(inputs)}
+        given["position_ids"] = inner.get_rope_index(inputs["input_ids"], **known)[0][:, :, order]
     elif method.positions(info) == "compact":
         given["position_ids"] = torch.arange(len(order))[None]
     text = inner.text_model if hasattr(inner, "text_model") else inner.language_model

@@ -82,8 +82,8 @@ class GenericAdapter(Adapter):
         named = inspect.signature(self.text_model.forward).parameters
         for name, value in call.items():
             # states among the arguments that it does not state, too; ids and types there are for its masks
-            given = [tensor for tensor in tensors(value) if name in named or _holds_states(tensor)]
-            if name not in SHORTENED and given:
+            handed = [tensor for tensor in tensors(value) if name in named or _holds_states(tensor)]
+            if name not in SHORTENED and handed:
                 raise UserError(
                     f"{self.family} hands its language model {name!r}, and vlmprune does not know how to shorten it."
                 )

@@ -257,8 +257,10 @@ class Session:
                 raise UserError(
                     "prefill_chunk_size cuts images into pieces: prefill in one piece under vlmprune.prune()."
                 )
-            running = self._text.running
-            with running.drafting(getattr(config, "is_assistant", False)), running.generating():
+            running, ids = self._text.running, next(iter(args), kwargs.get("inputs", kwargs.get("input_ids")))
+            known = isinstance(ids, Tensor) and ids.ndim == 2 and kwargs.get(EMBEDS) is None  # else it counts from zero
+            length = ids.shape[1] if known else None
+            with running.drafting(getattr(config, "is_assistant", False)), running.generating(length):
                 return original(*args, **kwargs)
 
         self._attached.put(self.model, "generate", wrapper)
@@ -289,9 +291,8 @@ class Session:
             mask, running = given.get(MASK), self._text.running
             running.mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
             running.ids = ids = given.get("input_ids")
-            if ids is not None:
-                running.begun = ids.shape[1] if running.begun is None else running.begun
-                running.grown = ids.shape[1] - running.begun if given.get("use_cache") is False else 0
+            if ids is not None and running.generation is not None:
+                running.grown = running.generation.written(ids.shape[1], given.get("use_cache") is not False)
             return original(*args, **kwargs)
 
         self._attached.put(self.model, "prepare_inputs_for_generation", wrapper)

@@ -58,6 +58,30 @@ class Call:
 
 
 @dataclass
+class Generation:
+    """A `generate` that runs.
+
+    Attributes:
+        begun: tokens of the prompt that it was given; None until they are known.
+        fed: whether the model was called with the prompt.
+    """
+
+    begun: int | None
+    fed: bool = False
+
+    def written(self, length: int, cached: bool) -> int:
+        """How many tokens at the end of the next call are not of the prompt, if it is fed in that call.
+
+        Args:
+            length: of the ids that `generate` has by then, candidates among them.
+            cached: whether a cache holds the prompt from the first call on.
+        """
+        self.begun = length if self.begun is None else self.begun
+        prompt, self.fed = not (self.fed and cached), True
+        return length - self.begun if prompt else 0
+
+
+@dataclass
 class Running:
     """What is going on in one thread: a model may answer in several at once.
 
@@ -66,8 +90,8 @@ class Running:
         forward: of the text model, where it concerns the session.
         ids, mask: [B, S] and [B, past + S] that `generate` holds for the next call.
         tail: how many tokens at the end of the next call are not prompt.
-        begun: how long the prompt was with which the `generate` that runs began.
-        grown: how many tokens of the next call that `generate` wrote, where it has no cache and feeds them again.
+        generation: the `generate` that runs.
+        grown: how many tokens at the end of the next call are `generate`'s own: candidates, or an answer fed again.
         drafts: whether the model runs as an assistant, which transformers gives the ids of a prompt without its images.
     """
 
@@ -76,17 +100,17 @@ class Running:
     ids: Tensor | None = None
     mask: Tensor | None = None
     tail: int = 0
-    begun: int | None = None
+    generation: Generation | None = None
     grown: int = 0
     drafts: bool = False
 
     @contextmanager
-    def generating(self) -> Iterator[None]:
-        before, self.begun = self.begun, None
+    def generating(self, length: int | None) -> Iterator[None]:
+        before, self.generation = self.generation, Generation(length)
         try:
             yield
         finally:
-            self.begun, self.grown = before, 0
+            self.generation, self.grown = before, 0
 
     @contextmanager
     def drafting(self, drafts: bool) -> Iterator[None]:
