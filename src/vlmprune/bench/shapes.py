@@ -9,7 +9,10 @@ from vlmprune.core.shape import Shape
 
 
 def shape_of(config: Any) -> Shape | None:
-    """The shape of a model from its transformers configuration; None for a model type that no adapter is for."""
+    """The shape of a model from its transformers configuration; None where operations are not counted.
+
+    That is so for a model type that no adapter is for, and for those of `UNCOUNTED`.
+    """
     tower = TOWERS.get(config.model_type)
     if tower is None:
         return None
@@ -167,6 +170,14 @@ def _qwen3_vl(config: Any, vision: Any, width: int) -> Tower:
     return _qwen(vision, vision.hidden_size, vision.intermediate_size, gated=False, out=width, deepstack=deepstack)
 
 
+def _qwen2_5_omni(config: Any, vision: Any, width: int) -> Tower:
+    return {**_qwen2_5_vl(config, vision, width), "all_logits": True}
+
+
+def _qwen3_omni(config: Any, vision: Any, width: int) -> Tower:
+    return {**_qwen3_vl(config, vision, width), "all_logits": True}
+
+
 TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
     "llava": _llava,
     "paligemma": _paligemma,
@@ -183,4 +194,10 @@ TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
     "llava_next": _anyres,
     "llava_onevision": _anyres,
     "video_llava": _video_llava,
+    "qwen2_5_omni_thinker": _qwen2_5_omni,
+    "qwen3_omni_moe_thinker": _qwen3_omni,
+}
+# Families with an adapter whose operations the formula (`bench.flops`) does not describe: tables show a dash.
+UNCOUNTED: dict[str, str] = {
+    "gemma4": "heads and MLPs differ by layer, some layers make no keys, and the tower computes padding, too",
 }

@@ -46,6 +46,7 @@ class Family:
         tower_rows: whether there is a row of the encoder for each slot before the projector.
         window: slots along each side of the windows that some encoder layers see; 0 where all see the whole image.
         recurrent: whether some decoder layers are recurrent.
+        cut_up_to: the last decoder layer before which tokens may be cut, where later ones read keys stored from it on.
         first_position: position id of the first token.
         lacks: which of `MODES` cannot be tested on it, and why; the tests leave these out.
     """
@@ -61,6 +62,7 @@ class Family:
     tower_rows: bool = False
     window: int = 0
     recurrent: bool = False
+    cut_up_to: int | None = None
     first_position: int = 0
     lacks: Mapping[str, str] = field(default_factory=dict)
 

@@ -106,6 +106,6 @@ FAMILIES = {
     "gemma4": _large_family,
     "gemma4 video": replace(_large_family, kind=Kind(_video, lambda seed: _patches(*_frames(seed)), side=2)),
     "gemma4 with shared keys": replace(
-        _large_family, build=_small, lacks={"by hand": OWN_LAYERS, "downsample": NOT_RESIZED}
+        _large_family, build=_small, cut_up_to=LAYERS - 2, lacks={"by hand": OWN_LAYERS, "downsample": NOT_RESIZED}
     ),
 }
