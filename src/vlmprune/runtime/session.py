@@ -258,8 +258,8 @@ class Session:
                     "prefill_chunk_size cuts images into pieces: prefill in one piece under vlmprune.prune()."
                 )
             running, ids = self._text.running, next(iter(args), kwargs.get("inputs", kwargs.get("input_ids")))
-            known = isinstance(ids, Tensor) and ids.ndim == 2 and kwargs.get(EMBEDS) is None  # else it counts from zero
-            length = ids.shape[1] if known else None
+            length = ids.shape[1] if isinstance(ids, Tensor) and ids.ndim == 2 else None
+            length = None if kwargs.get(EMBEDS) is not None else length  # beside embeddings, `generate` drops the ids
             with running.drafting(getattr(config, "is_assistant", False)), running.generating(length):
                 return original(*args, **kwargs)
 
