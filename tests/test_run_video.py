@@ -114,7 +114,9 @@ def test_folders_that_are_no_video(tmp_path: Path) -> None:
         open_media(tmp_path)
     picture(0).save(tmp_path / "a1.png")
     picture(1, (8, 8)).save(tmp_path / "a2.png")
-    with pytest.raises(UserError, match=r"not of one size: a2.png has 8x8 pixels, and a1.png 24x16"):
+    with pytest.raises(
+        UserError, match=r"not of one size, as a video's are: a2.png has 8x8 pixels, and a1.png 24x16.*each=True"
+    ):
         open_media(tmp_path, 2)
 
 

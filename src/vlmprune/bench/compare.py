@@ -103,6 +103,7 @@ def _cell(group: Group, base: Group | None, hard: Mapping[tuple[str, Asked, str 
         details={name: fmean(of_seed[name] for of_seed in sums) for name in sums[0]},
         categories={name: fmean(of_seed[name] for of_seed in kinds) for name in kinds[0]},
         results=group.results,
+        counted=group.units,
     )
 
 

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from vlmprune.bench.ranks import drawn_means
-from vlmprune.bench.runs import groups_of
 from vlmprune.bench.stats import LEVEL, Estimate
 from vlmprune.bench.table import Row, Table
 from vlmprune.bench.units import Units
 
 
 def drawn_rows(table: Table, rows: Sequence[Row]) -> np.ndarray:
-    """rel_mean, over the table's averaged tasks: [draws, rows], percent, from the records of the table's runs.
+    """rel_mean, over the table's averaged tasks: [draws, rows], percent.
 
     Args:
         rows: of this table, all run on the averaged tasks, as is vanilla.
@@ -25,11 +24,9 @@ def drawn_rows(table: Table, rows: Sequence[Row]) -> np.ndarray:
 
 def units_of_rows(table: Table, rows: Sequence[Row]) -> list[list[Units]]:
     """Of each of a table's rows, and of vanilla at the end, the units by averaged task."""
-    every = [result for row in table.rows for cell in row.cells.values() for result in cell.results]
-    groups, _ = groups_of(every)
-    vanilla = next(name for name, of_row in groups.items() if next(iter(of_row.values())).is_vanilla)
-    names = [(row.recipe, next(iter(row.cells.values())).result.positions) for row in rows]
-    return [[groups[name][task].units for task in table.averaged] for name in (*names, vanilla)]
+    if table.vanilla is None:
+        raise ValueError(f"{table.model} has no unpruned run.")
+    return [[row.cells[task].counted for task in table.averaged] for row in (*rows, table.vanilla)]
 
 
 def interval(value: float, draws: np.ndarray) -> Estimate:

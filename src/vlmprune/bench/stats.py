@@ -76,9 +76,30 @@ def mean_difference(units: Sequence[Units], baselines: Sequence[Units], draws: i
         return UNDEFINED
     pairs = enumerate(zip(units, baselines, strict=True))
     found = [_bounds(*_paired(own, other), draws, (seed, number)) for number, (own, other) in pairs]
+    return _of_tasks(value, found)
+
+
+def _of_tasks(value: float, found: Sequence[tuple[np.ndarray, np.ndarray]]) -> Estimate:
+    """A mean over tasks, from the bounds of each task in each draw."""
     lows, highs = (np.mean(of_tasks, axis=0) for of_tasks in zip(*found, strict=True))
     low, high = float(np.percentile(lows, _TAIL)), float(np.percentile(highs, 100.0 - _TAIL))
     return Estimate(value, min(low, value), max(high, value))
+
+
+def mean_estimate(units: Sequence[Units], draws: int = DRAWS, seed: int = 0) -> Estimate:
+    """The mean of the metric over tasks, with Gaffke's interval: each task has its own unknown unit.
+
+    Args:
+        units: by task.
+    """
+    value = sum(own.value for own in units) / len(units)
+    if math.isnan(value):
+        return UNDEFINED
+    found = []
+    for number, own in enumerate(units):
+        worst, best = (np.tile(row, (len(own.counts), 1)) for row in (own.worst, own.best))
+        found.append(_bounds(own.counts, own.of, worst, best, draws, (seed, number)))
+    return _of_tasks(value, found)
 
 
 Of = Callable[[np.ndarray], np.ndarray]  # from sums [..., seeds, columns] to the figure [...]

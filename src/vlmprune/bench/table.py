@@ -14,6 +14,7 @@ from vlmprune.bench.ranks import Standing
 from vlmprune.bench.significance import LEVEL, Test
 from vlmprune.bench.stats import Estimate
 from vlmprune.bench.store import Result
+from vlmprune.bench.units import Units
 from vlmprune.bench.verdicts import judges_of
 from vlmprune.core.budget import BUDGET_WORDS, Keep
 
@@ -81,6 +82,7 @@ class Cell:
         details: further metrics of the task (POPE's precision, recall and yes-ratio; MME's acc and acc+).
         categories: plain accuracy of each question type.
         results: the runs, one a seed.
+        counted: what the runs counted, for figures over several tasks.
     """
 
     value: Estimate
@@ -98,6 +100,7 @@ class Cell:
     details: dict[str, float]
     categories: dict[str, float]
     results: tuple[Result, ...]
+    counted: Units = field(repr=False, compare=False)
 
     @property
     def result(self) -> Result:

@@ -13,11 +13,10 @@ def owned(n: int, anchors: Tensor) -> Tensor:
         anchors: [m] the tokens that stay, in the order of the new tokens; -1 for a new token that was none of them. Of
             an anchor that stands twice the first counts.
     """
-    members = torch.full((n,), -1, device=anchors.device)
     order = torch.arange(len(anchors), device=anchors.device).flip(0)
-    order = order[anchors[order] >= 0]
-    members[anchors[order]] = order
-    return members
+    members = torch.full((n + 1,), -1, device=anchors.device)  # the last entry: of new tokens that were none of these
+    members[torch.where(anchors >= 0, anchors, n)[order]] = order
+    return members[:n]
 
 
 def mostly(weights: Tensor, anchors: Tensor) -> Tensor:

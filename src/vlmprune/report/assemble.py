@@ -20,9 +20,10 @@ from vlmprune.report.agreement import Agreement, agreements
 from vlmprune.report.agreement_text import agreement_csv
 from vlmprune.report.beside import beside, beside_csv, beside_markdown
 from vlmprune.report.flips import flips
+from vlmprune.report.kept import examples_of
 from vlmprune.report.latex import latex
 from vlmprune.report.markdown import markdown
-from vlmprune.report.page import examples_of, render
+from vlmprune.report.page import render
 from vlmprune.report.plots import AXES, Style, accuracy_figure, lines_of, png, styles, svg
 from vlmprune.report.rank_plot import rank_figure
 from vlmprune.report.sheets import sheet_of

@@ -65,7 +65,7 @@ def nearest(rows: Sequence[Row], share: float) -> Row | None:
 def equal_means(table: Table) -> EqualMeans | None:
     """The methods at equal means; None where no method cuts inside the model or no level is known."""
     pruned = [row for row in table.rows if not row.is_vanilla]
-    levels = _levels(table)
+    levels = levels_of(table)
     if not levels or not any(row.inside for row in pruned):
         return None
     lines: list[tuple[str, tuple[Row | None, ...]]] = []
@@ -85,7 +85,7 @@ def equal_means(table: Table) -> EqualMeans | None:
     return EqualMeans(levels, (*vanilla, *lines), said)
 
 
-def _levels(table: Table) -> tuple[Level, ...]:
+def levels_of(table: Table) -> tuple[Level, ...]:
     """Of the budgets that some method meets before the language model."""
     met: dict[Keep, list[float]] = {}
     for block in blocks(table):

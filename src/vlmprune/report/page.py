@@ -2,70 +2,35 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from PIL import Image
-
-from vlmprune.ask.scenes import Cut, Example, Reply, load_examples, picture
-from vlmprune.bench.store import VANILLA, Result
+from vlmprune.bench.store import Result
 from vlmprune.bench.table import Cell, Row, Table
-from vlmprune.core.view import Grid
-from vlmprune.drawing.patches import draw
 from vlmprune.drawing.sheet import shorten
-from vlmprune.drawing.shown import Shown
-from vlmprune.report import agreement_text
+from vlmprune.report import agreement_text, glance
 from vlmprune.report import tables as shown
 from vlmprune.report.agreement import Agreement
-from vlmprune.report.flips import Flips
-from vlmprune.report.means import WORDS, equal_means
+from vlmprune.report.flips import Flip, Flips
+from vlmprune.report.kept import change, scenes
+from vlmprune.report.marks import mark
 from vlmprune.report.plots import AXES, MANY, Style, accuracy_figure, inline_svg, lines_of
 from vlmprune.report.rank_plot import rank_figure
+from vlmprune.report.scatter import ENTERING, OPERATIONS, points_of, scatter
 from vlmprune.report.tables import Block, blocks
+from vlmprune.report.thumbs import thumbs
+from vlmprune.report.verdict import WORDS as VERDICT_WORDS
+from vlmprune.report.verdict import Means, means_of, sentences
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
 FLIPS_SHOWN = 12
 _LONGEST_REPLY = 160
-
-
-@dataclass(frozen=True)
-class Card:
-    """What one recipe kept of a scene, ready for the page.
-
-    Attributes:
-        name: method or recipe.
-        reply: what the model said.
-        transform: from cells of the grid to pixels of the scene.
-        path: an SVG path around every kept cell, in cells.
-        place: where the last cut was made, in words.
-    """
-
-    name: str
-    reply: Reply
-    transform: str
-    path: str
-    place: str
-
-
-@dataclass(frozen=True)
-class Scene:
-    """An example with its pictures as data URIs, and its cards by budget."""
-
-    id: str
-    example: Example
-    vanilla: Reply
-    colour: str
-    faded: str
-    groups: list[tuple[str, list[Card]]]
+_SIZES = {"broad": (760.0, 450.0), "narrow": (360.0, 400.0)}  # pixels of the first plot: on a screen, on a phone
 
 
 def render(
@@ -90,14 +55,19 @@ def render(
     return _template().render(
         models=models,
         facts=_facts(tables),
-        notes=shown.notes(tables),
+        notes=shown.facts(tables),
         style=style,
+        mark=mark,
+        glances=glance,
+        verdict_words=VERDICT_WORDS,
+        sentences=sentences,
         show=shown,
         agreement_text=agreement_text,
-        means_words=WORDS,
         flips_shown=FLIPS_SHOWN,
         short=partial(shorten, most=_LONGEST_REPLY),
         delta=_delta,
+        change=change,
+        id_of=id,
         share=_share,
     )
 
@@ -115,25 +85,44 @@ def _template() -> Template:
 
 def _model(folder: Path, number: int, table: Table, found: Sequence[Flips], style: dict[str, Style]) -> dict[str, Any]:
     parts = blocks(table)
-    names = list(dict.fromkeys(row.method for block in parts for row in block.rows))
-    overview = [(name, [[row for row in block.rows if row.method == name] for block in parts]) for name in names]
+    means = means_of(table)
+    pictured = scenes(folder, f"m{number + 1}", table, parts)
     return {
         "id": f"m{number + 1}",
         "name": table.model,
         "table": table,
         "blocks": parts,
-        "overview": overview,
-        "means": equal_means(table),
+        "mean": means.of,
+        "first": _first(table, means, style),
+        "overviews": glance.overviews(table, parts),
+        "own": glance.own_budgets(table),
+        "lines": [(list(style).index(line), line) for line in lines_of([table])],
         "intervals": len(lines_of([table])) <= MANY,
         "plots": [
-            (axis, words, inline_svg(accuracy_figure(table, axis, style), f"m{number + 1}-{axis}"))
+            (axis, words, inline_svg(accuracy_figure(table, axis, style, legend=False), f"m{number + 1}-{axis}"))
             for axis, words in AXES.items()
         ],
-        "scenes": _scenes(folder, number, table, parts),
+        "shown": list(dict.fromkeys(card.name for scene in pictured for _, cards in scene.groups for card in cards)),
+        "columns": min(3, len(table.tasks)),
+        "scenes": pictured,
         "flips": _flips(found, parts),
+        "thumbs": thumbs(table, _shown(found), f"m{number + 1}"),
         "ranks": _ranks(table, f"m{number + 1}", style),
         "about": _about(table),
     }
+
+
+def _first(table: Table, means: Means, style: dict[str, Style]) -> dict[str, Any] | None:
+    """The first screen's plots, broad and narrow, by what is across, and its verdicts; nothing without means."""
+    if not means.of:
+        return None
+    named = (("tokens", ENTERING), ("operations", OPERATIONS))
+    found = [(name, axis, points) for name, axis in named if (points := points_of(table, means.of, axis))]
+    plots = [
+        (name, [(kind, scatter(points, axis, style, size)) for kind, size in _SIZES.items()])
+        for name, axis, points in found
+    ]
+    return {"plots": plots, "verdicts": means.verdicts}
 
 
 def _agreement(table: Table, found: Sequence[Agreement]) -> dict[str, Any] | None:
@@ -158,6 +147,11 @@ def _flips(changed: Sequence[Flips], parts: Sequence[Block]) -> list[tuple[Block
         for block in parts
     ]
     return [(block, rows) for block, rows in grouped if rows]
+
+
+def _shown(changed: Sequence[Flips]) -> list[Flip]:
+    """Those that the page lists."""
+    return [flip for item in changed for part in (item.broken, item.repaired) for flip in part[:FLIPS_SHOWN]]
 
 
 # ---------------------------------------------------------------- figures in words
@@ -220,62 +214,3 @@ def _share(row: Row) -> str:
     """The length of an overview bar, percent of the cell."""
     share = row.rel_mean
     return "0.0" if share is None or math.isnan(share) else f"{min(100.0, share):.1f}"
-
-
-# ---------------------------------------------------------------- examples
-
-
-def _scenes(folder: Path, number: int, table: Table, parts: Sequence[Block]) -> list[Scene]:
-    scenes = []
-    for index, example in enumerate(examples_of(folder, table)):
-        image = picture(folder, example)
-        nothing = draw(image, Shown(Grid(1, 1), torch.empty(0, dtype=torch.long)), window=example.window)
-        groups = [(block.title, _cards(example, block)) for block in parts]
-        scenes.append(
-            Scene(
-                id=f"m{number + 1}-s{index + 1}",
-                example=example,
-                vanilla=example.replies[VANILLA],
-                colour=_data_uri(image),
-                faded=_data_uri(nothing.convert("L")),
-                groups=[(title, cards) for title, cards in groups if cards],
-            )
-        )
-    return scenes
-
-
-def examples_of(folder: Path, table: Table) -> list[Example]:
-    """The examples made with the weights that the table's runs had."""
-    weights = {cell.result.weights for row in table.rows for cell in row.cells.values()}
-    return load_examples(folder, table.model, weights)
-
-
-def _cards(example: Example, block: Block) -> list[Card]:
-    rows = [row for row in block.rows if not row.is_vanilla and row.recipe in example.replies and _own_positions(row)]
-    return [_card(example, shown.row_name(block, row), example.replies[row.recipe]) for row in rows]
-
-
-def _own_positions(row: Row) -> bool:
-    """Whether it was run under the method's own position policy, as examples are."""
-    return all(cell.result.positions is None for cell in row.cells.values())
-
-
-def _card(example: Example, name: str, reply: Reply) -> Card:
-    cut = reply.stages[-1] if reply.stages else Cut(0, 1, 1, (0,), whole=True)
-    window = example.window
-    across, down = (window.right - window.left) / cut.cols, (window.bottom - window.top) / cut.rows
-    transform = f"translate({window.left:.6g} {window.top:.6g}) scale({across:.6g} {down:.6g})"
-    path = "".join(f"M{cell % cut.cols} {cell // cut.cols}h1v1h-1z" for cell in cut.kept)
-    if not reply.stages:
-        place = "nothing dropped"
-    elif cut.whole and len(cut.kept) == cut.rows * cut.cols:
-        place = f"resized to {cut.rows} × {cut.cols} tokens"
-    else:
-        place = f"before layer {cut.layer}" if cut.layer else "before the LLM"
-    return Card(name, reply, transform, path, place)
-
-
-def _data_uri(image: Image.Image) -> str:
-    out = io.BytesIO()
-    image.save(out, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 INK, FAINT, LINE = "#1d2127", "#646b76", "#d5dae1"
 MANY = 12  # methods; with more, their intervals would be a thicket, and the tables have them
+_WIDTH, _LEGEND_LINE = 3.35, 0.22  # inches: of one plot, of one line of the legend
 _ABREAST = 8  # methods that get their full place side by side; more of them share it
 # The first is the default: at the same number of it, methods that cut inside the model and before it cost the same.
 AXES = {"entering": "visual tokens entering a layer, mean", "kept": "visual tokens kept"}
@@ -56,26 +57,29 @@ def styles(lines: Iterable[str]) -> dict[str, Style]:
 
 def lines_of(tables: Iterable[Table]) -> list[str]:
     """What has a line of its own, in table order: every method but vanilla, and what its budget counts."""
-    return list(dict.fromkeys(_line(row) for table in tables for row in table.rows if not row.is_vanilla))
+    return list(dict.fromkeys(line_of(row) for table in tables for row in table.rows if not row.is_vanilla))
 
 
-def _line(row: Row) -> str:
+def line_of(row: Row) -> str:
+    """The line that a row is a point of."""
     return f"{row.method} ({row.budget})" if row.budget else row.method
 
 
-def accuracy_figure(table: Table, axis: str, style: dict[str, Style]) -> Figure:
+def accuracy_figure(table: Table, axis: str, style: dict[str, Style], legend: bool = True) -> Figure:
     """The primary metric of each task against tokens.
 
     Args:
         table: one model.
         axis: "kept" for the tokens after the last cut, "entering" for the mean that enters a layer.
         style: of each line (`lines_of`, `styles`).
+        legend: whether the figure has one; the page has its own.
     """
     from matplotlib.figure import Figure
 
     columns = min(3, len(table.tasks))
     rows = math.ceil(len(table.tasks) / columns)
-    figure = Figure(figsize=(3.35 * columns, 2.75 * rows + 0.95), layout="constrained")
+    across, lines = _legend_size(lines_of([table]), _WIDTH * columns) if legend else (0, 0)
+    figure = Figure(figsize=(_WIDTH * columns, 2.75 * rows + 0.35 + _LEGEND_LINE * lines), layout="constrained")
     plots = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
     for number, task in enumerate(table.tasks):
         _draw_task(plots[number], table, task, axis, style)
@@ -86,16 +90,28 @@ def accuracy_figure(table: Table, axis: str, style: dict[str, Style]) -> Figure:
             plots[number].tick_params(labelbottom=True)
     for empty in plots[len(table.tasks) :]:
         empty.set_visible(False)
+    if legend:
+        _add_legend(figure, plots, across)
+    return figure
+
+
+def _legend_size(names: Sequence[str], width: float) -> tuple[int, int]:
+    """Columns and lines of a legend that fits into a figure `width` inches wide, whatever its plots are."""
+    names = ["vanilla", "chance", *names]
+    across = max(1, int(width / (0.6 + 0.085 * max(map(len, names)))))
+    return across, math.ceil(len(names) / across)
+
+
+def _add_legend(figure: Figure, plots: Iterable[Axes], across: int) -> None:
     handles = {label: handle for plot in plots for handle, label in zip(*plot.get_legend_handles_labels(), strict=True)}
     figure.legend(
         handles.values(),
         handles.keys(),
         loc="outside lower center",
-        ncols=min(6, len(handles)),
+        ncols=across,
         frameon=False,
         labelcolor=INK,
     )
-    return figure
 
 
 def _draw_task(plot: Axes, table: Table, task: str, axis: str, style: dict[str, Style]) -> None:
@@ -107,17 +123,21 @@ def _draw_task(plot: Axes, table: Table, task: str, axis: str, style: dict[str, 
         plot.axhline(cell.value.value, color=INK, linewidth=1.1, label="vanilla")
     chance = cells[0][1].result.chance
     plot.axhline(chance, color=FAINT, linewidth=0.9, linestyle=(0, (1, 3)), label="chance")
-    lines = list(dict.fromkeys(_line(row) for row, _ in pruned))
+    lines = list(dict.fromkeys(line_of(row) for row, _ in pruned))
     spread = 0.012 * max((_tokens(row, axis) for row, _ in pruned), default=1.0)
     spread *= min(1.0, (_ABREAST - 1) / max(1, len(lines) - 1))
     for place, line in enumerate(lines):
-        points = sorted(((row, cell) for row, cell in pruned if _line(row) == line), key=lambda p: _tokens(p[0], axis))
-        # Methods with the same budget would hide each other's intervals; they stand side by side instead.
-        aside = spread * (place - (len(lines) - 1) / 2)
-        placed = [(_tokens(row, axis) + aside, cell) for row, cell in points]
+        points = sorted(
+            ((row, cell) for row, cell in pruned if line_of(row) == line), key=lambda p: _tokens(p[0], axis)
+        )
+        placed = [(_tokens(row, axis), cell) for row, cell in points]
+        # The page finds a method's marks by this name, to hide them.
+        mark = f"line-{list(style).index(line)}-{table.tasks.index(task)}"
         if len(lines) <= MANY:
-            _draw_intervals(plot, placed, style[line])
-        _draw_line(plot, line, placed, style[line])
+            # Methods with the same budget would hide each other's intervals; these stand side by side instead.
+            aside = spread * (place - (len(lines) - 1) / 2)
+            _draw_intervals(plot, [(tokens + aside, cell) for tokens, cell in placed], style[line], f"{mark}-intervals")
+        _draw_line(plot, line, placed, style[line], mark)
     name = table.dimensions.get(task, task)
     plot.set_title(name[:1].upper() + name[1:], loc="left", fontsize=10, color=INK, pad=16)
     about = f"{task}, {cells[0][1].result.metric}, n = {cells[0][1].n}"
@@ -135,14 +155,14 @@ def _tokens(row: Row, axis: str) -> float:
     return row.tokens_kept if axis == "kept" else row.tokens_entering
 
 
-def _draw_intervals(plot: Axes, points: Sequence[tuple[float, Cell]], style: Style) -> None:
+def _draw_intervals(plot: Axes, points: Sequence[tuple[float, Cell]], style: Style, mark: str) -> None:
     x = [tokens for tokens, _ in points]
     low = [cell.value.low for _, cell in points]
     high = [cell.value.high for _, cell in points]
-    plot.vlines(x, low, high, color=style.color, linewidth=0.9, alpha=0.4)
+    plot.vlines(x, low, high, color=style.color, linewidth=0.9, alpha=0.4, gid=mark)
 
 
-def _draw_line(plot: Axes, name: str, points: Sequence[tuple[float, Cell]], style: Style) -> None:
+def _draw_line(plot: Axes, name: str, points: Sequence[tuple[float, Cell]], style: Style, mark: str) -> None:
     plot.plot(
         [tokens for tokens, _ in points],
         [cell.value.value for _, cell in points],
@@ -153,6 +173,7 @@ def _draw_line(plot: Axes, name: str, points: Sequence[tuple[float, Cell]], styl
         markersize=4.5,
         markeredgewidth=1.2 if style.marker in "x+" else 0,
         label=name,
+        gid=mark,
     )
 
 
@@ -177,6 +198,7 @@ def inline_svg(figure: Figure, name: str) -> str:
     text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text, flags=re.S)
     text = re.sub(r' (?:xmlns(?::\w+)?|version)="[^"]*"', "", text)
     text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1)
+    text = re.sub(r'\bid="line-(\d+)-[^"]*"', r'data-line="\1"', text)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(url\(#|xlink:href="#)', rf"\g<1>{name}-", text).replace("xlink:href", "href")
     for color, variable in ((INK, "var(--ink)"), (FAINT, "var(--faint)"), (LINE, "var(--line)")):

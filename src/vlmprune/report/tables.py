@@ -199,10 +199,17 @@ def frames_flops(row: FramesRow) -> tuple[str, str]:
 
 
 def notes(tables: Sequence[Table]) -> list[str]:
-    """What a reader must know beside the figures.
+    """What a reader must know beside the figures: `facts`, and what the flags mean."""
+    cells = list(_cells(tables))
+    used = {sign for cell in cells for sign in flags(cell) + (SIGNIFICANT if cell.significant else "")}
+    return facts(tables) + [f"{sign} {meaning}." for sign, meaning in FLAGS.items() if sign in used]
 
-    The tasks left out of the averages, how the question was read, which rows are means over seeds, what could not be
-    asked, and what the flags mean.
+
+def facts(tables: Sequence[Table]) -> list[str]:
+    """What a reader must know of the runs.
+
+    The tasks left out of the averages, how the question was read, which rows are means over seeds, and what could not
+    be asked.
     """
     said = [
         f"{table.model}: {task} is left out of the averages ({why})."
@@ -212,9 +219,7 @@ def notes(tables: Sequence[Table]) -> list[str]:
     for table in tables:
         sentences = (*table.texts(), *table.seeds(), *table.judges(), *table.gaps(), *table.absent())
         said += [f"{table.model}: {sentence}" for sentence in sentences]
-    cells = list(_cells(tables))
-    used = {sign for cell in cells for sign in flags(cell) + (SIGNIFICANT if cell.significant else "")}
-    return said + [f"{sign} {meaning}." for sign, meaning in FLAGS.items() if sign in used]
+    return said
 
 
 def _cells(tables: Iterable[Table]) -> Iterable[Cell]:
