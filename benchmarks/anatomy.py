@@ -16,10 +16,9 @@ import argparse
 import json
 from pathlib import Path
 
-from held import Held, accuracies
+from held import Held, accuracies, variant
 
 from vlmprune.assets import embedded_names
-from vlmprune.bench.plan import variants_of
 
 KEEPS = (0.222, 0.111)
 PARTS = {
@@ -77,21 +76,16 @@ OUT = Path(__file__).parent / "results" / "anatomy.json"
 def rows() -> list[Held]:
     """Every comparison; those at two budgets with the larger one first."""
     found = [
-        Held(what, named(one, keep), named(other, keep))
+        Held(what, variant(one, keep).text, variant(other, keep).text)
         for what, pairs in PARTS.items()
         for one, other in pairs
         for keep in KEEPS
     ]
-    found += [Held("where, at an equal mean of tokens", named(one), named(other)) for one, other in WHERE]
+    found += [Held("where, at an equal mean of tokens", variant(one).text, variant(other).text) for one, other in WHERE]
     for method in POSITIONS:
-        text = named(method, KEEPS[-1])
+        text = variant(method, KEEPS[-1]).text
         found.append(Held("compact position ids, against original", text, text, "compact", "original"))
     return found
-
-
-def named(text: str, keep: float | None = None) -> str:
-    """As results name it."""
-    return variants_of(text.format(keep=keep), () if keep is None else (keep,))[0].text
 
 
 def main() -> None:

@@ -16,7 +16,9 @@ import torch
 import transformers
 from torch import nn
 
+import vlmprune
 from vlmprune.bench.load import machine
+from vlmprune.bench.plan import split_methods
 from vlmprune.bench.store import write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -64,6 +66,11 @@ def parser(doc: str | None, out: str, repeats: int | None) -> argparse.ArgumentP
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: cpu, on one thread)")
     made.add_argument("--out", type=Path, default=RESULTS / out, help=f"file of the figures (default: {out})")
     return made
+
+
+def methods_of(text: str) -> list[str]:
+    """What `--methods` names: separated by commas, or all."""
+    return list(vlmprune.METHODS) if text == "all" else list(split_methods(text))
 
 
 class Figures:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from beside import Figures, noise, parser, timed, turns
+from beside import Figures, methods_of, noise, parser, timed, turns
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = made.parse_args(arguments)
     figures = Figures(asked)
     given = random(asked.random, asked.device) if asked.random else embedded(asked.model, asked.device)
-    methods = list(vlmprune.METHODS) if asked.methods == "all" else asked.methods.split(",")
+    methods = methods_of(asked.methods)
     measure(Decoding(*given, asked.steps, asked.device), methods, asked.keep, asked.repeats, figures)
 
 

@@ -24,12 +24,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from held import Held, accuracies, named, rounded
+from held import Held, accuracies, named, rounded, variant
 from torch import Tensor
 
 import vlmprune
 from vlmprune.assets import embedded_names
-from vlmprune.bench.plan import Variant, variants_of
 from vlmprune.bench.protocol import Asker, protocol_for
 from vlmprune.bench.questions import Questions
 from vlmprune.tasks import get_task, learnt_tasks
@@ -57,20 +56,16 @@ def rows() -> list[Held]:
     """Every comparison at every budget, the larger one first."""
     found = []
     for keep in KEEPS:
-        fused = [(what, the_variant(text, keep)) for what, texts in FUSED.items() for text in texts]
-        for what, variant in fused:
-            plain = variant.unfused
+        fused = [(what, variant(text, keep)) for what, texts in FUSED.items() for text in texts]
+        for what, fusing in fused:
+            plain = fusing.unfused
             if plain is None:
-                raise SystemExit(f"{variant.text} does not fuse.")
-            found.append(Held(what, variant.text, plain.text))
-        whole = the_variant(WHOLE, keep).text
-        parts = ((what, the_variant(text, keep).text) for what, text in PARTS.items())
+                raise SystemExit(f"{fusing.text} does not fuse.")
+            found.append(Held(what, fusing.text, plain.text))
+        whole = variant(WHOLE, keep).text
+        parts = ((what, variant(text, keep).text) for what, text in PARTS.items())
         found += [Held(what, part, whole) for what, part in parts]
     return found
-
-
-def the_variant(text: str, keep: float) -> Variant:
-    return variants_of(text.format(keep=keep), ())[0]
 
 
 # ---------------------------------------------------------------- distance of the last logits

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from vlmprune.assets import embedded_names
 from vlmprune.bench.compare import build_tables
 from vlmprune.bench.drawn import units_of_rows
-from vlmprune.bench.plan import Plan
+from vlmprune.bench.plan import Plan, Variant, variants_of
 from vlmprune.bench.runner import run_bench
 from vlmprune.bench.stats import mean_difference
 from vlmprune.bench.table import Table
@@ -28,6 +28,11 @@ class Held(NamedTuple):
     def sides(self) -> tuple[tuple[str, str | None], tuple[str, str | None]]:
         """Both, as rows of a table are named."""
         return (self.recipe, self.positions), (self.against, self.against_positions)
+
+
+def variant(text: str, keep: float | None = None) -> Variant:
+    """A recipe at a budget, for which it may have a place, `{keep}`; without one, a recipe that has its own."""
+    return variants_of(text.format(keep=keep), () if keep is None else (keep,))[0]
 
 
 def named(held: Iterable[Held]) -> list[tuple[str, str | None]]:

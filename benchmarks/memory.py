@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from beside import Figures, parser
+from beside import Figures, methods_of, parser
 
 import vlmprune
 from vlmprune.bench.random_inputs import random_inputs, usual_visual
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     inputs = random_inputs(model, asked.visual_tokens or usual_visual(model), batch=1)
     peak, kv = used(model, inputs, None)
     figures.add(method="(unpruned)", keep=1.0, peak_mb=peak / 2**20, kv_mb=kv / 2**20, peak=1.0, kv=1.0)
-    methods = list(vlmprune.METHODS) if asked.methods == "all" else asked.methods.split(",")
+    methods = methods_of(asked.methods)
     for keep in map(float, asked.keep.split(",")):
         for method in methods:
             try:

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from beside import Figures, clock, noise, parser, timed, turns
+from beside import Figures, clock, methods_of, noise, parser, timed, turns
 from torch import Tensor, nn
 
 import vlmprune
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument("--visual-tokens", type=int, help="of the picture (default: that of a usual picture)")
     asked = made.parse_args(arguments)
     figures = Figures(asked)
-    methods = list(vlmprune.METHODS) if asked.methods == "all" else asked.methods.split(",")
+    methods = methods_of(asked.methods)
     keeps = [float(keep) for keep in asked.keep.split(",")]
     measure(Subject(asked.model, asked.device, asked.visual_tokens), methods, keeps, asked.repeats, figures)
 

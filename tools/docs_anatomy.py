@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from docs_methods import anchors
-from docs_text import table
+from docs_text import change, table
 
 import vlmprune
 
@@ -76,10 +76,13 @@ PARTS = {
 
 
 def parts() -> str:
-    """A row for every method."""
-    if PARTS.keys() != set(vlmprune.METHODS):
-        raise SystemExit(f"PARTS in docs_anatomy.py must name every method: {PARTS.keys() ^ vlmprune.METHODS.keys()}")
-    rows = [[f"[`{name}`](methods.md#{anchors()[name]})", _where(name), *PARTS[name]] for name in vlmprune.METHODS]
+    """A row for every method; dashes for one whose parts nobody has looked at yet."""
+    if gone := PARTS.keys() - vlmprune.METHODS.keys():
+        raise SystemExit(f"PARTS in docs_anatomy.py names methods that there are not: {', '.join(sorted(gone))}")
+    rows = [
+        [f"[`{name}`](methods.md#{anchors()[name]})", _where(name), *PARTS.get(name, ("–", "–", "–"))]
+        for name in vlmprune.METHODS
+    ]
     return table(("method", "where", "scored", "chosen", "the others"), rows)
 
 
@@ -123,6 +126,6 @@ def _side(row: dict[str, Any], which: str) -> str:
 def _figures(row: dict[str, Any] | None) -> tuple[str, str]:
     if row is None:
         return "–", "–"
-    value, low, high = row["change"]
-    change = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
-    return f"{row['mean']:.1f}", f"**{change}**" if low > 0 or high < 0 else change
+    _, low, high = row["change"]
+    words = change(row["change"])
+    return f"{row['mean']:.1f}", f"**{words}**" if low > 0 or high < 0 else words

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from docs_text import table
+from docs_text import change, table
 
 FIGURES = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "fusion.json"
 HEAD = ("model", "what varies", "recipe", "held against")
@@ -28,7 +28,8 @@ def _accuracy(models: dict[str, Any], questions: int) -> list[str]:
     whole = ", ".join(f"{of['vanilla']:.1f} on `{name}`" for name, of in models.items())
     rows = [(name, row) for name, of in models.items() for row in of["rows"]]
     cells = [
-        [*_named(name, row), f"{row['mean']:.1f}", f"{row['against_mean']:.1f}", _change(row)] for name, row in rows
+        [*_named(name, row), f"{row['mean']:.1f}", f"{row['against_mean']:.1f}", change(row["change"])]
+        for name, row in rows
     ]
     about = f"Accuracy: the mean over the tasks, {questions} questions of each; unpruned {whole}. {_sides(rows)}"
     return [about, table((*HEAD, "accuracy", "of the other", "change, points"), cells)]
@@ -37,7 +38,13 @@ def _accuracy(models: dict[str, Any], questions: int) -> list[str]:
 def _distance(models: dict[str, Any]) -> list[str]:
     rows = [(name, row) for name, of in models.items() for row in of]
     cells = [
-        [*_named(name, row), f"{row['mean']:.2f}", f"{row['against_mean']:.2f}", _change(row, " %"), _nearer(row)]
+        [
+            *_named(name, row),
+            f"{row['mean']:.2f}",
+            f"{row['against_mean']:.2f}",
+            change(row["change"], " %"),
+            _nearer(row),
+        ]
         for name, row in rows
     ]
     about = f"Distance of the last logits to the unpruned model's; a fall is nearer. {_sides(rows)}"
@@ -46,11 +53,6 @@ def _distance(models: dict[str, Any]) -> list[str]:
 
 def _named(model: str, row: dict[str, Any]) -> list[str]:
     return [f"`{model}`", row["what"], f"`{row['recipe']}`", f"`{row['against']}`"]
-
-
-def _change(row: dict[str, Any], unit: str = "") -> str:
-    value, low, high = row["change"]
-    return f"{value:+.1f}{unit} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
 
 
 def _nearer(row: dict[str, Any]) -> str:

@@ -122,7 +122,12 @@ class NamesParts(Method, ABC):
         """The kept tokens (indices into the view) by the name of their kind, a plural; one of two kinds counts once."""
 
     def select(self, view: ImageView) -> Tensor:
-        return torch.unique(torch.cat([*self.named(view).values()]))
+        return all_kinds(self.named(view))
+
+
+def all_kinds(parts: Mapping[str, Tensor]) -> Tensor:
+    """The tokens of all kinds, in increasing order, each once."""
+    return torch.unique(torch.cat([*parts.values()]))
 
 
 class Observes(Method, ABC):

@@ -19,7 +19,7 @@ from vlmprune.core.fusion import layers_before
 from vlmprune.core.method import Method, PixelMethod
 from vlmprune.core.plan import acts_of
 from vlmprune.core.recipe import Recipe
-from vlmprune.core.roles import Fusing, NamesParts, Observes, OrdersParts, changes_encoding
+from vlmprune.core.roles import Fusing, NamesParts, Observes, OrdersParts, all_kinds, changes_encoding
 from vlmprune.core.view import ImageView, Merged, ModelInfo, Selection, frames_of
 from vlmprune.models.base import Adapter
 from vlmprune.runtime.flow import Prompt, PromptImage
@@ -358,7 +358,7 @@ def _checked(view: ImageView) -> Choice:
     method, parts = view.act.method, dict[str, Tensor]()
     if isinstance(method, NamesParts):
         parts = dict(method.named(view))
-        chosen: Selection = torch.unique(torch.cat([*parts.values()]))
+        chosen: Selection = all_kinds(parts)
     else:
         chosen = method.select(view)
     if isinstance(chosen, Merged):
