@@ -159,7 +159,7 @@ def test_eager_equals_sdpa(family: str, name: str) -> None:
     assert largest(results[0][1], results[1][1]) < TOLERANCE
 
 
-@dropping
+@cases(DROPPING, "sampling")
 def test_beams_score_as_the_oracle_says(family: str, name: str) -> None:
     model, inputs = built(family), inputs_of(family, RAGGED)
     with vlmprune.prune(model, DROPPING[name]) as session:
@@ -176,7 +176,7 @@ def test_beams_score_as_the_oracle_says(family: str, name: str) -> None:
     assert largest(chosen, out.sequences_scores) < 10 * TOLERANCE  # a sum over steps
 
 
-@dropping
+@cases(DROPPING, "sampling")
 def test_sampling_and_several_answers(family: str, name: str) -> None:
     model, inputs = built(family), inputs_of(family, [[0, 1]])
     torch.manual_seed(3)

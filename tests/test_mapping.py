@@ -88,8 +88,9 @@ def brightness_tower(family: str) -> Any:
     for name, weight in model.named_parameters():
         if in_text_model(name):
             continue
-        weight.data.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
-        if "patch_embed" in name and (weight.dim() > 3 or name.endswith("input_proj.weight")):
+        norm = "norm" in name or "ln_" in name
+        weight.data.fill_(1.0 if norm and name.endswith("weight") else 0.0)
+        if "patch_" in name and (weight.dim() > 3 or name.endswith(("input_proj.weight", "patch_embedding.weight"))):
             weight.data[0] = bright / weight[0].numel()
             weight.data[1] = -weight.data[0]  # a mean of zero passes LayerNorm
         elif name.endswith(("class_embedding", "cls_token")):

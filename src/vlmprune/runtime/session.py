@@ -28,6 +28,7 @@ from vlmprune.runtime.flow import Prompt, PromptImage
 from vlmprune.runtime.growing import place_new_images
 from vlmprune.runtime.head import Head, can_generate
 from vlmprune.runtime.prefill import SharedPrefill, untouched
+from vlmprune.runtime.repeated import check_encoded, check_order
 from vlmprune.runtime.select import check_budgets
 from vlmprune.runtime.text import Call, TextHooks
 from vlmprune.runtime.vision import (
@@ -326,13 +327,15 @@ class Session:
         if isinstance(mask, Tensor) and mask.ndim == 2:  # the model may hand the text model another one
             call.mask = mask
         encoded = {name: out for name, out in (given.get("mm_encoder_outputs") or {}).items() if out is not None}
+        check_encoded(self.adapter.family, encoded)
         pictures = {name for name, pixels in self.adapter.pixels.items() if given.get(pixels) is not None}
         begins = call.cache is None or (state_of(call.cache) is None and not bool(call.cache.get_seq_length()))
         if encoded or pictures or begins:
             self._text.reports.last = RunReport()
         if (encoded or pictures) and not begins and not self.adapter.images_behind_caches:
             raise UserError(
-                f"{self.adapter.family} does not say how an image behind a cache sees itself: begin with a new cache."
+                f"What an image of {self.adapter.family} sees depends on whether it stands behind a cache: begin with a "
+                "new cache."
             )
         if encoded or pictures:
             masks, blocks = self._placeholders(ids, embeds), self.adapter.blocks({**given, "cache": call.cache})
@@ -384,13 +387,7 @@ class Session:
         call: Call,
     ) -> Prompt:
         records = dict(call.records)
-        for modality, output in encoded.items():
-            record = getattr(output, "vlmprune_record", None)
-            if record is None:
-                raise UserError(
-                    "These images were encoded elsewhere: pass pixel_values, or use vlmprune.encode_images."
-                )
-            records[modality] = record
+        records |= {modality: output.vlmprune_record for modality, output in encoded.items()}
         if unseen := sorted(pictures - {*records}):
             self._text.expected.surprise(f"The model encoded its {unseen[0]}s by another way than its get_*_features")
         wanted = own_encoding(self.recipe)
@@ -401,12 +398,17 @@ class Session:
         copies = self._copies(masks, records)
         for modality, record in records.items():
             mask, following = masks[modality], iter(record.images)
+            number = {id(image): place for place, image in enumerate(record.images)}
             taken: list[Any] = []
+            repeated: list[int] = []
             for row, count in enumerate(mask.sum(1).tolist()):
                 if row % copies == 0:  # beams repeat a sample's row, not its images
                     taken = _take(following, count)
+                repeated += [number[id(image)] for image in taken]
                 columns = mask[row].nonzero().squeeze(1).split([image.count for image in taken])
                 rows[row] += self._images(taken, columns, None if names is None else names[row])
+            if copies > 1:
+                check_order(self.adapter.family, modality, encoded.get(modality), record.pieces, repeated)
         if len(records) > 1:  # those of one kind stand in order
             for row_images in rows:
                 row_images.sort(key=lambda image: int(image.columns[0]))

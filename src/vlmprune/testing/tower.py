@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.testing.family import Family
-from vlmprune.testing.images import Arguments, Place, places_of
+from vlmprune.testing.images import Arguments, Place, crop_patches, grid_of, places_of
 from vlmprune.testing.weights import PATCH
 
 
@@ -115,14 +115,12 @@ def _recording(layers: dict[nn.Module, Layer]) -> Iterator[None]:
 def tower_order(family: Family, seed: int) -> list[Place]:
     """The patches of an image as they stand in the tower, CLS tokens left out."""
     arguments = family.image(seed)[0]
-    grid = next((arguments[key] for key in ("image_grid_thw", "video_grid_thw") if key in arguments), None)
     if (places := places_of(arguments)) is not None:
         return [(tile, row, col) for tile, rows in enumerate(places.tolist()) for col, row in rows if row >= 0]
-    if grid is None:
-        pixels = arguments["pixel_values" if "pixel_values" in arguments else "pixel_values_videos"]
-        tiles, side = pixels.numel() // pixels.shape[-3:].numel(), pixels.shape[-1] // PATCH
-        return [(tile, row, col) for tile in range(tiles) for row in range(side) for col in range(side)]
-    frames, rows, cols = grid[0].tolist()
+    grid, pixels = grid_of(arguments), next(value for name, value in arguments.items() if name.startswith("pixel"))
+    if grid is None or pixels.dim() > 2:
+        return crop_patches(arguments)
+    frames, rows, cols = grid
     window = family.window or rows + cols  # in slots, on each side
     return [
         (frame, 2 * row + i, 2 * col + j)
