@@ -179,7 +179,7 @@ TOGETHER = {name for name in COUNTED if "video" in FAMILIES[name].modalities and
 @torch.no_grad()
 @pytest.mark.parametrize("family", [name for name in COUNTED if name not in TOGETHER])
 def test_slots_tell_what_the_tower_saw(family: str) -> None:
-    """A video of Qwen's or GLM's does not tell its frames, and some of OneVision's canvases have as many slots as others."""
+    """A video of those does not tell its frames, and some of OneVision's canvases have as many slots as others."""
     for seed in (0, 2) if family.startswith("llava_onevision") else range(4):
         shape, encoded, slots, *_ = counted(family, seed)
         assert from_slots(shape, slots) == encoded, seed

@@ -92,6 +92,9 @@ def whole_images(family: str, method: Method, inputs: dict[str, Tensor]) -> list
 
 def frames_of(family: str, seed: int) -> list[int]:
     """The tile or frame of each slot; one without a patch goes with the next slot that has one, or the last."""
+    if views := FAMILIES[family].kind.views:  # of the whole image and of its crops, which several tiles make
+        grid, cells = views(seed)
+        return [cell // (grid.rows * grid.cols) for cell in cells]
     frames: list[int] = []
     for slot in reversed(FAMILIES[family].patches(seed)):
         frames.append(slot[0][0] if slot else frames[-1] if frames else -1)

@@ -334,8 +334,8 @@ class Session:
             self._text.reports.last = RunReport()
         if (encoded or pictures) and not begins and not self.adapter.images_behind_caches:
             raise UserError(
-                f"What an image of {self.adapter.family} sees depends on whether it stands behind a cache: begin with a "
-                "new cache."
+                f"What an image of {self.adapter.family} sees depends on whether it stands behind a cache: begin with "
+                "a new cache."
             )
         if encoded or pictures:
             masks, blocks = self._placeholders(ids, embeds), self.adapter.blocks({**given, "cache": call.cache})
