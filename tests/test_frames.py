@@ -286,10 +286,13 @@ def test_merged_tokens_stand_where_their_frame_stands(family: str, seed: int) ->
     new: dict[int, list[tuple[int, Tensor]]] = {}
     kinds: list[tuple[int, int]] = []  # by which tiles on a canvas are put together: its kind, and its place
     for slots, made in framewise(family, seed, method, view, keep):
-        first = max(run[0] for run in runs if run[0] <= int(columns[slots[0]]))
+        starts = [run[0] for run in runs]
+        first = max(start for start in starts if start <= int(columns[slots[0]]))
         rows = inner.multi_modal_projector(made.features) if FAMILIES[family].tower_rows else made.features
         for row, anchor in zip(rows, made.anchors.tolist(), strict=True):
-            new.setdefault(first, []).append((int(columns[slots[anchor]]) if anchor >= 0 else first, row))
+            column = int(columns[slots[anchor]]) if anchor >= 0 else first
+            begin = max(start for start in starts if start <= column)  # text stands between the rows of Mistral 3
+            new.setdefault(begin, []).append((column, row))
         count, last = len(rows), len(rows) - round(10 / 64 * len(rows))
         dominant = [(1, int(slots[anchor])) for anchor in made.anchors[1:last].tolist()]
         kinds += [(0, 0)] * count if int(slots[0]) == 0 else [(2, 0), *dominant, *[(3, 0)] * (count - last)]
