@@ -11,12 +11,15 @@ from vlmprune.core.shape import Shape
 def shape_of(config: Any) -> Shape | None:
     """The shape of a model from its transformers configuration; None where operations are not counted.
 
-    That is so for a model type that no adapter is for, and for those of `UNCOUNTED`.
+    That is so for a model type that no adapter is for, for those of `UNCOUNTED`, and for a decoder that makes keys and
+    values from one latent vector per token.
     """
     tower = TOWERS.get(config.model_type)
     if tower is None:
         return None
     text = config.get_text_config()
+    if getattr(text, "kv_lora_rank", None):
+        return None
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     recurrent = _recurrent(text)
     return Shape(
