@@ -10,6 +10,7 @@ from vlmprune.core.method import Method, PixelMethod
 from vlmprune.core.plan import acts_of
 from vlmprune.core.roles import Fusing
 from vlmprune.core.view import Grid, ModelInfo
+from vlmprune.models import adapter_for
 from vlmprune.testing import FAMILIES
 
 METHODS = [name for name in vlmprune.METHODS if not issubclass(vlmprune.METHODS[name], PixelMethod)]
@@ -43,7 +44,19 @@ def _refuses(method: Method) -> bool:
     return False
 
 
+def _cuts_late(method: Method, key: str) -> bool:
+    """Whether it acts behind the last layer before which the family's tokens may be cut."""
+    last = FAMILIES[key].cut_up_to
+    if last is None:
+        return False
+    acts = acts_of(method, 0.3, adapter_for(FAMILIES[key].build("sdpa")).info)
+    return any(act.layer is not None and act.layer > last for act in acts)
+
+
 # Methods that read attention where recurrent layers have none.
-REFUSED = [
+UNREADABLE = [
     (name, key) for key, family in FAMILIES.items() if family.recurrent for name in METHODS if _refuses(cutting(name))
 ]
+# Methods that cut where later layers have stored keys to be read by others.
+TOO_LATE = [(name, key) for key in FAMILIES for name in METHODS if _cuts_late(cutting(name), key)]
+REFUSED = [*UNREADABLE, *TOO_LATE]

@@ -159,7 +159,7 @@ def test_eager_equals_sdpa(family: str, name: str) -> None:
     assert largest(results[0][1], results[1][1]) < TOLERANCE
 
 
-@dropping
+@cases(DROPPING, "sampling")
 def test_beams_score_as_the_oracle_says(family: str, name: str) -> None:
     model, inputs = built(family), inputs_of(family, RAGGED)
     with vlmprune.prune(model, DROPPING[name]) as session:
@@ -176,7 +176,7 @@ def test_beams_score_as_the_oracle_says(family: str, name: str) -> None:
     assert largest(chosen, out.sequences_scores) < 10 * TOLERANCE  # a sum over steps
 
 
-@dropping
+@cases(DROPPING, "sampling")
 def test_sampling_and_several_answers(family: str, name: str) -> None:
     model, inputs = built(family), inputs_of(family, [[0, 1]])
     torch.manual_seed(3)
@@ -267,7 +267,7 @@ def test_new_image_in_the_second_turn(family: str, name: str) -> None:
     assert largest(logits, expected) < TOLERANCE
 
 
-@methods
+@cases(SPECS, "hand loop")
 def test_loop_written_by_hand(family: str, name: str) -> None:
     """No position ids, no mask: the model counts by the cache, which must answer with the logical length."""
     model, inputs = built(family), inputs_of(family, [[0, 1]])
@@ -280,7 +280,7 @@ def test_loop_written_by_hand(family: str, name: str) -> None:
             out = model(input_ids=tokens[:, step : step + 1], **behind(cache_of(out)))
 
 
-@families
+@pytest.mark.parametrize("family", [name for name in FAMILIES if "hand loop" not in FAMILIES[name].lacks])
 def test_a_mask_without_padding_changes_nothing(family: str) -> None:
     model, inputs = built(family), inputs_of(family, [[0, 1]])
     bare = {key: value for key, value in inputs.items() if key != "attention_mask"}

@@ -92,6 +92,9 @@ def whole_images(family: str, method: Method, inputs: dict[str, Tensor]) -> list
 
 def frames_of(family: str, seed: int) -> list[int]:
     """The tile or frame of each slot; one without a patch goes with the next slot that has one, or the last."""
+    if views := FAMILIES[family].kind.views:  # of the whole image and of its crops, which several tiles make
+        grid, cells = views(seed)
+        return [cell // (grid.rows * grid.cols) for cell in cells]
     frames: list[int] = []
     for slot in reversed(FAMILIES[family].patches(seed)):
         frames.append(slot[0][0] if slot else frames[-1] if frames else -1)
@@ -283,10 +286,13 @@ def test_merged_tokens_stand_where_their_frame_stands(family: str, seed: int) ->
     new: dict[int, list[tuple[int, Tensor]]] = {}
     kinds: list[tuple[int, int]] = []  # by which tiles on a canvas are put together: its kind, and its place
     for slots, made in framewise(family, seed, method, view, keep):
-        first = max(run[0] for run in runs if run[0] <= int(columns[slots[0]]))
+        starts = [run[0] for run in runs]
+        first = max(start for start in starts if start <= int(columns[slots[0]]))
         rows = inner.multi_modal_projector(made.features) if FAMILIES[family].tower_rows else made.features
         for row, anchor in zip(rows, made.anchors.tolist(), strict=True):
-            new.setdefault(first, []).append((int(columns[slots[anchor]]) if anchor >= 0 else first, row))
+            column = int(columns[slots[anchor]]) if anchor >= 0 else first
+            begin = max(start for start in starts if start <= column)  # text stands between the rows of Mistral 3
+            new.setdefault(begin, []).append((column, row))
         count, last = len(rows), len(rows) - round(10 / 64 * len(rows))
         dominant = [(1, int(slots[anchor])) for anchor in made.anchors[1:last].tolist()]
         kinds += [(0, 0)] * count if int(slots[0]) == 0 else [(2, 0), *dominant, *[(3, 0)] * (count - last)]
@@ -301,9 +307,8 @@ def test_merged_tokens_stand_where_their_frame_stands(family: str, seed: int) ->
     order = [column for column, _ in tokens]
     given: dict[str, Any] = {"position_ids": torch.tensor([order])}
     if hasattr(inner, "get_rope_index"):
-        known = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids", "attention_mask")
-        grids = {key: inputs[key] for key in known if key in inputs}
-        given["position_ids"] = inner.get_rope_index(inputs["input_ids"], **grids)[0][:, :, order]
+        known = {"attention_mask": inputs["attention_mask"], **adapter_for(model).position_inputs(inputs)}
+        given["position_ids"] = inner.get_rope_index(inputs["input_ids"], **known)[0][:, :, order]
     elif method.positions(info) == "compact":
         given["position_ids"] = torch.arange(len(order))[None]
     text = inner.text_model if hasattr(inner, "text_model") else inner.language_model

@@ -88,13 +88,14 @@ def brightness_tower(family: str) -> Any:
     for name, weight in model.named_parameters():
         if in_text_model(name):
             continue
-        weight.data.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
-        if weight.dim() > 3 and "patch_embed" in name:
+        norm = "norm" in name or "ln_" in name
+        weight.data.fill_(1.0 if norm and name.endswith("weight") else 0.0)
+        if "patch_" in name and (weight.dim() > 3 or name.endswith(("input_proj.weight", "patch_embedding.weight"))):
             weight.data[0] = bright / weight[0].numel()
             weight.data[1] = -weight.data[0]  # a mean of zero passes LayerNorm
         elif name.endswith(("class_embedding", "cls_token")):
             weight.data[..., 0], weight.data[..., 1] = 100 * bright, -100 * bright
-        elif name.endswith(("q_proj.weight", "k_proj.weight")):
+        elif name.removesuffix(".weight").removesuffix(".linear").endswith(("q_proj", "k_proj", "attn.q", "attn.k")):
             weight.data[1::8, 0] = 1 / (100 * bright)  # the second of each head's 8 channels, which rotates slowly
         elif name.endswith("qkv.weight"):
             weight.data[1:64:8, 0] = 1 / (100 * bright)

@@ -22,7 +22,7 @@ from harness import (
     oracle,
     policies,
 )
-from harness_methods import METHODS, REFUSED, cutting, left
+from harness_methods import METHODS, REFUSED, TOO_LATE, UNREADABLE, cutting, left
 
 import vlmprune
 from vlmprune.core.recipe import format_method
@@ -71,7 +71,13 @@ def test_every_method_on_every_family(name: str, family: str) -> None:
         assert largest(logits, expected) < TOLERANCE
 
 
-@pytest.mark.parametrize(("name", "family"), REFUSED)
+@pytest.mark.parametrize(("name", "family"), UNREADABLE)
 def test_a_method_that_cannot_read_a_family_says_so(name: str, family: str) -> None:
     with pytest.raises(vlmprune.UserError, match="and some here have none"):
+        vlmprune.prune(built(family), f"{name}:{KEEP}")
+
+
+@pytest.mark.parametrize(("name", "family"), TOO_LATE)
+def test_a_method_that_cuts_too_late_for_a_family_says_so(name: str, family: str) -> None:
+    with pytest.raises(vlmprune.UserError, match=r"so tokens can be cut .* before layers 1 to 2, not before layer \d"):
         vlmprune.prune(built(family), f"{name}:{KEEP}")

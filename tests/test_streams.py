@@ -23,10 +23,13 @@ from vlmprune.testing.qwen import video
 Inputs = dict[str, Tensor]
 SPECS = {"before": "divprune:0.4", "inside": "fastv@2:0.4", "both": "divprune:0.7/frame > fastv@2:0.5"}
 PIXELS, GRID = "pixel_values_videos", "video_grid_thw"
+PLACES, FRAMES = "video_position_ids", "num_frames_per_video"
 QUESTION = [21, 22, 23, 24]
 LONG = {0: (8, 4, 4), 1: (6, 6, 4), 2: (2, 4, 4)}  # text behind the first has smaller ids than its last frames
 MANY = {0: (24, 2, 4), 1: (20, 4, 2), 2: (24, 2, 4)}  # likewise where frames count by one
-STREAMS: dict[str, Family] = {key: FAMILIES[key] for key in FAMILIES if key.endswith(" video")}
+STREAMS: dict[str, Family] = {
+    key: family for key, family in FAMILIES.items() if key.endswith(" video") and "new image" not in family.lacks
+}
 STREAMS |= {
     "qwen2_5_vl long": replace(FAMILIES["qwen2_5_vl video"], kind=video(seconds=True, grid_of=LONG.__getitem__)),
     "qwen2_vl long": replace(FAMILIES["qwen2_vl video"], kind=video(grid_of=MANY.__getitem__)),
@@ -48,11 +51,18 @@ def side_by_side(parts: list[Inputs]) -> Inputs:
     return {key: torch.cat([part[key] for part in parts], dim=1) for key in parts[0]}
 
 
+def rows_of(turn: Inputs) -> list[int] | int:
+    """How many rows of the pixels each video of a turn has: patches (Qwen), frames (Gemma 4), or one."""
+    if GRID in turn:
+        return [int(count) for count in turn[GRID].prod(1)]
+    return [int(count) for count in turn[FRAMES]] if FRAMES in turn else 1
+
+
 def by_row(turns: list[Inputs], rows: int) -> Inputs:
     """The videos of several turns, one of each row in each, in the order in which one prompt would hold them."""
     found = {}
     for name in turns[0]:
-        counts = [turn["video_grid_thw"].prod(1).tolist() if name == PIXELS and GRID in turn else 1 for turn in turns]
+        counts = [rows_of(turn) if name in (PIXELS, PLACES) else 1 for turn in turns]
         pieces = [turn[name].split(count) for turn, count in zip(turns, counts, strict=True)]
         found[name] = torch.cat([turn[row] for row in range(rows) for turn in pieces])
     return found

@@ -17,7 +17,7 @@ from vlmprune.models import adapter_for
 from vlmprune.runtime.oracle import is_recurrent
 from vlmprune.testing import FAMILIES, alone, image_numbers, prompt
 from vlmprune.testing.families import declared
-from vlmprune.testing.images import paint
+from vlmprune.testing.images import crop_patches, paint
 from vlmprune.testing.tower import features, in_text_model
 
 
@@ -50,20 +50,21 @@ def without_attention(model: Any) -> Any:
     """A copy whose tower lets no patch see another."""
     model, silenced = copy.deepcopy(model), 0
     for name, parameter in model.named_parameters():
-        if not in_text_model(name) and any(key in name for key in ("attn.out_proj", "attn.proj", "projection_layer")):
+        if not in_text_model(name) and any(
+            key in name for key in ("attn.out_proj", "attn.o_proj", "attn.proj", "attention.o_proj", "projection_layer")
+        ):
             parameter.data.zero_()
             silenced += 1
-    assert silenced >= 4
+    assert silenced >= len(adapter_for(model).encoder_layers())
     return model
 
 
 def places(patches: list[list[tuple[int, int, int]]], arguments: dict[str, Tensor]) -> list[tuple[int, int, int]]:
     """Every patch of the image, also those that no slot has."""
     pixels = next(value for key, value in arguments.items() if key.startswith("pixel_values"))
-    if pixels.dim() == 2:
+    if pixels.dim() <= 3:  # rows of patches
         return sorted(place for slot in patches for place in slot)
-    tiles, side = pixels.view(-1, *pixels.shape[-3:]).shape[0], pixels.shape[-1] // 4
-    return [(tile, row, col) for tile in range(tiles) for row in range(side) for col in range(side)]
+    return crop_patches(arguments)
 
 
 @families
@@ -143,6 +144,6 @@ def test_families_are_found_by_the_files_of_a_folder(tmp_path: Path, monkeypatch
 
 def test_what_a_family_lacks_is_a_mode_of_the_tests() -> None:
     with pytest.raises(
-        UserError, match=r"^llava: lacks='static' must be one of 'by hand', 'downsample', 'static cache'"
+        UserError, match=r"^llava: lacks='static' must be one of 'by hand', 'downsample', 'sampling', 'static cache'"
     ):
         replace(FAMILIES["llava"], lacks={"static": "it does not"})

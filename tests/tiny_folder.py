@@ -21,6 +21,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextProcessor,
     LlavaProcessor,
+    PaddleOCRVLProcessor,
     PaliGemmaProcessor,
     PreTrainedTokenizerFast,
     ProcessorMixin,
@@ -28,10 +29,12 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import PaddleOCRVLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
@@ -173,12 +176,18 @@ def _idefics3() -> ProcessorMixin:
     return Idefics3Processor(images, _family_tokenizer(), image_seq_len=9, chat_template=TEMPLATE)
 
 
+def _paddleocr_vl() -> ProcessorMixin:
+    images = PaddleOCRVLImageProcessorPil(patch_size=4, merge_size=2, size={"shortest_edge": 768, "longest_edge": 1536})
+    return PaddleOCRVLProcessor(images, _family_tokenizer(), chat_template=TEMPLATE)
+
+
 PROCESSORS: dict[str, Callable[[], ProcessorMixin]] = {
     "llava": _llava,
     "llava_next": _llava_next,
     "gemma3": _gemma3,
     "paligemma": _paligemma,
     "idefics3": _idefics3,
+    "paddleocr_vl": _paddleocr_vl,
 }
 QWEN_TEMPLATE = TEMPLATE.replace("<image> ", "<img><image></img>").replace("<video> ", "<img><video></img>")
 # Processors that name a video processor cannot be built without torchvision: their files, as checkpoints have them.
@@ -186,6 +195,10 @@ FILES: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "qwen": (
         lambda: Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, size={"shortest_edge": 768, "longest_edge": 1536}),
         {}, QWEN_TEMPLATE,
+    ),
+    "glm": (  # its sizes count the pixels of both frames behind a patch
+        lambda: Glm4vImageProcessorPil(patch_size=4, merge_size=2, size={"shortest_edge": 1536, "longest_edge": 3072}),
+        {}, TEMPLATE,
     ),
     "internvl": (
         lambda: GotOcr2ImageProcessorPil(size={"height": 24, "width": 24}, crop_to_patches=True, max_patches=4),
@@ -218,7 +231,7 @@ def save_family(family: str, folder: Path) -> Path:
     if family in PROCESSORS:
         PROCESSORS[family]().save_pretrained(folder)
         return folder
-    images, settings, template = FILES[family.split("2")[0].split("3")[0]]
+    images, settings, template = FILES[family.split("2")[0].split("3")[0].split("4")[0]]
     images().save_pretrained(folder)
     tokens = {"image_token": "<image>", "video_token": "<video>"}
     if family == "internvl":

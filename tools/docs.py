@@ -322,6 +322,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "works-modes": made_by("docs_models", "proofs", "modes"),
     "works-backends": made_by("docs_models", "proofs", "backends"),
     "works-generic": made_by("docs_models", "generic"),
+    "surveyed-proved": made_by("docs_models", "surveyed_proved"),
+    "surveyed-refused": made_by("docs_models", "surveyed_refused"),
     "gemma3": made_by("docs_models", "whole_family", "gemma3"),
     "example": example,
     "results": results_summary,

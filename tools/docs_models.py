@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from docs_claims import CLAIMS, FAILING, GENERIC, INAPPLICABLE, READ, REFUSED, UNTESTED, Claim
-from docs_text import table
+from docs_text import plain, table
 
 from vlmprune.models import FAMILIES, adapter_for, summary
+from vlmprune.models import surveyed as survey
 from vlmprune.models.base import Adapter
 from vlmprune.runtime.oracle import is_recurrent
 from vlmprune.testing import FAMILIES as TINY
@@ -145,11 +146,38 @@ def generic() -> str:
     for key in tested[0]:
         if all(key in others for others in tested):
             name, _, modality = key.partition(" ")
+            if name in FAMILIES:  # its own adapter's tests say more
+                continue
             shown = f"`{name}`", MODALITIES.get(modality, MODALITIES[""])
             rows.setdefault(shown, [*shown, "run" if key in read else "refused" if key in refused else "untested"])
     tests = ", ".join(f"`tests/{test.replace('.', '.py::')}`" for test in (*GENERIC, READ, REFUSED))
     head = ["model_type", "tested with", "methods that read the encoder"]
     return f"{table(head, list(rows.values()))}\n\nProved by {tests}."
+
+
+def surveyed_proved() -> str:
+    """Types without an adapter on whose tiny model the oracle was asked."""
+    words = {survey.PROVED: "proved", survey.PARTLY: "refused: "}
+    rows = [
+        [f"`{name}`", "proved", words[one.verdict] + (plain(one.words) if one.verdict == survey.PARTLY else "")]
+        for name, one in others().items()
+        if one.verdict in words
+    ]
+    return table(["model_type", "before the language model", "inside it"], rows)
+
+
+def surveyed_refused() -> str:
+    """Types that are refused, and those of which nothing is proved, with the reason."""
+    rows = [
+        [f"`{name}`", "refused" if one.verdict == survey.REFUSED else "not proved", plain(one.words)]
+        for name, one in others().items()
+        if one.verdict in (survey.REFUSED, survey.UNPROVED)
+    ]
+    return table(["model_type", "what vlmprune does", "reason"], rows)
+
+
+def others() -> dict[str, survey.Surveyed]:
+    return {name: found for name, found in survey.surveyed().items() if name not in FAMILIES}
 
 
 # ---------------------------------------------------------------- what the adapters say

@@ -7,7 +7,7 @@ decoder layer l a sequence of n_l tokens (text and the visual tokens that enter 
     encoder     2 P patch_inputs d + layers (2 N (4 d^2 + g d m) + 4 d A),  A = N^2, or N w in a layer with windows of w
                 (windows that the picture's edge cuts are counted whole)
     projector   2 S projector
-    prefill     sum over l of a_l + 2 n_l 3 D M, and 2 D vocabulary once
+    prefill     sum over l of a_l + 2 n_l 3 D M, and 2 D vocabulary once (for each token if it computes all logits)
                 a_l = 2 n_l (2 D q + 2 D kv) + 4 q n_l (n_l + 1) / 2 with attention (and 2 n_l D q where it is gated);
                 3 D M is a router D E and 3 D (k M_e + M_s) in a mixture of experts: k of E chosen, M_s shared
     recurrent   a_l = 2 n_l weights + H n (C (5 k + 3 v) + 6 k v): the gated delta rule in chunks of C = 64 tokens, with
@@ -156,9 +156,10 @@ def _pass_flops(shape: Shape, patches: int) -> float:
 
 
 def prefill_flops(shape: Shape, lengths: Sequence[int]) -> float:
-    """Operations of the decoder for a prompt with `lengths` tokens entering its layers, and one row of logits."""
+    """Operations of the decoder for a prompt with `lengths` tokens entering its layers, and its logits."""
     layers = sum(_mixer_flops(shape, k, n) + 2.0 * n * _mlp_weights(shape, k) for k, n in enumerate(lengths))
-    return layers + 2.0 * shape.width * shape.vocabulary
+    rows = lengths[-1] if shape.all_logits else 1
+    return layers + 2.0 * shape.width * shape.vocabulary * rows
 
 
 def _mixer_flops(shape: Shape, layer: int, n: int) -> float:

@@ -94,7 +94,8 @@ def watched(tower: nn.Module, patch: int) -> Iterator[list[int]]:
     """Patches of each pass of a tower while the context is open, of all samples of a batch together.
 
     Args:
-        tower: of a model, which takes pictures, or rows of patches with their grids as Qwen's do.
+        tower: of a model, which takes pictures, or rows of patches with their grids as Qwen's do, or pictures of a
+            batch with their sizes as Pixtral's does.
         patch: side of a patch in pixels.
     """
     passes: list[int] = []
@@ -102,9 +103,12 @@ def watched(tower: nn.Module, patch: int) -> Iterator[list[int]]:
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         pictures = next(value for value in tensors if value.is_floating_point())
-        if pictures.dim() == 2:
-            grids: Any = next(value for value in tensors if value.dim() == 2 and value.shape[-1] == 3)
+        grids: Any = next((value for value in tensors if value.dim() == 2 and value.shape[-1] == 3), None)
+        sizes: Any = next((value for value in tensors if value.dim() == 2 and value.shape[-1] == 2), None)
+        if grids is not None:
             passes.extend(rows * cols for frames, rows, cols in grids.tolist() for _ in range(frames))
+        elif sizes is not None:  # of pictures that are filled up to one size
+            passes.extend((height // patch) * (width // patch) for height, width in sizes.tolist())
         else:
             height, width = pictures.shape[-2:]
             count = pictures.shape[:-3].numel()

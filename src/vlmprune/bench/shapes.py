@@ -9,11 +9,17 @@ from vlmprune.core.shape import Shape
 
 
 def shape_of(config: Any) -> Shape | None:
-    """The shape of a model from its transformers configuration; None for a model type that no adapter is for."""
+    """The shape of a model from its transformers configuration; None where operations are not counted.
+
+    That is so for a model type that no adapter is for, for those of `UNCOUNTED`, and for a decoder that makes keys and
+    values from one latent vector per token.
+    """
     tower = TOWERS.get(config.model_type)
     if tower is None:
         return None
     text = config.get_text_config()
+    if getattr(text, "kv_lora_rank", None):
+        return None
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     recurrent = _recurrent(text)
     return Shape(
@@ -26,6 +32,7 @@ def shape_of(config: Any) -> Shape | None:
         kv_width=head * text.num_key_value_heads,
         vocabulary=text.vocab_size,
         **_experts(text),
+        **_routed(text),
         **recurrent,
         gated_query=bool(recurrent),  # Qwen3.5's other layers
     )
@@ -43,6 +50,19 @@ def _experts(text: Any) -> dict[str, Any]:
     return {
         "sparse": [n for n in range(text.num_hidden_layers) if n not in dense and (n + 1) % step == 0],
         "sparse_mlp": width * (experts + bool(shared)) + 3 * width * active,
+        "active": active,
+    }
+
+
+def _routed(text: Any) -> dict[str, Any]:
+    """Of a mixture of experts with dense layers below it, as GLM-4.5V's configuration describes one."""
+    experts = getattr(text, "n_routed_experts", 0)
+    if not experts:
+        return {}
+    active = (text.num_experts_per_tok + text.n_shared_experts) * text.moe_intermediate_size
+    return {
+        "sparse": list(range(text.first_k_dense_replace, text.num_hidden_layers)),
+        "sparse_mlp": text.hidden_size * (experts + 3 * active),
         "active": active,
     }
 
@@ -167,6 +187,40 @@ def _qwen3_vl(config: Any, vision: Any, width: int) -> Tower:
     return _qwen(vision, vision.hidden_size, vision.intermediate_size, gated=False, out=width, deepstack=deepstack)
 
 
+def _qwen2_5_omni(config: Any, vision: Any, width: int) -> Tower:
+    return {**_qwen2_5_vl(config, vision, width), "all_logits": True}
+
+
+def _qwen3_omni(config: Any, vision: Any, width: int) -> Tower:
+    return {**_qwen3_vl(config, vision, width), "all_logits": True}
+
+
+def _glm(config: Any, vision: Any, width: int) -> Tower:
+    """The blocks' MLP is as wide as the merger's output, and the merger has a gated MLP of its own."""
+    return _glm_merger(vision, mlp=vision.out_hidden_size, inside=vision.intermediate_size)
+
+
+def _glm_ocr(config: Any, vision: Any, width: int) -> Tower:
+    return _glm_merger(vision, mlp=vision.intermediate_size, inside=vision.out_hidden_size * vision.in_channels)
+
+
+def _glm_merger(vision: Any, mlp: int, inside: int) -> Tower:
+    out = vision.out_hidden_size
+    tower = _qwen(vision, vision.hidden_size, mlp, gated=True, out=out)
+    return {**tower, "projector": vision.spatial_merge_size**2 * vision.hidden_size * out + out**2 + 3 * out * inside}
+
+
+def _paddleocr_vl(config: Any, vision: Any, width: int) -> Tower:
+    merged = vision.hidden_size * vision.spatial_merge_size**2
+    return _vit(vision, merge=vision.spatial_merge_size**2, projector=merged**2 + merged * width, tile=0)
+
+
+def _mistral3(config: Any, vision: Any, width: int) -> Tower:
+    merge = config.spatial_merge_size**2
+    projector = merge * vision.hidden_size**2 + vision.hidden_size * width + width**2
+    return {**_vit(vision, merge=merge, projector=projector, tile=0), "encoder_gated": True}
+
+
 TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
     "llava": _llava,
     "paligemma": _paligemma,
@@ -183,4 +237,17 @@ TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
     "llava_next": _anyres,
     "llava_onevision": _anyres,
     "video_llava": _video_llava,
+    "mistral3": _mistral3,
+    "paddleocr_vl": _paddleocr_vl,
+    "glm4v": _glm,
+    "glm46v": _glm,
+    "glm4v_moe": _glm,
+    "glm_ocr": _glm_ocr,
+    "qwen2_5_omni_thinker": _qwen2_5_omni,
+    "qwen3_omni_moe_thinker": _qwen3_omni,
+}
+# Families with an adapter whose operations the formula (`bench.flops`) does not describe: tables show a dash.
+UNCOUNTED: dict[str, str] = {
+    "gemma4": "heads and MLPs differ by layer, some layers make no keys, and the tower computes padding, too",
+    "molmo2": "attention pools the patches behind each slot, and crops overlap by a margin that no token count tells",
 }

@@ -161,11 +161,12 @@ def _list_presets() -> list[tuple[str, str, str]]:
 def _list_models() -> list[tuple[str, str, str]]:
     from vlmprune.assets import embedded_names
     from vlmprune.models import FAMILIES, summary
+    from vlmprune.models.surveyed import surveyed
 
     embedded = [(name, "embedded", "tiny, trained on a generated world, in the package") for name in embedded_names()]
     families = [(name, "family", summary(adapter)) for name, adapter in FAMILIES.items()]
-    others = ("others", "generic", "models of transformers' usual layout; vlmprune doctor says what works on one")
-    return [*embedded, *families, others]
+    others = [(name, found.verdict, found.words) for name, found in surveyed().items() if name not in FAMILIES]
+    return [*embedded, *families, *others]
 
 
 def _list_tasks() -> list[tuple[str, str, str]]:

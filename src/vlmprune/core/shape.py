@@ -36,6 +36,7 @@ class Shape:
         recurrent: decoder layers with linear attention (the gated delta rule).
         recurrent_weights: multiplications of such a layer's projections and convolution a token.
         recurrent_heads: heads, and the width of their keys and of their values.
+        all_logits: whether a forward computes the logits of all its tokens, not of the last alone.
         joins: pictures of a video that the tower takes together, 0 where it takes every one by itself.
     """
 
@@ -69,6 +70,7 @@ class Shape:
     recurrent_weights: int = 0
     recurrent_heads: Sequence[int] = (0, 0, 0)
     joins: int = 0
+    all_logits: bool = False
 
     @property
     def info(self) -> ModelInfo:

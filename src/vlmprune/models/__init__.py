@@ -23,6 +23,18 @@ FAMILIES: dict[str, str] = by_name(  # config.model_type -> adapter, as module:C
 )
 
 
+class Misfit(UserError):
+    """A model that cannot be pruned.
+
+    Attributes:
+        reason: what was found, or is missing, in a clause.
+    """
+
+    def __init__(self, sentence: str, reason: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
 def summary(adapter: str) -> str:
     """What is special about a family, in one line: the docstring of its adapter, or else of the adapter's file.
 
@@ -44,7 +56,8 @@ def adapter_for(model: Any) -> Adapter:
             torch.compile's or DDP's wrapper, or a pipeline. `adapter_for(model).model` is the model inside these.
 
     Raises:
-        UserError: neither fits; the sentence says what was found, what is missing, and what to do.
+        Misfit: neither fits; the sentence says what was found, what is missing, and what to do.
+        UserError: it is not a model, or holds several.
     """
     from vlmprune.models.generic import GenericAdapter
     from vlmprune.models.layout import misfit
@@ -53,7 +66,7 @@ def adapter_for(model: Any) -> Adapter:
     model = unwrapped(model)
     inner = multimodal_of(model)
     if inner is None:
-        raise UserError(_refusal(model))
+        raise _refusal(model)
     model_type = inner.config.model_type
     if model_type in FAMILIES:
         module, _, name = FAMILIES[model_type].partition(":")
@@ -62,46 +75,47 @@ def adapter_for(model: Any) -> Adapter:
             return adapter(model, inner)
     reason = misfit(inner)
     if reason is not None:
-        raise UserError(_misfit_refusal(model, model_type, reason))
+        raise _misfit(model, model_type, reason)
     return GenericAdapter(model, inner)
 
 
-def _refusal(model: Any) -> str:
+def _refusal(model: Any) -> UserError:
     """One sentence on what is not a model with a vision encoder: what it is, and the next step."""
     from vlmprune.models.layout import misfit
     from vlmprune.models.unwrapping import nested
 
     kind = type(model).__name__
     if isinstance(model, str):
-        return (
+        return UserError(
             f"vlmprune prunes a model, not its name {model!r}: load it first, for instance with "
             "AutoModelForImageTextToText.from_pretrained(...)."
         )
     places = nested(model)
     if len(places) == 1:
-        return (
+        return UserError(
             f"vlmprune cannot prune a {kind}, but the model inside it: pass x.{places[0]} instead of x, and go on "
             "calling x."
         )
     if places:
-        return (
+        return UserError(
             f"vlmprune cannot prune a {kind}, which holds several models: pass one of "
             f"{', '.join(f'x.{place}' for place in places)}."
         )
     if not hasattr(model, "config"):
-        return (
+        return UserError(
             f"vlmprune cannot prune a {kind}, which is not a vision-language model of transformers and holds none: "
             "pass such a model, as AutoModelForImageTextToText.from_pretrained(...) returns it."
         )
     inner = getattr(model, "model", model)
-    return _misfit_refusal(
+    return _misfit(
         model, getattr(model.config, "model_type", None), misfit(inner) or "its parts do not belong together"
     )
 
 
-def _misfit_refusal(model: Any, model_type: str | None, reason: str) -> str:
+def _misfit(model: Any, model_type: str | None, reason: str) -> Misfit:
     variant = ", a variant that its family's adapter does not know" if model_type in FAMILIES else ""
-    return (
+    return Misfit(
         f"vlmprune cannot prune a {type(model).__name__} (model_type {model_type!r}{variant}): {reason}; pass the "
-        "whole vision-language model if this is a part of one, or write an adapter as docs/adding-a-family.md says."
+        "whole vision-language model if this is a part of one, or write an adapter as docs/adding-a-family.md says.",
+        reason,
     )

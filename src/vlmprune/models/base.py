@@ -91,7 +91,8 @@ class Adapter:
     tower_rows: ClassVar[bool] = False  # whether there is one row per slot before the projector
     later_token_type: ClassVar[int] = 0  # token_type_ids of what the model writes
     images_behind_caches: ClassVar[bool] = True  # whether a further turn may bring new images
-    window_cuts_blocks: ClassVar[bool] = True  # whether a sliding window also limits what a block's tokens see of it
+    text_arguments: ClassVar[tuple[str, ...]] = ()  # of the text model beside the embeddings, [B, S, ...]
+    layer_arguments: ClassVar[tuple[str, ...]] = ()  # of decoder layers beside their hidden states, [B, S, ...]
 
     def __init__(self, model: nn.Module, inner: Any) -> None:
         self.model = model
@@ -170,6 +171,18 @@ class Adapter:
         return [i for i in range(len(self.decoder_layers)) if self.layer_kind(i) != "linear_attention"]
 
     @property
+    def first_sharing(self) -> int:
+        """The first decoder layer that stores no keys and reads those of an earlier one; all later ones do the same."""
+        return len(self.decoder_layers)
+
+    def stored_by(self, layer: int) -> int:
+        """The decoder layer whose keys and values a decoder layer reads."""
+        return layer
+
+    def check_inside(self, layer: int) -> None:
+        """Raise UserError if the tokens cannot be cut before a decoder layer. By default they can before each."""
+
+    @property
     def final_norm(self) -> nn.Module:
         """The norm between the last decoder layer and the head."""
         return self.text_model.norm
@@ -224,6 +237,12 @@ class Adapter:
                 self._rotary_of[layer] = rotary
         return rotary(like, positions.to(like.device))
 
+    def position_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model's `get_rope_index` reads of a prompt's inputs beside ids and mask."""
+        known = inspect.signature(self.inner.get_rope_index).parameters
+        given = {name: inputs[name] for name in known if inputs.get(name) is not None}
+        return {name: value for name, value in given.items() if name not in ("input_ids", "attention_mask")}
+
     def entering(self, features: Tensor, embeds: Tensor) -> Tensor | None:
         """What the model adds to projected features to make embeddings of them, or None if it adds nothing.
 
@@ -257,6 +276,14 @@ class Adapter:
             [B, S] the number of each token's block, -1 for a token that attends causally; None if all attend causally.
         """
         return None
+
+    def two_way(self, kind: str, cache: Any) -> bool:
+        """Whether the tokens of a block see each other in layers of this kind, in a forward with this cache."""
+        return True
+
+    def window_cuts_blocks(self, cache: Any) -> bool:
+        """Whether a sliding window also limits what a block's tokens see of it, in a forward with this cache."""
+        return True
 
     def check_prompt(self, call: Mapping[str, Any]) -> None:
         """Raise UserError if a call of the text model with these arguments cannot be shortened. By default all can."""

@@ -81,7 +81,9 @@ class GenericAdapter(Adapter):
         """Raise UserError where the text model is handed something that cannot be shortened with the sequence."""
         named = inspect.signature(self.text_model.forward).parameters
         for name, value in call.items():
-            if name in named and name not in SHORTENED and any(True for _ in tensors(value)):
+            # states among the arguments that it does not state, too; ids and types there are for its masks
+            handed = [tensor for tensor in tensors(value) if name in named or _holds_states(tensor)]
+            if name not in SHORTENED and handed:
                 raise UserError(
                     f"{self.family} hands its language model {name!r}, and vlmprune does not know how to shorten it."
                 )
@@ -228,6 +230,11 @@ class GenericAdapter(Adapter):
             )
         values = torch.cat(list(chunks))
         return [TowerRows(picture[cls:], picture[:cls] if cls else None) for picture in values]
+
+
+def _holds_states(tensor: Tensor) -> bool:
+    """Whether a tensor may hold something for each token, or something that tokens attend to."""
+    return tensor.is_floating_point() and tensor.ndim >= 3
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

@@ -42,6 +42,8 @@ def _uncuttable(text: Any, config: Any) -> str | None:
         arguments = inspect.signature(layer.forward).parameters
         if "position_embeddings" not in arguments:
             return "looked for position_embeddings among the arguments of its decoder layers, found none"
+        if crossing := [name for name, _ in layer.named_children() if "cross" in name]:
+            return f"decoder layer {number} looks at images by {crossing[0]}, which no cut of the prompt reaches"
         if kinds[number] not in ATTENTION_KINDS:
             continue
         if not attends([layer]):

@@ -17,7 +17,9 @@ class PaliGemmaAdapter(PatchAdapter):
     interpolates = True
     later_token_type = 1  # 0 is the prefix
     images_behind_caches = False  # they see themselves in one direction or in both, depending on who encoded them
-    window_cuts_blocks = False  # PaliGemma 2: the prefix sees all of itself in every layer
+
+    def window_cuts_blocks(self, cache: Any) -> bool:
+        return False  # PaliGemma 2: the prefix sees all of itself in every layer
 
     def blocks(self, call: Mapping[str, Any]) -> Tensor | None:
         types, cache = call.get("token_type_ids"), call.get("cache")

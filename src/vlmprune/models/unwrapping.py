@@ -33,7 +33,7 @@ def unwrapped(model: Any) -> Any:
 
 def _inside(model: Any) -> Any:
     if isinstance(model, nn.Module):
-        for name in ("_orig_mod", "module"):
+        for name in ("_orig_mod", "module", "thinker"):  # the last of these is what writes text in an Omni model
             if isinstance(model._modules.get(name), nn.Module):
                 return model._modules[name]
         peft: Any = model

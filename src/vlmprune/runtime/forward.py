@@ -70,6 +70,7 @@ class Forward:
         self._check_placed()
         bands = self.state.bands if self.state else [None]
         self.segments = [self._segment(band, layout) for band in bands]
+        self.ends: int | None = None  # tokens that layers get which only read the keys of others
         self.entering_embeds = self.embeds  # what enters layer 0, once the stages before the LLM have acted
         self.entered: Tensor | None = None  # [B, P] prompt column of what enters layer 0, where that is not all
         self.current = self.segments[0]  # of the decoder layer that runs
@@ -134,6 +135,9 @@ class Forward:
         column = torch.arange(self.length, device=self.device).expand(self.batch, -1)
         none = torch.full_like(column, -1)
         blocks = self.prompt.blocks if self.prompt else None
+        if blocks is not None and blocks.shape[1] not in (self.length, self.past_places + self.length):
+            # candidates of assisted decoding stand behind what it counts
+            blocks = nn.functional.pad(blocks, (0, self.past_places + self.length - blocks.shape[1]), value=-1)
         block = none if blocks is None else blocks[:, -self.length :].to(self.device).expand(self.batch, -1)
         source = column if self.new_full else column.masked_fill(~self.new_valid, -1)
         if self.prompt is None:
@@ -210,6 +214,7 @@ class Forward:
             kwargs = {**kwargs, EMBEDS: embeds}
             self.entering_embeds = embeds
             if self.entered is not None:
+                kwargs = self._shorten_arguments(kwargs, self.entered)
                 kwargs = deepstack.shorten(kwargs, self.entered, self.segments[0].layout)
         if not self.changed and self.state is None:
             return kwargs
@@ -219,6 +224,11 @@ class Forward:
             # Without a cache and a mask, gaps in position ids would be read as borders between packed sequences.
             mask = torch.ones_like(first.layout.valid)
         return {**kwargs, MASK: mask, POSITIONS: first.positions}
+
+    def _shorten_arguments(self, kwargs: dict[str, Any], index: Tensor) -> dict[str, Any]:
+        """What else the text model is given for each token, for those that enter layer 0."""
+        given = {name: kwargs.get(name) for name in self.adapter.text_arguments}
+        return {**kwargs, **{name: gather_rows(value, index) for name, value in given.items() if value is not None}}
 
     def _split(self, layer: int) -> None:
         """Let a band begin at `layer`."""
@@ -327,6 +337,8 @@ class Forward:
     def at_layer(self, number: int, given: dict[str, Any]) -> dict[str, Any] | None:
         """Arguments for a decoder layer, or None to leave them as they are."""
         hidden: Tensor = given[HIDDEN]
+        if number == self.adapter.first_sharing:  # from there on, the model may go on with the last tokens alone
+            self.ends = min(hidden.shape[1], self.segment_of(number).layout.source.shape[1])
         self.watch.at_layer(number, hidden, given)
         if self.prompt is not None:
             self._end_fusion()
@@ -356,6 +368,11 @@ class Forward:
         Flash attention would read gaps in them as borders of packed sequences; M-RoPE has no single id per token.
         """
         return None if self.masks.flash or segment.positions.ndim == 3 else segment.positions
+
+    def asking(self, number: int, segment: Segment) -> int:
+        """How many of a segment's tokens a decoder layer is given."""
+        every = segment.layout.source.shape[1]
+        return every if self.ends is None or number < self.adapter.first_sharing else self.ends
 
     def segment_of(self, layer: int) -> Segment:
         if len(self.segments) == 1:
@@ -433,13 +450,46 @@ class Forward:
 
     def _own_arguments(self, segment: Segment, number: int, hidden: Tensor, given: dict[str, Any]) -> dict[str, Any]:
         """What a decoder layer is given instead of the text model's own mask and the positions of layer 0's tokens."""
+        left = segment.layout.source.shape[1]
+        last = hidden.shape[1] if hidden.shape[1] < left else None
+        whole = hidden if last is None else hidden[:, :1].expand(-1, left, -1)
         return {
-            MASK: self.masks.make(segment, number, hidden, cache_in(given)),
-            ROTARY: self._rotary(segment, number, given[ROTARY]),
+            MASK: self._last_queries(self.masks.make(segment, number, whole, cache_in(given)), last),
+            ROTARY: self._rotary(segment, number, given[ROTARY], last),
             POSITIONS: self._ids(segment),
+            **{name: self._own(segment, given[name], last) for name in self.adapter.layer_arguments},
         }
 
-    def _rotary(self, segment: Segment, layer: int, incoming: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _last_queries(self, mask: Any, last: int | None) -> Any:
+        """The rows of a mask for the last tokens."""
+        if last is None or (mask is None and last == 1):
+            return mask
+        if not isinstance(mask, Tensor) or mask.ndim != 4:
+            self.expected.surprise("Decoder layers that read the keys of others got some tokens and no mask for them")
+        return mask[:, :, -last:]
+
+    def _own(self, segment: Segment, value: Tensor | None, last: int | None) -> Tensor | None:
+        """What a layer is given for each token beside its hidden state, [B, P, ...] or [B, last, ...]."""
+        if value is None or segment.index is None:
+            return value
+        if last is None:
+            return gather_rows(value, segment.index)
+        index = segment.index[:, -last:] - (self.entering_embeds.shape[1] - last)
+        if bool((index < 0).any()):
+            raise UserError(
+                f"{self.adapter.family} goes on with the end of the prompt in its last layers, and that is cut: let "
+                "text stand behind the last image."
+            )
+        return gather_rows(value, index)
+
+    def _rotary(
+        self, segment: Segment, layer: int, incoming: tuple[Tensor, Tensor], last: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if last is not None and (segment.own_positions or segment.index is not None):
+            ids = (self._rotary_ids(of)[..., -last:] for of in (segment, self.segments[0]))
+            with self.watch.looking_ahead():
+                new, old = ids
+                return self.adapter.rotary_at(layer, new, incoming, old)
         if segment.own_positions:
             key: object = ("rotary", id(incoming[0]))
             if key not in segment.memo:

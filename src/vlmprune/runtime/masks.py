@@ -29,7 +29,12 @@ class Masks:
         self.flash = is_flash_attention_requested(adapter.text_model.config)
 
     def make(self, segment: Segment, layer: int, hidden: Tensor, cache: Cache | None) -> Any:
-        """The mask for a decoder layer that sees the tokens of `segment`; one for all layers of a kind."""
+        """The mask for a decoder layer that sees the tokens of `segment`; one for all layers of a kind.
+
+        Args:
+            hidden: [B, P, D] as many as the segment has, where the layer itself may be given only the last of them.
+        """
+        layer = self.adapter.stored_by(layer)
         kind = self.expected.kinds[layer]
         key = ("mask", kind, hidden.device)
         if key not in segment.memo:
@@ -43,9 +48,10 @@ class Masks:
             # flash attention is told by the mask alone where a static cache ends
             "attention_mask": segment.valid if self.flash else segment.mask,
             "position_ids": None,
-            "layer_idx": layer,
+            "layer_idx": layer,  # of those whose keys are read
         }
-        special = kind == SLIDING or (self.blocks and kind == "full_attention")
+        two_way = self.blocks and self.adapter.two_way(kind, cache)
+        special = kind == SLIDING or (two_way and kind == "full_attention")
         if not special:
             function: Any = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING.get(kind, create_causal_mask)
             return self.expected.mask(function, cache, arguments)
@@ -53,13 +59,13 @@ class Masks:
         if cache is not None:  # a static cache has room for more
             length = max(length, sum(cache.get_mask_sizes(hidden.shape[1], layer)))
         block = None
-        if self.blocks:
+        if two_way:
             block = nn.functional.pad(segment.layout.block, (segment.past.shape[1], 0), value=-1)
             block = _widen(block, length, hidden)
             arguments["or_mask_function"] = blockwise_overlay(block)
         if kind == SLIDING:
             within = window_overlay(_widen(segment.places, length, hidden), self.adapter.text_config.sliding_window)
-            if block is not None and not self.adapter.window_cuts_blocks:
+            if block is not None and not self.adapter.window_cuts_blocks(cache):
                 together, near = blockwise_overlay(block), within
                 within = lambda *at: near(*at) | together(*at)  # noqa: E731
             arguments["and_mask_function"] = within

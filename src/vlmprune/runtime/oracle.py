@@ -7,6 +7,7 @@ oracle takes the tokens out of the hidden states of one uncached forward of a si
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from vlmprune.core.report import RunReport
 from vlmprune.models import adapter_for
 from vlmprune.models.base import Adapter
 
+TYPES = "mm_token_type_ids"
 # Arguments with one number for each token of the prompt, [B, S].
 TOKEN_ARGUMENTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 
@@ -107,9 +109,9 @@ def masking_oracle(
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
             if kind == "sliding_attention" and run.compact(number):
-                sees = run.as_bool(whole["full"]) & run.window(stage)
-                if not run.adapter.window_cuts_blocks:
-                    ahead = run.as_bool(kwargs.get("attention_mask")).triu(1)  # only a block lets a token look ahead
+                ahead = run.as_bool(kwargs.get("attention_mask")).triu(1)  # only a block lets a token look ahead
+                sees = (run.as_bool(whole["full"]) | ahead) & run.window(stage)
+                if not run.adapter.window_cuts_blocks(None):
                     sees = sees | ahead | ahead.mT
             else:
                 sees = run.as_bool(kwargs.get("attention_mask"))  # the unpruned model's own
@@ -310,9 +312,8 @@ def _positions(adapter: Adapter, inputs: Mapping[str, Any]) -> Tensor:
     mask = inputs["attention_mask"]
     if not hasattr(adapter.inner, "get_rope_index"):
         return (mask.cumsum(1) - 1).clamp(min=0)
-    names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids")
-    known = {name: inputs[name] for name in names if inputs.get(name) is not None}
-    if "mm_token_type_ids" not in known:
+    known = adapter.position_inputs(inputs)
+    if TYPES in inspect.signature(adapter.inner.get_rope_index).parameters and TYPES not in known:
         raise UserError("The oracle needs mm_token_type_ids, as the processor returns them.")
     return adapter.inner.get_rope_index(inputs["input_ids"], attention_mask=mask, **known)[0]
 

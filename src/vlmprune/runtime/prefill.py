@@ -27,6 +27,8 @@ def untouched(hooks: TextHooks) -> int:
     most = len(hooks.adapter.attention_layers) if stored is None else stored  # a recurrent layer keeps other states
     if hooks.before_llm:
         return 0
+    sharing = range(hooks.adapter.first_sharing, len(hooks.adapter.decoder_layers))
+    most = min([most, *map(hooks.adapter.stored_by, sharing)])  # what these store is read within one forward
     looked_into = {act - bool(taps_of(hooks.at_layer[act].needs.values()) & READ_IN_LAYER) for act in hooks.at_layer}
     return min([most, *looked_into, *hooks.fused])
 

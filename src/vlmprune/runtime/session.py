@@ -28,6 +28,7 @@ from vlmprune.runtime.flow import Prompt, PromptImage
 from vlmprune.runtime.growing import place_new_images
 from vlmprune.runtime.head import Head, can_generate
 from vlmprune.runtime.prefill import SharedPrefill, untouched
+from vlmprune.runtime.repeated import check_encoded, check_order
 from vlmprune.runtime.select import check_budgets
 from vlmprune.runtime.text import Call, TextHooks
 from vlmprune.runtime.vision import (
@@ -216,6 +217,8 @@ class Session:
             )
         for module in self._called:  # PEFT's wrapper calls forward, past the hooks of the model inside
             self._attached.pre_hook(module, self._before_model)
+            if getattr(module, "has_talker", False):
+                self._refuse_speech(module)
         if not can_generate(self.model) and self.adapter.inner is not self.model:
             Head(self.adapter, lambda: self.last).install(self._attached)  # before the hook that reads the images
         self._attached.pre_hook(self.adapter.inner, self._before_inner)
@@ -255,10 +258,29 @@ class Session:
                 raise UserError(
                     "prefill_chunk_size cuts images into pieces: prefill in one piece under vlmprune.prune()."
                 )
-            with self._text.running.drafting(getattr(config, "is_assistant", False)):
+            running, ids = self._text.running, next(iter(args), kwargs.get("inputs", kwargs.get("input_ids")))
+            length = ids.shape[1] if isinstance(ids, Tensor) and ids.ndim == 2 else None
+            length = None if kwargs.get(EMBEDS) is not None else length  # beside embeddings, `generate` drops the ids
+            with running.drafting(getattr(config, "is_assistant", False)), running.generating(length):
                 return original(*args, **kwargs)
 
         self._attached.put(self.model, "generate", wrapper)
+
+    def _refuse_speech(self, wrapper: Any) -> None:
+        """What speaks reads the thinker's hidden states of the prompt, a token for each of its ids."""
+        original: Any = wrapper.generate
+
+        @functools.wraps(original)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            silent = kwargs.get("generation_mode") == "text" or kwargs.get("return_audio") is False
+            if not silent:
+                raise UserError(
+                    "A pruned prompt cannot be spoken about, as the talker reads a state for each of its tokens: call "
+                    'generate with generation_mode="text".'
+                )
+            return original(*args, **kwargs)
+
+        self._attached.put(wrapper, "generate", generate)
 
     def _watch_generate_mask(self) -> None:
         """`generate` turns its 2-D mask into a 4-D one for static caches, and ids into embeddings that were given."""
@@ -269,7 +291,9 @@ class Session:
             given = interface(original).named(args, kwargs)
             mask, running = given.get(MASK), self._text.running
             running.mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-            running.ids = given.get("input_ids")
+            running.ids = ids = given.get("input_ids")
+            if ids is not None and running.generation is not None:
+                running.grown = running.generation.written(ids.shape[1], given.get("use_cache") is not False)
             return original(*args, **kwargs)
 
         self._attached.put(self.model, "prepare_inputs_for_generation", wrapper)
@@ -285,7 +309,8 @@ class Session:
         if (ids := interface_of(module).named(args, kwargs).get("input_ids")) is not None:
             self._text.running.ids = ids  # a head may hand on embeddings of them
         logits = kwargs.get("logits_to_keep", 0)
-        self._text.running.tail = max(0, logits - 1) if isinstance(logits, int) else 0
+        tail = max(0, logits - 1) if isinstance(logits, int) else 0
+        self._text.running.tail, self._text.running.grown = max(tail, self._text.running.grown), 0
         return args, {**kwargs, "labels": None} if labels is not None else kwargs
 
     def _before_inner(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -302,13 +327,15 @@ class Session:
         if isinstance(mask, Tensor) and mask.ndim == 2:  # the model may hand the text model another one
             call.mask = mask
         encoded = {name: out for name, out in (given.get("mm_encoder_outputs") or {}).items() if out is not None}
+        check_encoded(self.adapter.family, encoded)
         pictures = {name for name, pixels in self.adapter.pixels.items() if given.get(pixels) is not None}
         begins = call.cache is None or (state_of(call.cache) is None and not bool(call.cache.get_seq_length()))
         if encoded or pictures or begins:
             self._text.reports.last = RunReport()
         if (encoded or pictures) and not begins and not self.adapter.images_behind_caches:
             raise UserError(
-                f"{self.adapter.family} does not say how an image behind a cache sees itself: begin with a new cache."
+                f"What an image of {self.adapter.family} sees depends on whether it stands behind a cache: begin with "
+                "a new cache."
             )
         if encoded or pictures:
             masks, blocks = self._placeholders(ids, embeds), self.adapter.blocks({**given, "cache": call.cache})
@@ -360,13 +387,7 @@ class Session:
         call: Call,
     ) -> Prompt:
         records = dict(call.records)
-        for modality, output in encoded.items():
-            record = getattr(output, "vlmprune_record", None)
-            if record is None:
-                raise UserError(
-                    "These images were encoded elsewhere: pass pixel_values, or use vlmprune.encode_images."
-                )
-            records[modality] = record
+        records |= {modality: output.vlmprune_record for modality, output in encoded.items()}
         if unseen := sorted(pictures - {*records}):
             self._text.expected.surprise(f"The model encoded its {unseen[0]}s by another way than its get_*_features")
         wanted = own_encoding(self.recipe)
@@ -377,12 +398,17 @@ class Session:
         copies = self._copies(masks, records)
         for modality, record in records.items():
             mask, following = masks[modality], iter(record.images)
+            number = {id(image): place for place, image in enumerate(record.images)}
             taken: list[Any] = []
+            repeated: list[int] = []
             for row, count in enumerate(mask.sum(1).tolist()):
                 if row % copies == 0:  # beams repeat a sample's row, not its images
                     taken = _take(following, count)
+                repeated += [number[id(image)] for image in taken]
                 columns = mask[row].nonzero().squeeze(1).split([image.count for image in taken])
                 rows[row] += self._images(taken, columns, None if names is None else names[row])
+            if copies > 1:
+                check_order(self.adapter.family, modality, encoded.get(modality), record.pieces, repeated)
         if len(records) > 1:  # those of one kind stand in order
             for row_images in rows:
                 row_images.sort(key=lambda image: int(image.columns[0]))

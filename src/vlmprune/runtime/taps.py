@@ -229,6 +229,17 @@ def _eager_of(module: nn.Module) -> Callable[..., Any]:
     raise AttributeError(f"{type(module).__name__}: its modeling file has no eager_attention_forward")
 
 
+def borders_of(mask: Tensor | None) -> Tensor | None:
+    """[n + 1] where several images in one row begin and end, if a mask [1, 1, S, S] lets each see itself alone."""
+    if mask is None or mask.shape[:2] != (1, 1) or mask.shape[2] != mask.shape[3]:
+        return None
+    sees = mask[0, 0]
+    number = nn.functional.pad(~sees.diagonal(1), (1, 0)).cumsum(0)  # of each token's image
+    if int(number[-1]) == 0 or not torch.equal(sees, number[:, None] == number):
+        return None
+    return nn.functional.pad(torch.bincount(number), (1, 0)).cumsum(0)
+
+
 def _calls(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, kwargs: dict[str, Any]
 ) -> list[AttentionCall]:
@@ -246,11 +257,14 @@ def _calls(
     else:
         mask = None
     borders = kwargs.get("cu_seq_lens_q")
+    if borders is None and not causal:
+        borders = borders_of(mask)
     if borders is None:
         softcap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
         sinks = None if sinks is None else sinks.detach()
         return [AttentionCall(query, key, value, scaling, mask, causal, softcap, sinks)]
-    # Flash attention takes all images or windows in one call; the other kernels get a call for each.
+    # Flash attention takes all images or windows in one call, and so do all kernels where a mask keeps images apart
+    # (Pixtral); else the other kernels get a call for each.
     lengths = (borders[1:] - borders[:-1]).tolist()
     pieces = zip(*(rows.split(lengths, dim=2) for rows in (query, key, value)), strict=True)
     return [AttentionCall(q, k, v, scaling) for q, k, v in pieces]

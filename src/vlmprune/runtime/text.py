@@ -21,7 +21,7 @@ from vlmprune.runtime import deepstack
 from vlmprune.runtime.attributes import Attachments
 from vlmprune.runtime.cache import check_unknown, is_whole, mark_whole, state_of
 from vlmprune.runtime.decoder_reading import check_readable
-from vlmprune.runtime.expected import EMBEDS, Expected, cache_in, cache_of, interface_of
+from vlmprune.runtime.expected import EMBEDS, POSITIONS, Expected, cache_in, cache_of, interface_of
 from vlmprune.runtime.flow import Prompt
 from vlmprune.runtime.forward import Forward
 from vlmprune.runtime.prefill import SharedPrefill, untouched
@@ -58,6 +58,30 @@ class Call:
 
 
 @dataclass
+class Generation:
+    """A `generate` that runs.
+
+    Attributes:
+        begun: tokens of the prompt that it was given; None until they are known.
+        fed: whether the model was called with the prompt.
+    """
+
+    begun: int | None
+    fed: bool = False
+
+    def written(self, length: int, cached: bool) -> int:
+        """How many tokens at the end of the next call are not of the prompt, if it is fed in that call.
+
+        Args:
+            length: of the ids that `generate` has by then, candidates among them.
+            cached: whether a cache holds the prompt from the first call on.
+        """
+        self.begun = length if self.begun is None else self.begun
+        prompt, self.fed = not (self.fed and cached), True
+        return length - self.begun if prompt else 0
+
+
+@dataclass
 class Running:
     """What is going on in one thread: a model may answer in several at once.
 
@@ -66,6 +90,8 @@ class Running:
         forward: of the text model, where it concerns the session.
         ids, mask: [B, S] and [B, past + S] that `generate` holds for the next call.
         tail: how many tokens at the end of the next call are not prompt.
+        generation: the `generate` that runs.
+        grown: how many tokens at the end of the next call are `generate`'s own: candidates, or an answer fed again.
         drafts: whether the model runs as an assistant, which transformers gives the ids of a prompt without its images.
     """
 
@@ -74,7 +100,17 @@ class Running:
     ids: Tensor | None = None
     mask: Tensor | None = None
     tail: int = 0
+    generation: Generation | None = None
+    grown: int = 0
     drafts: bool = False
+
+    @contextmanager
+    def generating(self, length: int | None) -> Iterator[None]:
+        before, self.generation = self.generation, Generation(length)
+        try:
+            yield
+        finally:
+            self.generation, self.grown = before, 0
 
     @contextmanager
     def drafting(self, drafts: bool) -> Iterator[None]:
@@ -144,6 +180,7 @@ class TextHooks:
         self.before_llm, self.at_layer = self.plan.before_llm, self.plan.inside
         self.fused = fused_layers(adapter, self.at_layer)
         for layer, act in self.at_layer.items():
+            adapter.check_inside(layer)
             check_readable(adapter, layer, act.needs.values())
         self._threads, self.reports = Threads(), Reports()
         self.text_tower = text_tower
@@ -267,6 +304,9 @@ class TextHooks:
 
     def _rotary_hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.running.forward is not None:
-            tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-            ids = [value for value in tensors if not torch.is_floating_point(value)]
-            self.running.forward.watch.at_rotary(ids)
+            given = interface_of(module).named(args, kwargs)
+            tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+            whole = [value for value in tensors.values() if not torch.is_floating_point(value)]
+            # the ids of some models are floats (Qwen3-Omni)
+            ids = tensors.get(POSITIONS)
+            self.running.forward.watch.at_rotary(whole if ids is None else [ids])

@@ -31,6 +31,7 @@ from vlmprune.models.patches import PatchAdapter
 from vlmprune.runtime.attributes import Attachments
 from vlmprune.runtime.encoder_merging import EncoderMerging
 from vlmprune.runtime.encoder_reading import EncoderReader, encoder_needs
+from vlmprune.runtime.repeated import pieces_of
 from vlmprune.scores import computed_by
 
 
@@ -125,6 +126,7 @@ class VisionRecord:
     shared: bool = False  # encoded by encode_images, for several methods
     seconds: float = 0.0
     scores: set[str] = field(default_factory=set)  # what computed its attention statistics
+    pieces: list[Tensor] | None = None  # features of each image as the model is handed them, if it is handed a list
 
 
 def own_encoding(recipe: Recipe) -> Stage | None:
@@ -207,7 +209,7 @@ class VisionWrapper:
             image.signals = signals
         if whole is not None:
             _spread(record, whole, output)
-        record.seconds = time.perf_counter() - start
+        record.seconds, record.pieces = time.perf_counter() - start, pieces_of(output)
         output["vlmprune_record"] = record  # a key, not only an attribute: accelerate rebuilds outputs key by key
         self.seen(self.modality, record)
         return output
@@ -247,6 +249,7 @@ class VisionWrapper:
             made = ImageTokens(rows[order], anchors[order], own, adapter, made=True, video=video, members=into)
             record.images.append(made)
         output.pooler_output = _spread_rows(record, output.pooler_output, [image.features for image in record.images])
+        record.pieces = pieces_of(output)
         output["vlmprune_record"] = record
         self.seen(self.modality, record)
         return output

@@ -65,7 +65,8 @@ class Watch:
             self.expected.surprise(f"Decoder layer {number} ran where layer {self._next} was due")
         self._next = number + 1
         self.own, self.cache = None, cache_in(given)
-        left = self.forward.segment_of(max(0, number - 1)).layout.source.shape
+        reached = self.forward.segment_of(max(0, number - 1))  # before a stage acts here
+        left = (self.forward.batch, self.forward.asking(number, reached))
         if hidden.shape[:2] != left:
             shape, due = (" x ".join(map(str, sizes)) for sizes in (hidden.shape[:2], left))
             self.expected.surprise(f"Decoder layer {number} was given {shape} tokens where {due} are left")
@@ -98,11 +99,11 @@ class Watch:
         if self.own is None:
             return
         segment = self.forward.current
-        asking = segment.layout.source.shape[1]
+        asking, stored = self.forward.asking(self._attended, segment), segment.layout.source.shape[1]
         if not same(self.own[MASK], mask):
             self.expected.surprise(f"The mask of decoder layer {self._attended} did not reach its attention function")
-        known = asking + (segment.past.shape[1] if self.cache is not None else 0)
-        whole = self.cache is None or counts_freely(self.cache, self._attended)
+        known = stored + (segment.past.shape[1] if self.cache is not None else 0)
+        whole = self.cache is None or counts_freely(self.cache, self.forward.adapter.stored_by(self._attended))
         if query.shape[2] != asking or (key.shape[2] != known if whole else key.shape[2] < asking):
             self.expected.surprise(
                 f"The attention of decoder layer {self._attended} has {query.shape[2]} queries and {key.shape[2]} keys "

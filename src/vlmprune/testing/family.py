@@ -22,7 +22,7 @@ Cell = tuple[int, list[tuple[int, int]]] | None
 SEEDS = range(4)  # of images and videos of every shape
 
 # What the tests run on a family unless its declaration says in `lacks` why not: columns of docs/models.md.
-MODES = ("by hand", "downsample", "static cache", "lookup", "new image")
+MODES = ("by hand", "downsample", "sampling", "static cache", "lookup", "new image", "hand loop")
 # and reasons that several families have
 OUTSIDE = "slots outside a grid (tiles, newline or CLS slots), so that there is no one grid to shrink"
 ONE_SIZE = "the encoder takes pictures of one size, so that resizing saves no tokens"
@@ -46,6 +46,7 @@ class Family:
         tower_rows: whether there is a row of the encoder for each slot before the projector.
         window: slots along each side of the windows that some encoder layers see; 0 where all see the whole image.
         recurrent: whether some decoder layers are recurrent.
+        cut_up_to: the last decoder layer before which tokens may be cut, where later ones read keys stored from it on.
         first_position: position id of the first token.
         lacks: which of `MODES` cannot be tested on it, and why; the tests leave these out.
     """
@@ -61,6 +62,7 @@ class Family:
     tower_rows: bool = False
     window: int = 0
     recurrent: bool = False
+    cut_up_to: int | None = None
     first_position: int = 0
     lacks: Mapping[str, str] = field(default_factory=dict)
 
@@ -100,6 +102,9 @@ class Family:
 
     def slot_grid(self, seed: int) -> tuple[Grid, list[set[int]]]:
         """The slot grid, and for each slot the cells it may be said to show (-1: none)."""
+        if self.kind.views:
+            grid, shown = self.kind.views(seed)
+            return grid, [{cell} for cell in shown]
         # several where patches of different cells weigh alike in it
         slots, pooled = self.patches(seed), self.kind.pooled(seed)
         frames, rows, cols = (1 + max(place[axis] for slot in slots for place in slot) for axis in range(3))
@@ -187,14 +192,15 @@ def _row(family: Family, samples: list[Sample], number: int, seed: int, text: in
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:
-    """Joined along the first axis; the second (tiles) is filled with zeros up to the longest, where they differ."""
-    if tensors[0].dim() > 3:
-        longest = max(tensor.shape[1] for tensor in tensors)
-        tensors = [
-            torch.cat([tensor, tensor.new_zeros(len(tensor), longest - tensor.shape[1], *tensor.shape[2:])], dim=1)
-            for tensor in tensors
-        ]
-    return torch.cat(tensors)
+    """Joined along the first axis; the others (tiles, height, width) are filled with zeros up to the longest."""
+    longest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    return torch.cat([_filled(tensor, longest) for tensor in tensors])
+
+
+def _filled(tensor: Tensor, sizes: list[int]) -> Tensor:
+    """[n, ...] with zeros behind, so that the other axes have these sizes."""
+    missing = [size - own for size, own in zip(sizes, tensor.shape[1:], strict=True)]
+    return torch.nn.functional.pad(tensor, [part for size in reversed(missing) for part in (0, size)])
 
 
 def _batch(family: Family, rows: list[Row]) -> dict[str, Tensor]:

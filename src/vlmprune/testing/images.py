@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vlmprune.core.view import Grid
 from vlmprune.testing.weights import IMAGE, PATCH
 
 ODD = 99  # the seed of a picture of odd shape, where a family takes pictures of any shape: a single row of slots
@@ -33,6 +34,7 @@ class Kind:
         frames: how many frames of a video lie behind one patch (Qwen's temporal_patch_size).
         resampled: shares of the patches in each slot, by seed, where features are resized; without, all weigh alike.
         pooled: rows and columns of slots, by seed, where a frame's features are resized to a smaller grid.
+        views: the slot grid and the cell of each slot, by seed, where patches do not tell them (Molmo 2's two views).
     """
 
     image: Callable[[int], tuple[Arguments, list[int]]]
@@ -41,6 +43,7 @@ class Kind:
     frames: int = 1
     resampled: Callable[[int], Shares] | None = None
     pooled: Callable[[int], tuple[int, int] | None] = lambda seed: None
+    views: Callable[[int], tuple[Grid, list[int]]] | None = None
 
     def shares(self, seed: int) -> Shares:
         """What part of each patch is in its slot, beside `patches`."""
@@ -110,14 +113,45 @@ def by_turns(image: Kind, video: Kind) -> Kind:
     )
 
 
+def places_of(arguments: Arguments) -> Tensor | None:
+    """[tiles, patches, 2] column and row of each patch, where an argument says them; -1 for padding."""
+    return next((value for name, value in arguments.items() if name.endswith("_position_ids")), None)
+
+
+def grid_of(arguments: Arguments) -> tuple[int, int, int] | None:
+    """Frames, rows and columns of patches of one image or video, where an argument says them."""
+    found = next((value[0].tolist() for name, value in arguments.items() if name.endswith("_grid_thw")), None)
+    return None if found is None else (found[0], found[1], found[2])
+
+
+def crop_patches(arguments: Arguments) -> list[Place]:
+    """The patches of pictures, tiles or crops in raster order, as they stand in the tower."""
+    pixels = arguments["pixel_values" if "pixel_values" in arguments else "pixel_values_videos"]
+    grid = grid_of(arguments)
+    if pixels.dim() == 3:  # a row for each patch of square crops
+        tiles, rows, cols = pixels.shape[0], *(round(pixels.shape[1] ** 0.5),) * 2
+    elif grid is not None:
+        tiles, rows, cols = grid
+    else:
+        tiles, rows, cols = pixels.shape[:-3].numel(), pixels.shape[-2] // PATCH, pixels.shape[-1] // PATCH
+    return [(tile, row, col) for tile in range(tiles) for row in range(rows) for col in range(cols)]
+
+
 def paint(arguments: Arguments, tile: int, row: int, col: int, value: float) -> Arguments:
     """The arguments of one image or video with all pixels of one patch set to `value` (both frames of a Qwen patch)."""
     name = "pixel_values" if "pixel_values" in arguments else "pixel_values_videos"
     painted = arguments[name].clone()
-    if painted.dim() == 2:  # Qwen: a row for each patch, frame by frame, in 2x2 squares
-        rows, cols = next(arguments[key] for key in ("image_grid_thw", "video_grid_thw") if key in arguments)[0, 1:]
+    grid = grid_of(arguments)
+    if (places := places_of(arguments)) is not None:  # Gemma 4: a row for each patch, in any order
+        painted[tile, (places[tile] == torch.tensor([col, row])).all(-1)] = value
+    elif painted.dim() == 2:  # Qwen: a row for each patch, frame by frame, in 2x2 squares
+        _, rows, cols = grid  # type: ignore[misc]
         square = (tile * rows // 2 + row // 2) * (cols // 2) + col // 2
-        painted[int(4 * square + 2 * (row % 2) + col % 2)] = value
+        painted[4 * square + 2 * (row % 2) + col % 2] = value
+    elif painted.dim() == 3:  # Molmo 2: a row for each patch of square crops
+        painted[tile, row * round(painted.shape[1] ** 0.5) + col] = value
+    elif grid is not None:  # PaddleOCR-VL: a little picture for each patch
+        painted[row * grid[2] + col] = value
     else:
         tiles = painted.view(-1, *painted.shape[-3:])
         tiles[tile, :, row * PATCH : (row + 1) * PATCH, col * PATCH : (col + 1) * PATCH] = value

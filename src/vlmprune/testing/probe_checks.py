@@ -104,12 +104,13 @@ def _frames(probe: Subject) -> None:
 
 @of_adapter("its operations are counted, by the widths and depths of this model", after=["declared"])
 def operations(subject: AdapterSubject) -> None:
-    from vlmprune.bench.shapes import shape_of
+    from vlmprune.bench.shapes import UNCOUNTED, shape_of
 
     adapter = subject.adapter
     shape = shape_of(adapter.config)
     if shape is None:
-        raise Noted("its operations are not counted, so tables show a dash (`TOWERS` of vlmprune/bench/shapes.py)")
+        why = UNCOUNTED.get(adapter.family, "`TOWERS` of vlmprune/bench/shapes.py")
+        raise Noted(f"its operations are not counted, so tables show a dash ({why})")
     said = {
         "encoder_layers": len(adapter.encoder_layers()),
         "has_cls": adapter.has_cls,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.testing.family import Family
-from vlmprune.testing.images import Arguments, Place
+from vlmprune.testing.images import Arguments, Place, crop_patches, grid_of, places_of
 from vlmprune.testing.weights import PATCH
 
 
@@ -38,7 +38,9 @@ class Layer:
 
 def features(model: Any, arguments: Arguments) -> Tensor:
     """What stands in the slots of one image or video: [slots, hidden]."""
-    arguments = {key: value for key, value in arguments.items() if key != "second_per_grid_ts"}  # for positions only
+    arguments = {
+        key: value for key, value in arguments.items() if not key.endswith(("_ts", "_per_grid"))
+    }  # for positions only
     video = "pixel_values_videos" in arguments
     with torch.no_grad():
         out = (model.model.get_video_features if video else model.model.get_image_features)(**arguments).pooler_output
@@ -113,12 +115,12 @@ def _recording(layers: dict[nn.Module, Layer]) -> Iterator[None]:
 def tower_order(family: Family, seed: int) -> list[Place]:
     """The patches of an image as they stand in the tower, CLS tokens left out."""
     arguments = family.image(seed)[0]
-    grid = next((arguments[key] for key in ("image_grid_thw", "video_grid_thw") if key in arguments), None)
-    if grid is None:
-        pixels = arguments["pixel_values" if "pixel_values" in arguments else "pixel_values_videos"]
-        tiles, side = pixels.numel() // pixels.shape[-3:].numel(), pixels.shape[-1] // PATCH
-        return [(tile, row, col) for tile in range(tiles) for row in range(side) for col in range(side)]
-    frames, rows, cols = grid[0].tolist()
+    if (places := places_of(arguments)) is not None:
+        return [(tile, row, col) for tile, rows in enumerate(places.tolist()) for col, row in rows if row >= 0]
+    grid, pixels = grid_of(arguments), next(value for name, value in arguments.items() if name.startswith("pixel"))
+    if grid is None or pixels.dim() > 2:
+        return crop_patches(arguments)
+    frames, rows, cols = grid
     window = family.window or rows + cols  # in slots, on each side
     return [
         (frame, 2 * row + i, 2 * col + j)
@@ -151,6 +153,9 @@ class Expected:
     def mapped(self, tokens: list[Tensor]) -> Tensor:
         """Of values of the tower's tokens [pictures, N, C], a tensor a call."""
         rows = torch.cat([values[:, int(self.family.cls) :].flatten(0, 1) for values in tokens])
+        places = places_of(self.family.image(self.seed)[0])
+        if places is not None:  # a row of patches is padded
+            rows = rows[(places >= 0).all(-1).flatten()]
         order = tower_order(self.family, self.seed)
         return slot_values(self.family, self.seed, dict(zip(order, rows, strict=True)))
 
@@ -160,12 +165,15 @@ class Expected:
 
     @property
     def received(self) -> Tensor:
-        padding = self.family.image(self.seed)[0].get("pixel_attention_mask")
+        arguments = self.family.image(self.seed)[0]
+        padding, places = arguments.get("pixel_attention_mask"), places_of(arguments)
         scores = []
         for maps in self.layer.maps:
             queries = torch.ones(maps.shape[0], maps.shape[2], dtype=torch.bool)
             if padding is not None:
                 queries = padding[0, :, ::PATCH, ::PATCH].flatten(1).bool()
+            if places is not None:
+                queries = (places >= 0).all(-1)
             scores.append(torch.stack([one[:, real].mean((0, 1)) for one, real in zip(maps, queries, strict=True)]))
         return self.mapped([score[..., None] for score in scores])[:, 0]
 

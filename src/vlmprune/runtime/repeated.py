@@ -1,0 +1,56 @@
+"""What transformers makes of encoded images when it repeats a prompt, for beams or several answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmprune.core.errors import UserError
+
+ADVICE = "ask for one answer without beams"
+
+
+def pieces_of(output: Any) -> list[Tensor] | None:
+    """The features of each image in an encoder's output; None where it holds those of all images in one tensor."""
+    pooled = getattr(output, "pooler_output", None)
+    return list(pooled) if isinstance(pooled, list | tuple) else None
+
+
+def check_encoded(family: str, encoded: Mapping[str, Any]) -> None:
+    """Raise UserError if nobody read of the encoder what the methods need, or if transformers lost encoded images.
+
+    Args:
+        encoded: the encoder's output that a forward is handed, by modality.
+    """
+    for modality, output in encoded.items():
+        if not hasattr(output, "vlmprune_record"):
+            raise UserError("These images were encoded elsewhere: pass pixel_values, or use vlmprune.encode_images.")
+        if pieces_of(output) == [] and output.vlmprune_record.images:  # it looked for another id than the prompt has
+            raise UserError(f"transformers loses the {modality}s of {family} when it repeats a prompt: {ADVICE}.")
+
+
+def check_order(
+    family: str, modality: str, output: Any, pieces: Sequence[Tensor] | None, wanted: Sequence[int]
+) -> None:
+    """Raise UserError if repeated images do not stand in the order of their slots (as in transformers' GLM).
+
+    Args:
+        output: the encoder's output that the forward was handed.
+        pieces: the features of each image as they were encoded; None where they are in one tensor.
+        wanted: for each image of each row of the prompt, row by row, its number among `pieces`.
+    """
+    given = pieces_of(output)
+    if given is None or pieces is None or len(given) != len(wanted):
+        return
+    if not all(_equal(one, pieces[number]) for one, number in zip(given, wanted, strict=True)):
+        raise UserError(
+            f"transformers mixes up the {modality}s of {family} when it repeats a prompt that has several: {ADVICE}, "
+            f"or give one {modality} per prompt."
+        )
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.shape == other.shape and torch.equal(one, other.to(one.device)))
