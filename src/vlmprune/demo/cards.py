@@ -44,10 +44,11 @@ def cards(
     picture = fit(image, _SIDE, _SIDE)
     plain = next((one.answer for one in results if one.answer is not None and one.answer.report is None), None)
     drawn = [_card(picture, image, processor, one, plain) for one in results]
+    whole = next((card["tokens"][0] for card in drawn if card.get("tokens")), None)
     shown = [one["shown"] for one in drawn if one["shown"] is not None]
     keys = [(data_url(key.swatch), key.text) for key in legend(shown)]
     notes = list(dict.fromkeys(note for one in results for note in one.notes))
-    return _template().render(cards=drawn, keys=keys, notes=notes, waiting=waiting, link=link, head=head)
+    return _template().render(cards=drawn, whole=whole, keys=keys, notes=notes, waiting=waiting, link=link, head=head)
 
 
 def data_url(image: Image.Image, form: str = "PNG") -> str:

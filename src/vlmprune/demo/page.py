@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,7 @@ class Page:
                 with gr.Column(scale=1, min_width=300):
                     upload = gr.File(label="Drop a photo", file_count="single", height=110, elem_id="vp-upload")
                     sample = gr.Radio([*self.samples], value=first.name, label="or pick a sample", elem_id="vp-sample")
-                    picture = gr.HTML(_preview(first.image, first.name), elem_id="vp-picture")
+                    picture = gr.HTML("", elem_id="vp-picture")
                     question = gr.Textbox(first.question, label="Question", lines=1, elem_id="vp-question")
                     methods = gr.Dropdown(
                         [*self.offered],
@@ -89,10 +88,10 @@ class Page:
                 with gr.Column(scale=3, min_width=320):
                     message = gr.HTML("", elem_id="vp-message")
                     results = gr.HTML("", elem_id="vp-results")
-            ours = partial(dict, api_visibility="private", show_progress="hidden")
+            ours: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
             shown, settings = [visit, sample, picture, message], [question, methods, keep]
-            upload.upload(self.upload, [upload, visit], [upload, *shown], **ours())
-            sample.input(self.pick, [sample], [question, *shown], **ours())
+            upload.upload(self.upload, [upload, visit], [upload, *shown], **ours)
+            sample.input(self.pick, [sample], [question, *shown], **ours)
             asked = gr.on(
                 [button.click, question.submit, keep.release],
                 self.ask,
@@ -100,16 +99,16 @@ class Page:
                 [visit, message, results],
                 trigger_mode="always_last",
                 concurrency_limit=None,
-                **ours(),
+                **ours,
             )
             asked.then(None, js=_TO_LINK)
-            opened = blocks.load(self.open, [query], [*settings, *shown, query], js=_TO_QUERY, **ours())
+            opened = blocks.load(self.open, [query], [*settings, *shown, query], js=_TO_QUERY, **ours)
             linked = opened.success(
                 self.ask_linked,
                 [query, visit, sample, *settings],
                 [visit, message, results],
                 concurrency_limit=None,
-                **ours(),
+                **ours,
             )
             linked.then(None, js=_TO_LINK)
         return blocks
@@ -186,7 +185,7 @@ class Page:
 def _heading(model: str) -> str:
     return (
         '<div class="vp-head"><h1>What does a model lose when it sees a part of the picture?</h1>'
-        f"<p>{escape(model)} answers with all its visual tokens first, then with those that each method keeps.</p></div>"
+        f"<p>{escape(model)} answers with all its visual tokens, then with those that each method keeps.</p></div>"
     )
 
 
