@@ -25,7 +25,8 @@ from PIL import Image
 import vlmprune
 from vlmprune.bench.load import Loaded, load_model
 from vlmprune.core.recipe import recipe
-from vlmprune.serve.app import build_app, listen
+from vlmprune.serve.address import listen
+from vlmprune.serve.app import build_app
 from vlmprune.serve.serving import Serving
 
 QUESTION = "What number is on the plate?"

@@ -17,7 +17,7 @@ import vlmprune
 from vlmprune import cli
 from vlmprune.bench import load, runner
 from vlmprune.core.errors import UserError
-from vlmprune.core.extras import DATA, ENGINES, EXTRA, PACKAGES, SERVE, SHELL
+from vlmprune.core.extras import DATA, ENGINES, EXTRA, OWN_EXTRA, PACKAGES, SHELL
 from vlmprune.report import build
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +29,7 @@ COMMANDS = {
     "bench": ["--limit", "1", "--out", "{new}"],
     "report": ["{new}"],
     "serve": ["llava", "--engine", "transformers", "--method", "divprune", "--keep", "0.25"],
+    "demo": [],
 }
 WITH_TORCH = {"jinja2"}  # torch depends on it
 NEEDED = [(command, name) for command, names in PACKAGES.items() for name in names]
@@ -49,7 +50,7 @@ def test_every_command_says_what_it_needs() -> None:
     commands: Any = getattr(get_command(cli.app), "commands", {})
     assert set(PACKAGES) == set(commands)
     for command, names in PACKAGES.items():
-        extra = EXTRAS[SERVE if command == SERVE else EXTRA]
+        extra = EXTRAS[OWN_EXTRA.get(command, EXTRA)]
         assert {*names} <= {re.split("[<>=]", item)[0] for item in extra} | WITH_TORCH
 
 
@@ -87,7 +88,7 @@ def test_a_missing_package_is_told_before_any_work(
     words = [word.format(photo=tmp_path / "photo.png", new=tmp_path / "new") for word in COMMANDS[command]]
     assert cli.main([command, *words]) == 2
     err = capsys.readouterr().err
-    extra = SERVE if command == SERVE else EXTRA
+    extra = OWN_EXTRA.get(command, EXTRA)
     assert f"vlmprune {command} needs {package}: pip install 'vlmprune[{extra}]'" in err and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 

@@ -39,11 +39,13 @@ ALLOWED = {
     "doctor": PUBLIC | {"doctor", "ask", "bench", "drawing", "models", "runtime", "testing"},
     "engines": PUBLIC | {"bench", "engines"},
     "serve": PUBLIC | {"bench", "serve"},
+    "demo": PUBLIC | {"ask", "bench", "demo", "drawing", "tasks"},
     "cli": PUBLIC
     | {
         "ask",
         "bench",
         "cli",
+        "demo",
         "doctor",
         "engines",
         "models",

@@ -82,26 +82,30 @@ def _counted(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path, name: str | None = None) -> Image.Image:
     """The picture as RGB, upright, transparent parts on white.
+
+    Args:
+        name: what errors call it; by default its path.
 
     Raises:
         UserError: there is no such file, or it is not a picture that can be read to its end.
     """
+    name = name or str(path)
     if not path.exists():
-        raise UserError(f"There is no picture {str(path)!r}.")
+        raise UserError(f"There is no picture {name!r}.")
     if path.is_dir():
-        raise UserError(f"{str(path)!r} is a folder, not a picture.")
+        raise UserError(f"{name!r} is a folder, not a picture.")
     try:
         with Image.open(path) as opened:
             opened.load()
             return _as_rgb(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError:
-        raise UserError(f"{str(path)!r} is not a picture in a format that Pillow reads.") from None
+        raise UserError(f"{name!r} is not a picture in a format that Pillow reads.") from None
     except Image.DecompressionBombError:
-        raise UserError(f"The picture {str(path)!r} has too many pixels to be opened safely.") from None
+        raise UserError(f"The picture {name!r} has too many pixels to be opened safely.") from None
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for a broken PNG
-        raise UserError(f"The picture {str(path)!r} cannot be read: {error}.") from error
+        raise UserError(f"The picture {name!r} cannot be read: {error}.") from error
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

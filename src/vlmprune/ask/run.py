@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from vlmprune.ask.media import open_media
 from vlmprune.bench.load import Loaded, load_model
 from vlmprune.bench.marks import recorded
 from vlmprune.bench.protocol import chat_prompt, generation_kwargs, places_videos, video_arguments
+from vlmprune.bench.timing import Clock, Ticks
 from vlmprune.core.budget import Budget
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.outputs import check_picture, save_picture
@@ -48,6 +48,7 @@ class Answer:
         text: the reply.
         recipe: by which it was pruned, as results name it; None for the unpruned model.
         seconds: of generation, the encoder included.
+        first: seconds of these up to the first new token: the encoder, the method and the prefill.
         report: `session.last`; None for the unpruned model.
         of_video: whether it was asked about a video.
     """
@@ -55,6 +56,7 @@ class Answer:
     text: str
     recipe: str | None
     seconds: float
+    first: float
     report: RunReport | None = None
     of_video: bool = False
 
@@ -151,7 +153,7 @@ def recipes_of(methods: Sequence[str], keeps: Sequence[Budget], overlay: object 
     """
     found: dict[str, Recipe | None] = {}
     for method in methods:
-        carries = len(methods) > 1 and _carries_budget(method)
+        carries = len(methods) > 1 and carries_budget(method)
         for keep in (None,) if carries or not keeps else keeps:
             one = recipe(method, keep)
             found[recorded(one)] = one
@@ -166,7 +168,8 @@ def recipes_of(methods: Sequence[str], keeps: Sequence[Budget], overlay: object 
     return [None]
 
 
-def _carries_budget(method: str) -> bool:
+def carries_budget(method: str) -> bool:
+    """Whether a method or recipe needs no budget beside it."""
     try:
         recipe(method)
     except UserError:
@@ -264,12 +267,16 @@ def _sheet(media: Image.Image | Frames, answers: Sequence[Answer], question: Que
 
 
 def _timed(loaded: Loaded, inputs: Any, max_new_tokens: int, session: Any = None) -> Answer:
-    start = time.perf_counter()
-    text = generate(loaded.model, loaded.processor, inputs, max_new_tokens)
-    seconds = time.perf_counter() - start
+    clock = Clock(loaded.model.device)
+    ticks = Ticks(clock)
+    start = clock.mark()
+    text = generate(loaded.model, loaded.processor, inputs, max_new_tokens, ticks)
+    end = clock.mark()
+    clock.wait()
+    seconds, first = clock.seconds(start, end), clock.seconds(start, ticks.marks[0])
     if session is None:
-        return Answer(text, None, seconds)
-    return Answer(text, recorded(session.recipe), seconds, session.last)
+        return Answer(text, None, seconds, first)
+    return Answer(text, recorded(session.recipe), seconds, first, session.last)
 
 
 def _save(sheet: Image.Image, target: Path) -> None:
@@ -306,12 +313,15 @@ def chat_inputs(processor: Any, media: Image.Image | Frames, question: str) -> A
 
 
 @torch.no_grad()
-def generate(model: Any, processor: Any, inputs: Any, max_new_tokens: int = MAX_NEW_TOKENS) -> str:
-    """The greedy reply to one prompt, as text."""
+def generate(
+    model: Any, processor: Any, inputs: Any, max_new_tokens: int = MAX_NEW_TOKENS, ticks: Ticks | None = None
+) -> str:
+    """The greedy reply to one prompt, as text; `ticks` marks each new token."""
     tokenizer = processor.tokenizer
     moved = inputs.to(model.device, model.dtype)
     settings = generation_kwargs(max_new_tokens)
-    ids = model.generate(**moved, **settings, pad_token_id=tokenizer.pad_token_id)
+    watching = {} if ticks is None else {"stopping_criteria": [ticks]}
+    ids = model.generate(**moved, **settings, **watching, pad_token_id=tokenizer.pad_token_id)
     return tokenizer.decode(ids[0, moved["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 

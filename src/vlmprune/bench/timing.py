@@ -46,7 +46,7 @@ class Clock:
         return start.elapsed_time(end) / 1e3 if self.on_gpu else end - start
 
 
-class _Ticks(StoppingCriteria):
+class Ticks(StoppingCriteria):
     """Marks every new token, and stops nothing."""
 
     def __init__(self, clock: Clock) -> None:
@@ -77,7 +77,7 @@ def generate(
         session_options: of `vlmprune.prune`.
     """
     clock = Clock(model.device)
-    ticks, tower = _Ticks(clock), model.get_encoder(modality="image")
+    ticks, tower = Ticks(clock), model.get_encoder(modality="image")
     with contextlib.ExitStack() as stack:
         passes = stack.enter_context(watched(tower, patch_of(model.config)))
         spans = stack.enter_context(_spans(tower, clock))
@@ -137,7 +137,7 @@ def _spans(module: nn.Module, clock: Clock) -> Iterator[list[list[Any]]]:
 
 
 @contextlib.contextmanager
-def _empty_queue(model: Any, clock: Clock, ticks: _Ticks) -> Iterator[None]:
+def _empty_queue(model: Any, clock: Clock, ticks: Ticks) -> Iterator[None]:
     """Wait for the GPU where methods begin, before the first new token only: behind the tower, before each layer.
 
     Else a method that reads a number on the processor would be charged for the work queued before it.

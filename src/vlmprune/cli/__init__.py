@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import vlmprune
 from vlmprune.cli.bench import bench
 from vlmprune.cli.check import check
+from vlmprune.cli.demo import demo
 from vlmprune.cli.listing import list_
 from vlmprune.cli.run import run
 from vlmprune.cli.serve import serve
@@ -142,6 +143,7 @@ def doctor(
 
 app.command()(check)
 app.command()(serve)
+app.command()(demo)
 
 
 def main(arguments: list[str] | None = None) -> int:

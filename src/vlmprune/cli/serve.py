@@ -10,8 +10,6 @@ from vlmprune.cli.words import DEVICE, MODEL, POSITION_IDS, TEXT_TOWER, quiet
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.extras import check_packages
 
-LOCAL = ("localhost", "127.0.0.1", "::1")
-
 
 def serve(
     model: Annotated[str, typer.Argument(help=MODEL)],
@@ -72,7 +70,8 @@ def serve(
 
     ages = [None if text is None else parse_keep(text) for text in (keep_latest, keep_older)]
     recipe = serving_recipe(method, None if keep is None else parse_budget(keep), *ages)
-    from vlmprune.serve.app import build_app, listen, run
+    from vlmprune.serve.address import LOCAL, listen, url_of
+    from vlmprune.serve.app import build_app, run
 
     quiet()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
@@ -81,8 +80,7 @@ def serve(
         allowed = Allowed(allow_request_keep, allow_request_query)
         serving = Serving(loaded, recipe, allowed, positions, seed, canary)
         app = build_app(serving)
-        bound = f"[{host}]" if ":" in host else host
-        typer.echo(f"Serving {model} under {recipe} at http://{bound}:{at.getsockname()[1]}/v1 (Ctrl-C stops it).")
+        typer.echo(f"Serving {model} under {recipe} at {url_of(host, at)}/v1 (Ctrl-C stops it).")
         if host not in LOCAL:
             typer.echo("Whoever reaches this address can use the model: the server asks for no key.", err=True)
         run(serving, app, at)

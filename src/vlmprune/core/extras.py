@@ -7,7 +7,7 @@ from typing import Any
 
 from vlmprune.core.errors import UserError
 
-EXTRA, SERVE = "bench", "serve"  # the extras in pyproject.toml that have these packages
+EXTRA = "bench"  # the extra in pyproject.toml that has these packages
 DRAWING = ("matplotlib", "jinja2")
 PACKAGES: dict[str, tuple[str, ...]] = {
     "run": ("jinja2",),  # chat templates
@@ -18,7 +18,9 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "score": (),
     "list": (),
     "serve": ("jinja2", "fastapi", "starlette", "uvicorn", "openai"),  # what transformers' own server needs
+    "demo": ("jinja2", "gradio"),
 }
+OWN_EXTRA = {"serve": "serve", "demo": "demo"}  # of commands whose packages are not in `EXTRA`
 SHELL = ("typer",)  # of all commands
 # What only some data needs, and the extra that has it: asked for when such data is opened, before a model runs.
 DATA = {"datasets": EXTRA, "pyarrow": EXTRA, "fsspec": EXTRA, "av": "video"}
@@ -28,7 +30,7 @@ ENGINES = {"ray": "ray", "lmms_eval": "lmms"}  # what other engines than our own
 def check_packages(command: str) -> None:
     """Raise UserError unless every package that a command will need can be imported."""
     if missing := [name for name in PACKAGES[command] if not is_there(name)]:
-        raise UserError(f"vlmprune {command} {needs(missing, SERVE if command == SERVE else EXTRA)}")
+        raise UserError(f"vlmprune {command} {needs(missing, OWN_EXTRA.get(command, EXTRA))}")
 
 
 def load_package(name: str, what: str = "This data") -> Any:

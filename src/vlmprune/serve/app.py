@@ -6,9 +6,9 @@ import contextlib
 import json
 import logging
 import re
-import socket
 import uuid
 from collections.abc import Callable
+from socket import socket
 from typing import Any
 
 import uvicorn
@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from vlmprune.core.errors import Option, UserError
+from vlmprune.core.errors import UserError
 from vlmprune.serve.handlers import KINDS, OneModel, PrunedChat, PrunedResponses, PrunedState, blamed
 from vlmprune.serve.metrics import CONTENT_TYPE
 from vlmprune.serve.serving import Serving
@@ -97,22 +97,7 @@ def _body(content: bytes) -> dict[str, Any]:
     return body
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket at this address; port 0 takes any that is free.
-
-    Raises:
-        UserError: it cannot be had.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        options = Option("host", host), " and ", Option("port", port)
-        raise UserError("Nothing can be served at ", *options, f": {reason}.") from error
-
-
-def run(serving: Serving, app: Starlette, at: socket.socket) -> None:
+def run(serving: Serving, app: Starlette, at: socket) -> None:
     """Serve until the process is told to stop."""
     config = uvicorn.Config(app, log_level="info", timeout_graceful_shutdown=PATIENCE)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again once it has stopped
