@@ -37,10 +37,12 @@ ALLOWED = {
     "published": PUBLIC | {"published"},
     "report": PUBLIC | {"report", "ask", "bench", "drawing", "published"},
     "doctor": PUBLIC | {"doctor", "ask", "bench", "drawing", "models", "runtime", "testing"},
+    "analyze": PUBLIC | {"analyze", "ask", "bench", "drawing", "models", "report", "runtime", "scores"},
     "engines": PUBLIC | {"bench", "engines"},
     "serve": PUBLIC | {"bench", "serve"},
     "cli": PUBLIC
     | {
+        "analyze",
         "ask",
         "bench",
         "cli",
@@ -63,6 +65,7 @@ TRANSFORMERS = {
     "models",
     "assets",
     "bench",
+    "analyze",
     "doctor",
     "testing",
     "serve",
