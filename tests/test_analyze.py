@@ -15,13 +15,27 @@ from tiny_encoders import ENCODERS, GRID, LAYERS, SIDE, WITH_CLS, save_encoder
 from tiny_folder import save_llava
 
 from vlmprune import cli
-from vlmprune.analyze import coco, dispersion, lone, objects, subject
+from vlmprune.analyze import (
+    STUDIES,
+    attention,
+    coco,
+    decoder,
+    dispersion,
+    lone,
+    objects,
+    redundancy,
+    removal,
+    sight,
+    subject,
+)
 from vlmprune.analyze.pictures import Picture, of_coco, photos, scenes
 from vlmprune.analyze.reading import Reading, top_of
 from vlmprune.analyze.subject import Subject
 from vlmprune.core.errors import UserError
+from vlmprune.core.recipe import recipe
 from vlmprune.core.view import Grid
 from vlmprune.drawing.window import Window
+from vlmprune.runtime.taps import capture
 
 
 def silent(what: str, done: int, due: int) -> None:
@@ -186,15 +200,12 @@ def test_masks_of_coco_in_every_spelling(tmp_path: Path) -> None:
 def test_a_study_of_a_lone_encoder_and_what_is_not_computed_again(
     folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["analyze", "all", folders["dinov2"], "--limit", "3", "--out", str(tmp_path / "out")]
+    asked = ["analyze", "dispersion", folders["dinov2"], "--limit", "3", "--out", str(tmp_path / "out")]
     assert cli.main(asked) == 0
     first = capsys.readouterr().out
     made = next(path for path in (tmp_path / "out").iterdir() if path.is_dir())
-    page = (made / "index.html").read_text()
-    assert "The suggested object layer is" in first and "http" not in page.replace("http://www.w3.org", "")
-    for name in ("attention", "dispersion", "objects"):
-        assert f'id="{name}"' in page and (made / f"{name}.md").is_file()
-        assert list(made.glob(f"{name}*.png")) and list(made.glob(f"{name}*.svg"))
+    assert "The suggested object layer is" in first
+    assert {path.suffix for path in made.glob("dispersion.*")} == {".md", ".png", ".svg", ".csv"}
     with (made / "dispersion.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["layer"]) for row in rows] == list(range(LAYERS))
@@ -243,3 +254,118 @@ def test_a_broken_reading_is_told(folders: dict[str, str], tmp_path: Path) -> No
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match="broken"):
         read(folders["vit"], tmp_path)
+
+
+# ---------------------------------------------------------------- redundancy
+
+
+def test_similarity_to_neighbours() -> None:
+    same = np.ones((20, 3))
+    assert redundancy.neighbour_similarity(same) == pytest.approx(np.ones(20))
+    turns = np.array([[1.0, 0.0], [-1.0, 0.0]] * 10)
+    found = redundancy.neighbour_similarity(turns)
+    assert found[10] == pytest.approx(-0.2)  # on each side three of five are opposite
+    assert found[0] == pytest.approx(-0.2) and redundancy.neighbour_similarity(turns[:2]) == pytest.approx([-1, -1])
+
+
+def test_what_is_removed_is_what_is_said(folders: dict[str, str], tmp_path: Path) -> None:
+    loaded = Subject(folders["llava"], tmp_path).loaded
+    asking = next(removal.askings(loaded, 1))
+    removing = removal.Removing(loaded)
+    own, whole = removing.whole(asking)
+    assert whole.removed == 0.0 and own.shape[0] == 1
+    words = loaded.processor.tokenizer.decode(asking.inputs["input_ids"][0, asking.words])
+    assert words.split()[0] in asking.sample.question.lower() and "<image>" not in words
+    shorter, share = removing._less_text(asking, 0.5, seed=1)
+    gone = asking.inputs["input_ids"].shape[1] - shorter["input_ids"].shape[1]
+    assert gone == round(0.5 * len(asking.words)) and share == gone / len(asking.words)
+    image = loaded.model.config.image_token_id
+    assert int((shorter["input_ids"] == image).sum()) == int((asking.inputs["input_ids"] == image).sum())
+    assert shorter["attention_mask"].shape == shorter["input_ids"].shape
+    less = removing.without(asking, own, removal.Removal("visual", 0.75), 1)
+    assert less.removed == pytest.approx(1 - round(0.25 * 49) / 49)
+    # the loss is that of the model's own forward behind the whole prompt
+    longer = {**asking.inputs, "input_ids": torch.cat([asking.inputs["input_ids"], own], 1)}
+    longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+    with torch.no_grad():
+        logits = loaded.model(**longer).logits[0, -own.shape[1] - 1 : -1]
+    expected = -torch.log_softmax(logits, -1).gather(1, own[0, :, None]).mean()
+    assert whole.loss == pytest.approx(float(expected), abs=1e-5)
+    assert removing.without(asking, own, removal.Removal("visual", 0.9), 1).loss != pytest.approx(whole.loss, abs=1e-3)
+
+
+# ---------------------------------------------------------------- the decoder
+
+
+@pytest.mark.parametrize("options", ["lambda_=0", "lambda_=2,tau=0,top_share=0.5"])
+def test_attention_of_a_pruned_decoder_is_that_of_eager_attention(
+    options: str, folders: dict[str, str], tmp_path: Path
+) -> None:
+    """Without fusion the shares are sums over eager attention maps. With it, over a softmax of edited logits."""
+    loaded = Subject(folders["llava"], tmp_path).loaded
+    inputs = dict(next(removal.askings(loaded, 1)).inputs)
+    whole, _ = sight.sights(loaded.model, inputs)
+    asked = recipe(f"hilo({options}):0.2")
+    found, candidates = sight.sights(loaded.model, inputs, asked)
+    image = (inputs["input_ids"][0] == loaded.model.config.image_token_id).nonzero().squeeze(1)
+    text = torch.arange(int(image.max()) + 1, inputs["input_ids"].shape[1])
+    loaded.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        maps = loaded.model(**inputs, output_attentions=True).attentions
+        attended = maps[0][0][:, text][:, :, image].sum(-1).mean()
+        assert whole[0].visual == pytest.approx(float(attended), abs=1e-5)
+        assert whole[3].visual == pytest.approx(float(maps[3][0][:, text][:, :, image].sum(-1).mean()), abs=1e-5)
+    assert whole[0].tokens == len(image) / inputs["input_ids"].shape[1]
+    kept = round(0.2 * 49)
+    assert found[3].tokens == pytest.approx(kept / (kept + inputs["input_ids"].shape[1] - 49))
+    assert found[3].gathered is None
+    if "lambda_=0" in options:
+        assert found[0].visual == pytest.approx(whole[0].visual, abs=1e-5) and not candidates
+        return
+    edited = maps[0][0][:, text].log()  # logits, but for a constant of each row
+    rows = softened(edited, candidates[0], loaded, inputs, text)
+    assert found[0].gathered == pytest.approx(float(rows[:, :, candidates[0]].sum(-1).mean()), abs=1e-4)
+    assert found[0].visual == pytest.approx(float(rows[:, :, image].sum(-1).mean()), abs=1e-4)
+    assert abs(found[0].gathered - float(maps[0][0][:, text][:, :, candidates[0]].sum(-1).mean())) > 0.01  # type: ignore[operator]
+
+
+def softened(
+    shares: torch.Tensor, candidates: torch.Tensor, loaded: Any, inputs: dict[str, Any], text: torch.Tensor
+) -> torch.Tensor:
+    """Attention [H, T, S] of the first layer after each of the largest half of the candidates' logits A is 3 A."""
+    module = loaded.model.model.language_model.layers[0].self_attn
+    with capture([module]) as calls, torch.no_grad():
+        loaded.model(**inputs)
+    [call] = calls[module]
+    key = call.key[0].repeat_interleave(call.query.shape[1] // call.key.shape[1], 0)
+    logits = call.query[0][:, text] @ key.transpose(-1, -2) * call.scaling
+    logits = logits.masked_fill(shares == float("-inf"), float("-inf"))
+    count = -(-len(candidates) // 2)
+    largest = logits[:, :, candidates].topk(count, -1).indices
+    chosen = torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, candidates[largest], True)
+    return torch.where(chosen, 3 * logits, logits).softmax(-1)
+
+
+def test_a_lone_encoder_has_no_decoder(folders: dict[str, str], tmp_path: Path, capsys: Any) -> None:
+    assert cli.main(["analyze", "decoder", folders["vit"], "--out", str(tmp_path / "out"), "--limit", "1"]) == 2
+    assert "an encoder without a language model" in capsys.readouterr().err
+
+
+def test_every_study_of_a_model(folders: dict[str, str], tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr(redundancy, "QUESTIONS", 2)
+    monkeypatch.setattr(attention, "SHOWN", 1)
+    asked = ["analyze", "all", folders["llava"], "--out", str(tmp_path / "out"), "--limit", "2"]
+    assert cli.main(asked) == 0
+    shown = capsys.readouterr()
+    made = next(path for path in (tmp_path / "out").iterdir() if path.is_dir())
+    page = (made / "index.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "")
+    for name in STUDIES:
+        assert f'id="{name}"' in page and (made / f"{name}.md").is_file(), shown.err
+        assert list(made.glob(f"{name}*.png")) and list(made.glob(f"{name}*.svg"))
+    with (made / "redundancy.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["removed"] for row in rows] == ["none"] + ["visual"] * 3 + ["text"] * 3
+    with (made / "decoder.csv").open() as file:
+        assert {row["run"] for row in csv.DictReader(file)} == {decoder.WHOLE, decoder.UNFUSED, decoder.FUSED}
+    assert "Without" in shown.out and "visual tokens the accuracy changes" in shown.out

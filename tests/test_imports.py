@@ -37,7 +37,8 @@ ALLOWED = {
     "published": PUBLIC | {"published"},
     "report": PUBLIC | {"report", "ask", "bench", "drawing", "published"},
     "doctor": PUBLIC | {"doctor", "ask", "bench", "drawing", "models", "runtime", "testing"},
-    "analyze": PUBLIC | {"analyze", "ask", "bench", "drawing", "models", "report", "runtime", "scores"},
+    "analyze": PUBLIC
+    | {"analyze", "ask", "bench", "data", "drawing", "models", "report", "runtime", "scores", "scoring", "tasks"},
     "engines": PUBLIC | {"bench", "engines"},
     "serve": PUBLIC | {"bench", "serve"},
     "cli": PUBLIC

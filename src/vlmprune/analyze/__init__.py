@@ -17,12 +17,7 @@ if TYPE_CHECKING:
     from vlmprune.analyze.study import Study
 
 ALL = "all"
-STUDIES = (
-    "attention",
-    "dispersion",
-    "objects",
-    "redundancy",
-)  # each is a function of that name in the module of that name
+STUDIES = ("attention", "dispersion", "objects", "redundancy", "decoder")  # each a function of its module
 
 
 def get_study(name: str) -> Study:

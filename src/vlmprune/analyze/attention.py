@@ -88,6 +88,7 @@ def _figure(picture: Picture, reading: Reading, values: np.ndarray, what: str) -
         panel.set_box_aspect(high)
     for empty in plots[panels:]:
         empty.set_visible(False)
+    assert image is not None
     bar = figure.colorbar(image, ax=list(plots), shrink=0.8, ticks=[0, 1], pad=0.02)
     bar.ax.set_yticklabels(["lowest", "highest"], fontsize=7, color=FAINT)
     bar.ax.tick_params(length=0)

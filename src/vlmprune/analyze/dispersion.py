@@ -56,20 +56,29 @@ def partition(curve: np.ndarray) -> Partition | None:
     """The three phases of a curve [layers]; None for fewer than three layers."""
     if len(curve) < len(PHASES):
         return None
-
-    def error(borders: tuple[int, int]) -> float:
-        return sum(float(((run - run.mean()) ** 2).sum()) for run in np.split(curve, borders))
-
-    best = min(combinations(range(1, len(curve)), 2), key=error)
+    borders, errors = _errors(curve[None])
+    best = int(errors[0].argmin())
     whole = float(((curve - curve.mean()) ** 2).sum())
-    return Partition(*best, 1.0 - error(best) / whole if whole else 0.0)
+    middle, deep = borders[best].tolist()
+    return Partition(middle, deep, 1.0 - float(errors[0, best]) / whole if whole else 0.0)
+
+
+def _errors(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of borders [pairs, 2], and the squared error of each curve [curves, layers] about its three means."""
+    layers = curves.shape[1]
+    borders = np.array(list(combinations(range(1, layers), 2)))
+    total = np.pad(curves.cumsum(1), ((0, 0), (1, 0)))
+    square = np.pad((curves**2).cumsum(1), ((0, 0), (1, 0)))
+    edges = np.column_stack([np.zeros(len(borders), int), borders, np.full(len(borders), layers)])
+    sums, squares = np.diff(total[:, edges], axis=2), np.diff(square[:, edges], axis=2)
+    return borders, (squares - sums**2 / np.diff(edges, axis=1)).sum(2)
 
 
 def stability(curves: np.ndarray, found: Partition, seed: int = 0) -> float:
     """The share of bootstrap samples of the pictures [pictures, layers] that suggest the same object layer."""
-    draw = np.random.default_rng(seed)
-    drawn = [curves[draw.integers(len(curves), size=len(curves))].mean(0) for _ in range(_DRAWS)]
-    return float(np.mean([partition(curve).object_layer == found.object_layer for curve in drawn]))  # type: ignore[union-attr]
+    drawn = np.random.default_rng(seed).integers(len(curves), size=(_DRAWS, len(curves)))
+    borders, errors = _errors(curves[drawn].mean(1))
+    return float((borders[errors.argmin(1), 1] - 1 == found.object_layer).mean())
 
 
 def dispersion(asked: Asked) -> Finding:
@@ -147,7 +156,8 @@ def _text(asked: Asked, readings: list[Reading], curves: np.ndarray, found: Part
 def _usual(reading: Reading, full: tuple[int, ...] | None) -> int:
     """The object layer that HiPrune takes by itself."""
     info = ModelInfo("", reading.layers, reading.layers, reading.cls is not None)
-    return vlmprune.METHODS["hiprune"]().needs(info)["object"].layer.index(reading.layers, full)
+    [layer] = vlmprune.METHODS["hiprune"]().needs(info)["object"].layers  # type: ignore[attr-defined]
+    return layer.index(reading.layers, full)
 
 
 def _readable(layer: int, full: tuple[int, ...] | None) -> int:

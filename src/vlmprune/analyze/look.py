@@ -21,8 +21,8 @@ _DRAWS = 2000
 
 def plain(axes: Axes, across: str, up: str) -> None:
     """Names of the axes, and nothing that is not data."""
-    axes.set_xlabel(across, color=INK)
-    axes.set_ylabel(up, color=INK)
+    axes.set_xlabel(across, color=INK, fontsize=9)
+    axes.set_ylabel(up, color=INK, fontsize=9)
     axes.grid(color=LINE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(colors=FAINT, labelsize=8, length=0)

@@ -78,7 +78,7 @@ def of_coco(annotations: Path, folder: Path, limit: int) -> list[Picture]:
     """
     if not folder.is_dir():
         raise UserError(Option("images", str(folder)), " is not a folder: give the one with COCO's pictures.")
-    found = []
+    found: list[Picture] = []
     for name, mask in coco_masks(annotations):
         if len(found) == limit:
             break
