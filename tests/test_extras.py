@@ -26,6 +26,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 COMMANDS = {
     "run": ["{photo}", "-q", "What is it?"],
     "doctor": ["llava"],
+    "analyze": ["attention", "llava", "--out", "{new}"],
     "bench": ["--limit", "1", "--out", "{new}"],
     "report": ["{new}"],
     "serve": ["llava", "--engine", "transformers", "--method", "divprune", "--keep", "0.25"],

@@ -37,11 +37,14 @@ ALLOWED = {
     "published": PUBLIC | {"published"},
     "report": PUBLIC | {"report", "ask", "bench", "drawing", "published"},
     "doctor": PUBLIC | {"doctor", "ask", "bench", "drawing", "models", "runtime", "testing"},
+    "analyze": PUBLIC
+    | {"analyze", "ask", "bench", "data", "drawing", "models", "report", "runtime", "scores", "scoring", "tasks"},
     "engines": PUBLIC | {"bench", "engines"},
     "serve": PUBLIC | {"bench", "serve"},
     "demo": PUBLIC | {"ask", "bench", "demo", "drawing", "tasks"},
     "cli": PUBLIC
     | {
+        "analyze",
         "ask",
         "bench",
         "cli",
@@ -65,6 +68,7 @@ TRANSFORMERS = {
     "models",
     "assets",
     "bench",
+    "analyze",
     "doctor",
     "testing",
     "serve",

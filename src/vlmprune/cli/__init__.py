@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import vlmprune
+from vlmprune.cli.analyze import analyze
 from vlmprune.cli.bench import bench
 from vlmprune.cli.check import check
 from vlmprune.cli.demo import demo
@@ -142,6 +143,7 @@ def doctor(
 
 
 app.command()(check)
+app.command()(analyze)
 app.command()(serve)
 app.command()(demo)
 

@@ -15,6 +15,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "check": (),
     "bench": ("rich", *DRAWING),
     "report": DRAWING,
+    "analyze": ("rich", *DRAWING),
     "score": (),
     "list": (),
     "serve": ("jinja2", "fastapi", "starlette", "uvicorn", "openai"),  # what transformers' own server needs

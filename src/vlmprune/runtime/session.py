@@ -484,6 +484,10 @@ class EncodedInputs:
             copies[modality] = type(output)(light)  # from a mapping, as the record is not a field of the class
         return {**self._inputs, "mm_encoder_outputs": copies}
 
+    def images(self) -> list[ImageTokens]:
+        """The tokens of the images in prompt order (of tiles: of each one), with what was read of them."""
+        return list(self._outputs["image"].vlmprune_record.images) if "image" in self._outputs else []
+
 
 @torch.no_grad()
 def encode_images(

@@ -1,0 +1,56 @@
+"""One HTML page of all studies, which needs nothing but itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import vlmprune
+from vlmprune.analyze.pictures import Picture
+from vlmprune.analyze.study import Finding
+from vlmprune.report.plots import inline_svg
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+_LONGEST = 60  # rows of a table that the page shows; the CSV file has all
+
+
+def render(model: str, pictures: Sequence[Picture], done: Sequence[tuple[str, Finding | None, str]]) -> str:
+    """The page as HTML.
+
+    Args:
+        done: for each study its name, what it found, or the sentence that says why it was left out.
+    """
+    studies = [
+        {
+            "name": name,
+            "finding": finding,
+            "figures": [inline_svg(figure, title) for title, figure in finding.figures.items()],
+            "sheet": next(((title, sheet) for title, sheet in finding.sheets.items()), None),
+        }
+        for name, finding, _ in done
+        if finding is not None
+    ]
+    return _template().render(
+        model=model,
+        pictures=pictures,
+        studies=studies,
+        refused=[(name, why) for name, finding, why in done if finding is None],
+        longest=_LONGEST,
+        version=vlmprune.__version__,
+        missing=lambda cell: cell == "" or cell != cell,
+    )
+
+
+@cache
+def _template() -> Template:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.j2")
