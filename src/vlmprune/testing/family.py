@@ -40,6 +40,7 @@ class Family:
         kind: its images or videos.
         by_sample: whether the tiles of all images of a sample stand in one row of the pixel argument.
         types: argument that tells image tokens from text, and its values for text, images and videos.
+        along: the axis along which an argument's images stand side by side, where that is not the first.
         joined: what the arguments of a batch still need once those of its images stand one after another.
         cls: whether the encoder has a CLS token.
         used: encoder layer whose output the projector reads, counted from the last (-1).
@@ -56,6 +57,7 @@ class Family:
     kind: Kind
     by_sample: bool = False
     types: tuple[str, tuple[int, int, int]] | None = None
+    along: Mapping[str, int] = field(default_factory=dict)
     joined: Callable[[Arguments], Arguments] = dict
     cls: bool = False
     used: int = -1
@@ -188,15 +190,15 @@ def _row(family: Family, samples: list[Sample], number: int, seed: int, text: in
     return row
 
 
-def _stacked(tensors: list[Tensor]) -> Tensor:
-    """Joined along the first axis; the second (tiles) is filled with zeros up to the longest, where they differ."""
-    if tensors[0].dim() > 3:
+def _stacked(tensors: list[Tensor], axis: int = 0) -> Tensor:
+    """Joined along an axis. If that is the first, the second (tiles) is filled with zeros where they differ."""
+    if axis == 0 and tensors[0].dim() > 3:
         longest = max(tensor.shape[1] for tensor in tensors)
         tensors = [
             torch.cat([tensor, tensor.new_zeros(len(tensor), longest - tensor.shape[1], *tensor.shape[2:])], dim=1)
             for tensor in tensors
         ]
-    return torch.cat(tensors)
+    return torch.cat(tensors, dim=axis)
 
 
 def _batch(family: Family, rows: list[Row]) -> dict[str, Tensor]:
@@ -211,7 +213,8 @@ def _batch(family: Family, rows: list[Row]) -> dict[str, Tensor]:
             nothing = visuals[0][name][:, :0]
             inputs[name] = _stacked([torch.cat([nothing, *(v[name] for v in row.images)], dim=1) for row in rows])
         else:
-            inputs[name] = _stacked([arguments[name] for arguments in visuals if name in arguments])
+            own = [arguments[name] for arguments in visuals if name in arguments]
+            inputs[name] = _stacked(own, family.along.get(name, 0))
     if family.types:
         name, (text, image, video) = family.types
         ids = inputs["input_ids"]

@@ -115,14 +115,38 @@ def places_of(arguments: Arguments) -> Tensor | None:
     return next((value for name, value in arguments.items() if name.endswith("_position_ids")), None)
 
 
+def packed(picture: Tensor) -> Tensor:
+    """[3, height, width] as [1, 3, PATCH, patches * PATCH], one patch beside the other (MiniCPM-V)."""
+    return picture.unflatten(1, (-1, PATCH)).transpose(1, 2).flatten(2)[None]
+
+
+def sizes_of(arguments: Arguments) -> Tensor | None:
+    """[pictures, 2] rows and columns of patches, where these stand side by side as `packed` lays them."""
+    return next((value for name, value in arguments.items() if name.startswith("target_sizes")), None)
+
+
+def grid_of(arguments: Arguments) -> tuple[int, int, int] | None:
+    """Frames, rows and columns of patches, where these stand in rows."""
+    grids = (value for name, value in arguments.items() if name.endswith("_grid_thw"))
+    for grid in grids:
+        frames, rows, cols = grid[0].tolist()
+        return frames, rows, cols
+    return None
+
+
 def paint(arguments: Arguments, tile: int, row: int, col: int, value: float) -> Arguments:
     """The arguments of one image or video with all pixels of one patch set to `value` (both frames of a Qwen patch)."""
     name = "pixel_values" if "pixel_values" in arguments else "pixel_values_videos"
     painted = arguments[name].clone()
     if (places := places_of(arguments)) is not None:  # Gemma 4: a row for each patch, in any order
         painted[tile, (places[tile] == torch.tensor([col, row])).all(-1)] = value
-    elif painted.dim() == 2:  # Qwen: a row for each patch, frame by frame, in 2x2 squares
-        rows, cols = next(arguments[key] for key in ("image_grid_thw", "video_grid_thw") if key in arguments)[0, 1:]
+    elif (sizes := sizes_of(arguments)) is not None:  # MiniCPM-V: one picture
+        patch = row * int(sizes[0, 1]) + col
+        painted[..., patch * PATCH : (patch + 1) * PATCH] = value
+    elif (grid := grid_of(arguments)) is not None and painted.dim() == 4:  # Kimi: in all frames of a chunk
+        painted.view(*grid, *painted.shape[1:])[:, row, col] = value
+    elif grid is not None:  # Qwen: a row for each patch, frame by frame, in 2x2 squares
+        _, rows, cols = grid
         square = (tile * rows // 2 + row // 2) * (cols // 2) + col // 2
         painted[int(4 * square + 2 * (row % 2) + col % 2)] = value
     else:
