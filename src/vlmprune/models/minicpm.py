@@ -18,7 +18,7 @@ SIZES = {"image": "target_sizes", "video": "target_sizes_videos"}  # [pieces, 2]
 class MiniCPMVAdapter(Adapter):
     """MiniCPM-V 4.6: the whole picture and each of its slices are an image, and so is each frame of a video."""
 
-    families = ("minicpmv4_6",)
+    families: ClassVar[tuple[str, ...]] = ("minicpmv4_6",)
     feature_functions = {"image": "get_image_features", "video": "get_video_features"}
     side_by_side: ClassVar[dict[str, int]] = {"pixel_values": -1, "pixel_values_videos": -1}
 
@@ -90,3 +90,9 @@ class MiniCPMVAdapter(Adapter):
             piece.unflatten(-1, (rows, cols * patch)).transpose(1, 2).flatten(1, 2)
             for piece, (rows, cols) in zip(pieces, sizes, strict=True)
         ]
+
+
+class MiniCPMV47Adapter(MiniCPMVAdapter):
+    """MiniCPM-V 4.7: MiniCPM-V 4.6 with M-RoPE, by which the slices of a picture lie on one canvas with the whole."""
+
+    families = ("minicpmv4_7",)
