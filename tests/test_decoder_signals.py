@@ -172,6 +172,23 @@ def test_signals_behind_a_pruned_cache(family: str, layer: int) -> None:
         close(seen["text"], maps[:, text][..., start + image])
 
 
+@torch.no_grad()
+def test_looking_ahead_behind_a_cache_of_latents_is_refused() -> None:
+    """Kimi's cache stores what keys are made from; what the layer before it did can still be read."""
+    model, first, more = built("kimi_k25"), inputs_of("kimi_k25", [[0]]), inputs_of("kimi_k25", [[1]], seed=50)
+    both = {**more, "attention_mask": torch.cat([first["attention_mask"], more["attention_mask"]], dim=1)}
+    for need, reason in ((LastQueryAttention(ahead=True), "does not store the keys"), (LastQueryAttention(), "")):
+        spy = Onlooker(2, {"row": need}, images=1)
+        with vlmprune.prune(model, Recipe((Stage(spy, 0.5),))):
+            cache = cache_of(model(**first, use_cache=True))
+            if not reason:
+                model(**both, **behind(cache))
+                continue
+            with pytest.raises(vlmprune.UserError, match=reason):
+                model(**both, **behind(cache))
+    assert len(spy.seen) == 2
+
+
 @pytest.mark.parametrize("family", ["llava", "internvl"])
 def test_rotary_gain_is_a_sum_of_cosines_of_the_distance(family: str) -> None:
     inputs, width = inputs_of(family, RAGGED), 8

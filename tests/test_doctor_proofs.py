@@ -306,7 +306,7 @@ def test_the_command_line_fails_on_a_broken_runtime(
 
 
 def test_the_batch_is_padded_and_ragged() -> None:
-    for family in ("llava", "qwen2_5_vl", "smolvlm", "gemma3"):
+    for family in ("llava", "qwen2_5_vl", "smolvlm", "gemma3", "minicpmv4_6"):
         model, inputs = FAMILIES[family].build(), prompt(FAMILIES[family], [[0]])
         adapter = adapter_for(model)
         batch = padded_batch(adapter, inputs)

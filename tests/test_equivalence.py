@@ -350,8 +350,9 @@ def test_half_precision_runs_and_keeps_as_many(family: str, name: str, dtype: to
         generate(built(family), inputs)
         expected = session.last.tokens
     half = copy.deepcopy(built(family)).to(dtype)
+    pixels = {key: value.to(dtype) for key, value in inputs.items() if key.startswith("pixel_values")}
     with vlmprune.prune(half, SPECS[name]) as session:
-        _, logits = generate(half, inputs)
+        _, logits = generate(half, {**inputs, **pixels})
     assert session.last.tokens == expected
     assert bool(torch.isfinite(logits).all()) and logits.shape[1] == STEPS
 

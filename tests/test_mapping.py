@@ -96,9 +96,12 @@ def brightness_tower(family: str) -> Any:
         elif name.endswith(("class_embedding", "cls_token")):
             weight.data[..., 0], weight.data[..., 1] = 100 * bright, -100 * bright
         elif name.removesuffix(".weight").removesuffix(".linear").endswith(("q_proj", "k_proj", "attn.q", "attn.k")):
-            weight.data[1::8, 0] = 1 / (100 * bright)  # the second of each head's 8 channels, which rotates slowly
+            weight.data[3::8, 0] = 1 / (100 * bright)  # the fourth of each head's 8 channels, which rotates slowly
         elif name.endswith("qkv.weight"):
-            weight.data[1:64:8, 0] = 1 / (100 * bright)
+            weight.data[3:64:8, 0] = 1 / (100 * bright)
+    for name, table in model.named_buffers():
+        if not in_text_model(name) and name.endswith("position_embeddings"):  # Kimi's, of a frame's time
+            table.zero_()
     return model
 
 

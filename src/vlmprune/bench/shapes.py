@@ -248,6 +248,8 @@ TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
 }
 # Families with an adapter whose operations the formula (`bench.flops`) does not describe: tables show a dash.
 UNCOUNTED: dict[str, str] = {
+    "kimi_k25": "keys and values are made from a latent of their own width, and a chunk's frames share their slots",
+    **dict.fromkeys(("minicpmv4_6", "minicpmv4_7"), "the tower's later layers see a quarter of its tokens"),
     "gemma4": "heads and MLPs differ by layer, some layers make no keys, and the tower computes padding, too",
     "molmo2": "attention pools the patches behind each slot, and crops overlap by a margin that no token count tells",
 }

@@ -52,12 +52,13 @@ def padded_batch(adapter: Adapter, inputs: Mapping[str, Any]) -> Prompts:
     single = one_prompt(adapter, inputs)
     short, filler = single.inputs, int(_text(adapter, single.inputs)[-1])
     width = short["input_ids"].shape[1]
-    long = {name: _joined([value, value], axis=int(name in TOKEN_ARGUMENTS)) for name, value in short.items()}
+    apart = {**dict.fromkeys(TOKEN_ARGUMENTS, 1), **adapter.side_by_side}
+    long = {name: _joined([value, value], axis=apart.get(name, 0)) for name, value in short.items()}
     batch = {}
     for name, value in short.items():
         if name in TOKEN_ARGUMENTS:  # the filler is any text: the mask hides it
             value = nn.functional.pad(value, (width, 0), value=filler if name == "input_ids" else 0)
-        batch[name] = _joined([value, long[name]], axis=0)
+        batch[name] = _joined([value, long[name]], axis=adapter.side_by_side.get(name, 0))
     return Prompts("a batch with padding", [short, long], batch, single.question)
 
 

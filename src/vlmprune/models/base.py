@@ -78,6 +78,7 @@ class Adapter:
         family: the first of these, for methods' defaults and messages; if there is none, the config's model_type.
         feature_functions: the function of `inner` that encodes each modality.
         pixels: the argument of that function that holds the pixels.
+        side_by_side: the axis along which an argument's pictures stand, where that is not the first.
         renamed: arguments that processors still return under an older name: {older: name}.
         normalisation: that of the processor that the family is published with.
     """
@@ -86,6 +87,7 @@ class Adapter:
     family: str
     feature_functions: dict[str, str] = {"image": "get_image_features"}
     pixels: ClassVar[dict[str, str]] = {"image": "pixel_values", "video": "pixel_values_videos"}
+    side_by_side: ClassVar[dict[str, int]] = {}
     renamed: ClassVar[dict[str, str]] = {}
     normalisation: Normalisation = HALF
     tower_rows: ClassVar[bool] = False  # whether there is one row per slot before the projector

@@ -105,8 +105,13 @@ def call_ahead(adapter: Adapter, layer: int, given: dict[str, Any], past: int) -
     call = ahead(attention, lambda: module.forward(**without))
     if past and cache is not None:
         stored: Any = cache.layers[layer]
-        call.key = torch.cat([stored.keys[:, :, :past], call.key], dim=2)
-        call.value = torch.cat([stored.values[:, :, :past], call.value], dim=2)
+        pairs = [(stored.keys, call.key), (stored.values, call.value)]
+        if any((old.shape[1], old.shape[-1]) != (new.shape[1], new.shape[-1]) for old, new in pairs):
+            raise UserError(
+                f"The cache of this {adapter.family} does not store the keys that attention reads, so a method that "
+                "looks ahead cannot act behind one: begin a new cache for the new image, or choose another method."
+            )
+        call.key, call.value = (torch.cat([old[:, :, :past], new], dim=2) for old, new in pairs)
     return call
 
 

@@ -40,6 +40,7 @@ class Family:
         kind: its images or videos.
         by_sample: whether the tiles of all images of a sample stand in one row of the pixel argument.
         types: argument that tells image tokens from text, and its values for text, images and videos.
+        along: the axis along which an argument's images stand side by side, where that is not the first.
         joined: what the arguments of a batch still need once those of its images stand one after another.
         cls: whether the encoder has a CLS token.
         used: encoder layer whose output the projector reads, counted from the last (-1).
@@ -56,6 +57,7 @@ class Family:
     kind: Kind
     by_sample: bool = False
     types: tuple[str, tuple[int, int, int]] | None = None
+    along: Mapping[str, int] = field(default_factory=dict)
     joined: Callable[[Arguments], Arguments] = dict
     cls: bool = False
     used: int = -1
@@ -191,10 +193,12 @@ def _row(family: Family, samples: list[Sample], number: int, seed: int, text: in
     return row
 
 
-def _stacked(tensors: list[Tensor]) -> Tensor:
-    """Joined along the first axis; the others (tiles, height, width) are filled with zeros up to the longest."""
-    longest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
-    return torch.cat([_filled(tensor, longest) for tensor in tensors])
+def _stacked(tensors: list[Tensor], axis: int = 0) -> Tensor:
+    """Joined along an axis. If that is the first, the others (tiles, height, width) are filled with zeros up to the longest."""
+    if axis == 0:
+        longest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+        tensors = [_filled(tensor, longest) for tensor in tensors]
+    return torch.cat(tensors, dim=axis)
 
 
 def _filled(tensor: Tensor, sizes: list[int]) -> Tensor:
@@ -215,7 +219,8 @@ def _batch(family: Family, rows: list[Row]) -> dict[str, Tensor]:
             nothing = visuals[0][name][:, :0]
             inputs[name] = _stacked([torch.cat([nothing, *(v[name] for v in row.images)], dim=1) for row in rows])
         else:
-            inputs[name] = _stacked([arguments[name] for arguments in visuals if name in arguments])
+            own = [arguments[name] for arguments in visuals if name in arguments]
+            inputs[name] = _stacked(own, family.along.get(name, 0))
     if family.types:
         name, (text, image, video) = family.types
         ids = inputs["input_ids"]

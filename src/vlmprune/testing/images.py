@@ -118,6 +118,16 @@ def places_of(arguments: Arguments) -> Tensor | None:
     return next((value for name, value in arguments.items() if name.endswith("_position_ids")), None)
 
 
+def packed(picture: Tensor) -> Tensor:
+    """[3, height, width] as [1, 3, PATCH, patches * PATCH], one patch beside the other (MiniCPM-V)."""
+    return picture.unflatten(1, (-1, PATCH)).transpose(1, 2).flatten(2)[None]
+
+
+def sizes_of(arguments: Arguments) -> Tensor | None:
+    """[pictures, 2] rows and columns of patches, where these stand side by side as `packed` lays them."""
+    return next((value for name, value in arguments.items() if name.startswith("target_sizes")), None)
+
+
 def grid_of(arguments: Arguments) -> tuple[int, int, int] | None:
     """Frames, rows and columns of patches of one image or video, where an argument says them."""
     found = next((value[0].tolist() for name, value in arguments.items() if name.endswith("_grid_thw")), None)
@@ -144,14 +154,17 @@ def paint(arguments: Arguments, tile: int, row: int, col: int, value: float) -> 
     grid = grid_of(arguments)
     if (places := places_of(arguments)) is not None:  # Gemma 4: a row for each patch, in any order
         painted[tile, (places[tile] == torch.tensor([col, row])).all(-1)] = value
+    elif (sizes := sizes_of(arguments)) is not None:  # MiniCPM-V: one picture
+        patch = row * int(sizes[0, 1]) + col
+        painted[..., patch * PATCH : (patch + 1) * PATCH] = value
     elif painted.dim() == 2:  # Qwen: a row for each patch, frame by frame, in 2x2 squares
         _, rows, cols = grid  # type: ignore[misc]
         square = (tile * rows // 2 + row // 2) * (cols // 2) + col // 2
         painted[4 * square + 2 * (row % 2) + col % 2] = value
     elif painted.dim() == 3:  # Molmo 2: a row for each patch of square crops
         painted[tile, row * round(painted.shape[1] ** 0.5) + col] = value
-    elif grid is not None:  # PaddleOCR-VL: a little picture for each patch
-        painted[row * grid[2] + col] = value
+    elif grid is not None:  # PaddleOCR-VL, Kimi: a little picture for each patch, painted in all frames
+        painted.view(*grid, *painted.shape[1:])[:, row, col] = value
     else:
         tiles = painted.view(-1, *painted.shape[-3:])
         tiles[tile, :, row * PATCH : (row + 1) * PATCH, col * PATCH : (col + 1) * PATCH] = value

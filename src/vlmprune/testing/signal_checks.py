@@ -27,14 +27,13 @@ from vlmprune.core.signals import (
 )
 from vlmprune.core.view import ImageView, TowerRows
 from vlmprune.models import adapter_for
-from vlmprune.runtime.expected import cache_of
 from vlmprune.runtime.session import prune
 from vlmprune.testing.adapter_checks import of_adapter
 from vlmprune.testing.adapter_subject import AdapterSubject
 from vlmprune.testing.check import Failed, Skipped
 from vlmprune.testing.decoder import following, watched
 from vlmprune.testing.family import SEEDS, prompt
-from vlmprune.testing.tower import Expected, tower_layers
+from vlmprune.testing.tower import Expected, Layer, recording, tower_layers
 
 EXACT = 1e-4  # of the largest number; a row of another token is three orders of magnitude away
 
@@ -145,8 +144,12 @@ def decoder_signals(subject: AdapterSubject) -> None:
     if not kinds:
         raise Skipped("no decoder layer before the last has an attention map")
     for layer in kinds.values():
-        with watched(adapter_for(model), layer) as seen:
-            cache: Any = cache_of(model(**ground.inputs, use_cache=True))
+        own = Layer()
+        with (
+            watched(adapter_for(model), layer) as seen,
+            recording({adapter_for(model).decoder_attention(layer): own}),
+        ):
+            model(**ground.inputs)
         places = {"final": len(adapter.decoder_layers), "following": layer + 1}
         norms = {name: following(adapter_for(model), at, lambda: model(**ground.inputs)) for name, at in places.items()}
         views = _Onlooker(needs, layer + 1).watch(ground.model, ground.inputs)
@@ -162,9 +165,8 @@ def decoder_signals(subject: AdapterSubject) -> None:
             for name, norm in norms.items():
                 expect(f"the output {where} behind a norm", view[name].visual, norm(seen["next"])[row, image])
             for part in ("keys", "values"):
-                stored = getattr(cache.layers[layer], part)[row].transpose(0, 1).flatten(1)
-                if len(stored) == ground.numbers.shape[1]:  # a sliding window holds the last ones only
-                    expect(f"the {part} {where}", view[part], stored[image])
+                [attended] = getattr(own, part)
+                expect(f"the {part} {where}", view[part], attended[row].transpose(0, 1).flatten(1)[image])
 
 
 def _eager(subject: AdapterSubject) -> Any:

@@ -5,6 +5,7 @@ Nothing here asks an adapter: which patches stand behind a slot is declared besi
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.testing.family import Family
-from vlmprune.testing.images import Arguments, Place, crop_patches, grid_of, places_of
+from vlmprune.testing.images import Arguments, Place, crop_patches, grid_of, places_of, sizes_of
 from vlmprune.testing.weights import PATCH
 
 
 @dataclass
 class Layer:
-    """What one encoder layer did, a tensor a call.
+    """What one encoder or decoder layer did, a tensor a call.
 
     Attributes:
         maps: [pictures, H, N, N] attention after the softmax.
@@ -56,7 +57,7 @@ def in_text_model(name: str) -> bool:
 def tower_layers(model: Any, arguments: Arguments) -> tuple[list[Layer], Tensor]:
     """Its encoder layers and the features [slots, D], of one image or video alone.
 
-    A layer is what holds an attention module outside the language model, unless its tower did not run.
+    A layer stands in a list and holds an attention module outside the language model, unless its tower did not run.
 
     Args:
         model: with eager attention.
@@ -64,14 +65,14 @@ def tower_layers(model: Any, arguments: Arguments) -> tuple[list[Layer], Tensor]
     modules = {
         name.rpartition(".")[0]: module
         for name, module in model.named_modules()
-        if name.rpartition(".")[2] in ("attn", "attention", "self_attn") and not in_text_model(name)
+        if re.search(r"\.\d+\.(attn|attention|self_attn)$", name) and not in_text_model(name)
     }
     layers = {module: Layer() for module in modules.values()}
     with ExitStack() as stack:
         for name, module in modules.items():
             hook = model.get_submodule(name).register_forward_hook(_noting(layers[module]))
             stack.callback(hook.remove)
-        stack.enter_context(_recording(layers))
+        stack.enter_context(recording(layers))
         made = features(model, arguments)
     return [layer for layer in layers.values() if layer.maps], made
 
@@ -85,8 +86,8 @@ def _noting(layer: Layer) -> Callable[..., None]:
 
 
 @contextmanager
-def _recording(layers: dict[nn.Module, Layer]) -> Iterator[None]:
-    """While transformers' eager attention notes what it is given, and its maps."""
+def recording(layers: dict[nn.Module, Layer]) -> Iterator[None]:
+    """While transformers' eager attention notes, of these attention modules, what it is given, and its maps."""
     own: dict[Any, Any] = {}
     for modeling in {sys.modules[type(attention).__module__] for attention in layers}:
         if hasattr(modeling, "eager_attention_forward"):  # else torch's own, in a head that nothing reads
@@ -118,7 +119,11 @@ def tower_order(family: Family, seed: int) -> list[Place]:
     if (places := places_of(arguments)) is not None:
         return [(tile, row, col) for tile, rows in enumerate(places.tolist()) for col, row in rows if row >= 0]
     grid, pixels = grid_of(arguments), next(value for name, value in arguments.items() if name.startswith("pixel"))
-    if grid is None or pixels.dim() > 2:
+    if (sizes := sizes_of(arguments)) is not None:
+        grid = (1, *sizes[0].tolist())
+    elif grid is not None and pixels.dim() == 4:  # in raster order; a place stands for all frames
+        return [(0, row, col) for row in range(grid[1]) for col in range(grid[2])]
+    elif grid is None or pixels.dim() > 2:
         return crop_patches(arguments)
     frames, rows, cols = grid
     window = family.window or rows + cols  # in slots, on each side
@@ -157,6 +162,11 @@ class Expected:
         if places is not None:  # a row of patches is padded
             rows = rows[(places >= 0).all(-1).flatten()]
         order = tower_order(self.family, self.seed)
+        if len(rows) > len(order):  # Kimi's slots show all frames of a chunk
+            rows = rows.unflatten(0, (-1, len(order))).mean(0)
+        if 4 * len(rows) == len(order):  # MiniCPM-V's encoder has made a token of each 2 x 2 patches
+            cols = 1 + max(col for _, _, col in order)
+            rows = torch.stack([rows[row // 2 * (cols // 2) + col // 2] for _, row, col in order])
         return slot_values(self.family, self.seed, dict(zip(order, rows, strict=True)))
 
     def heads(self, part: str) -> Tensor:
