@@ -1,11 +1,12 @@
-"""Run the tests of an optional engine in an environment of its own: Ray, lmms-eval, or Triton's interpreter.
+"""Run what needs an environment of its own: the tests of an engine, or the documentation site.
 
     python3 tools/extras.py ray
     python3 tools/extras.py lmms
-    python3 tools/extras.py triton
+    python3 tools/extras.py triton       with Triton's interpreter
+    python3 tools/extras.py site         builds it strictly (tools/site_pages.py)
 
-They stand beside those of tools/window.py. Where the engine cannot be installed, the last line says so, and the exit
-code is 0: nothing was tested, and nothing is wrong.
+The environments stand beside those of tools/window.py. Where one cannot be installed, the last line says so, and the
+exit code is 0: nothing was tested, and nothing is wrong.
 """
 
 from __future__ import annotations
@@ -21,12 +22,17 @@ from window import declared as declared_windows
 from window import shared
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = {
-    "ray": "tests/test_engines_cluster.py",
-    "lmms": "tests/test_engines_lmms.py",
-    "triton": "tests/test_kernels.py",
+PYTEST = ["-m", "pytest", "-m", "slow or not slow", "-p", "no:cacheprovider"]
+COMMANDS = {  # of the environment's Python
+    "ray": [*PYTEST, "tests/test_engines_cluster.py"],
+    "lmms": [*PYTEST, "tests/test_engines_lmms.py"],
+    "triton": [*PYTEST, "tests/test_kernels.py"],
+    "site": ["tools/site_pages.py"],
 }
 NO_EXTRA = {"triton": ["triton"]}  # it comes with torch for CUDA, and is of no use to others but for tests
+# Docstrings are read, not imported, so neither torch nor vlmprune is needed. Zensical is young and changes often, so
+# its version is fixed; ruff breaks the lines of signatures.
+ALONE = {"site": ["zensical==0.0.73", "mkdocstrings==1.0.8", "mkdocstrings-python==2.0.11", "ruff"]}
 
 
 def environment(checkout: Path, name: str) -> Environment:
@@ -34,6 +40,8 @@ def environment(checkout: Path, name: str) -> Environment:
 
     lmms-eval asks for other versions than those pinned; torch alone is held, whose newest has gigabytes of CUDA.
     """
+    if name in ALONE:
+        return shared(checkout, name, ALONE[name], "")
     project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     windows, others = declared_windows(checkout)
     extra = NO_EXTRA.get(name) or project["optional-dependencies"][name]
@@ -45,29 +53,28 @@ def environment(checkout: Path, name: str) -> Environment:
     return shared(checkout, name, [*map(str, windows.values()), *others, *own], constraints)
 
 
-def test(environment: Environment, name: str) -> int:
-    """Run the engine's tests there, the slow ones too; returns pytest's exit code."""
+def run(environment: Environment, name: str) -> int:
+    """Run the command there, of tests the slow ones too; returns its exit code."""
     try:
         with kept_ready(environment) as held:
             variables = activated(environment, os.environ) | {"PYTHONPATH": str(environment.checkout / "src")}
             if name == "lmms":
                 drop = [str(environment.python), "-m", "pip", "uninstall", "-q", "-y", "torchvision"]
                 subprocess.run(drop, check=True, pass_fds=held)  # pip's is not built for every torch, and not needed
-            pytest = [str(environment.python), "-m", "pytest", "-m", "slow or not slow", "-p", "no:cacheprovider"]
-            command = [*pytest, TESTS[name]]
+            command = [str(environment.python), *COMMANDS[name]]
             return subprocess.run(command, cwd=environment.checkout, env=variables, pass_fds=held).returncode
     except subprocess.CalledProcessError:
-        print(f"Not tested: what the extra {name} needs cannot be installed here; pip's own message is above.")
+        print(f"Not tested: what {name} needs cannot be installed here; pip's own message is above.")
         return 0
 
 
 def main(arguments: list[str]) -> int:
     if sys.version_info < OLDEST:
         return complain(f"vlmprune needs Python 3.11 or newer; this is {sys.version.split()[0]}.")
-    if len(arguments) != 1 or arguments[0] not in TESTS:
-        return complain(f"Say which engine to test: python3 tools/extras.py {', or '.join(TESTS)}.")
+    if len(arguments) != 1 or arguments[0] not in COMMANDS:
+        return complain(f"Say what to run: python3 tools/extras.py {', or '.join(COMMANDS)}.")
     try:
-        return test(environment(ROOT, arguments[0]), arguments[0])
+        return run(environment(ROOT, arguments[0]), arguments[0])
     except KeyboardInterrupt:
         complain("Interrupted: a set-up that was not finished starts afresh.")
         return 130
