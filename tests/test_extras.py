@@ -28,6 +28,7 @@ COMMANDS = {
     "doctor": ["llava"],
     "bench": ["--limit", "1", "--out", "{new}"],
     "report": ["{new}"],
+    "tune": ["llava", "--images", "{new}", "--loyalty", "0.9"],
     "serve": ["llava", "--engine", "transformers", "--method", "divprune", "--keep", "0.25"],
 }
 WITH_TORCH = {"jinja2"}  # torch depends on it

@@ -39,6 +39,7 @@ ALLOWED = {
     "doctor": PUBLIC | {"doctor", "ask", "bench", "drawing", "models", "runtime", "testing"},
     "engines": PUBLIC | {"bench", "engines"},
     "serve": PUBLIC | {"bench", "serve"},
+    "tune": PUBLIC | {"ask", "bench", "data", "scoring", "tasks", "tune"},
     "cli": PUBLIC
     | {
         "ask",
@@ -51,6 +52,7 @@ ALLOWED = {
         "serve",
         "tasks",
         "testing",
+        "tune",
     },  # composes the others
     "__main__": {"cli"},
 }

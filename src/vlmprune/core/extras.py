@@ -16,6 +16,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "bench": ("rich", *DRAWING),
     "report": DRAWING,
     "score": (),
+    "tune": ("rich", "jinja2"),
     "list": (),
     "serve": ("jinja2", "fastapi", "starlette", "uvicorn", "openai"),  # what transformers' own server needs
 }
