@@ -1,7 +1,7 @@
 # Short names for what tools/run.py does; make itself is not needed for anything.
 RUN = python3 tools/run.py
 
-.PHONY: help setup bench test slow window newest lint format docs goldens ci
+.PHONY: help setup bench test slow window newest lint format docs site goldens ci
 
 help:    ## this list
 	@grep -E '^[a-z]+: .*##' Makefile | sed 's/: *## */\t/' | expand -t 10
@@ -36,6 +36,9 @@ format:  ## write code as ruff does
 
 docs:    ## generated parts of the documentation
 	$(RUN) python tools/docs.py
+
+site:    ## the documentation as a site, into build/site/html
+	python3 tools/extras.py site
 
 goldens: ## the authors' own outputs
 	$(RUN) python tests/check_goldens.py tests/goldens

@@ -29,6 +29,7 @@ COMMANDS = {
     "analyze": ["attention", "llava", "--out", "{new}"],
     "bench": ["--limit", "1", "--out", "{new}"],
     "report": ["{new}"],
+    "tune": ["llava", "--images", "{new}", "--loyalty", "0.9"],
     "serve": ["llava", "--engine", "transformers", "--method", "divprune", "--keep", "0.25"],
     "demo": [],
 }

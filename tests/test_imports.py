@@ -42,6 +42,7 @@ ALLOWED = {
     "engines": PUBLIC | {"bench", "engines"},
     "serve": PUBLIC | {"bench", "serve"},
     "demo": PUBLIC | {"ask", "bench", "demo", "drawing", "tasks"},
+    "tune": PUBLIC | {"ask", "bench", "data", "scoring", "tasks", "tune"},
     "cli": PUBLIC
     | {
         "analyze",
@@ -56,6 +57,7 @@ ALLOWED = {
         "serve",
         "tasks",
         "testing",
+        "tune",
     },  # composes the others
     "__main__": {"cli"},
 }

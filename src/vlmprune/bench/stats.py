@@ -45,7 +45,7 @@ def estimate(units: Units, draws: int = DRAWS, seed: int = 0) -> Estimate:
     if math.isnan(value):
         return UNDEFINED
     if units.is_share:
-        return _agresti_coull(int(units.right.sum()), units.n)
+        return share_interval(int(units.right.sum()), units.n)
     seeds = len(units.counts)
     worst, best = (np.tile(row, (seeds, 1)) for row in (units.worst, units.best))
     return _gaffke(value, units.counts, units.of, worst, best, draws, seed)
@@ -121,8 +121,8 @@ def _paired(units: Units, baseline: Units) -> tuple[np.ndarray, Of, np.ndarray, 
     return both, of, row(units.worst, baseline.best), row(units.best, baseline.worst)
 
 
-def _agresti_coull(right: int, n: int) -> Estimate:
-    """Of `right` units of `n`, percent."""
+def share_interval(right: int, n: int) -> Estimate:
+    """The share of `right` units of `n` with Agresti and Coull's interval, percent."""
     centre = (right + _Z**2 / 2) / (n + _Z**2)
     half = _Z * math.sqrt(centre * (1 - centre) / (n + _Z**2))
     low, high = max(0.0, centre - half), min(1.0, centre + half)

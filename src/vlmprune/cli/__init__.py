@@ -14,6 +14,7 @@ from vlmprune.cli.listing import list_
 from vlmprune.cli.run import run
 from vlmprune.cli.serve import serve
 from vlmprune.cli.shell import typer
+from vlmprune.cli.tune import tune
 from vlmprune.cli.words import (
     FORCE,
     JUDGE,
@@ -144,12 +145,14 @@ def doctor(
 
 app.command()(check)
 app.command()(analyze)
+app.command()(tune)
 app.command()(serve)
 app.command()(demo)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line. Exit codes: 0, 1 if doctor or check finds a fault, 2 for a mistake, 130 on Ctrl-C."""
+    """Run the command line. Exit codes: 0; 1 for a fault that doctor or check finds, or a target that tune misses; 2
+    for a mistake; 130 on Ctrl-C."""
     try:
         code = app(arguments, standalone_mode=False)
         return code if isinstance(code, int) else OK

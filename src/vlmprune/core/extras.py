@@ -17,6 +17,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "report": DRAWING,
     "analyze": ("rich", *DRAWING),
     "score": (),
+    "tune": ("rich", "jinja2"),
     "list": (),
     "serve": ("jinja2", "fastapi", "starlette", "uvicorn", "openai"),  # what transformers' own server needs
     "demo": ("jinja2", "gradio"),

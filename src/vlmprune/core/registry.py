@@ -122,3 +122,4 @@ def _of_package(point: EntryPoint) -> type[Method]:
 
 
 METHODS = Registry()
+"""Every method class by name: vlmprune's own, and those of installed packages (entry points `vlmprune.methods`)."""

@@ -97,7 +97,8 @@ class RunReport:
 
         Args:
             stage: index into `stages`; by default the last.
-            sample, number: which sample of the batch, and which of its images or videos.
+            sample: which sample of the batch.
+            number: which of its images or videos.
 
         Returns:
             [count] the slot at which that token stands; `core.fates.DROPPED` (-1) where there is none, `PLACELESS` (-2)
@@ -113,7 +114,8 @@ class RunReport:
         """The slots kept at the end of each frame of a video, or of each tile of an image, in order.
 
         Args:
-            sample, number: which sample of the batch, and which of its images or videos.
+            sample: which sample of the batch.
+            number: which of its images or videos.
 
         Returns:
             For each frame the slots of `kept` that show a part of it, counted as there from the first slot of the

@@ -1,0 +1,1 @@
+"""`vlmprune tune`: the method and budget that meet a target on a user's own pictures, by successive halving."""
