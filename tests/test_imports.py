@@ -38,7 +38,7 @@ ALLOWED = {
     "report": PUBLIC | {"report", "ask", "bench", "drawing", "published"},
     "doctor": PUBLIC | {"doctor", "ask", "bench", "drawing", "models", "runtime", "testing"},
     "engines": PUBLIC | {"bench", "engines"},
-    "serve": PUBLIC | {"bench", "serve"},
+    "serve": PUBLIC | {"bench", "runtime", "serve"},  # its plugin for vLLM runs the vision side itself
     "cli": PUBLIC
     | {
         "ask",

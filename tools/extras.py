@@ -27,7 +27,7 @@ TESTS = {
     "ray": "tests/test_engines_cluster.py",
     "lmms": "tests/test_engines_lmms.py",
     "triton": "tests/test_kernels.py",
-    "vllm": "tests/vllm",
+    "vllm": "tests/vllm_plugin",
 }
 NO_EXTRA = {
     "triton": ["triton"],  # it comes with torch for CUDA, and is of no use to others but for tests

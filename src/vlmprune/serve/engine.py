@@ -13,12 +13,16 @@ def choose_engine(name: str | None = None) -> str:
     """The engine of that name; without one vLLM where it is installed, or else transformers.
 
     Raises:
-        UserError: there is none of that name, or it cannot serve yet.
+        UserError: there is none of that name, or it is not installed.
     """
     if name is not None and name not in ENGINES:
-        raise UserError(Option("engine", name), " is not there: give ", Option("engine", TRANSFORMERS), ".")
-    chosen = name or (VLLM if find_spec("vllm") is not None else TRANSFORMERS)
-    if chosen == VLLM:
-        why = "" if name is not None else "vLLM is installed here, but "
-        raise UserError(f"{why}vlmprune cannot serve with vLLM yet: give ", Option("engine", TRANSFORMERS), ".")
-    return chosen
+        raise UserError(
+            Option("engine", name), " is not there: give ", Option("engine", TRANSFORMERS), " or ", Option("engine", VLLM), "."
+        )
+    there = find_spec(VLLM) is not None
+    if name == VLLM and not there:
+        raise UserError(
+            "vLLM is not installed: pip install 'vlmprune[vllm]' on a machine with a GPU, or give ",
+            Option("engine", TRANSFORMERS), ".",
+        )  # fmt: skip
+    return name or (VLLM if there else TRANSFORMERS)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from vllm.model_executor.models.interfaces import supports_multimodal_pruning
 from vllm.model_executor.models.transformers import MultiModalDummyInputsBuilder, TransformersMultiModalForCausalLM
 from vllm.multimodal import MULTIMODAL_REGISTRY
@@ -52,7 +52,7 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
     def _create_hf_to_vllm_mapper(self) -> None:
         """How the weights are renamed depends on the checkpoint's own architecture, whose place ours has taken."""
         own = self.config.architectures
-        self.config.architectures = [MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[self.config.model_type]]
+        self.config.architectures = [MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(self.config)].__name__]
         try:
             super()._create_hf_to_vllm_mapper()
         finally:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.config import CompilationMode, set_current_vllm_config
 from vllm.model_executor.models.transformers.multimodal import (
     _MODALITY_SIZE_KEYS as PARTS,
 )
@@ -41,7 +43,13 @@ class PrunedProcessingInfo(MultiModalProcessingInfo):
     @cached_property
     def apart(self) -> Apart:
         model_config = self.ctx.model_config
-        return apart_of(on_meta(self.get_hf_config()), self.asked, model_config.uses_mrope)
+        # vLLM changes the classes of a model that it has loaded, in this process, too: they ask for its config
+        config: Any = SimpleNamespace(
+            model_config=model_config, compilation_config=SimpleNamespace(mode=CompilationMode.NONE)
+        )
+        with set_current_vllm_config(config):
+            model = on_meta(self.get_hf_config())
+        return apart_of(model, self.asked, model_config.uses_mrope)
 
     @property
     def model_id(self) -> str:

@@ -34,7 +34,7 @@ def main() -> None:
         max_num_seqs=4,
         **asked.get("engine", {}),
     )
-    sampling = SamplingParams(temperature=0, max_tokens=asked["max_tokens"], ignore_eos=True)
+    sampling = SamplingParams(temperature=0, max_tokens=asked["max_tokens"], min_tokens=asked["max_tokens"])
     said = []
     for prompts in asked["rounds"]:
         given = [{"prompt": text, "multi_modal_data": {"image": pictures(names)}} for text, names in prompts]

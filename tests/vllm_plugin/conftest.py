@@ -106,7 +106,7 @@ def engine(variables: dict[str, str], tmp_path: Path, prompts: list[Prompt]) -> 
             "max_tokens": TOKENS, "engine": given, "out": str(tmp_path / "out.json"),
         }  # fmt: skip
         done = subprocess.run(
-            [sys.executable, str(ROOT / "tests/vllm/engine.py")],
+            [sys.executable, str(ROOT / "tests/vllm_plugin/engine.py")],
             input=json.dumps(asked), env=variables, capture_output=True, text=True, timeout=PATIENCE,
         )  # fmt: skip
         if done.returncode:
