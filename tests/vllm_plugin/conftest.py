@@ -98,11 +98,11 @@ Engine = Callable[..., list[list[Reply]]]
 def engine(variables: dict[str, str], tmp_path: Path, prompts: list[Prompt]) -> Engine:
     """Runs the prompts, once each round, in an engine of their own."""
 
-    def run(model: str, prune: list[Any], *, rounds: int = 1, options: Any = None, **given: Any) -> list[list[Reply]]:
+    def run(model: str, prune: list[Any], *, rounds: int = 1, **given: Any) -> list[list[Reply]]:
         processor = vlmprune.load_embedded(model)[1]
         texts = [(written(model, prompt, processor), prompt.pictures) for prompt in prompts]
         asked = {
-            "model": str(embedded_path(model)), "prune": prune, "options": options or {}, "rounds": [texts] * rounds,
+            "model": str(embedded_path(model)), "prune": prune, "rounds": [texts] * rounds,
             "max_tokens": TOKENS, "engine": given, "out": str(tmp_path / "out.json"),
         }  # fmt: skip
         done = subprocess.run(
@@ -117,20 +117,20 @@ def engine(variables: dict[str, str], tmp_path: Path, prompts: list[Prompt]) -> 
     return run
 
 
-Reference = Callable[..., list[list[int]]]
+Reference = Callable[[str, str], list[list[int]]]
 
 
 @pytest.fixture(scope="session")
 def reference(prompts: list[Prompt]) -> Reference:
     """The tokens of transformers' replies to the same prompts, greedily, under `vlmprune.prune`."""
 
-    def run(model: str, *prune: Any, **options: Any) -> list[list[int]]:
+    def run(model: str, recipe: str) -> list[list[int]]:
         loaded, processor = vlmprune.load_embedded(model)
         said = []
         for prompt in prompts:
             images = [Image.open(name).convert("RGB") for name in prompt.pictures]
             inputs = processor(text=written(model, prompt, processor), images=images, return_tensors="pt")
-            with torch.no_grad(), vlmprune.prune(loaded, *prune, **options):
+            with torch.no_grad(), vlmprune.prune(loaded, recipe):
                 out = loaded.generate(**inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False)
             said.append(out[0, inputs["input_ids"].shape[1] :].tolist())
         return said

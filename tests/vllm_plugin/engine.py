@@ -25,7 +25,7 @@ def main() -> None:
     asked = json.load(sys.stdin)
     model = LLM(
         model=asked["model"],
-        hf_overrides=overrides(*asked["prune"], **asked.get("options", {})) if asked["prune"] else None,
+        hf_overrides=overrides(*asked["prune"]) if asked["prune"] else None,
         dtype="float32",
         enforce_eager=True,
         max_model_len=512,
