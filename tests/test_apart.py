@@ -50,7 +50,9 @@ def test_keeps_what_a_session_keeps(family: str, spec: str) -> None:
         assert count.kept == len(own.features) < count.whole
 
 
-@pytest.mark.parametrize("spec", ["visionzip:0.4", "tome:0.4", "prumerge+:0.4", "downsample:0.4", "visionzip:0.8 > pool:0.5"])
+@pytest.mark.parametrize(
+    "spec", ["visionzip:0.4", "tome:0.4", "prumerge+:0.4", "downsample:0.4", "visionzip:0.8 > pool:0.5"]
+)
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 @torch.no_grad()
 def test_makes_as_many_tokens_as_were_counted(family: str, spec: str) -> None:

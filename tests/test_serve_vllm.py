@@ -62,9 +62,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return run
 
 
-def test_serve_starts_vllm_with_the_overrides(
-    installed: list[list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_serve_starts_vllm_with_the_overrides(installed: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--method", "divprune", "--keep", "0.25", "--port", "8123", "--", "--max-model-len", "512"]
     assert cli.main(["serve", "llava", *options]) == 0
     [command] = installed
@@ -95,7 +93,7 @@ OPTIONS = {
     "--canary 0.1": "--canary 0.1 is for --engine transformers only",
     "--allow-request-keep": "--allow-request-keep is for --engine transformers only",
     "--device cpu": "--device cpu is for",
-    "--positions original": "leave out positions='original'",
+    "--positions original": "counts those of this model one by one: give --positions compact",
     "-- --hf-overrides={}": "--hf-overrides is what vlmprune sets itself",
 }
 
@@ -117,7 +115,7 @@ def test_compact_positions_are_refused_on_mrope() -> None:
 def test_an_untested_family_is_refused(tmp_path: object) -> None:
     assert "gemma3" not in TESTED
     built("gemma3").config.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="this model is gemma3: serve it with --engine transformers"):
+    with pytest.raises(UserError, match="this model is gemma3: serve it with engine='transformers'"):
         vllm_command(str(tmp_path), vlmprune.recipe("divprune:0.5"))
 
 
@@ -148,7 +146,7 @@ def test_positions_are_those_of_a_session(cut: int) -> None:
     images = [part.tolist() for part in torch.tensor_split(columns, borders)]
     kept = [image[1::2] for image in images]
     offsets = [(whole[:, own] - whole[:, image[0] - 1].max() - 1).T for image, own in zip(images, kept, strict=True)]
-    stay = (~visual).index_fill(0, torch.tensor(sum(kept, [])), True)
+    stay = (~visual).index_fill(0, torch.tensor([*kept[0], *kept[1]]), True)
 
     blocks = [(image[0], len(image), len(own)) for image, own in zip(images, kept, strict=True)]
     positions = shortened(whole, blocks)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlmprune.core.act import Act
 from vlmprune.core.budget import ByAge, Keeps, resolve_keep
-from vlmprune.core.errors import UserError
+from vlmprune.core.errors import Option, UserError
 from vlmprune.core.method import PixelMethod
 from vlmprune.core.recipe import Recipe
 from vlmprune.core.roles import merges_inside
@@ -23,6 +23,7 @@ from vlmprune.runtime.select import Known, due_of, run_vision_acts
 from vlmprune.runtime.vision import ImageTokens, VisionWrapper, check_merges_inside, current_names, joined, own_encoding
 
 One = TypeVar("One")
+OTHERWISE = (", or serve with ", Option("engine", "transformers"), ".")
 TRIED = 64  # tokens of an image of which a method is asked how many it would leave
 
 
@@ -123,7 +124,8 @@ def check_apart(recipe: Recipe, info: ModelInfo) -> None:
         if isinstance(stage.keep, ByAge):
             raise UserError(
                 f"A budget by age ({stage.keep}) changes an image that the engine has cached: give all images one "
-                "budget, or serve with transformers."
+                "budget",
+                *OTHERWISE,
             )
         if isinstance(stage.keep, Keeps):
             raise UserError(f"The engine prunes each image by itself: give one budget instead of {stage.keep}.")
@@ -132,17 +134,20 @@ def check_apart(recipe: Recipe, info: ModelInfo) -> None:
         if act.layer is not None:
             raise UserError(
                 f"{name} prunes inside the LLM, where the engine has a fixed number of tokens in all layers: choose a "
-                "method that acts before the LLM, such as divprune, or serve with transformers."
+                "method that acts before the LLM, such as divprune",
+                *OTHERWISE,
             )
         if any(need.of_text for need in act.needs.values()):
             raise UserError(
                 f"{name} reads the question, and the engine encodes images apart from their prompt: choose a method "
-                "that reads the image alone, such as divprune, or serve with transformers."
+                "that reads the image alone, such as divprune",
+                *OTHERWISE,
             )
         if not act.method.exact and act.method.left(act.of(TRIED), TRIED, TRIED) is None:
             raise UserError(
                 f"{name} decides from the image how many tokens it keeps, and the engine must know that before: choose "
-                "a method with an exact budget, such as divprune, or serve with transformers."
+                "a method with an exact budget, such as divprune",
+                *OTHERWISE,
             )
 
 

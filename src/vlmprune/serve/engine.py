@@ -17,7 +17,12 @@ def choose_engine(name: str | None = None) -> str:
     """
     if name is not None and name not in ENGINES:
         raise UserError(
-            Option("engine", name), " is not there: give ", Option("engine", TRANSFORMERS), " or ", Option("engine", VLLM), "."
+            Option("engine", name),
+            " is not there: give ",
+            Option("engine", TRANSFORMERS),
+            " or ",
+            Option("engine", VLLM),
+            ".",
         )
     there = find_spec(VLLM) is not None
     if name == VLLM and not there:

@@ -68,7 +68,11 @@ def asked_of(model_config: Any) -> Asked:
     Raises:
         UserError: they do not say how to prune.
     """
-    given = model_config.hf_overrides
+    return asked_in(model_config.hf_overrides)
+
+
+def asked_in(given: object) -> Asked:
+    """What `overrides` has written; UserError where it has not."""
     entry = given.get(ENTRY) if isinstance(given, Mapping) else None
     try:
         return Asked(**entry)  # type: ignore[arg-type]

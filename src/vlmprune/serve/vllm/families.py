@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vlmprune.core.errors import UserError
+from vlmprune.core.errors import Option, UserError
 from vlmprune.runtime.apart import Apart
 
 if TYPE_CHECKING:
@@ -30,17 +30,21 @@ def apart_of(model: nn.Module, asked: Asked, axes: bool) -> Apart:
     family = model.config.model_type  # type: ignore[union-attr]
     if family not in TESTED:
         raise UserError(
-            f"vlmprune prunes {', '.join(TESTED)} in vLLM, and this model is {family}: serve it with "
-            "--engine transformers."
-        )
+            f"vlmprune prunes {' and '.join(TESTED)} in vLLM, and this model is {family}: serve it with ",
+            Option("engine", "transformers"), ".",
+        )  # fmt: skip
     apart = Apart(model, recipe(asked.recipe))
-    if not axes and asked.positions == "original":
-        raise UserError("vLLM counts the positions of this model one by one: leave out positions='original'.")
-    if axes and apart.policy(asked.positions) == "compact":
+    policy = apart.policy(asked.positions)
+    if not axes and policy == "original":
         raise UserError(
-            f"{asked.recipe} numbers the kept tokens anew, which the plugin cannot do on a model with M-RoPE: give "
-            "positions='original', or serve with --engine transformers."
-        )
+            f"{asked.recipe} keeps the positions of the kept tokens, and vLLM counts those of this model one by one: give ",
+            Option("positions", "compact"), ", or serve with ", Option("engine", "transformers"), ".",
+        )  # fmt: skip
+    if axes and policy == "compact":
+        raise UserError(
+            f"{asked.recipe} numbers the kept tokens anew, which the plugin cannot do on a model with M-RoPE: give ",
+            Option("positions", "original"), ", or serve with ", Option("engine", "transformers"), ".",
+        )  # fmt: skip
     return apart
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmprune.core.errors import Option, UserError
-from vlmprune.serve.vllm.asked import Asked, overrides
+from vlmprune.serve.vllm.asked import Asked, asked_in, overrides
 from vlmprune.serve.vllm.families import apart_of, on_meta
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def vllm_command(
     folder = Path(model).expanduser()
     place = str(embedded_path(model)) if model in embedded_names() else str(folder) if folder.is_dir() else model
     given = overrides(recipe, positions=positions, seed=seed)
-    check_model(place, Asked(**given["vlmprune"]))
+    check_model(place, asked_in(given))
     return [
         sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", place, "--served-model-name", model,
         "--host", host, "--port", str(port), "--hf-overrides", json.dumps(given), *arguments,

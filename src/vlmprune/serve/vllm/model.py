@@ -64,7 +64,9 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
         kwargs[SECONDS] = kwargs.get("second_per_grid_ts")  # which vLLM drops, and positions depend on
         return super()._process_video_input(**kwargs)
 
-    def _process_vision_input(self, modality: str, pixel_values: Any, num_patches: Tensor, **kwargs: Any) -> list[Tensor]:
+    def _process_vision_input(
+        self, modality: str, pixel_values: Any, num_patches: Tensor, **kwargs: Any
+    ) -> list[Tensor]:
         told, parts = kwargs.pop(field(modality)), num_patches.flatten().tolist()
         if isinstance(pixel_values, Tensor):
             return self._pruned(modality, pixel_values, parts, told, kwargs)
@@ -88,7 +90,9 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
         if not self.axes:
             return [image.features for image in images]
         return [
-            with_offsets(image.features, self._offsets(modality, image, kwargs[f"{modality}_grid_thw"][item], seconds, item))
+            with_offsets(
+                image.features, self._offsets(modality, image, kwargs[f"{modality}_grid_thw"][item], seconds, item)
+            )
             for item, image in enumerate(images)
         ]
 

@@ -88,7 +88,9 @@ class PrunedProcessor(MultiModalProcessor):
                 fields[field(modality)] = MultiModalFieldConfig.batched(modality, keep_on_cpu=True)
         return fields
 
-    def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any) -> Any:
+    def _get_prompt_updates(
+        self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
+    ) -> Any:
         told = {
             modality: [item[field(modality)].data.tolist() for item in items]
             for modality, items in out_mm_kwargs.items()
