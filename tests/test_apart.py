@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ def call_of(family: str) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[
         columns = [torch.arange(len(place.cells)) for place in adapter.slots("image", call)]
         starts = torch.cumsum(torch.tensor([0, *map(len, columns)]), 0)
         where = (inputs["input_ids"][0] == adapter.placeholder_ids["image"]).nonzero().squeeze(1)
-        parts = adapter.images(inputs["input_ids"][0], [where[a:b] for a, b in zip(starts, starts[1:])])
+        parts = adapter.images(inputs["input_ids"][0], [where[a:b] for a, b in pairwise(starts)])
     return inputs, call, parts
 
 

@@ -367,7 +367,7 @@ def test_budgets_of_a_server_that_contradict() -> None:
 def test_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlmprune.serve.engine.find_spec", lambda name: None)
     assert choose_engine() == choose_engine("transformers") == "transformers"
-    with pytest.raises(UserError, match=r"^vLLM is not installed: pip install 'vlmprune\[vllm\]'"):
+    with pytest.raises(UserError, match=r"^engine='vllm' needs vllm: pip install 'vlmprune\[vllm\]'"):
         choose_engine("vllm")
     with pytest.raises(UserError, match="engine='sglang' is not there"):
         choose_engine("sglang")

@@ -37,8 +37,8 @@ def apart_of(model: nn.Module, asked: Asked, axes: bool) -> Apart:
     policy = apart.policy(asked.positions)
     if not axes and policy == "original":
         raise UserError(
-            f"{asked.recipe} keeps the positions of the kept tokens, and vLLM counts those of this model one by one: give ",
-            Option("positions", "compact"), ", or serve with ", Option("engine", "transformers"), ".",
+            f"{asked.recipe} keeps the positions of the kept tokens, and vLLM counts those of this model one by one: ",
+            "give ", Option("positions", "compact"), ", or serve with ", Option("engine", "transformers"), ".",
         )  # fmt: skip
     if axes and policy == "compact":
         raise UserError(
