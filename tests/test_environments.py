@@ -350,7 +350,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
 @pytest.mark.parametrize(
     ("library", "version"),
     [
-        ("transformers", "5.19.4"),
+        ("transformers", "5.18.4"),
         ("transformers", "5.25.0"),
         ("transformers", "5.25.0.dev0"),
         ("torch", "2.16.0+cu130"),

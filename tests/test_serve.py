@@ -31,7 +31,8 @@ from vlmprune import UserError
 from vlmprune.core.recipe import recipe
 from vlmprune.serve import handlers
 from vlmprune.serve.engine import choose_engine
-from vlmprune.serve.serving import Serving, serving_recipe
+from vlmprune.serve.recipes import serving_recipe
+from vlmprune.serve.serving import Serving
 from vlmprune.serve.turn import Standin, Turn, UnseenError
 from vlmprune.serve.wanted import Allowed, Wanted, take_wanted
 
@@ -366,11 +367,10 @@ def test_budgets_of_a_server_that_contradict() -> None:
 def test_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlmprune.serve.engine.find_spec", lambda name: None)
     assert choose_engine() == choose_engine("transformers") == "transformers"
-    with pytest.raises(UserError, match=r"^vlmprune cannot serve with vLLM yet: give engine='transformers'"):
+    with pytest.raises(UserError, match=r"^engine='vllm' needs vllm: pip install 'vlmprune\[vllm\]'"):
         choose_engine("vllm")
     with pytest.raises(UserError, match="engine='sglang' is not there"):
         choose_engine("sglang")
     monkeypatch.setattr("vlmprune.serve.engine.find_spec", lambda name: name == "vllm")
-    with pytest.raises(UserError, match="vLLM is installed here, but vlmprune cannot serve with vLLM yet"):
-        choose_engine()
+    assert choose_engine() == choose_engine("vllm") == "vllm"
     assert choose_engine("transformers") == "transformers"

@@ -328,6 +328,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "example": example,
     "results": results_summary,
     "run-commands": run_commands,
+    "vllm-methods": made_by("docs_serving", "vllm_methods"),
     "speed": speed,
     **{
         name: made_by("docs_speed", name)

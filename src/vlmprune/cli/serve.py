@@ -13,11 +13,12 @@ from vlmprune.core.extras import check_packages
 
 def serve(
     model: Annotated[str, typer.Argument(help=MODEL)],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- OPTIONS]", help="With vllm, behind --: options of `vllm serve`.")
+    ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(
-            help="transformers, or vllm (not there yet). Default: vllm where it is installed, or else transformers."
-        ),
+        typer.Option(help="transformers or vllm. Default: vllm where it is installed, or else transformers."),
     ] = None,
     method: Annotated[str | None, typer.Option(help="A method, FILE.py:Class, recipe or preset.")] = None,
     keep: Annotated[
@@ -53,9 +54,27 @@ def serve(
 ) -> None:
     """Serve a pruned model with OpenAI's interface: chat completions and responses, with images and streaming."""
     from vlmprune.core.budget import parse_budget, parse_keep
-    from vlmprune.serve.engine import choose_engine
+    from vlmprune.serve.engine import VLLM, choose_engine
+    from vlmprune.serve.recipes import serving_recipe
 
-    choose_engine(engine)
+    ages = [None if text is None else parse_keep(text) for text in (keep_latest, keep_older)]
+    if choose_engine(engine) == VLLM:
+        from vlmprune.serve.vllm.launch import refuse_options, run_server, vllm_command
+
+        refuse_options(
+            {
+                "allow_request_keep": allow_request_keep, "allow_request_query": allow_request_query,
+                "canary": canary, "text_tower": text_tower, "device": device,
+                "continuous_batching": continuous_batching,
+            }
+        )  # fmt: skip
+        recipe = serving_recipe(method, None if keep is None else parse_budget(keep), *ages)
+        asked = {"positions": positions, "seed": seed, "host": host, "port": port}
+        command = vllm_command(model, recipe, **asked, arguments=arguments or ())  # type: ignore[arg-type]
+        typer.echo(f"Serving {model} under {recipe} with vLLM (Ctrl-C stops it).")
+        raise typer.Exit(run_server(command))
+    if arguments:
+        raise UserError(f"{arguments[0]} is an option of vLLM, and transformers serves here: leave it out.")
     if continuous_batching:
         raise UserError(
             "Continuous batching packs the tokens of several prompts into one row, which vlmprune cannot prune: leave "
@@ -65,10 +84,9 @@ def serve(
         )
     check_packages("serve")
     from vlmprune.bench.load import load_model
-    from vlmprune.serve.serving import Serving, serving_recipe
+    from vlmprune.serve.serving import Serving
     from vlmprune.serve.wanted import Allowed
 
-    ages = [None if text is None else parse_keep(text) for text in (keep_latest, keep_older)]
     recipe = serving_recipe(method, None if keep is None else parse_budget(keep), *ages)
     from vlmprune.serve.address import LOCAL, listen, url_of
     from vlmprune.serve.app import build_app, run

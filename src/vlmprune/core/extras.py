@@ -26,7 +26,11 @@ OWN_EXTRA = {"serve": "serve", "demo": "demo"}  # of commands whose packages are
 SHELL = ("typer",)  # of all commands
 # What only some data needs, and the extra that has it: asked for when such data is opened, before a model runs.
 DATA = {"datasets": EXTRA, "pyarrow": EXTRA, "fsspec": EXTRA, "av": "video"}
-ENGINES = {"ray": "ray", "lmms_eval": "lmms"}  # what other engines than our own loop need, and the extra that has it
+ENGINES = {
+    "ray": "ray",
+    "lmms_eval": "lmms",
+    "vllm": "vllm",
+}  # what other engines than our own loop need, and the extra that has it
 
 
 def check_packages(command: str) -> None:

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 # As pyproject.toml declares them, which a test compares: an uninstalled checkout has no metadata to read them from.
 WINDOW = {
     "torch": ">=2.13,<2.16",
-    "transformers": ">=5.20,<5.25",
+    "transformers": ">=5.19,<5.25",
     "numpy": ">=2.0.2,<2.5",
     "pillow": ">=10.1,<13.1",
 }

@@ -10,15 +10,14 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 import vlmprune
-from vlmprune.core.budget import ByAge, by_age, check_budget
+from vlmprune.core.budget import ByAge
 from vlmprune.core.errors import Option, UserError
-from vlmprune.core.recipe import Recipe, recipe
+from vlmprune.core.recipe import Recipe
 from vlmprune.serve.metrics import Metrics
 from vlmprune.serve.wanted import Allowed, Wanted
 
 if TYPE_CHECKING:
     from vlmprune.bench.load import Loaded
-    from vlmprune.core.budget import Budget, Keep
 
 
 @dataclass
@@ -122,28 +121,3 @@ class _Stop(StoppingCriteria):
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         self.check()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-
-def serving_recipe(
-    method: str | None, keep: Budget | None = None, latest: Keep | None = None, older: Keep | None = None
-) -> Recipe:
-    """The recipe that a server is started with.
-
-    Args:
-        method: as `vlmprune.prune` takes it.
-        keep: one budget for every image.
-        latest, older: instead of it, one for the images of the last message that has any, and one for all before.
-
-    Raises:
-        UserError: the method is missing or unknown, or the budgets contradict each other.
-    """
-    if method is None:
-        raise UserError("Say how to prune: give ", Option("method", "divprune"), " and ", Option("keep", 0.25), ".")
-    if (latest is None) != (older is None):
-        both = Option("keep_latest", 0.5), " and ", Option("keep_older", 0.1)
-        raise UserError("A budget by age needs both ", *both, ".")
-    if latest is None or older is None:
-        return recipe(method, None if keep is None else check_budget(keep))
-    if keep is not None:
-        raise UserError(Option("keep", keep), " and a budget by age contradict each other: give one of them.")
-    return recipe(method, by_age(latest, older))

@@ -1,0 +1,83 @@
+"""What an engine is asked to do, on its way to every process of vLLM: one entry of `hf_overrides`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from vlmprune.core.errors import UserError
+from vlmprune.core.method import POSITIONS
+from vlmprune.core.recipe import recipe
+from vlmprune.serve.vllm import ARCHITECTURE
+
+if TYPE_CHECKING:
+    from vlmprune.core.budget import Budget
+    from vlmprune.core.method import Method
+    from vlmprune.core.recipe import Recipe
+
+ENTRY = "vlmprune"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How an engine prunes.
+
+    Attributes:
+        recipe: written out.
+        seed: for methods that draw.
+        positions: "original" or "compact" where the user chose; None for what the methods' authors do, as far as the
+            engine can (see `docs/serving.md`).
+    """
+
+    recipe: str
+    seed: int = 0
+    positions: str | None = None
+
+    def __str__(self) -> str:
+        """Tells what is cached under this pruning from what is cached under another one."""
+        return f"{ENTRY}:{self.recipe}:{self.seed}:{self.positions}"
+
+
+def overrides(
+    method: str | Method | Recipe,
+    keep: Budget | None = None,
+    *,
+    positions: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, Any]:
+    """The `hf_overrides` of a vLLM engine that prunes: `LLM(model, hf_overrides=overrides("divprune", keep=0.25))`.
+
+    Args:
+        method, keep, positions, seed, options: as `vlmprune.prune` takes them.
+
+    Raises:
+        UserError: as `vlmprune.prune`. Whether the model can be pruned so is checked when vLLM loads it.
+    """
+    written = str(recipe(method, keep, **options))
+    recipe(written)  # the other processes have only the words
+    if positions is not None and positions not in POSITIONS:
+        raise UserError(f"positions={positions!r}: choose from {' and '.join(POSITIONS)}.")
+    return {"architectures": [ARCHITECTURE], ENTRY: asdict(Asked(written, seed, positions))}
+
+
+def asked_of(model_config: Any) -> Asked:
+    """What vLLM's model config carries. Only the user's overrides count: a checkpoint cannot ask for a method.
+
+    Raises:
+        UserError: they do not say how to prune.
+    """
+    return asked_in(model_config.hf_overrides)
+
+
+def asked_in(given: object) -> Asked:
+    """What `overrides` has written; UserError where it has not."""
+    entry = given.get(ENTRY) if isinstance(given, Mapping) else None
+    try:
+        return Asked(**entry)  # type: ignore[arg-type]
+    except TypeError:
+        raise UserError(
+            f"The architecture {ARCHITECTURE} needs to know how to prune: give vLLM the hf_overrides that "
+            "vlmprune.serve.overrides(...) returns."
+        ) from None

@@ -1,0 +1,157 @@
+"""The half that selects: vLLM's own backend for transformers' models, whose images are pruned as they are encoded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from vllm.model_executor.models.interfaces import supports_multimodal_pruning
+from vllm.model_executor.models.transformers import MultiModalDummyInputsBuilder, TransformersMultiModalForCausalLM
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import PlaceholderRange
+
+from vlmprune.runtime.apart import Kept
+from vlmprune.serve.vllm.asked import asked_of
+from vlmprune.serve.vllm.families import apart_of
+from vlmprune.serve.vllm.positions import AXES, shortened, with_offsets, without_offsets, written
+from vlmprune.serve.vllm.processor import PrunedProcessingInfo, PrunedProcessor, field
+
+SECONDS = "vlmprune_seconds"
+NOTHING_DROPPED = 1e-17  # a rate of vLLM's own pruning that lets it ask for positions, and drops no token
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PrunedProcessor, info=PrunedProcessingInfo, dummy_inputs=MultiModalDummyInputsBuilder
+)
+class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
+    """A model of transformers in vLLM whose images and videos are pruned before the LLM."""
+
+    supports_multimodal_pruning: ClassVar[Literal[True]] = True
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.asked = asked_of(vllm_config.model_config)
+        self.axes = vllm_config.model_config.uses_mrope
+        self.apart = apart_of(self.model, self.asked, self.axes)
+        if self.axes:
+            self._ask_for_positions(vllm_config.model_config.multimodal_config)
+
+    def _ask_for_positions(self, config: Any) -> None:
+        """Let vLLM call `recompute_mrope_positions`; its runner for CPUs forgets to ask whether it shall."""
+        if config.video_pruning_rate is None or config.video_pruning_rate == 0:
+            config.video_pruning_rate = NOTHING_DROPPED
+        runners = sys.modules.get("vllm.v1.worker.cpu_model_runner")
+        if runners is not None:
+            runners.CPUModelRunner.is_multimodal_pruning_enabled = property(_asks, lambda runner, value: None)
+
+    def _create_hf_to_vllm_mapper(self) -> None:
+        """How the weights are renamed depends on the checkpoint's own architecture, whose place ours has taken."""
+        own = self.config.architectures
+        self.config.architectures = [MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(self.config)].__name__]
+        try:
+            super()._create_hf_to_vllm_mapper()
+        finally:
+            self.config.architectures = own
+
+    # ------------------------------------------------------------------ images
+
+    def _process_video_input(self, **kwargs: Any) -> list[Tensor] | None:
+        kwargs[SECONDS] = kwargs.get("second_per_grid_ts")  # which vLLM drops, and positions depend on
+        return super()._process_video_input(**kwargs)
+
+    def _process_vision_input(
+        self, modality: str, pixel_values: Any, num_patches: Tensor, **kwargs: Any
+    ) -> list[Tensor]:
+        told, parts = kwargs.pop(field(modality)), num_patches.flatten().tolist()
+        if isinstance(pixel_values, Tensor):
+            return self._pruned(modality, pixel_values, parts, told, kwargs)
+        found: list[Tensor] = []
+        for item, pixels in enumerate(pixel_values):  # pictures of different sizes
+            own = self._select_item_kwargs(kwargs, item, len(pixel_values))
+            found += self._pruned(modality, pixels[None], parts[item : item + 1], told[item : item + 1], own)
+        return found
+
+    def _pruned(
+        self, modality: str, pixels: Tensor, parts: Sequence[int], told: Tensor, kwargs: dict[str, Any]
+    ) -> list[Tensor]:
+        """What the LLM reads of each image of one call of the encoder, [kept, D (+ CHANNELS)] each."""
+        seconds = kwargs.pop(SECONDS, None)
+        call = {name: value.to(pixels.device) if isinstance(value, Tensor) else value for name, value in kwargs.items()}
+        call[self.apart.adapter.pixels[modality]] = pixels
+        images = self.apart.encode(modality, call, parts, told[:, 2].tolist())
+        due = told[:, 1].tolist()
+        if [len(image.features) for image in images] != due:
+            raise RuntimeError(f"{self.asked.recipe} kept {[len(i.features) for i in images]} tokens instead of {due}")
+        if not self.axes:
+            return [image.features for image in images]
+        return [
+            with_offsets(
+                image.features, self._offsets(modality, image, kwargs[f"{modality}_grid_thw"][item], seconds, item)
+            )
+            for item, image in enumerate(images)
+        ]
+
+    def _offsets(self, modality: str, image: Kept, thw: Tensor, seconds: Tensor | None, item: int) -> Tensor:
+        """[m, AXES] positions of an image's kept tokens, counted from its first one."""
+        grid = {f"{modality}_grid_thw": thw[None].cpu()}
+        if seconds is not None:
+            grid["second_per_grid_ts"] = seconds[item : item + 1].cpu()
+        merge = self.config.vision_config.spatial_merge_size
+        count = int(thw.prod()) // merge**2
+        token = self.apart.adapter.placeholder_ids[modality]
+        kind = 1 if modality == "image" else 2
+        positions, _ = self.model.get_rope_index(
+            input_ids=torch.full((1, count), token), mm_token_type_ids=torch.full((1, count), kind), **grid
+        )
+        offsets = positions[-AXES:, 0].T.to(image.slots.device)
+        return offsets[image.slots.clamp(min=0)]
+
+    # ------------------------------------------------------------------ positions
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        """Positions of a prompt whose images have fewer placeholders; those of kept tokens are still to be written."""
+        tokens, features, blocks = list(input_tokens), [], []
+        grown = 0
+        for feature in sorted(mm_features, key=lambda one: one.mm_position.offset):
+            whole, kept, _ = feature.data[field(feature.modality)].data.tolist()
+            place = feature.mm_position
+            inside = [place.length] if place.is_embed is None else place.is_embed.nonzero().squeeze(1).tolist()
+            first = place.offset + grown + (0 if place.is_embed is None else inside[0])
+            token = tokens[first]
+            tokens[first:first] = [token] * (whole - kept)
+            blocks.append((first, whole, kept))
+            features.append(replace(feature, mm_position=PlaceholderRange(first, whole)))
+            grown += whole - kept
+        positions, delta = super().get_mrope_input_positions(tokens, features)
+        return shortened(positions, blocks), delta + grown
+
+    def recompute_mrope_positions(
+        self,
+        input_ids: list[int] | Tensor,
+        multimodal_embeddings: Sequence[Tensor],
+        mrope_positions: Tensor,
+        num_computed_tokens: int,
+    ) -> tuple[list[Tensor], Tensor, int]:
+        """Write the positions of the kept tokens that vLLM is about to compute, and take them off their embeddings."""
+        apart = [without_offsets(rows) for rows in multimodal_embeddings]
+        positions = mrope_positions
+        ids = torch.as_tensor(input_ids, device=positions.device)
+        if apart:
+            tokens = torch.tensor([*self.apart.adapter.placeholder_ids.values()], device=ids.device)
+            offsets = torch.cat([own for _, own in apart]).to(positions.device)
+            positions = written(positions, torch.isin(ids, tokens), offsets, num_computed_tokens)
+        delta = int(positions.max()) + 1 - len(ids)
+        return [features for features, _ in apart], positions, delta
+
+
+def _asks(runner: Any) -> bool:
+    """Whether a runner's model is asked for positions, as vLLM's runner for GPUs finds out when it loads the model."""
+    config = runner.model_config.multimodal_config
+    model = runner.__dict__.get("model")
+    enabled = config is not None and config.is_multimodal_pruning_enabled()
+    return enabled and model is not None and supports_multimodal_pruning(model)

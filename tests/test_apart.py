@@ -1,0 +1,113 @@
+"""Images pruned apart from their prompt: what `vlmprune.prune` keeps of them, and as many as was said before."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from harness import built, inputs_of
+
+import vlmprune
+from vlmprune.models import adapter_for
+from vlmprune.runtime.apart import Apart, grouped
+
+FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "internvl")
+TILED = {"internvl": [3, 1]}  # rows of pixels of the two images, where an image has several
+SEEDS = [0, 0]
+
+
+def call_of(family: str) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[int]]:
+    """The inputs of a prompt with two images, those that the encoder takes, and the rows of pixels of each."""
+    inputs = inputs_of(family, [[0, 1]])
+    adapter = adapter_for(built(family))
+    names = [name for name in inputs if name.startswith(("pixel", "image_"))]
+    call = {name: inputs[name] for name in names}
+    pieces = len(adapter.slots("image", call))
+    parts = [1, 1] if pieces == 2 else None
+    if parts is None:
+        columns = [torch.arange(len(place.cells)) for place in adapter.slots("image", call)]
+        starts = torch.cumsum(torch.tensor([0, *map(len, columns)]), 0)
+        where = (inputs["input_ids"][0] == adapter.placeholder_ids["image"]).nonzero().squeeze(1)
+        parts = adapter.images(inputs["input_ids"][0], [where[a:b] for a, b in pairwise(starts)])
+    return inputs, call, parts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("spec", ["divprune:0.4", "vispruner:0.3", "divprune:0.8 > uniform:0.5", "hiprune:4"])
+@torch.no_grad()
+def test_keeps_what_a_session_keeps(family: str, spec: str) -> None:
+    model = built(family)
+    inputs, call, parts = call_of(family)
+    apart = Apart(model, vlmprune.recipe(spec))
+    counts, kept = apart.counts("image", call, parts), apart.encode("image", call, parts, SEEDS)
+    with vlmprune.prune(model, spec) as session:
+        model(**inputs)
+    [of_session] = session.last.kept
+    assert len(kept) == len(of_session) == 2
+    for count, own, theirs in zip(counts, kept, of_session, strict=True):
+        assert torch.equal(own.slots, theirs)
+        assert count.kept == len(own.features) < count.whole
+
+
+@pytest.mark.parametrize(
+    "spec", ["visionzip:0.4", "tome:0.4", "prumerge+:0.4", "downsample:0.4", "visionzip:0.8 > pool:0.5"]
+)
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@torch.no_grad()
+def test_makes_as_many_tokens_as_were_counted(family: str, spec: str) -> None:
+    _, call, parts = call_of(family)
+    apart = Apart(built(family), vlmprune.recipe(spec))
+    counts, kept = apart.counts("image", call, parts), apart.encode("image", call, parts, SEEDS)
+    assert [count.kept for count in counts] == [len(own.features) for own in kept]
+    assert all(count.kept < count.whole for count in counts)
+
+
+@torch.no_grad()
+def test_merged_tokens_are_those_of_a_session() -> None:
+    """The LLM gets the same rows, in the same order."""
+    model = built("llava")
+    inputs, call, parts = call_of("llava")
+    seen: list[torch.Tensor] = []
+    kept = Apart(model, vlmprune.recipe("visionzip:0.4")).encode("image", call, parts, SEEDS)
+    with vlmprune.prune(model, "visionzip:0.4"):
+        first = model.model.language_model.layers[0]
+        handle = first.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        model(**inputs)
+        handle.remove()
+    [rows] = seen[0]
+    for own in kept:
+        starts = (rows == own.features[0]).all(1).nonzero().flatten().tolist()
+        assert any(torch.equal(rows[start : start + len(own.features)], own.features) for start in starts)
+
+
+REFUSED = {
+    "fastv@2:0.5": "fastv prunes inside the LLM",
+    "divprune:0.5 > fastv@2:0.5": "fastv prunes inside the LLM",
+    "trim:0.5": "trim reads the question",
+    "prumerge(adaptive=True)": "prumerge decides from the image how many tokens it keeps",
+    "divprune:0.5/latest+0.1/older": "changes an image that the engine has cached",
+    "divprune:[0.5, 0.1]": "prunes each image by itself",
+}
+
+
+@pytest.mark.parametrize("spec", REFUSED)
+def test_refuses_what_an_engine_cannot_do(spec: str) -> None:
+    with pytest.raises(vlmprune.UserError, match=REFUSED[spec]):
+        Apart(built("llava"), vlmprune.recipe(spec))
+
+
+def test_draws_by_the_seed_of_the_image() -> None:
+    _, call, parts = call_of("llava")
+    apart = Apart(built("llava"), vlmprune.recipe("random:0.4"))
+    assert apart.draws and not Apart(built("llava"), vlmprune.recipe("divprune:0.4")).draws
+    with torch.no_grad():
+        first, again, other = (apart.encode("image", call, parts, [seed, 5])[0].slots for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_pieces_that_fit_no_image_are_an_error() -> None:
+    assert grouped("abc", [2, 1]) == [["a", "b"], ["c"]]
+    with pytest.raises(RuntimeError, match="3 pieces cannot be told apart"):
+        grouped("abc", [2, 2])

@@ -1,0 +1,162 @@
+"""The parts of the plugin for vLLM that need no vLLM: what it is asked, what it refuses, and positions."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from harness import built, inputs_of
+
+import vlmprune
+from vlmprune import cli
+from vlmprune.assets import embedded_path
+from vlmprune.core.errors import UserError
+from vlmprune.serve import overrides
+from vlmprune.serve.vllm.asked import Asked, asked_of
+from vlmprune.serve.vllm.families import TESTED
+from vlmprune.serve.vllm.launch import vllm_command
+from vlmprune.serve.vllm.positions import shortened, with_offsets, without_offsets, written
+
+
+def test_overrides_carry_a_recipe_to_other_processes() -> None:
+    given = json.loads(json.dumps(overrides("hiprune", keep=0.25, seed=3, alpha=0.2)))
+    asked = asked_of(SimpleNamespace(hf_overrides=given))
+    assert asked == Asked("hiprune(alpha=0.2):0.25", 3, None)
+    assert vlmprune.recipe(asked.recipe) == vlmprune.recipe("hiprune", 0.25, alpha=0.2)
+
+
+@pytest.mark.parametrize("given", [None, {}, {"vlmprune": {"recpe": "divprune:0.5"}}, lambda config: config])
+def test_an_engine_must_be_told_how_to_prune(given: object) -> None:
+    with pytest.raises(UserError, match=r"vlmprune\.serve\.overrides"):
+        asked_of(SimpleNamespace(hf_overrides=given))
+
+
+def test_wrong_overrides_are_refused_at_once() -> None:
+    with pytest.raises(UserError, match="no method"):
+        overrides("divprun", keep=0.5)
+    with pytest.raises(UserError, match="needs a budget"):
+        overrides("divprune")
+    with pytest.raises(UserError, match="positions='sorted'"):
+        overrides("divprune", keep=0.5, positions="sorted")
+
+
+def test_the_entry_point_imports_next_to_nothing() -> None:
+    code = "import sys, vlmprune.serve.vllm; print({'torch', 'transformers', 'vllm'} & {*sys.modules})"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "set()"
+
+
+# ---------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """As if vLLM were installed; the commands that would have been run."""
+    run: list[list[str]] = []
+    monkeypatch.setattr("vlmprune.serve.engine.find_spec", lambda name: name == "vllm")
+    monkeypatch.setattr("vlmprune.serve.vllm.launch.run_server", lambda command: run.append(command) or 0)
+    return run
+
+
+def test_serve_starts_vllm_with_the_overrides(installed: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--method", "divprune", "--keep", "0.25", "--port", "8123", "--", "--max-model-len", "512"]
+    assert cli.main(["serve", "llava", *options]) == 0
+    [command] = installed
+    assert command[3:5] == ["serve", str(embedded_path("llava"))] and command[-2:] == ["--max-model-len", "512"]
+    given = json.loads(command[command.index("--hf-overrides") + 1])
+    assert given == overrides("divprune", 0.25) and command[command.index("--port") + 1] == "8123"
+    assert "divprune:0.25 with vLLM" in capsys.readouterr().out
+
+
+WRONG = {
+    "fastv@2:0.5": "fastv prunes inside the LLM",
+    "trim:0.5": "trim reads the question",
+    "divprune:0.5/latest+0.1/older": "changes an image that the engine has cached",
+    "no_such_method:0.5": "no_such_method",
+}
+
+
+@pytest.mark.parametrize("spec", WRONG)
+def test_what_vllm_cannot_do_is_one_sentence(
+    spec: str, installed: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["serve", "llava", "--engine", "vllm", "--method", spec]) == 2
+    err = capsys.readouterr().err
+    assert WRONG[spec] in err and err.count("\n") == 1 and not installed
+
+
+OPTIONS = {
+    "--canary 0.1": "--canary 0.1 is for --engine transformers only",
+    "--allow-request-keep": "--allow-request-keep is for --engine transformers only",
+    "--device cpu": "--device cpu is for",
+    "--positions original": "counts those of this model one by one: give --positions compact",
+    "-- --hf-overrides={}": "--hf-overrides is what vlmprune sets itself",
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_options_that_vllm_has_not(
+    options: str, installed: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["serve", "llava", "--method", "divprune", "--keep", "0.5", *options.split()]) == 2
+    err = capsys.readouterr().err
+    assert OPTIONS[options] in err and err.count("\n") == 1 and not installed
+
+
+def test_compact_positions_are_refused_on_mrope() -> None:
+    with pytest.raises(UserError, match="numbers the kept tokens anew"):
+        vllm_command("qwen2_5_vl", vlmprune.recipe("divprune:0.5"), positions="compact")
+
+
+def test_an_untested_family_is_refused(tmp_path: object) -> None:
+    assert "gemma3" not in TESTED
+    built("gemma3").config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="this model is gemma3: serve it with engine='transformers'"):
+        vllm_command(str(tmp_path), vlmprune.recipe("divprune:0.5"))
+
+
+# ---------------------------------------------------------------- positions
+
+
+def test_offsets_survive_the_dtype_of_the_model() -> None:
+    features, offsets = torch.randn(3, 8).bfloat16(), torch.tensor([[0, 1, 2], [127, 128, 300], [16383, 5, 257]])
+    rows = with_offsets(features, offsets)
+    assert rows.dtype == torch.bfloat16
+    back = without_offsets(rows)
+    assert torch.equal(back[0], features) and torch.equal(back[1], offsets)
+    with pytest.raises(RuntimeError, match="cannot be carried"):
+        with_offsets(features, offsets + 16384)
+
+
+@pytest.mark.parametrize("cut", [0, 3, 7])
+def test_positions_are_those_of_a_session(cut: int) -> None:
+    """Two images of a prompt, each with half of its tokens, whose positions are written in two parts and twice."""
+    model, inputs = built("qwen2_5_vl"), inputs_of("qwen2_5_vl", [[0, 1]])
+    whole, _ = model.model.get_rope_index(
+        inputs["input_ids"], inputs["mm_token_type_ids"], image_grid_thw=inputs["image_grid_thw"]
+    )
+    whole = whole[-3:, 0]
+    visual = inputs["mm_token_type_ids"][0] == 1
+    columns = visual.nonzero().squeeze(1)
+    borders = (columns.diff() > 1).nonzero().squeeze(1) + 1
+    images = [part.tolist() for part in torch.tensor_split(columns, borders)]
+    kept = [image[1::2] for image in images]
+    offsets = [(whole[:, own] - whole[:, image[0] - 1].max() - 1).T for image, own in zip(images, kept, strict=True)]
+    stay = (~visual).index_fill(0, torch.tensor([*kept[0], *kept[1]]), True)
+
+    blocks = [(image[0], len(image), len(own)) for image, own in zip(images, kept, strict=True)]
+    positions = shortened(whole, blocks)
+    left = visual[stay]
+    assert positions.shape[1] == len(left)
+    column = int(left.nonzero()[cut])
+    for _ in range(2):
+        flat = torch.cat(offsets)
+        positions = written(positions, left, flat[:cut], 0) if cut else positions
+        positions = written(positions, left, flat[cut:], column)
+    assert torch.equal(positions, whole[:, stay])
+    with pytest.raises(RuntimeError, match="do not fit"):
+        written(positions, left, torch.cat([flat, flat]), 0)

@@ -1,0 +1,138 @@
+"""Engines for the tests of this folder, and what transformers says under `vlmprune.prune`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import vlmprune
+from vlmprune.assets import embedded_path
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKENS = 12
+PATIENCE = 540  # seconds for an engine, most of which it takes to start
+
+
+@dataclass(frozen=True)
+class Prompt:
+    question: str
+    pictures: tuple[str, ...]
+
+
+@dataclass
+class Reply:
+    tokens: list[int]
+    prompt: int
+    cached: int
+
+
+@pytest.fixture(autouse=True)
+def needs_vllm() -> None:
+    if find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed here")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A wide picture, and another one that is high."""
+    scene = Image.open(ROOT / "docs/images/scene.png").convert("RGB")
+    folder = tmp_path_factory.mktemp("pictures")
+    scene.save(folder / "wide.png")
+    scene.transpose(Image.Transpose.ROTATE_90).resize((84, 120)).save(folder / "high.png")
+    return str(folder / "wide.png"), str(folder / "high.png")
+
+
+@pytest.fixture(scope="session")
+def prompts(pictures: tuple[str, str]) -> list[Prompt]:
+    wide, high = pictures
+    return [
+        Prompt("What number is on the plate?", (wide,)),
+        Prompt("What color is the sign?", (high,)),
+        Prompt("Which picture shows a house?", (wide, high)),
+    ]
+
+
+@pytest.fixture(scope="session")
+def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of a process in which this checkout is installed, as far as vLLM can tell."""
+    folder = tmp_path_factory.mktemp("installed")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = folder / "vlmprune-0.dist-info"
+    named.mkdir()
+    (named / "METADATA").write_text("Metadata-Version: 2.1\nName: vlmprune\nVersion: 0\n")
+    points = project["entry-points"]["vllm.general_plugins"]
+    lines = ["[vllm.general_plugins]", *(f"{name} = {place}" for name, place in points.items())]
+    (named / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(folder)]),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def written(model: str, prompt: Prompt, processor: Any) -> str:
+    content = [{"type": "image"} for _ in prompt.pictures] + [{"type": "text", "text": prompt.question}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+Engine = Callable[..., list[list[Reply]]]
+
+
+@pytest.fixture
+def engine(variables: dict[str, str], tmp_path: Path, prompts: list[Prompt]) -> Engine:
+    """Runs the prompts, once each round, in an engine of their own."""
+
+    def run(model: str, prune: list[Any], *, rounds: int = 1, **given: Any) -> list[list[Reply]]:
+        processor = vlmprune.load_embedded(model)[1]
+        texts = [(written(model, prompt, processor), prompt.pictures) for prompt in prompts]
+        asked = {
+            "model": str(embedded_path(model)), "prune": prune, "rounds": [texts] * rounds,
+            "max_tokens": TOKENS, "engine": given, "out": str(tmp_path / "out.json"),
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "tests/vllm_plugin/engine.py")],
+            input=json.dumps(asked), env=variables, capture_output=True, text=True, timeout=PATIENCE,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(done.stderr[-6000:])
+        said = json.loads((tmp_path / "out.json").read_text())
+        return [[Reply(**reply) for reply in replies] for replies in said]
+
+    return run
+
+
+Reference = Callable[[str, str], list[list[int]]]
+
+
+@pytest.fixture(scope="session")
+def reference(prompts: list[Prompt]) -> Reference:
+    """The tokens of transformers' replies to the same prompts, greedily, under `vlmprune.prune`."""
+
+    def run(model: str, recipe: str) -> list[list[int]]:
+        loaded, processor = vlmprune.load_embedded(model)
+        said = []
+        for prompt in prompts:
+            images = [Image.open(name).convert("RGB") for name in prompt.pictures]
+            inputs = processor(text=written(model, prompt, processor), images=images, return_tensors="pt")
+            with torch.no_grad(), vlmprune.prune(loaded, recipe):
+                out = loaded.generate(**inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False)
+            said.append(out[0, inputs["input_ids"].shape[1] :].tolist())
+        return said
+
+    return run

@@ -1,0 +1,56 @@
+"""One vLLM engine in a process of its own: reads what to run from stdin, and writes the tokens of each reply to a file.
+
+It finds the plugin as vLLM does, by the entry point that pyproject.toml declares.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def pictures(names: list[str]) -> list[Any]:
+    from PIL import Image
+
+    return [Image.open(name).convert("RGB") for name in names]
+
+
+def main() -> None:
+    from vllm import LLM, SamplingParams
+
+    from vlmprune.serve import overrides
+
+    asked = json.load(sys.stdin)
+    model = LLM(
+        model=asked["model"],
+        hf_overrides=overrides(*asked["prune"]) if asked["prune"] else None,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=512,
+        block_size=32,
+        limit_mm_per_prompt={"image": 2},
+        max_num_seqs=4,
+        **asked.get("engine", {}),
+    )
+    sampling = SamplingParams(temperature=0, max_tokens=asked["max_tokens"], min_tokens=asked["max_tokens"])
+    said = []
+    for prompts in asked["rounds"]:
+        given = [{"prompt": text, "multi_modal_data": {"image": pictures(names)}} for text, names in prompts]
+        replies = model.generate(given, sampling, use_tqdm=False)
+        said.append(
+            [
+                {
+                    "tokens": [*reply.outputs[0].token_ids],
+                    "prompt": len(reply.prompt_token_ids),
+                    "cached": reply.num_cached_tokens,
+                }
+                for reply in replies
+            ]
+        )
+    Path(asked["out"]).write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main()

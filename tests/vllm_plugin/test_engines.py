@@ -1,0 +1,40 @@
+"""vLLM's greedy tokens are transformers' under `vlmprune.prune`, also with cached prefixes and prompts cut in parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from .conftest import Engine, Reference
+
+PARTS = {"max_num_batched_tokens": 48}  # prompts are longer, and images are cut in two
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llava-features": ("llava", "divprune:0.25", {}),
+    "llava-attention": ("llava", "vispruner:0.25", PARTS),
+    "llava-merging": ("llava", "visionzip:0.3", {}),
+    "qwen2_5_vl-features": ("qwen2_5_vl", "divprune:0.25", PARTS),
+    "qwen2_5_vl-attention": ("qwen2_5_vl", "vispruner:0.25", {}),
+    "qwen2_5_vl-merging": ("qwen2_5_vl", "visionzip:0.3", {}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tokens_are_those_of_transformers(name: str, engine: Engine, reference: Reference) -> None:
+    model, recipe, given = CASES[name]
+    first, again = engine(model, [recipe], rounds=2, **given)
+    assert [reply.tokens for reply in first] == [reply.tokens for reply in again] == reference(model, recipe)
+    assert all(reply.cached >= 32 for reply in again), "the second round must find its prompts in the cache"
+    assert len({tuple(reply.tokens) for reply in first}) > 1, "replies that are all the same prove nothing"
+
+
+def test_every_token_is_what_vllm_says_without_the_plugin(engine: Engine) -> None:
+    """A budget of all tokens, on the model with M-RoPE, whose positions the plugin writes itself."""
+    [pruned] = engine("qwen2_5_vl", ["divprune:1.0"])
+    [native] = engine("qwen2_5_vl", [])
+    assert [(reply.tokens, reply.prompt) for reply in pruned] == [(reply.tokens, reply.prompt) for reply in native]
+
+
+def test_a_method_that_the_plugin_cannot_run_stops_the_engine(engine: Engine) -> None:
+    with pytest.raises(RuntimeError, match="fastv prunes inside the LLM"):
+        engine("llava", ["fastv@2:0.5"])
