@@ -105,7 +105,7 @@ def test_prompt_lookup_equals_greedy(family: str, name: str) -> None:
     assert torch.equal(columns, session.last.columns[:, : columns.shape[1]])
 
 
-@on_models(UNTRIMMED)
+@on_models(UNTRIMMED, mode="sampling")
 def test_beams_score_as_without_a_cache(family: str, name: str) -> None:
     model, inputs = built(family), inputs_of(family, RAGGED)
     with vlmprune.prune(model, f"{name}:{KEEP}"):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from harness import RAGGED, TOLERANCE, built, generate, inputs_of, largest, oracle
+from harness import RAGGED, TOLERANCE, built, counted, generate, inputs_of, largest, oracle
 from torch import Tensor
 from versions import CACHE
 
@@ -140,7 +140,7 @@ def seen_by_hooks(family: str, need: DecoderNeed) -> list[Tensor]:
     noted: list[Any] = []
     part = layer.mlp if isinstance(need, MlpOutput) else adapter_for(model).decoder_attention(LAYER - 1)
     handle = part.register_forward_hook(lambda module, args, output: noted.append(output))
-    out = model(**inputs, use_cache=True)
+    out = model(**counted(family, inputs), use_cache=True)
     handle.remove()
     if isinstance(need, Values):
         rows = getattr(out, CACHE, None) or out.past_key_values

@@ -124,6 +124,12 @@ def test_a_prompt_of_embeddings(family: str) -> None:
         with pytest.raises(RuntimeError, match="do not exactly match the embedding weights"):
             model(**inputs, inputs_embeds=embeds)
         return
+    ids = adapter_for(model).placeholder_ids
+    if "pixel_values_videos" in inputs and ids["video"] != model.config.video_token_id:  # GLM; unpruned, too
+        del inputs["input_ids"]
+        with pytest.raises(ValueError, match="Video features and video tokens do not match"):
+            model(**inputs, inputs_embeds=embeds)
+        return
     with vlmprune.prune(model, "divprune:0.5 > fastv@2:0.5") as session:
         expected, kept = model(**inputs).logits, session.last.kept
         del inputs["input_ids"]

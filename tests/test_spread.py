@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import RAGGED, TOLERANCE, built, inputs_of, largest, policies
+from harness import RAGGED, TOLERANCE, built, counted, inputs_of, largest, policies
 from torch import Tensor
 from versions import behind, cache_of
 
@@ -82,7 +82,7 @@ def test_states_equal_the_oracles_at_those_columns(family: str) -> None:
     model, inputs = built(family, "eager"), inputs_of(family, RAGGED)
     assert not is_recurrent(model)
     with vlmprune.prune(model, CUTS) as session, torch.no_grad():
-        out = model(**inputs, **EVERYTHING)
+        out = model(**counted(family, inputs), **EVERYTHING)
     seen: list[Tensor] = []
     handles = [
         layer.register_forward_hook(

@@ -27,7 +27,7 @@ class Molmo2Adapter(Adapter):
         return (text.rotary_emb if text.rope_types[layer] == "scaled" else text.rotary_emb_unscaled)(hidden, positions)
 
     def first_norm(self, layer: int) -> nn.Module:
-        """None in Molmo2-O, whose norms stand behind attention and MLP."""
+        """An identity in Molmo2-O, whose norms stand behind attention and MLP."""
         return nn.Identity() if self.text_config.norm_after else super().first_norm(layer)
 
     def blocks(self, call: Mapping[str, Any]) -> Tensor | None:

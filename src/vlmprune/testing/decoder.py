@@ -12,7 +12,10 @@ from vlmprune.models.base import Adapter
 
 
 def following(adapter: Adapter, layer: int, run: Callable[[], Any]) -> nn.Module:
-    """The first module without parts that the text model runs in a decoder layer, or behind the last one."""
+    """The norm that the text model runs first in a decoder layer, or behind the last one.
+
+    It is an identity where a layer begins with its projections (Molmo2-O).
+    """
     layers, ran = adapter.decoder_layers, list[nn.Module]()
     begun = False
 
@@ -33,7 +36,7 @@ def following(adapter: Adapter, layer: int, run: Callable[[], Any]) -> nn.Module
     finally:
         for handle in handles:
             handle.remove()
-    return ran[0]
+    return nn.Identity() if isinstance(ran[0], nn.Linear) else ran[0]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Molmo 2: a crop of 5 x 5 patches with the whole image, then crops that overlap; a slot has 2 x 2 or 3 x 3 patches."""
+"""Molmo 2: a crop of 5 x 5 patches with the whole image, then crops that overlap; a slot has 2 x 2 patches."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def _canvas(crops: int) -> list[tuple[int, int]]:
     return [(min(max(at - MARGIN, 0) // inner, crops - 1), at) for at in range(inner * crops + 2 * MARGIN)]
 
 
-def _pooled(rows: list[list[Place]], side: int) -> Iterator[list[Place]]:
-    """Squares of `side` x `side` patches, fewer at the right and at the bottom."""
-    for top in range(0, len(rows), side):
-        for left in range(0, len(rows[0]), side):
-            yield [place for row in rows[top : top + side] for place in row[left : left + side]]
+def _pooled(rows: list[list[Place]]) -> Iterator[list[Place]]:
+    """Squares of 2 x 2 patches, fewer at the right and at the bottom."""
+    for top in range(0, len(rows), 2):
+        for left in range(0, len(rows[0]), 2):
+            yield [place for row in rows[top : top + 2] for place in row[left : left + 2]]
 
 
 def _crop(number: int) -> list[list[Place]]:
@@ -60,7 +60,7 @@ def _patches(seed: int) -> Slots:
         [(1 + i * across + j, row - inner * i, col - inner * j) for j, col in _canvas(across)]
         for i, row in _canvas(down)
     ]
-    return [*_pooled(_crop(0), 2), *_pooled(canvas, 2)]
+    return [*_pooled(_crop(0)), *_pooled(canvas)]
 
 
 def _frames(seed: int) -> int:
@@ -68,13 +68,13 @@ def _frames(seed: int) -> int:
 
 
 def _video_patches(seed: int) -> Slots:
-    return [slot for frame in range(_frames(seed)) for slot in _pooled(_crop(frame), 3)]
+    return [slot for frame in range(_frames(seed)) for slot in _pooled(_crop(frame))]
 
 
-def _numbers(slots: Slots, side: int) -> torch.Tensor:
-    """[slots, side * side] the patches behind each slot, -1 where it has fewer."""
+def _numbers(slots: Slots) -> torch.Tensor:
+    """[slots, 4] the patches behind each slot, -1 where it has fewer."""
     rows = [[(tile * SIDE + row) * SIDE + col for tile, row, col in slot] for slot in slots]
-    return torch.tensor([row + [-1] * (side**2 - len(row)) for row in rows])
+    return torch.tensor([row + [-1] * (4 - len(row)) for row in rows])
 
 
 def _grids(seed: int) -> tuple[Grid, Grid]:
@@ -91,7 +91,7 @@ def _image(seed: int) -> tuple[Arguments, list[int]]:
         ids += [start, *[*[IMAGE] * view.cols, LINE_BREAK] * view.rows, IMAGE_END]
     return {
         "pixel_values": pixels(crops, SIDE**2, 3 * PATCH**2, seed=seed),
-        "image_token_pooling": _numbers(_patches(seed), 2),
+        "image_token_pooling": _numbers(_patches(seed)),
         "image_grids": torch.tensor([[*low[:2], *high[:2]]]),
         "image_num_crops": torch.tensor([crops]),
     }, ids
@@ -100,11 +100,11 @@ def _image(seed: int) -> tuple[Arguments, list[int]]:
 def _video(seed: int) -> tuple[Arguments, list[int]]:
     ids: list[int] = []
     for frame in range(_frames(seed)):
-        ids += [*text(2, 1000 + 10 * seed + frame), VISION_START, *[IMAGE] * 4, VISION_END]
+        ids += [*text(2, 1000 + 10 * seed + frame), VISION_START, *[IMAGE] * 9, VISION_END]
     return {
         "pixel_values_videos": pixels(_frames(seed), SIDE**2, 3 * PATCH**2, seed=seed),
-        "video_token_pooling": _numbers(_video_patches(seed), 3),
-        "video_grids": torch.tensor([[_frames(seed), 2, 2]]),
+        "video_token_pooling": _numbers(_video_patches(seed)),
+        "video_grids": torch.tensor([[_frames(seed), 3, 3]]),
     }, ids
 
 
@@ -120,7 +120,7 @@ def _views(seed: int) -> tuple[Grid, list[int]]:
 
 
 def _video_views(seed: int) -> tuple[Grid, list[int]]:
-    grid = Grid(2, 2, _frames(seed))
+    grid = Grid(3, 3, _frames(seed))
     return grid, list(range(grid.size))
 
 
@@ -158,6 +158,6 @@ _images = Family(
 )  # fmt: skip
 FAMILIES = {
     "molmo2": _images,
-    "molmo2 video": replace(_images, kind=Kind(_video, _video_patches, side=3, views=_video_views)),
+    "molmo2 video": replace(_images, kind=Kind(_video, _video_patches, side=2, views=_video_views)),
     "molmo2 with norms after": replace(_images, build=_builder(norm_after=True, qk_norm_type="olmo")),
 }
