@@ -75,7 +75,7 @@ def _asked(adapter: Adapter, model_type: str) -> Surveyed:
     for spec in (before, inside):
         try:
             if spec == inside and layer is None:
-                raise UserError("no decoder layer has an attention map.")
+                raise UserError(adapter.only_before or "no decoder layer has an attention map")
             with vlmprune.prune(adapter.model, spec):
                 generate(adapter, prompts[0].inputs)
         except UserError as error:
