@@ -9,9 +9,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
-
-import transformers
 
 FILE = Path(__file__).with_name("surveyed.json")
 PROVED, PARTLY, REFUSED, UNPROVED = "proved", "partly", "refused", "unproved"
@@ -38,7 +37,7 @@ def surveyed() -> dict[str, Surveyed]:
     """By model_type, in alphabetical order: what was surveyed, and the types that the installed transformers adds."""
     held = json.loads(FILE.read_text(encoding="utf-8"))
     found = {name: Surveyed(**entry) for name, entry in held["types"].items()}
-    if transformers.__version__ != held["transformers"]:
+    if version("transformers") != held["transformers"]:
         found |= {name: Surveyed(UNPROVED, NEW) for name in image_text_types() if name not in found}
     return dict(sorted(found.items()))
 
@@ -53,7 +52,7 @@ def image_text_types() -> Mapping[str, str]:
 def write(types: Mapping[str, Surveyed]) -> None:
     """Store what a survey of the installed transformers found."""
     held = {
-        "transformers": transformers.__version__,
+        "transformers": version("transformers"),
         "types": {name: vars(found) for name, found in sorted(types.items())},
     }
     FILE.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")

@@ -80,7 +80,10 @@ UNSAID: dict[str, dict[str, Any]] = {
     "qwen2_5_omni_thinker": {**_THINKER, "text_config.rope_parameters": {**ROPE, "mrope_section": [1, 1, 2]}},
     "qwen3_omni_moe_thinker": _THINKER,
     "step3p7": {"text_config.sliding_window": WINDOW},
-    "hunyuan_vl": {"text_config.head_dim": HEAD},
+    "hunyuan_vl": {
+        "text_config.head_dim": HEAD,
+        "text_config.rope_parameters": {**ROPE, "mrope_section": [1, 1, 1, 1]},
+    },
     "shieldgemma2": {"mm_tokens_per_image": 9},
     "dots3_note": {
         "text_config.num_key_value_heads": HEADS,
@@ -91,6 +94,7 @@ UNSAID: dict[str, dict[str, Any]] = {
     },
     "glm5_next": {"text_config.num_key_value_heads": HEADS, "text_config.qk_rope_head_dim": 0},
     "qwen4_exp": {f"text_config.{name}": value for name, value in _QWEN4.items()},
+    "cohere_compass": {"text_config.rope_parameters": {"full_attention": ROPE}},
     "mistral_large4": {"text_config.num_key_value_heads": HEADS},
 }
 
