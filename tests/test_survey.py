@@ -19,7 +19,7 @@ from vlmprune.models.surveyed import FILE, NEW, PROVED, REFUSED, UNPROVED, Surve
 from vlmprune.testing.guessed import inputs_for
 from vlmprune.testing.shrunk import build
 
-FEW = ("deepseek_vl", "blip-2", "fast_vlm")  # one of each class
+FEW = ("deepseek_vl", "glm5_next", "blip-2", "fast_vlm")  # one of each class
 TYPES = [name for name in surveyed() if name not in FAMILIES]
 HERE = json.loads(FILE.read_text(encoding="utf-8"))["transformers"] == transformers.__version__
 stored_here = pytest.mark.skipif(not HERE, reason="the survey was made with another version of transformers")

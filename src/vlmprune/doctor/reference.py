@@ -35,7 +35,7 @@ def no_oracle(adapter: Adapter) -> str | None:
 
 
 def oracle_name(adapter: Adapter) -> str:
-    return "cutting oracle" if oracles.is_recurrent(adapter.model) else "masking oracle"
+    return "cutting oracle" if oracles.is_cut(adapter.model) else "masking oracle"
 
 
 def oracle(adapter: Adapter, prompts: Prompts, said: Tensor, report: RunReport, policies: Mapping[int, str]) -> Tensor:

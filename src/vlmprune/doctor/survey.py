@@ -68,6 +68,8 @@ def _asked(adapter: Adapter, model_type: str) -> Surveyed:
         prompts = [one_prompt(adapter, inputs), padded_batch(adapter, inputs)]
         for one in prompts:
             generate(adapter, one.inputs)
+    except UserError as error:  # as at the first prompt of a user
+        return Surveyed(REFUSED, str(error).rstrip("."))
     except Exception as error:  # transformers' own, or a picture in a form that nobody guessed
         return Surveyed(UNPROVED, f"its tiny model could not be asked: {_short(error)}")
     layer = layer_after_attention(adapter)
@@ -75,7 +77,7 @@ def _asked(adapter: Adapter, model_type: str) -> Surveyed:
     for spec in (before, inside):
         try:
             if spec == inside and layer is None:
-                raise UserError("no decoder layer has an attention map.")
+                raise UserError(adapter.only_before or "no decoder layer has an attention map")
             with vlmprune.prune(adapter.model, spec):
                 generate(adapter, prompts[0].inputs)
         except UserError as error:

@@ -181,8 +181,22 @@ class Adapter:
         """The decoder layer whose keys and values a decoder layer reads."""
         return layer
 
+    @property
+    def only_before(self) -> str | None:
+        """Why tokens can be cut before the language model only, in a clause; None where they can inside it, too.
+
+        The runtime then leaves the decoder layers alone: the language model makes their masks and rotary embeddings of
+        the shorter sequence itself.
+        """
+        return None
+
     def check_inside(self, layer: int) -> None:
         """Raise UserError if the tokens cannot be cut before a decoder layer. By default they can before each."""
+        if self.only_before is not None:
+            raise UserError(
+                f"The tokens of a {self.family} can be cut before its language model only, for {self.only_before}: "
+                "choose a method that acts there, such as divprune."
+            )
 
     @property
     def final_norm(self) -> nn.Module:

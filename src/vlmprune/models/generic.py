@@ -18,13 +18,23 @@ from torch import Tensor, nn
 from vlmprune.core.errors import UserError
 from vlmprune.core.view import Grid, TowerRows
 from vlmprune.models.base import Adapter, Rotary, Slots, raster
-from vlmprune.models.layout import ATTENTION_KINDS, RECURRENT_KINDS, attends, placeholder, text_model_of
+from vlmprune.models.layout import (
+    ATTENTION_KINDS,
+    RECURRENT_KINDS,
+    attends,
+    only_before,
+    placeholder,
+    text_model_of,
+)
 from vlmprune.models.patches import layer_of_hidden_state
 
 TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "vision_embed_tokens")
 NORMS = ("norm", "final_layernorm", "embedding_norm", "final_norm")  # of the text model
 WINDOWS = ("window_size", "fullatt_block_indexes", "global_attn_indexes", "layer_types")  # in a tower's config
-SHORTENED = ("inputs_embeds", "attention_mask", "position_ids", "visual_pos_masks", "deepstack_visual_embeds")
+PER_TOKEN = ("ple_input_ids",)  # ids of which n-grams are looked up: those of what is left
+SHORTENED = (
+    "inputs_embeds", "attention_mask", "position_ids", "visual_pos_masks", "deepstack_visual_embeds", *PER_TOKEN,
+)  # fmt: skip
 
 
 class GenericAdapter(Adapter):
@@ -33,6 +43,8 @@ class GenericAdapter(Adapter):
     Each entry of the encoder's output counts as an image: an image or video for most families, a tile or all images of
     a sample for some. Encoder statistics exist where every picture gives one tower token per slot, CLS apart.
     """
+
+    text_arguments = PER_TOKEN
 
     def __init__(self, model: nn.Module, inner: Any) -> None:
         super().__init__(model, inner)
@@ -67,6 +79,10 @@ class GenericAdapter(Adapter):
             else:
                 found.append(module)
         return found
+
+    @property
+    def only_before(self) -> str | None:
+        return only_before(self.text_config)
 
     def layer_kind(self, layer: int) -> str:
         kind = super().layer_kind(layer)

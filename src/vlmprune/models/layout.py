@@ -12,6 +12,7 @@ from vlmprune.models.base import attention_of
 TEXT_MODELS = ("language_model", "text_model")
 ATTENTION_KINDS = ("full_attention", "sliding_attention")
 RECURRENT_KINDS = ("linear_attention", "conv")  # layers with a state instead of keys per token
+INDEXED = "indexed_attention"  # layers that choose by an index of their own which keys a token sees
 
 
 def misfit(inner: Any) -> str | None:
@@ -21,12 +22,20 @@ def misfit(inner: Any) -> str | None:
         return f"looked for {' or '.join(TEXT_MODELS)} in its {type(inner).__name__}, found neither"
     if not hasattr(inner, "get_image_features"):
         return f"looked for get_image_features in its {type(inner).__name__}, found none"
-    for part in ("layers", "rotary_emb"):
+    indexed = only_before(config.get_text_config()) is not None
+    for part in ("layers",) if indexed else ("layers", "rotary_emb"):
         if not hasattr(text, part):
             return f"looked for {part} in its {type(text).__name__}, found none"
     if placeholder(config, "image") is None:
         return "looked for image_token_id or image_token_index in its config, found neither"
     return _uncuttable(text, config.get_text_config())
+
+
+def only_before(text_config: Any) -> str | None:
+    """Why tokens can be cut before the language model only; None where they can inside it, if anywhere."""
+    if INDEXED in (getattr(text_config, "layer_types", None) or ()):
+        return "its decoder layers choose the keys that a token sees by an index of their own"
+    return None
 
 
 def _uncuttable(text: Any, config: Any) -> str | None:
@@ -36,8 +45,10 @@ def _uncuttable(text: Any, config: Any) -> str | None:
         return "its decoder layers share keys and values, so a layer cannot hold fewer tokens than the one before"
     usual = "chunked_attention" if getattr(config, "attention_chunk_size", None) else "full_attention"
     kinds = getattr(config, "layer_types", None) or [usual] * len(text.layers)
-    if unknown := sorted({*kinds} - {*ATTENTION_KINDS, *RECURRENT_KINDS}):
+    if unknown := sorted({*kinds} - {*ATTENTION_KINDS, *RECURRENT_KINDS, INDEXED}):
         return f"it has decoder layers of a kind unknown to vlmprune ({', '.join(unknown)})"
+    if only_before(config):  # what they are given is left alone
+        return None
     for number, layer in enumerate(text.layers):
         arguments = inspect.signature(layer.forward).parameters
         if "position_embeddings" not in arguments:

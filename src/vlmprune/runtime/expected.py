@@ -124,7 +124,7 @@ class Expected:
         self.attention = {layer: adapter.decoder_attention(layer) for layer in adapter.attention_layers}
         self.kinds = [adapter.layer_kind(layer) for layer in range(len(adapter.decoder_layers))]
         self._states("language model", interface_of(adapter.text_model), TEXT_MODEL, cache=True)
-        for number, layer in enumerate(adapter.decoder_layers):
+        for number, layer in enumerate(adapter.decoder_layers if adapter.only_before is None else ()):
             self._states(f"decoder layer {number}", interface_of(layer), DECODER_LAYER)
         self._states("model", interface_of(adapter.inner), (MASK, EMBEDS), cache=True)
         if lost := [name for name in CACHE_METHODS if not hasattr(Cache, name)]:

@@ -2,7 +2,8 @@
 
 The masking oracle removes nothing: one uncached forward of the whole sequence in which every dropped visual column is
 masked in the decoder layers that no longer see it. Recurrent layers have no mask to do that with; there the cutting
-oracle takes the tokens out of the hidden states of one uncached forward of a single sample.
+oracle takes the tokens out of the hidden states of one uncached forward of a single sample. Where tokens can be cut
+before the language model only, it takes them out of what that is called with.
 """
 
 from __future__ import annotations
@@ -60,9 +61,17 @@ def uncached(adapter: Adapter, inputs: Mapping[str, Any], tokens: Tensor, positi
 
 
 def is_recurrent(model: nn.Module) -> bool:
-    """Whether some decoder layers are recurrent, so that the cutting oracle is the one to ask."""
+    """Whether some decoder layers are recurrent."""
     adapter = adapter_for(model)
     return len(adapter.attention_layers) < len(adapter.decoder_layers)
+
+
+def is_cut(model: nn.Module) -> bool:
+    """Whether no mask hides a token from all decoder layers, so that the cutting oracle is the one to ask.
+
+    So it is in recurrent layers, and in layers that choose keys by an index.
+    """
+    return is_recurrent(model) or adapter_for(model).only_before is not None
 
 
 @torch.no_grad()
@@ -93,8 +102,8 @@ def masking_oracle(
     Raises:
         UserError: the model has recurrent layers, or M-RoPE without `mm_token_type_ids`.
     """
-    if is_recurrent(model):
-        raise UserError("The masking oracle does not apply to recurrent layers: use the cutting oracle.")
+    if is_cut(model):
+        raise UserError("The masking oracle applies to layers of full or sliding attention: use the cutting oracle.")
     run = _Reference(model, inputs, tokens, report, policies or {}, image, positions)
     text, rotary, whole = run.adapter.text_model, {}, {}
 
@@ -143,6 +152,8 @@ def cutting_oracle(
     run = _Reference(model, inputs, tokens, report, policies or {}, image, positions)
     if len(tokens) != 1 or not bool(run.real.all()):
         raise UserError("The cutting oracle takes one sample without padding.")
+    if run.adapter.only_before is not None:
+        return run.logits(None, run.adapter.text_model.register_forward_pre_hook(run.cut_before, with_kwargs=True))
 
     def hook_for(number: int) -> Any:
         stage = run.stage_of(number)
@@ -186,13 +197,13 @@ def oracle(
     image: Tensor,
     positions: Tensor | None = None,
 ) -> Tensor:
-    """The masking oracle of a batch, or row by row the cutting oracle on a model with recurrent layers.
+    """The masking oracle of a batch, or row by row the cutting oracle where that is the one to ask (`is_cut`).
 
     Args:
         rows: the same prompts, each by itself and without padding.
         image, positions: as the masking oracle takes them.
     """
-    if not is_recurrent(model):
+    if not is_cut(model):
         return masking_oracle(model, inputs, tokens, report, policies, image, positions)
     found = []
     for row, own in enumerate(rows):
@@ -278,12 +289,20 @@ class _Reference:
             return mask
         return torch.zeros(mask.shape).masked_fill(~mask.cpu(), torch.finfo(hidden.dtype).min).to(hidden)
 
-    def logits(self, hook_for: Callable[[int], Any], *others: Any) -> Tensor:
+    def cut_before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the text model is called with, without the dropped tokens of the one sample."""
+        columns = self.visible[0][0].nonzero().squeeze(1)
+        cut = ("inputs_embeds", "attention_mask", *self.adapter.text_arguments)
+        given = {**kwargs, "attention_mask": self.real.long()}
+        short = {name: given[name][:, columns] for name in cut if given.get(name) is not None}
+        return args, {**kwargs, **short, "position_ids": self.positions[0][..., columns]}
+
+    def logits(self, hook_for: Callable[[int], Any] | None, *others: Any) -> Tensor:
         """[B, T, V] under these hooks on the decoder layers."""
-        handles = [
-            layer.register_forward_pre_hook(hook_for(number), with_kwargs=True)
-            for number, layer in enumerate(self.adapter.decoder_layers)
-        ]
+        handles = []
+        if hook_for is not None:
+            for number, layer in enumerate(self.adapter.decoder_layers):
+                handles.append(layer.register_forward_pre_hook(hook_for(number), with_kwargs=True))
         try:
             return self.model(**self.full, use_cache=False).logits[:, -self.steps :]
         finally:

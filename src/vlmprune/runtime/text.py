@@ -192,6 +192,10 @@ class TextHooks:
         text, self.expected = self.adapter.text_model, Expected(self.adapter)
         attached.pre_hook(text, self._enter)
         attached.after(text, self._leave)
+        if self.adapter.only_before is None:
+            self._install_inside(attached, text)
+
+    def _install_inside(self, attached: Attachments, text: Any) -> None:
         attached.pre_hook(text.rotary_emb, self._rotary_hook)
         for number, layer in enumerate(self.adapter.decoder_layers):
             attached.pre_hook(layer, self._layer_hook(number))

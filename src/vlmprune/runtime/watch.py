@@ -113,16 +113,16 @@ class Watch:
     def at_end(self, cache: Cache | None) -> None:
         """Every layer ran, and the cache that comes out holds what was left at each."""
         self._attention_ran()
-        if self._next != len(self.forward.adapter.decoder_layers):
+        forward, layers = self.forward, len(self.forward.adapter.decoder_layers)
+        if self._next != layers and forward.adapter.only_before is None:
             self.expected.surprise(f"The language model ended before decoder layer {self._next}")
-        forward = self.forward
         if not forward.changing:
             return
         if self.cache is not None and cache is None:
             self.expected.surprise("The language model returned no cache")
         if cache is None:
             return
-        for layer in range(self._next):
+        for layer in range(layers):
             segment = forward.segment_of(layer)
             due = segment.past.shape[1] + segment.layout.source.shape[1]
             held = physical_length(cache, layer) if counts_freely(cache, layer) else due

@@ -24,7 +24,12 @@ BEFORE, INSIDE = "before", "inside"
 
 
 def layer_after_attention(adapter: Adapter) -> int | None:
-    """The first decoder layer, from 2 on where there is one, whose predecessor has an attention map."""
+    """The first decoder layer, from 2 on where there is one, whose predecessor has an attention map.
+
+    None where there is none, or tokens cannot be cut inside the language model.
+    """
+    if adapter.only_before is not None:
+        return None
     after = [layer + 1 for layer in adapter.attention_layers if layer + 1 < len(adapter.decoder_layers)]
     return next((layer for layer in after if layer >= 2), after[-1] if after else None)
 

@@ -28,7 +28,8 @@ def inputs_for(adapter: Adapter) -> Arguments:
     """A prompt with one picture: text, as many placeholders as the picture has features, text.
 
     Raises:
-        UserError: the encoder ran with no form of picture; the last error is in the sentence.
+        LookupError: the encoder ran with no form of picture; the last error is in the sentence.
+        UserError: it ran, and the adapter refuses what it returned.
     """
     taken = inspect.signature(adapter.inner.get_image_features).parameters
     error: Exception | None = None
@@ -42,7 +43,7 @@ def inputs_for(adapter: Adapter) -> Arguments:
             error = failed
             continue
         return {**_prompt(adapter, count), **picture}
-    raise UserError(f"its encoder took none of the forms of pictures tried ({_sentence(error)}).")
+    raise LookupError(f"its encoder took none of the forms of pictures tried ({_sentence(error)})")
 
 
 def _prompt(adapter: Adapter, count: int) -> Arguments:

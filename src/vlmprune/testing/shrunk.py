@@ -36,7 +36,8 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"hidden_size_per_layer_input", 8),
     (r"(.*_)?hidden_size|d_model|embed_dim|.*output_dim|projection_dim|image_token_embed_dim|out_dim", WIDTH),
     (r"global_head_dim|head_dim|.*_head_dim|qk_head_dim|query_pre_attn_scalar|rotary_dim", HEAD),
-    (r"resampler_n_heads|(num|encoder|decoder|num_sliding)_(attention_)?heads|index_n_heads|linear_num_heads", HEADS),
+    (r"resampler_n_heads|(num|encoder|decoder|num_sliding)_(attention_)?heads|linear_num_heads", HEADS),
+    (r"index_n_heads", 16),  # with few of them, many keys score zero, and which of these are chosen is chance
     (r"num_(key_value|global_key_value)_heads|linear_num_key_heads|sliding_num_key_value_heads", 2),
     (r"linear_num_value_heads", 4),
     (r"kv_lora_rank|q_lora_rank|output_channels", 16),
@@ -65,6 +66,13 @@ SIZES: tuple[tuple[str, int], ...] = (
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
 _GLM = {"text_config.rope_parameters": {**ROPE, "mrope_section": [1, 1, 2], "partial_rotary_factor": 1.0}}
 _THINKER = {"vision_start_token_id": 92, "vision_end_token_id": 93, "audio_start_token_id": 94}
+_QWEN4 = {
+    "ple_layer_ids": [1, 3], "ple_embed_dim": WIDTH, "number_of_conv_states": 3, "eos_token_id": 2,
+    "heads_per_ngram": 2, "ngram_vocab_size_base": 50, "split_ngram_parts": 2, "hc_lowrank": 8, "head_dim": 16,
+    "indexer_n_heads": 16, "indexer_kv_heads": 1, "indexer_head_dim": HEAD, "indexer_budget": 16,
+    "indexer_compress_ratio": 4,
+    "rope_parameters": {**ROPE, "mrope_section": [2, 1, 1], "mrope_interleaved": True, "partial_rotary_factor": 0.5},
+}  # fmt: skip
 # By model_type, what released checkpoints have and the defaults do not, by its place in the configuration.
 UNSAID: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "glmga"), _GLM),
@@ -72,10 +80,22 @@ UNSAID: dict[str, dict[str, Any]] = {
     "qwen2_5_omni_thinker": {**_THINKER, "text_config.rope_parameters": {**ROPE, "mrope_section": [1, 1, 2]}},
     "qwen3_omni_moe_thinker": _THINKER,
     "step3p7": {"text_config.sliding_window": WINDOW},
-    "hunyuan_vl": {"text_config.head_dim": HEAD},
+    "hunyuan_vl": {
+        "text_config.head_dim": HEAD,
+        "text_config.rope_parameters": {**ROPE, "mrope_section": [1, 1, 1, 1]},
+    },
     "shieldgemma2": {"mm_tokens_per_image": 9},
-    "dots3_note": {"text_config.num_key_value_heads": HEADS},
-    "glm5_next": {"text_config.num_key_value_heads": HEADS},
+    "dots3_note": {
+        "text_config.num_key_value_heads": HEADS,
+        "vision_config.adapter_in_dim": WIDTH,
+        "vision_config.adapter_out_dim": WIDTH,
+        "audio_config.adapter_input_size": WIDTH,
+        "audio_config.adapter_out_dim": WIDTH,
+    },
+    "glm5_next": {"text_config.num_key_value_heads": HEADS, "text_config.qk_rope_head_dim": 0},
+    "qwen4_exp": {f"text_config.{name}": value for name, value in _QWEN4.items()},
+    "cohere_compass": {"text_config.rope_parameters": {"full_attention": ROPE}},
+    "mistral_large4": {"text_config.num_key_value_heads": HEADS},
 }
 
 

@@ -12,7 +12,10 @@ from vlmprune.testing.images import ODD, Arguments, Kind, blocks, packed, pixels
 from vlmprune.testing.qwen import TYPES
 from vlmprune.testing.weights import IMAGE, IMAGE_BEGIN, IMAGE_END, LINE_BREAK, TILES, TOWER, VIDEO, builder
 
-VISION = {"model_type": "minicpmv4_6_vision", **TOWER, "image_size": 24}
+# wide, so that means over the 16 patches of a slot still differ
+VISION = {
+    "model_type": "minicpmv4_6_vision", **TOWER, "hidden_size": 64, "num_attention_heads": 8, "image_size": 24,
+}  # fmt: skip
 # the encoder's second layer is followed by the one that merges 2 x 2 patches
 IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "insert_layer_id": 1}
 SLICE_BEGIN, SLICE_END = TILES[:2]
