@@ -94,7 +94,7 @@ def _panel(axes: Axes, group: Sequence[Effect], color: str) -> None:
     axes.hlines(places, [one.change.low for one in changed], [one.change.high for one in changed], color=color)
     axes.plot([one.change.value for one in changed], places, "o", color=color, markersize=4)
     method = group[0].setting.method
-    plain(axes, "change against the default, points of mean accuracy", "")
+    plain(axes, "change of mean accuracy, points", "")
     axes.set_yticks(list(places), [f"{one.setting.knob}: {one.setting.value}" for one in changed], color=INK)
     axes.invert_yaxis()
     axes.set_title(f"{_NAMES[method]}, keep {KEEPS[method]}", fontsize=9, color=INK, loc="left")
