@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,30 @@ from tiny_folder import save_llava
 from vlmprune import cli
 from vlmprune.analyze import (
     STUDIES,
+    ablations,
     attention,
     coco,
     decoder,
     dispersion,
     lone,
     objects,
+    rankings,
     redundancy,
     removal,
+    settings,
     sight,
     subject,
+    variants,
 )
 from vlmprune.analyze.pictures import Picture, of_coco, photos, scenes
 from vlmprune.analyze.reading import Reading, top_of
 from vlmprune.analyze.subject import Subject
+from vlmprune.author import USED, ClsAttention, Depth
 from vlmprune.core.errors import UserError
 from vlmprune.core.recipe import recipe
-from vlmprune.core.view import Grid
+from vlmprune.core.view import Grid, ImageView, ModelInfo
 from vlmprune.drawing.window import Window
+from vlmprune.methods.vision.hiprune import HiPrune
 from vlmprune.runtime.taps import capture
 
 
@@ -214,6 +221,8 @@ def test_a_study_of_a_lone_encoder_and_what_is_not_computed_again(
         raise AssertionError("the model was loaded again")
 
     monkeypatch.setattr(subject, "load_encoder", refuse)
+    for path in made.glob("*.*"):
+        path.unlink()  # as after an interrupted command, which has kept parts alone
     assert cli.main(asked) == 0
     assert capsys.readouterr().out == first
     with pytest.raises(AssertionError):
@@ -351,16 +360,19 @@ def test_a_lone_encoder_has_no_decoder(folders: dict[str, str], tmp_path: Path, 
     assert "an encoder without a language model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_every_study_of_a_model(folders: dict[str, str], tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr(redundancy, "QUESTIONS", 2)
     monkeypatch.setattr(attention, "SHOWN", 1)
+    every = settings.settings_for(ModelInfo("llava", 3, 4, True))
+    few = [one for one in every if one.value in ("", "0.7", "0.2")]
     asked = ["analyze", "all", folders["llava"], "--out", str(tmp_path / "out"), "--limit", "2"]
+    monkeypatch.setattr(ablations, "settings_for", lambda info: few)
     assert cli.main(asked) == 0
     shown = capsys.readouterr()
     made = next(path for path in (tmp_path / "out").iterdir() if path.is_dir())
     page = (made / "index.html").read_text()
     assert "http" not in page.replace("http://www.w3.org", "")
-    for name in STUDIES:
+    for name in set(STUDIES) - {"rankings"}:  # which may be left out, for want of layers
         assert f'id="{name}"' in page and (made / f"{name}.md").is_file(), shown.err
         assert list(made.glob(f"{name}*.png")) and list(made.glob(f"{name}*.svg"))
     with (made / "redundancy.csv").open() as file:
@@ -369,3 +381,86 @@ def test_every_study_of_a_model(folders: dict[str, str], tmp_path: Path, monkeyp
     with (made / "decoder.csv").open() as file:
         assert {row["run"] for row in csv.DictReader(file)} == {decoder.WHOLE, decoder.UNFUSED, decoder.FUSED}
     assert "Without" in shown.out and "visual tokens the accuracy changes" in shown.out
+
+
+# ---------------------------------------------------------------- rankings
+
+
+def test_ranks_and_the_layer_that_is_most_alike() -> None:
+    reading = Reading(Grid(2, 2), Window(0, 0, 1, 1), np.array([[0.2, 0.3, 0.5, 0.1]]), None, np.ones((4, 1)))
+    assert rankings.ranks_of(reading).tolist() == [[1 / 3, 2 / 3, 1.0, 0.0]]  # the paper's example, over n - 1
+    correlation = np.array([[1, 0.9, 0.1], [0.9, 1, 0.2], [0.1, 0.2, 1]])
+    assert rankings.nearest(correlation).tolist() == [1, 0, 1]
+
+
+def test_rankings_without_scikit_learn_are_one_sentence(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    assert cli.main(["analyze", "rankings", folders["vit"], "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "needs sklearn: pip install 'vlmprune[analyze]'" in error and error.count("\n") == 1
+
+
+def test_rankings_in_a_plane(folders: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn.manifold")
+    asked = ["analyze", "rankings", folders["vit"], "--limit", "2", "--out", str(tmp_path / "out")]
+    assert cli.main(asked) == 0
+    [file] = (tmp_path / "out").glob("*/rankings.csv")
+    with file.open() as opened:
+        rows = list(csv.DictReader(opened))
+    assert len({(row["x"], row["y"]) for row in rows}) == len(rows) == LAYERS
+    assert all(float(row[f"correlation_with_{row['layer']}"]) == 1 for row in rows)
+    assert f"of {LAYERS} layers rank the tokens" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- ablations
+
+
+def view_of(count: int, keep: int, **signals: torch.Tensor) -> ImageView:
+    info = ModelInfo("llava", 4, 4, True)
+    return ImageView(keep, torch.arange(count), Grid(count // 6, 6), info, signals)
+
+
+def test_the_variant_of_hiprune_is_hiprune_but_for_what_is_asked() -> None:
+    draw = torch.Generator().manual_seed(0)
+    view = view_of(36, 12, object=torch.rand(36, generator=draw), deep=torch.rand(36, generator=draw))
+    for alpha in (0.1, 0.5, 1.0):
+        plain, variant = HiPrune(alpha=alpha), variants.HiPruneVariant(alpha=alpha)
+        assert torch.equal(plain.select(view), variant.select(view))
+        assert plain.needs(view.info) == variant.needs(view.info)
+    needs = variants.HiPruneVariant(attention="cls").needs(view.info)
+    assert needs == {"object": ClsAttention(Depth(9, 24)), "deep": ClsAttention(USED)}
+    one = view_of(36, 12, object=torch.eye(36)[14], deep=torch.zeros(36))
+    near = {
+        count: sorted(variants.HiPruneVariant(alpha=(1 + count) / 12, neighbours=count).near(one))
+        for count in (0, 2, 4, 8)
+    }
+    assert near[0] == [14] and near[2] == [13, 14, 15] and near[4] == [8, 13, 14, 15, 20]
+    assert near[8] == [7, 8, 9, 13, 14, 15, 19, 20, 21]
+
+
+def test_settings_change_one_option_each() -> None:
+    every = settings.settings_for(ModelInfo("llava", 24, 32, True))
+    layers = [int(one.value) for one in every if one.knob == "object layer"]
+    assert layers[0] == 0 and layers[-1] == 23 and len(layers) == len(set(layers)) == 8
+    assert {one.knob for one in every} >= {"attention", "token type", "neighbours", "alpha", "lambda", "tau"}
+    assert not [one for one in settings.settings_for(ModelInfo("x", 9, 9, False)) if one.knob == "attention"]
+    assert all(recipe(one.recipe) for one in every)
+
+
+@pytest.mark.slow
+def test_ablations_change_one_option_at_a_time(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every = settings.settings_for(ModelInfo("llava", 24, 32, True))
+    wanted = ("default", "neighbours", "tau")
+    few = [one for one in every if one.knob in wanted and one.value in ("", "8 (square)", "0.2")]
+    monkeypatch.setattr(ablations, "settings_for", lambda info: few)
+    assert cli.main(["analyze", "ablations", folders["llava"], "--limit", "2", "--out", str(tmp_path / "out")]) == 0
+    [file] = (tmp_path / "out").glob("*/ablations.csv")
+    with file.open() as opened:
+        rows = list(csv.DictReader(opened))
+    assert [(row["method"], row["option"]) for row in rows] == [(one.method, one.knob) for one in few]
+    assert all(float(row["low"]) <= float(row["change"]) <= float(row["high"]) for row in rows)
+    assert "Of 1 changes" in capsys.readouterr().out

@@ -17,7 +17,7 @@ import vlmprune
 from vlmprune import cli
 from vlmprune.bench import load, runner
 from vlmprune.core.errors import UserError
-from vlmprune.core.extras import DATA, ENGINES, EXTRA, OWN_EXTRA, PACKAGES, SHELL
+from vlmprune.core.extras import DATA, ENGINES, EXTRA, OWN_EXTRA, PACKAGES, SHELL, STUDIES
 from vlmprune.report import build
 
 ROOT = Path(__file__).parent.parent
@@ -66,7 +66,9 @@ def test_nothing_is_imported_that_no_command_asks_for() -> None:
         "huggingface_hub",
         "packaging",
     }  # the last two with transformers
-    asked = {name for names in PACKAGES.values() for name in names} | set(SHELL) | set(DATA) | set(ENGINES)
+    asked = (
+        {name for names in PACKAGES.values() for name in names} | set(SHELL) | set(DATA) | set(STUDIES) | set(ENGINES)
+    )
     for path in Path(vlmprune.__file__).parent.rglob("*.py"):
         assert third_party(path) <= core | asked | OPTIONAL, path
 

@@ -38,7 +38,8 @@ ALLOWED = {
     "report": PUBLIC | {"report", "ask", "bench", "drawing", "published"},
     "doctor": PUBLIC | {"doctor", "ask", "bench", "drawing", "models", "runtime", "testing"},
     "analyze": PUBLIC
-    | {"analyze", "ask", "bench", "data", "drawing", "models", "report", "runtime", "scores", "scoring", "tasks"},
+    | {"analyze", "ask", "author", "bench", "data", "drawing", "methods", "models"}
+    | {"report", "runtime", "scores", "scoring", "tasks"},
     "engines": PUBLIC | {"bench", "engines"},
     "serve": PUBLIC | {"bench", "runtime", "serve"},  # its plugin for vLLM runs the vision side itself
     "demo": PUBLIC | {"ask", "bench", "demo", "drawing", "tasks"},

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from vlmprune.analyze.study import Study
 
 ALL = "all"
-STUDIES = ("attention", "dispersion", "objects", "redundancy", "decoder")  # each a function of its module
+# Each is a function of the module of the same name.
+STUDIES = ("attention", "dispersion", "objects", "redundancy", "decoder", "rankings", "ablations")
 
 
 def get_study(name: str) -> Study:

@@ -101,7 +101,7 @@ def _figure(runs: Runs) -> Figure:
         plain(plots[1], "decoder layer, from 0", "attention to candidates, percent")
         plots[1].set_xticks(list(found))
         plots[1].set_xlim(min(found) - 0.5, max(found) + 0.5)
-        plots[1].set_ylim(bottom=0)
+        plots[1].set_ylim(0, 1.1 * plots[1].get_ylim()[1])
         legend(plots[1])
     return figure
 

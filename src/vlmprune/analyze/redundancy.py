@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-QUESTIONS = 24
 NEIGHBOURS = 10
 REMOVALS = (
     *(Removal(VISUAL, share) for share in (0.5, 0.75, 0.9)),
@@ -50,7 +49,7 @@ def redundancy(asked: Asked) -> Finding:
         sheets = {"redundancy-similarity": _similarities({VISUAL: visual})}
         text = [_similarity_text(visual, None), "An encoder alone answers no questions, so nothing was removed."]
         return Finding("Redundancy of visual tokens", text, {"redundancy": _figure({VISUAL: visual}, None)}, sheets)
-    settings = {"questions": QUESTIONS, "seed": asked.seed, "removals": REMOVALS}
+    settings = {"questions": asked.limit, "seed": asked.seed, "removals": REMOVALS}
     found = asked.once("redundancy", settings, lambda: _measure(asked))
     both = {VISUAL: visual, TEXT: np.array(found["text_similarity"])}
     outcomes = [[Outcome(*one) for one in of_removal] for of_removal in found["outcomes"]]
@@ -65,15 +64,15 @@ def _measure(asked: Asked) -> dict[str, Any]:
     removing = Removing(loaded)
     outcomes: list[list[Outcome]] = [[] for _ in (None, *REMOVALS)]
     similar: list[float] = []
-    drawn = seeds(QUESTIONS, asked.seed)
-    for number, (asking, seed) in enumerate(zip(askings(loaded, QUESTIONS), drawn, strict=True)):
-        asked.tell("asking questions", number, QUESTIONS)
+    drawn = seeds(asked.limit, asked.seed)
+    for number, (asking, seed) in enumerate(zip(askings(loaded, asked.limit), drawn, strict=True)):
+        asked.tell("asking questions", number, asked.limit)
         settings = [asking.sample.digest().hex(), seed, REMOVALS]
         found = asked.once("question", settings, partial(_ask, removing, asking, seed))
         for of_removal, outcome in zip(outcomes, found["outcomes"], strict=True):
             of_removal.append(outcome)
         similar += found["text_similarity"]
-    asked.tell("asking questions", QUESTIONS, QUESTIONS)
+    asked.tell("asking questions", asked.limit, asked.limit)
     return {"outcomes": outcomes, "text_similarity": similar}
 
 

@@ -33,6 +33,7 @@ def analyze(
     model: str,
     choose: Callable[[], Sequence[Picture]],
     out: Path,
+    limit: int,
     *,
     device: str | None = None,
     force: bool = False,
@@ -46,6 +47,7 @@ def analyze(
         model: an embedded model's name, a local folder or a hub id.
         choose: gives the pictures.
         out: the folder of results; the model gets a folder in it.
+        limit: questions of each kind, where a study asks some.
         force: write into a folder with files that vlmprune did not write.
         tell: is told of progress.
 
@@ -55,8 +57,8 @@ def analyze(
     studies = [(one, get_study(one)) for one in (STUDIES if name == ALL else (name,))]
     check_folder(out, "analysis", force=force)
     folder = out / slug(model)
-    subject = Subject(model, folder / _PARTS, device)
-    asked = Asked(subject, choose(), folder / _PARTS, tell, seed)
+    subject = Subject(model, folder / _PARTS, device, out)
+    asked = Asked(subject, choose(), folder / _PARTS, limit, tell, seed)
     done: list[Done] = []
     for one, study in studies:
         try:

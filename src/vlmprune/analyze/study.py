@@ -50,6 +50,7 @@ class Asked:
 
     Attributes:
         folder: of finished parts.
+        limit: questions of each kind, where a study asks some.
         tell: is told of progress.
         seed: of everything that is drawn.
     """
@@ -57,6 +58,7 @@ class Asked:
     subject: Subject
     pictures: Sequence[Picture]
     folder: Path
+    limit: int
     tell: Tell
     seed: int = 0
 
@@ -69,7 +71,9 @@ class Asked:
         text = json.dumps([self.subject.identity, what, settings], sort_keys=True)
         path = self.folder / f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
         if not path.is_file():
-            write_whole(path, json.dumps(make()))
+            made = json.dumps(make())
+            self.subject.begin()
+            write_whole(path, made)
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

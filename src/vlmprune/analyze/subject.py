@@ -14,6 +14,7 @@ from vlmprune.analyze.tower import Tower
 from vlmprune.assets import embedded_names, embedded_path
 from vlmprune.bench.load import Loaded, find_model, library_versions, load_model, usable_device, weights_digest
 from vlmprune.core.errors import UserError
+from vlmprune.core.outputs import make_folder
 from vlmprune.models import adapter_for
 from vlmprune.models.weights import first_sentence
 
@@ -27,6 +28,7 @@ class Subject:
         name: an embedded model's name, a local folder or a hub id.
         folder: where readings are kept.
         device: as `bench.load.load_model`.
+        root: the folder to mark as ours before something is kept, by default `folder`.
 
     Attributes:
         whole: whether it is a vision-language model.
@@ -35,11 +37,12 @@ class Subject:
         UserError: there is no model of that name.
     """
 
-    def __init__(self, name: str, folder: Path, device: str | None = None) -> None:
+    def __init__(self, name: str, folder: Path, device: str | None = None, root: Path | None = None) -> None:
         from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
         find_model(name)
         self.name, self._folder, self._device = name, folder, usable_device(device)
+        self._root = root or folder
         local = Path(name).expanduser()
         self._path = str(embedded_path(name)) if name in embedded_names() else str(local) if local.is_dir() else name
         try:
@@ -47,6 +50,10 @@ class Subject:
         except Exception as error:  # a damaged file may raise anything
             raise UserError(f"transformers cannot read the config of {name!r}: {first_sentence(error)}") from error
         self.whole = type(self._config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    def begin(self) -> None:
+        """Mark the folder, so that the same command may go on in it after it was interrupted."""
+        make_folder(self._root)
 
     @cached_property
     def identity(self) -> str:
@@ -95,7 +102,9 @@ class Subject:
             key = hashlib.sha256(f"{self.identity}|{picture.digest}".encode()).hexdigest()[:24]
             path = self._folder / f"{key}.npz"
             if not path.is_file():
-                self._encoder(picture.image).save(path)
+                reading = self._encoder(picture.image)
+                self.begin()
+                reading.save(path)
             found.append(Reading.load(path))
         tell("encoding pictures", len(pictures), len(pictures))
         if len({reading.layers for reading in found}) != 1:

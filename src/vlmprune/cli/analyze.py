@@ -26,7 +26,7 @@ def analyze(
         Path | None,
         typer.Option(help="COCO's annotations of the pictures in --images, such as instances_val2017.json."),
     ] = None,
-    limit: Annotated[int, typer.Option(help="Pictures at most.")] = 16,
+    limit: Annotated[int, typer.Option(help="Pictures at most, and questions (ablations: of each task).")] = 16,
     out: Annotated[
         Path, typer.Option(help="Folder for the results; each model gets a folder in it. Finished parts are reused.")
     ] = Path("analysis"),
@@ -52,7 +52,7 @@ def analyze(
     try:
         with progress(console) as tell:
             studies = run(
-                study, model, lambda: choose(images, photos, coco, limit), out,
+                study, model, lambda: choose(images, photos, coco, limit), out, limit,
                 device=device, force=force, tell=tell, seed=seed,
             )  # fmt: skip
             found = list(studies)

@@ -26,6 +26,7 @@ OWN_EXTRA = {"serve": "serve", "demo": "demo"}  # of commands whose packages are
 SHELL = ("typer",)  # of all commands
 # What only some data needs, and the extra that has it: asked for when such data is opened, before a model runs.
 DATA = {"datasets": EXTRA, "pyarrow": EXTRA, "fsspec": EXTRA, "av": "video"}
+STUDIES = {"sklearn": "analyze"}  # what only some studies of `vlmprune analyze` need
 ENGINES = {
     "ray": "ray",
     "lmms_eval": "lmms",
@@ -40,7 +41,7 @@ def check_packages(command: str) -> None:
 
 
 def load_package(name: str, what: str = "This data") -> Any:
-    """A module of a package in `DATA` or `ENGINES`.
+    """A module of a package in `DATA`, `STUDIES` or `ENGINES`.
 
     Args:
         what: needs it, as the error begins.
@@ -52,7 +53,7 @@ def load_package(name: str, what: str = "This data") -> Any:
         return import_module(name)
     except ImportError:
         package = name.partition(".")[0]
-        raise UserError(f"{what} {needs([package], (DATA | ENGINES)[package])}") from None
+        raise UserError(f"{what} {needs([package], (DATA | STUDIES | ENGINES)[package])}") from None
 
 
 def needs(missing: list[str] | tuple[str, ...], extra: str = EXTRA) -> str:

@@ -48,17 +48,22 @@ def fill(counts: Sequence[int], sizes: Sequence[int], keep: int, order: Sequence
     return budgets
 
 
-def with_neighbours(anchors: list[int], view: ImageView) -> list[int]:
-    """The anchors, then their neighbours that are still present, each once, as token indices."""
+def with_neighbours(anchors: list[int], view: ImageView, count: int = 4) -> list[int]:
+    """The anchors, then their neighbours that are still present, each once, as token indices.
+
+    Args:
+        count: neighbours of an anchor: 4, the cross; 2, those in its row; 8, the square; 0, none.
+    """
     cells = view.cells.tolist()
     token = {cell: i for i, cell in enumerate(cells) if cell >= 0}
     steps, size = [-1, 1], max(cells) + 1
     if view.grid is not None:
-        steps, size = [-1, 1, -view.grid.cols, view.grid.cols], view.grid.rows * view.grid.cols
+        cols, size = view.grid.cols, view.grid.rows * view.grid.cols
+        steps = [-1, 1, -cols, cols, -cols - 1, -cols + 1, cols - 1, cols + 1]
     found = dict.fromkeys(anchors)
     for cell in [cells[i] for i in anchors if cells[i] >= 0]:
         first = cell - cell % size  # of its frame
-        for step in steps:
+        for step in steps[:count]:
             neighbour = min(max(cell + step, first), first + size - 1)
             if neighbour in token:
                 found.setdefault(token[neighbour])

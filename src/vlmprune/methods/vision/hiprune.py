@@ -74,10 +74,13 @@ class HiPrune(NamesParts):
         """A by falling score."""
         return top_k(view["object"], round(view.keep * self.alpha / 5))
 
+    def near(self, view: ImageView) -> list[int]:
+        """AB, the anchors first."""
+        return with_neighbours(self.anchors(view).tolist(), view)
+
     def parts(self, view: ImageView) -> tuple[Tensor, Tensor]:
         """AB in ascending order, and R by falling score: token indices, [|AB|] and [keep - |AB|]."""
-        anchors = self.anchors(view)
-        near = with_neighbours(anchors.tolist(), view)
+        near = self.near(view)
         if not self.exact and len(near) > view.keep:
             found = f"{len(near)} anchors and neighbours"
             raise UserError(f"{self.name}: the authors' code fails on {found} in a budget of {view.keep}: lower alpha.")
