@@ -232,6 +232,18 @@ def test_cards_hold_what_was_said_and_nothing_of_it_is_markup(desk: Desk) -> Non
     assert read["rows"] * read["cols"] == len(read["said"]) and read["window"] == [0, 0, 1, 1]
 
 
+def test_what_cannot_be_drawn_is_said_beside_the_answer(desk: Desk) -> None:
+    image = picture(3, (112, 112))
+    [_, pruned] = desk.results(image, QUESTION, ["uniform"], 0.25)
+    assert pruned.answer is not None and pruned.answer.report is not None
+    (whole,) = pruned.answer.report.wholes[0][0]
+    small = whole._replace(grid=Grid(2, 2))
+    for wholes, words in (((), "form no grid"), ((small,), "lies beyond a grid of 2 x 2")):
+        report = replace(pruned.answer.report, wholes=[[wholes]])
+        html = cards(image, desk.loaded.processor, [replace(pruned, answer=replace(pruned.answer, report=report))])
+        assert words in html and "data-patches" not in html and pruned.answer.text in html
+
+
 def test_a_changed_answer_is_marked(desk: Desk) -> None:
     [plain, pruned] = desk.results(picture(3, (112, 112)), QUESTION, ["uniform"], 0.25)
     assert plain.answer is not None

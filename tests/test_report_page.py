@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from html import unescape
@@ -272,6 +273,31 @@ def test_flipped_answers_have_a_small_picture_stored_once(page: str) -> None:
     ids = [values["id"] for tag, values in found.tags if tag == "image" and "-t" in (values.get("id") or "")]
     used = [values["href"] for tag, values in found.tags if tag == "use" and "-t" in (values.get("href") or "")]
     assert ids and len(ids) == len(set(ids)) and {f"#{one}" for one in ids} == set(used) and len(used) > len(ids)
+
+
+def test_every_question_is_in_the_page_with_every_reply(page: str, table: Table) -> None:
+    (text,) = re.findall(r'<script type="application/json">(.*?)</script>', page, re.S)
+    data = json.loads(text)
+    assert [name for name, _ in data["rows"]] == list(AS.values()) and len(data["questions"]) == 80
+    for place, name in enumerate(WRONG):
+        assert sum(question[8][place] == "0" for question in data["questions"]) == 2 * WRONG[name]
+    result = table.rows[0].cells["synth-ocr"].result
+    (first, *_) = load_records(result)
+    task, category, question, answer, reply, right = data["questions"][0][:6]
+    said = [data["texts"][number] for number in (task, category, question, answer, reply)]
+    assert said == ["synth-ocr", first.category, first.question, first.answers[0], first.output] and right == 1
+    drawn = [question[6] for question in data["questions"] if question[6]]
+    assert drawn and all(f'<image id="{name}"' in page for name in drawn)
+
+
+def test_what_a_model_says_cannot_end_the_data(tmp_path: Path) -> None:
+    evil = "</script><script>alert(1)</script>"
+    fill(tmp_path, models=["llava"], methods=["divprune"], keeps=[0.5], tasks=["synth-ocr"], n=2, reply=lambda *_: evil)
+    found = build(tmp_path)[-1].read_text()
+    assert (
+        "alert(1)</script>" not in found
+        and evil in json.loads(re.findall(r'<script type="application/json">(.*?)</script>', found, re.S)[0])["texts"]
+    )
 
 
 def test_only_the_same_question_gets_its_picture_again(table: Table) -> None:

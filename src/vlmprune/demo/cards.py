@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from vlmprune.ask.run import Answer
+from vlmprune.core.errors import UserError
 from vlmprune.demo.asking import Result
 from vlmprune.demo.patches import patches_of
 from vlmprune.drawing.legend import legend
 from vlmprune.drawing.overlay import is_flip
 from vlmprune.drawing.patches import draw
 from vlmprune.drawing.sheet import fit
-from vlmprune.drawing.shown import Shown, shown_of
+from vlmprune.drawing.shown import shown_of
 from vlmprune.drawing.window import window_on
 
 if TYPE_CHECKING:
@@ -69,27 +70,30 @@ def _card(
     card["changed"] = report is not None and plain is not None and is_flip(one.answer.text, plain.text)
     if report is not None and report.tokens:
         card |= {"tokens": report.tokens[0], "entering": report.entering[0], "selecting": report.seconds}
-        card |= _drawing(picture, image, processor, one)
+        card |= _drawing(picture, image, processor, one.answer)
     else:
         card["picture"] = data_url(picture, "WEBP")
     return card
 
 
-def _drawing(picture: Image.Image, image: Image.Image, processor: Any, one: Result) -> dict[str, Any]:
+def _drawing(picture: Image.Image, image: Image.Image, processor: Any, one: Answer) -> dict[str, Any]:
     """What is drawn of a run: the picture, and what a click on a patch says."""
-    report = one.answer.report if one.answer is not None else None
-    if report is None or not report.wholes[0][0]:
+    report = one.report
+    assert report is not None
+    if not report.wholes[0][0]:
         sentence = "The visual tokens of this model form no grid over the picture, so they cannot be drawn."
         return {"picture": data_url(picture, "WEBP"), "undrawn": sentence}
-    whole, window = report.wholes[0][0][0], window_on(picture, image, processor)
-    shown: Shown = shown_of(report, whole)
+    whole = report.wholes[0][0][0]
+    try:
+        window = window_on(picture, image, processor)
+        shown = shown_of(report, whole)
+        patches = patches_of(report, whole).facts()
+        drawn = draw(picture, shown, window=window)
+    except UserError as error:  # the answer stands all the same
+        return {"picture": data_url(picture, "WEBP"), "undrawn": str(error)}
     across, down = picture.width, picture.height
-    patches = {
-        **patches_of(report, whole).facts(),
-        "window": [window.left / across, window.top / down, window.right / across, window.bottom / down],
-    }
-    drawn = draw(picture, shown, window=window)
-    return {"picture": data_url(drawn, "WEBP"), "shown": shown, "patches": json.dumps(patches)}
+    seen = [window.left / across, window.top / down, window.right / across, window.bottom / down]
+    return {"picture": data_url(drawn, "WEBP"), "shown": shown, "patches": json.dumps({**patches, "window": seen})}
 
 
 @cache

@@ -30,8 +30,9 @@ const columns = table => {
 };
 for (const table of every("table")) {
   const heads = columns(table);
-  const words = heads.map(list => list.map(head => head.textContent.trim()).join(", "));
-  const own = heads.map(list => list[list.length - 1].textContent.trim());
+  const text = head => [...head.childNodes].map(node => node.textContent.trim()).join(" ");
+  const words = heads.map(list => list.map(text).join(", "));
+  const own = heads.map(list => text(list[list.length - 1]));
   const group = heads.map((list, x) => list.length > 1 && list[0] !== heads[x - 1]?.[0] ? list[0].textContent.trim() : "");
   for (const body of table.tBodies) for (const row of body.rows) [...row.cells].forEach((cell, x) => {
     cell.dataset.head = words[x];

@@ -14,6 +14,7 @@ from vlmprune.drawing.sheet import shorten
 from vlmprune.report import agreement_text, glance
 from vlmprune.report import tables as shown
 from vlmprune.report.agreement import Agreement
+from vlmprune.report.browse import questions_of
 from vlmprune.report.flips import Flip, Flips
 from vlmprune.report.kept import change, scenes
 from vlmprune.report.marks import mark
@@ -86,6 +87,7 @@ def _template() -> Template:
 def _model(folder: Path, number: int, table: Table, found: Sequence[Flips], style: dict[str, Style]) -> dict[str, Any]:
     parts = blocks(table)
     means = means_of(table)
+    small = thumbs(table, _shown(found), f"m{number + 1}")
     pictured = scenes(folder, f"m{number + 1}", table, parts)
     return {
         "id": f"m{number + 1}",
@@ -99,14 +101,14 @@ def _model(folder: Path, number: int, table: Table, found: Sequence[Flips], styl
         "lines": [(list(style).index(line), line) for line in lines_of([table])],
         "intervals": len(lines_of([table])) <= MANY,
         "plots": [
-            (axis, words, inline_svg(accuracy_figure(table, axis, style, legend=False), f"m{number + 1}-{axis}"))
+            (words, [_plot(table, axis, style, task, f"m{number + 1}-{axis}") for task in table.tasks])
             for axis, words in AXES.items()
         ],
         "shown": list(dict.fromkeys(card.name for scene in pictured for _, cards in scene.groups for card in cards)),
-        "columns": min(3, len(table.tasks)),
         "scenes": pictured,
         "flips": _flips(found, parts),
-        "thumbs": thumbs(table, _shown(found), f"m{number + 1}"),
+        "thumbs": small,
+        "questions": questions_of(table, parts, small),
         "ranks": _ranks(table, f"m{number + 1}", style),
         "about": _about(table),
     }
@@ -131,12 +133,20 @@ def _agreement(table: Table, found: Sequence[Agreement]) -> dict[str, Any] | Non
     return {"lines": agreement_text.lines(found), "said": agreement_text.sentences(table, found)}
 
 
+def _plot(table: Table, axis: str, style: dict[str, Style], task: str, name: str) -> str:
+    """The plot of one task: a figure of its own, so that a narrow screen shows one below another."""
+    return inline_svg(
+        accuracy_figure(table, axis, style, legend=False, tasks=(task,)), f"{name}-{table.tasks.index(task)}"
+    )
+
+
 def _ranks(table: Table, name: str, style: dict[str, Style]) -> dict[str, Any] | None:
     """The rankings by budget and their plot; nothing where no budget has two methods."""
     found = shown.rankings(table)
     if not found:
         return None
-    return {"plot": inline_svg(rank_figure(table, style), f"{name}-ranks"), "tables": found}
+    plots = [inline_svg(rank_figure(table, style, [one]), f"{name}-ranks{k + 1}") for k, one in enumerate(found)]
+    return {"plots": plots, "tables": found}
 
 
 def _flips(changed: Sequence[Flips], parts: Sequence[Block]) -> list[tuple[Block, list[tuple[str, Flips]]]]:

@@ -65,7 +65,9 @@ def line_of(row: Row) -> str:
     return f"{row.method} ({row.budget})" if row.budget else row.method
 
 
-def accuracy_figure(table: Table, axis: str, style: dict[str, Style], legend: bool = True) -> Figure:
+def accuracy_figure(
+    table: Table, axis: str, style: dict[str, Style], legend: bool = True, tasks: Sequence[str] | None = None
+) -> Figure:
     """The primary metric of each task against tokens.
 
     Args:
@@ -73,22 +75,24 @@ def accuracy_figure(table: Table, axis: str, style: dict[str, Style], legend: bo
         axis: "kept" for the tokens after the last cut, "entering" for the mean that enters a layer.
         style: of each line (`lines_of`, `styles`).
         legend: whether the figure has one; the page has its own.
+        tasks: those that get a plot; by default all.
     """
     from matplotlib.figure import Figure
 
-    columns = min(3, len(table.tasks))
-    rows = math.ceil(len(table.tasks) / columns)
+    tasks = tasks or table.tasks
+    columns = min(3, len(tasks))
+    rows = math.ceil(len(tasks) / columns)
     across, lines = _legend_size(lines_of([table]), _WIDTH * columns) if legend else (0, 0)
     figure = Figure(figsize=(_WIDTH * columns, 2.75 * rows + 0.35 + _LEGEND_LINE * lines), layout="constrained")
     plots = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
-    for number, task in enumerate(table.tasks):
+    for number, task in enumerate(tasks):
         _draw_task(plots[number], table, task, axis, style)
         if number % columns == 0:
             plots[number].set_ylabel("percent", color=FAINT)
-        if number + columns >= len(table.tasks):
+        if number + columns >= len(tasks):
             plots[number].set_xlabel(AXES[axis], color=FAINT)
             plots[number].tick_params(labelbottom=True)
-    for empty in plots[len(table.tasks) :]:
+    for empty in plots[len(tasks) :]:
         empty.set_visible(False)
     if legend:
         _add_legend(figure, plots, across)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vlmprune.bench.table import Ranking, Table
@@ -13,16 +14,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def rank_figure(table: Table, style: dict[str, Style]) -> Figure:
+def rank_figure(table: Table, style: dict[str, Style], found: Sequence[Ranking] | None = None) -> Figure:
     """One plot for each budget: a line per method, from the best mean rank down.
 
     Args:
         table: one model, with at least one budget of several methods.
         style: of each method (`report.plots.styles`).
+        found: those of its rankings that get a plot; by default all.
     """
     from matplotlib.figure import Figure
 
-    found = rankings(table)
+    found = found or rankings(table)
     most = max(len(one.places) for one in found)
     figure = Figure(figsize=(3.6 * len(found) + 0.6, 0.3 * most + 1.1), layout="constrained")
     plots = figure.subplots(1, len(found), squeeze=False).flatten()
