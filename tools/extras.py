@@ -1,8 +1,9 @@
-"""Run what needs an environment of its own: the tests of an engine, or the documentation site.
+"""Run what needs an environment of its own: the tests of an engine, the notebooks, or the documentation site.
 
     python3 tools/extras.py ray
     python3 tools/extras.py lmms
     python3 tools/extras.py triton       with Triton's interpreter
+    python3 tools/extras.py notebooks    runs those of examples/notebooks
     python3 tools/extras.py site         builds it strictly (tools/site_pages.py)
 
 The environments stand beside those of tools/window.py. Where one cannot be installed, the last line says so, and the
@@ -27,9 +28,13 @@ COMMANDS = {  # of the environment's Python
     "ray": [*PYTEST, "tests/test_engines_cluster.py"],
     "lmms": [*PYTEST, "tests/test_engines_lmms.py"],
     "triton": [*PYTEST, "tests/test_kernels.py"],
+    "notebooks": [*PYTEST, "tests/test_notebooks.py"],
     "site": ["tools/site_pages.py"],
 }
-NO_EXTRA = {"triton": ["triton"]}  # it comes with torch for CUDA, and is of no use to others but for tests
+NO_EXTRA = {
+    "triton": ["triton"],  # it comes with torch for CUDA, and is of no use to others but for tests
+    "notebooks": ["nbclient", "ipykernel"],  # vlmprune needs neither: users bring the notebook that they like
+}
 # Docstrings are read, not imported, so neither torch nor vlmprune is needed. Zensical is young and changes often, so
 # its version is fixed; ruff breaks the lines of signatures.
 ALONE = {"site": ["zensical==0.0.73", "mkdocstrings==1.0.8", "mkdocstrings-python==2.0.11", "ruff"]}
