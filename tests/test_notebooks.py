@@ -1,4 +1,4 @@
-"""The notebooks of examples/notebooks: stored without outputs, listed on their page, and run from the first cell to the last.
+"""The notebooks of examples/notebooks: stored without outputs, listed on their page, and run from first to last cell.
 
 `python3 tools/extras.py notebooks` runs them in an environment that has nbclient.
 """
