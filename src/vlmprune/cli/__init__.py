@@ -126,6 +126,7 @@ def doctor(
     picture: Annotated[
         Path | None, typer.Option(help="File for a drawing of a sample picture's token layout (.png, .jpg, .webp).")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="What was found, as JSON.")] = False,
     force: Annotated[bool, typer.Option("--force", help=FORCE)] = False,
 ) -> None:
     """Show where a model's visual tokens are and which methods work, and prove that pruning is exact on it.
@@ -138,7 +139,7 @@ def doctor(
 
     quiet()
     diagnosis = diagnose(model, picture, force=force)
-    typer.echo(diagnosis.text)
+    typer.echo(_json(diagnosis.facts()) if as_json else diagnosis.text)
     if not diagnosis.sound:
         raise typer.Exit(UNSOUND)
 

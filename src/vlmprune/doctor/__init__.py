@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from vlmprune.core.errors import UserError
 from vlmprune.core.outputs import check_picture
 from vlmprune.doctor.anatomy import describe_model
 from vlmprune.doctor.layout import Layout, describe_layout
-from vlmprune.doctor.methods import in_words, try_methods
+from vlmprune.doctor.methods import BREAKS, Tried, describe_methods, in_words, try_methods
 from vlmprune.doctor.picture import save_layout
 from vlmprune.doctor.prompts import ask, one_prompt, padded_batch
 from vlmprune.doctor.proof import prove
@@ -31,12 +32,32 @@ class Diagnosis:
     """What was found.
 
     Attributes:
-        text: the report, in lines.
+        model: as the user named it.
+        sections: the lines of the report by what they are about: model, layout, drawing, failure, methods, proof.
+        methods: what became of each method.
         sound: whether every proof held and no method broke.
     """
 
-    text: str
+    model: str
+    sections: Mapping[str, Sequence[str]]
+    methods: Sequence[Tried]
     sound: bool
+
+    @property
+    def text(self) -> str:
+        """The report, in lines."""
+        return "\n\n".join("\n".join(lines) for lines in self.sections.values())
+
+    def facts(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        methods = {one.spec: {"status": one.status, "says": one.says} for one in self.methods}
+        lines = {name: list(lines) for name, lines in self.sections.items() if name != "methods"}
+        return {
+            "model": self.model,
+            "sound": self.sound,
+            "methods": methods,
+            **{f"{k}_lines": v for k, v in lines.items()},
+        }
 
 
 def diagnose(name: str, picture: Path | None = None, *, force: bool = False) -> Diagnosis:
@@ -63,24 +84,26 @@ def examine(
 ) -> Diagnosis:
     """The same for a model and what its processor made of one picture and a question."""
     adapter = adapter_for(model)
-    parts, shown = [describe_model(name, adapter, inputs)], True
+    parts, shown = {"model": describe_model(name, adapter, inputs)}, True
     try:
         with vlmprune.prune(model, SHOWN) as session, torch.no_grad():
             model(**inputs)
         layout = Layout.of(adapter, inputs, session.last)
-        parts.append(describe_layout(layout, SHOWN))
+        parts["layout"] = describe_layout(layout, SHOWN)
         if target is not None:
             save_layout(layout, sample, f"The visual tokens of {name}", SHOWN, target)
-            parts.append([f"The layout is drawn in {target}."])
+            parts["drawing"] = [f"The layout is drawn in {target}."]
     except Exception as error:  # doctor is there for models on which this fails: the rest of the report says more
-        parts.append([f"a sample picture: pruning it with {SHOWN} FAILS: {in_words(error)}"])
+        parts["failure"] = [f"a sample picture: pruning it with {SHOWN} FAILS: {in_words(error)}"]
         shown = False
     asked = [ask(adapter, prompts(adapter, inputs)) for prompts in (one_prompt, padded_batch)]
     able = [one.prompts for one in asked if one.unpruned]
-    methods, unbroken = try_methods(adapter, able[-1] if able else asked[0].prompts)
-    proof, proven = prove(adapter, asked)
-    text = "\n\n".join("\n".join(lines) for lines in [*parts, methods, proof])
-    return Diagnosis(text, shown and unbroken and proven)
+    prompts_tried = able[-1] if able else asked[0].prompts
+    tried = try_methods(adapter, prompts_tried)
+    parts["methods"] = describe_methods(adapter, prompts_tried, tried)
+    parts["proof"], proven = prove(adapter, asked)
+    unbroken = all(one.status != BREAKS for one in tried)
+    return Diagnosis(name, parts, tried, shown and unbroken and proven)
 
 
 def sample_picture() -> Image.Image:

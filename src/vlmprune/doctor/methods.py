@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import vlmprune
 from vlmprune.core.errors import UserError
 from vlmprune.core.report import RunReport
@@ -15,40 +18,67 @@ from vlmprune.testing.adapter_subject import layer_after_attention
 
 KEEP = 0.5
 TOKENS = 4  # that each method generates
+WORKS, REFUSED, BREAKS = "works", "refused", "breaks"
 
 
 class Wrong(Exception):
     """What was generated differs from the reference."""
 
 
-def try_methods(adapter: Adapter, prompts: Prompts) -> tuple[list[str], bool]:
-    """A line for each method that runs, and one for each reason why others cannot; and whether no method broke."""
-    what = f"keep {KEEP}, {prompts.name}, {TOKENS} tokens generated with a cache"
-    reason = no_comparison(adapter)
-    compared = f"not compared with a run without one: {reason}" if reason else "compared with a run without one"
-    lines, unbroken = [f"methods ({what} and {compared}):"], True
-    refused: dict[str, list[str]] = {}
+@dataclass(frozen=True)
+class Tried:
+    """What became of a method.
+
+    Attributes:
+        spec: the method, with its layer where it was not its own.
+        status: one of `WORKS`, `REFUSED`, `BREAKS`.
+        says: tokens before and after and what it reads, or the reason.
+    """
+
+    spec: str
+    status: str
+    says: str
+
+
+def try_methods(adapter: Adapter, prompts: Prompts) -> list[Tried]:
+    """What became of each method, in the order of their names; of one that needs another layer, each layer tried."""
+    tried = []
     layer = layer_after_attention(adapter)
     for name in sorted(vlmprune.METHODS):
         wanted = [name]
         if is_recurrent(adapter.model) and _has_layer(name) and layer:
             wanted.append(f"{name}@{layer}")  # its own layer may be recurrent and have nothing to read
         for spec in wanted:
-            try:
-                lines.append(f"  {spec:12} works: {_run(adapter, prompts, spec)}")
+            tried.append(_try(adapter, prompts, spec))
+            if tried[-1].status != REFUSED:
                 break
-            except Unexpected as error:
-                lines.append(f"  {spec:12} BREAKS: {error}")
-                unbroken = False
-                break
-            except UserError as error:
-                refused.setdefault(str(error), []).append(spec)
-            except Exception as error:  # a method of a third party may do anything
-                lines.append(f"  {spec:12} BREAKS: {in_words(error)}")
-                unbroken = False
-                break
-    lines += [f"  {', '.join(names):12} no: {reason}" for reason, names in refused.items()]
-    return lines, unbroken
+    return tried
+
+
+def _try(adapter: Adapter, prompts: Prompts, spec: str) -> Tried:
+    try:
+        return Tried(spec, WORKS, _run(adapter, prompts, spec))
+    except Unexpected as error:
+        return Tried(spec, BREAKS, str(error))
+    except UserError as error:
+        return Tried(spec, REFUSED, str(error))
+    except Exception as error:  # a method of a third party may do anything
+        return Tried(spec, BREAKS, in_words(error))
+
+
+def describe_methods(adapter: Adapter, prompts: Prompts, tried: Sequence[Tried]) -> list[str]:
+    """A line for each method that runs, and one for each reason why others cannot."""
+    what = f"keep {KEEP}, {prompts.name}, {TOKENS} tokens generated with a cache"
+    reason = no_comparison(adapter)
+    compared = f"not compared with a run without one: {reason}" if reason else "compared with a run without one"
+    words = {WORKS: "works", BREAKS: "BREAKS"}
+    lines = [f"  {one.spec:12} {words[one.status]}: {one.says}" for one in tried if one.status != REFUSED]
+    refused: dict[str, list[str]] = {}
+    for one in tried:
+        if one.status == REFUSED:
+            refused.setdefault(one.says, []).append(one.spec)
+    lines += [f"  {', '.join(names):12} no: {why}" for why, names in refused.items()]
+    return [f"methods ({what} and {compared}):", *lines]
 
 
 def _has_layer(name: str) -> bool:
