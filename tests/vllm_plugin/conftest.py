@@ -38,10 +38,10 @@ class Reply:
     cached: int
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def needs_vllm() -> None:
     if find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed here")
+        pytest.skip("vLLM is not installed here: python3 tools/extras.py vllm makes an environment")
 
 
 @pytest.fixture(scope="session")
