@@ -16,6 +16,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen2_5_vl-features": ("qwen2_5_vl", "divprune:0.25", PARTS),
     "qwen2_5_vl-attention": ("qwen2_5_vl", "vispruner:0.25", {}),
     "qwen2_5_vl-merging": ("qwen2_5_vl", "visionzip:0.3", {}),
+    "qwen2_vl-features": ("qwen2_vl", "divprune:0.25", PARTS),
+    "qwen2_vl-attention": ("qwen2_vl", "vispruner:0.25", {}),
+    "qwen2_vl-merging": ("qwen2_vl", "visionzip:0.3", PARTS),
 }
 
 
