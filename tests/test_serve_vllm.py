@@ -93,7 +93,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """As if vLLM were installed; the commands that would have been run."""
     run: list[list[str]] = []
     monkeypatch.setattr("vlmprune.serve.engine.find_spec", lambda name: name == "vllm")
-    monkeypatch.setattr("vlmprune.serve.vllm.launch.run_server", lambda command: run.append(command) or 0)
+    monkeypatch.setattr("vlmprune.serve.vllm.launch.run_server", run.append)
     return run
 
 

@@ -24,7 +24,7 @@ from .models import place_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = 12
-PATIENCE = 540  # seconds for an engine, most of which it takes to start
+PATIENCE = 1500  # seconds for an engine, most of which it takes to start
 
 
 @dataclass(frozen=True)
