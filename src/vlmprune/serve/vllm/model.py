@@ -53,8 +53,8 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
 
     def _create_hf_to_vllm_mapper(self) -> None:
         """How the weights are renamed depends on the checkpoint's own architecture, whose place ours has taken."""
-        own = self.config.architectures
-        self.config.architectures = [MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(self.config)].__name__]
+        own, theirs = self.config.architectures, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(self.config)]
+        self.config.architectures = [getattr(theirs, "__name__", "")]
         try:
             super()._create_hf_to_vllm_mapper()
         finally:
