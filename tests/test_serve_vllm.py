@@ -19,6 +19,7 @@ from vlmprune.serve import overrides
 from vlmprune.serve.vllm.asked import Asked, asked_of
 from vlmprune.serve.vllm.families import TESTED
 from vlmprune.serve.vllm.launch import vllm_command
+from vlmprune.serve.vllm.limits import check_engine
 from vlmprune.serve.vllm.positions import shortened, with_offsets, without_offsets, written
 
 
@@ -44,6 +45,40 @@ def test_wrong_overrides_are_refused_at_once() -> None:
         overrides("divprune", keep=0.5, positions="sorted")
 
 
+def engine_config(**changed: object) -> SimpleNamespace:
+    parts: dict[str, dict[str, object]] = {
+        "parallel_config": {"tensor_parallel_size": 1, "pipeline_parallel_size": 1},
+        "compilation_config": {"compile_mm_encoder": False},
+        "multimodal_config": {"video_pruning_rate": None},
+    }
+    made = {name: SimpleNamespace(**{k: changed.get(k, v) for k, v in part.items()}) for name, part in parts.items()}
+    model = SimpleNamespace(multimodal_config=made.pop("multimodal_config"))
+    others = {name: changed.get(name) for name in ("lora_config", "speculative_config")}
+    return SimpleNamespace(model_config=model, **made, **others)
+
+
+UNTESTED = {
+    "--tensor-parallel-size": {"tensor_parallel_size": 2},
+    "--pipeline-parallel-size": {"pipeline_parallel_size": 2},
+    "--enable-lora": {"lora_config": object()},
+    "--speculative-config": {"speculative_config": object()},
+    "compile_mm_encoder": {"compile_mm_encoder": True},
+    "--video-pruning-rate": {"video_pruning_rate": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", UNTESTED)
+def test_what_was_not_tested_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"not tested with {name}"):
+        check_engine(engine_config(**UNTESTED[name]), "0.32.0")
+
+
+def test_another_vllm_is_refused() -> None:
+    check_engine(engine_config(), "0.32.1")
+    with pytest.raises(UserError, match=r"tested with vLLM 0\.32\.x, and this is 0\.33\.0"):
+        check_engine(engine_config(), "0.33.0")
+
+
 def test_the_entry_point_imports_next_to_nothing() -> None:
     code = "import sys, vlmprune.serve.vllm; print({'torch', 'transformers', 'vllm'} & {*sys.modules})"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -58,7 +93,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """As if vLLM were installed; the commands that would have been run."""
     run: list[list[str]] = []
     monkeypatch.setattr("vlmprune.serve.engine.find_spec", lambda name: name == "vllm")
-    monkeypatch.setattr("vlmprune.serve.vllm.launch.run_server", lambda command: run.append(command) or 0)
+    monkeypatch.setattr("vlmprune.serve.vllm.launch.run_server", run.append)
     return run
 
 

@@ -16,13 +16,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vlmprune
-from vlmprune.assets import embedded_path
+
+from .models import place_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = 12
-PATIENCE = 540  # seconds for an engine, most of which it takes to start
+PATIENCE = 1500  # seconds for an engine, most of which it takes to start
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,10 @@ class Reply:
     cached: int
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def needs_vllm() -> None:
     if find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed here")
+        pytest.skip("vLLM is not installed here: python3 tools/extras.py vllm makes an environment")
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +88,7 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def written(model: str, prompt: Prompt, processor: Any) -> str:
+def written(prompt: Prompt, processor: Any) -> str:
     content = [{"type": "image"} for _ in prompt.pictures] + [{"type": "text", "text": prompt.question}]
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
@@ -94,15 +96,22 @@ def written(model: str, prompt: Prompt, processor: Any) -> str:
 Engine = Callable[..., list[list[Reply]]]
 
 
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where models are saved that are made for these tests."""
+    return tmp_path_factory.mktemp("models")
+
+
 @pytest.fixture
-def engine(variables: dict[str, str], tmp_path: Path, prompts: list[Prompt]) -> Engine:
+def engine(variables: dict[str, str], tmp_path: Path, prompts: list[Prompt], models: Path) -> Engine:
     """Runs the prompts, once each round, in an engine of their own."""
 
     def run(model: str, prune: list[Any], *, rounds: int = 1, **given: Any) -> list[list[Reply]]:
-        processor = vlmprune.load_embedded(model)[1]
-        texts = [(written(model, prompt, processor), prompt.pictures) for prompt in prompts]
+        place = place_of(model, models)
+        processor = AutoProcessor.from_pretrained(place)
+        texts = [(written(prompt, processor), prompt.pictures) for prompt in prompts]
         asked = {
-            "model": str(embedded_path(model)), "prune": prune, "rounds": [texts] * rounds,
+            "model": str(place), "prune": prune, "rounds": [texts] * rounds,
             "max_tokens": TOKENS, "engine": given, "out": str(tmp_path / "out.json"),
         }  # fmt: skip
         done = subprocess.run(
@@ -121,15 +130,17 @@ Reference = Callable[[str, str], list[list[int]]]
 
 
 @pytest.fixture(scope="session")
-def reference(prompts: list[Prompt]) -> Reference:
+def reference(prompts: list[Prompt], models: Path) -> Reference:
     """The tokens of transformers' replies to the same prompts, greedily, under `vlmprune.prune`."""
 
     def run(model: str, recipe: str) -> list[list[int]]:
-        loaded, processor = vlmprune.load_embedded(model)
+        place = place_of(model, models)
+        loaded = AutoModelForImageTextToText.from_pretrained(place, dtype=torch.float32).eval()
+        processor = AutoProcessor.from_pretrained(place)
         said = []
         for prompt in prompts:
             images = [Image.open(name).convert("RGB") for name in prompt.pictures]
-            inputs = processor(text=written(model, prompt, processor), images=images, return_tensors="pt")
+            inputs = processor(text=written(prompt, processor), images=images, return_tensors="pt")
             with torch.no_grad(), vlmprune.prune(loaded, recipe):
                 out = loaded.generate(**inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False)
             said.append(out[0, inputs["input_ids"].shape[1] :].tolist())

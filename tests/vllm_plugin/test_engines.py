@@ -16,6 +16,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen2_5_vl-features": ("qwen2_5_vl", "divprune:0.25", PARTS),
     "qwen2_5_vl-attention": ("qwen2_5_vl", "vispruner:0.25", {}),
     "qwen2_5_vl-merging": ("qwen2_5_vl", "visionzip:0.3", {}),
+    "qwen2_vl-features": ("qwen2_vl", "divprune:0.25", PARTS),
+    "qwen2_vl-attention": ("qwen2_vl", "vispruner:0.25", {}),
+    "qwen2_vl-merging": ("qwen2_vl", "visionzip:0.3", PARTS),
 }
 
 
@@ -31,7 +34,7 @@ def test_tokens_are_those_of_transformers(name: str, engine: Engine, reference: 
 def test_every_token_is_what_vllm_says_without_the_plugin(engine: Engine) -> None:
     """A budget of all tokens, on the model with M-RoPE, whose positions the plugin writes itself."""
     [pruned] = engine("qwen2_5_vl", ["divprune:1.0"])
-    [native] = engine("qwen2_5_vl", [])
+    [native] = engine("qwen2_5_vl", [], model_impl="transformers")
     assert [(reply.tokens, reply.prompt) for reply in pruned] == [(reply.tokens, reply.prompt) for reply in native]
 
 

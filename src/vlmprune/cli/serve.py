@@ -72,7 +72,8 @@ def serve(
         asked = {"positions": positions, "seed": seed, "host": host, "port": port}
         command = vllm_command(model, recipe, **asked, arguments=arguments or ())  # type: ignore[arg-type]
         typer.echo(f"Serving {model} under {recipe} with vLLM (Ctrl-C stops it).")
-        raise typer.Exit(run_server(command))
+        run_server(command)
+        return
     if arguments:
         raise UserError(f"{arguments[0]} is an option of vLLM, and transformers serves here: leave it out.")
     if continuous_batching:

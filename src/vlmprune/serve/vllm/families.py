@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from vlmprune.serve.vllm.asked import Asked
 
-TESTED = ("llava", "qwen2_5_vl")  # tests/vllm_plugin
+TESTED = ("llava", "qwen2_vl", "qwen2_5_vl")  # tests/vllm_plugin
 
 
 def apart_of(model: nn.Module, asked: Asked, axes: bool) -> Apart:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vlmprune.core.errors import Option, UserError
 from vlmprune.serve.vllm.asked import Asked, asked_in, overrides
@@ -72,14 +72,10 @@ def has_axes(config: Any) -> bool:
     return "mrope_section" in rope
 
 
-def run_server(command: Sequence[str]) -> int:
-    """Run the server until it ends or Ctrl-C stops it; returns its exit code."""
-    with subprocess.Popen(command) as server:
-        while True:
-            try:
-                return server.wait()
-            except KeyboardInterrupt:  # the server has got it, too, and ends by itself
-                continue
+def run_server(command: Sequence[str]) -> NoReturn:
+    """Become the server, so that signals reach it."""
+    sys.stdout.flush()
+    os.execv(command[0], list(command))
 
 
 def refuse_options(given: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
+import vllm
 from torch import Tensor
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from vllm.model_executor.models.interfaces import supports_multimodal_pruning
@@ -18,6 +19,7 @@ from vllm.multimodal.inputs import PlaceholderRange
 from vlmprune.runtime.apart import Kept
 from vlmprune.serve.vllm.asked import asked_of
 from vlmprune.serve.vllm.families import apart_of
+from vlmprune.serve.vllm.limits import check_engine
 from vlmprune.serve.vllm.positions import AXES, shortened, with_offsets, without_offsets, written
 from vlmprune.serve.vllm.processor import PrunedProcessingInfo, PrunedProcessor, field
 
@@ -34,6 +36,7 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
     supports_multimodal_pruning: ClassVar[Literal[True]] = True
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        check_engine(vllm_config, vllm.__version__)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.asked = asked_of(vllm_config.model_config)
         self.axes = vllm_config.model_config.uses_mrope
@@ -43,16 +46,15 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
 
     def _ask_for_positions(self, config: Any) -> None:
         """Let vLLM call `recompute_mrope_positions`; its runner for CPUs forgets to ask whether it shall."""
-        if config.video_pruning_rate is None or config.video_pruning_rate == 0:
-            config.video_pruning_rate = NOTHING_DROPPED
+        config.video_pruning_rate = NOTHING_DROPPED
         runners = sys.modules.get("vllm.v1.worker.cpu_model_runner")
         if runners is not None:
             runners.CPUModelRunner.is_multimodal_pruning_enabled = property(_asks, lambda runner, value: None)
 
     def _create_hf_to_vllm_mapper(self) -> None:
         """How the weights are renamed depends on the checkpoint's own architecture, whose place ours has taken."""
-        own = self.config.architectures
-        self.config.architectures = [MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(self.config)].__name__]
+        own, theirs = self.config.architectures, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(self.config)]
+        self.config.architectures = [getattr(theirs, "__name__", "")]
         try:
             super()._create_hf_to_vllm_mapper()
         finally:
