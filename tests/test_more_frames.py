@@ -117,11 +117,11 @@ def test_frames_as_pictures(folder: Path) -> None:
     assert read_framed(shown.name) == ("clips.jsonl@pictures", 4)
     assert with_frames(("clips.jsonl@pictures",), (4,)) == (shown.name,)
     four = list(get_task(f"{folder / 'clips.jsonl'}@4frames").samples())
-    for video, pictures in zip(four, shown.samples(), strict=True):
-        assert video.frames is not None and pictures.video is None and pictures.question == video.question
-        assert [np.asarray(image).tolist() for image in pictures.images] == video.frames.pixels.tolist()
+    for clip, pictures in zip(four, shown.samples(), strict=True):
+        assert clip.frames is not None and pictures.video is None and pictures.question == clip.question
+        assert [np.asarray(image).tolist() for image in pictures.images] == clip.frames.pixels.tolist()
         assert len({picture.content() for picture in pictures.pictures}) == 4
-    with pytest.raises(UserError, match="mixed.* has no video: name the task without @pictures"):
+    with pytest.raises(UserError, match=r"mixed.* has no video: name the task without @pictures"):
         list(get_task(f"{folder / 'mixed.jsonl'}@pictures").samples())
 
 

@@ -1,4 +1,4 @@
-"""Run what needs an environment of its own: the tests of an engine or a web page, the notebooks, or the site of the docs.
+"""Run what needs an environment of its own: tests of an engine or a web page, the notebooks, or the docs' site.
 
     python3 tools/extras.py ray
     python3 tools/extras.py lmms

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property
 
 from PIL import Image
 
@@ -16,23 +16,34 @@ from vlmprune.tasks.task import Place, Task
 PICTURED = "@pictures"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Film:
+    """A video that is decoded once for all of its frames."""
+
+    video: Video
+
+    @cached_property
+    def frames(self) -> Frames:
+        return self.video.open()
+
+
+@dataclass(frozen=True, eq=False)
 class FramePicture:
     """A frame of a video as a picture.
 
     Attributes:
-        video: of which it is a frame.
+        film: of which it is a frame.
         number: among the frames that are shown, from 0.
     """
 
-    video: Video
+    film: Film
     number: int
 
     def open(self) -> Image.Image:
-        return Image.fromarray(_opened(self.video).pixels[self.number])
+        return Image.fromarray(self.film.frames.pixels[self.number])
 
     def content(self) -> bytes:
-        return self.video.digest() + str(self.number).encode()
+        return self.film.video.digest() + str(self.number).encode()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +91,8 @@ def pictured(task: Task) -> PicturedTask:
 def _pictures(video: Video) -> tuple[FramePicture, ...]:
     """All that are shown of a video; of one that cannot be read the first, which says so when it is opened."""
     try:
-        count = len(_opened(video).indices)
+        count = len(video.open().indices)  # not kept: all questions are listed before the first is asked
     except UserError:
         count = 1
-    return tuple(FramePicture(video, number) for number in range(count))
-
-
-@lru_cache(maxsize=2)
-def _opened(video: Video) -> Frames:
-    return video.open()
+    film = Film(video)
+    return tuple(FramePicture(film, number) for number in range(count))
