@@ -28,7 +28,8 @@ class Steady:
     Attributes:
         here: `Expected.here`, under which it holds.
         lowered: [B, 1] or [axes, B, 1] what position ids are lowered by at layer 0; None if they are not.
-        further: [B, N] or [axes, B, N] by how much more each of N bands lowers them, 0 in the first; None if none does.
+        further: [B, N] or [axes, B, N] by how much more each of N bands lowers them, 0 in the first; without the row
+            that counts text. None if none does.
         bands: which of these a decoder layer belongs to, where it is not the first.
         ids: whether decoder layers are told position ids, beside the rotary embedding.
     """
@@ -59,6 +60,8 @@ def steady_from(state: PrunedState, here: tuple[int, str], layers: int, ids: boo
         return Steady(here, None if first is None else first.unsqueeze(-1))
     base = first if first is not None else next(torch.zeros_like(delta) for delta in later if delta is not None)
     further = torch.stack([base, *(base if delta is None else delta for delta in later)], dim=-1) - base.unsqueeze(-1)
+    if further.ndim == 3 and len(further) == 4:
+        further = further[1:]  # the rotary embedding knows nothing of text
     starts = [band.start for band in state.bands]
     bands = {layer: sum(start <= layer for start in starts) - 1 for layer in range(starts[1], layers)}
     return Steady(here, None if first is None else first.unsqueeze(-1), further, bands, ids)
@@ -102,7 +105,9 @@ class Step:
             positions = given.get(POSITIONS)
             if positions is None:
                 positions = torch.full((1, 1), int(self._cache.get_seq_length()), device=given[EMBEDS].device)
-            given[POSITIONS] = positions - _for_axes(lowered, positions)
+            fewer = lowered.ndim == 3 and positions.ndim == 3 and len(lowered) > len(positions) > 1
+            lowered = lowered[-len(positions) :] if fewer else lowered  # the user counts no row of text
+            given[POSITIONS] = positions - lowered.to(positions.device)
         if given.get(MASK) is not None:
             given[MASK] = None
         return given
@@ -112,7 +117,7 @@ class Step:
         further = self._steady.further
         if further is None or not isinstance(value, Tensor) or torch.is_floating_point(value):
             return value
-        self._ids = value - _for_axes(further, value)
+        self._ids = value - further.to(value.device)
         return self._ids
 
     def first(self, turned: Any) -> tuple[Tensor, Tensor]:
@@ -153,9 +158,3 @@ class Step:
             self._expected.surprise("The language model returned another cache than it was given")
         if self._stored() != [length + 1 for length in self._before]:
             self._expected.surprise("The cache did not grow by the one token that was fed at every decoder layer")
-
-
-def _for_axes(values: Tensor, positions: Tensor) -> Tensor:
-    """[axes, B, N] for ids on fewer axes: those that the user counted have no row that counts text."""
-    fewer = values.ndim == 3 and positions.ndim == 3 and len(values) > len(positions) > 1
-    return (values[-len(positions) :] if fewer else values).to(positions.device)
