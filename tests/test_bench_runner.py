@@ -97,8 +97,8 @@ def test_a_task_of_videos_is_left_out_of_a_model_that_takes_none(folder: str, tm
     run_bench(small_plan(folder, methods=(), tasks=("synth-choice", "synth-video"), limit=2), tmp_path)
     assert {result.task for result in load_results(tmp_path)} == {"synth-choice"}
     (table,) = build_tables(tmp_path)
-    assert "Without synth-video: llava takes pictures only." in table.notes()
-    assert "Without synth-video: llava takes pictures only." in markdown([table])
+    assert "Without synth-video: llava takes pictures only (synth-video@pictures shows the frames as pictures)." in table.notes()
+    assert "Without synth-video: llava takes pictures only (synth-video@pictures shows the frames as pictures)." in markdown([table])
     with pytest.raises(UserError, match=r"No question of synth-video can be asked of .*: llava takes pictures only"):
         run_bench(small_plan(folder, methods=(), tasks=("synth-video",)), tmp_path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from harness_data import lines, picture, video
@@ -18,7 +19,7 @@ from vlmprune.bench.store import load_records, load_results
 from vlmprune.core.errors import UserError
 from vlmprune.report import build
 from vlmprune.tasks import get_task
-from vlmprune.tasks.frames import with_frames
+from vlmprune.tasks.frames import read_framed, with_frames
 
 Captured = pytest.CaptureFixture[str]
 ROW = {"question": "what color is it ?", "answer": "red"}
@@ -108,3 +109,25 @@ def test_what_cannot_be_run_is_told(given: tuple[str, ...], said: str, folder: P
     assert cli.main(["bench", "--model", str(folder / "model"), "--out", str(folder / "out"), *words]) != 0
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
+
+
+def test_frames_as_pictures(folder: Path) -> None:
+    plain, shown = get_task(str(folder / "clips.jsonl")), get_task(f"{folder / 'clips.jsonl'}@4frames@pictures")
+    assert shown.name == "clips.jsonl@4frames@pictures" and not shown.endless and shown.metric == plain.metric
+    assert read_framed(shown.name) == ("clips.jsonl@pictures", 4)
+    assert with_frames(("clips.jsonl@pictures",), (4,)) == (shown.name,)
+    four = list(get_task(f"{folder / 'clips.jsonl'}@4frames").samples())
+    for video, pictures in zip(four, shown.samples(), strict=True):
+        assert video.frames is not None and pictures.video is None and pictures.question == video.question
+        assert [np.asarray(image).tolist() for image in pictures.images] == video.frames.pixels.tolist()
+        assert len({picture.content() for picture in pictures.pictures}) == 4
+    with pytest.raises(UserError, match="mixed.* has no video: name the task without @pictures"):
+        list(get_task(f"{folder / 'mixed.jsonl'}@pictures").samples())
+
+
+def test_generated_clips_as_pictures_on_a_model_that_takes_no_videos(tmp_path: Path) -> None:
+    task = get_task("synth-video@pictures")
+    assert task.endless and len(next(iter(task.samples())).pictures) == 8
+    run_bench(Plan(models=("llava",), tasks=(task.name,), methods=("random",), keeps=(0.1,), limit=2), tmp_path)
+    kept = {(result.is_vanilla, r.visual_kept) for result in load_results(tmp_path) for r in load_records(result)}
+    assert kept == {(True, 8 * 196), (False, 8 * 20)}

@@ -13,6 +13,7 @@ from vlmprune.data.sample import Sample
 from vlmprune.data.video import Frames
 from vlmprune.models.processors import takes_videos
 from vlmprune.models.weights import first_sentence
+from vlmprune.tasks.pictured import PICTURED
 from vlmprune.tasks.task import Task
 from vlmprune.tasks.wording import Wording
 
@@ -103,11 +104,12 @@ class Asker:
     @property
     def refuses_videos(self) -> str:
         """Why the model cannot be asked about videos, in words; "" where it can."""
+        instead = f" ({self.task.name}{PICTURED} shows the frames as pictures)"
         if takes_videos(self.processor):
             placed = places_videos(self.processor)
-            return "" if placed else f"the chat template of {self.model_type} has no place for a video"
+            return "" if placed else f"the chat template of {self.model_type} has no place for a video{instead}"
         if getattr(self.processor, "video_token", None) is None:
-            return f"{self.model_type} takes pictures only"
+            return f"{self.model_type} takes pictures only{instead}"
         return (
             f"the processor of {self.model_type} needs torchvision for videos: install the one that fits your torch "
             "(https://pytorch.org)"

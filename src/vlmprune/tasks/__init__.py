@@ -13,6 +13,7 @@ from vlmprune.tasks import sets
 from vlmprune.tasks.frames import framed, read_framed
 from vlmprune.tasks.generated import GeneratedTask
 from vlmprune.tasks.own import looks_like_data, own_task
+from vlmprune.tasks.pictured import PICTURED, pictured
 from vlmprune.tasks.task import Task
 
 
@@ -39,7 +40,8 @@ def get_task(name: str) -> Task:
     """The task of that name, or a task made of a file, folder or hub data set.
 
     Args:
-        name: with `@16frames` behind it, of a task about videos, with that many frames of each.
+        name: of a task about videos with `@16frames` behind it, with that many frames of each; with `@pictures` behind
+            it, with the frames as pictures.
 
     Raises:
         UserError: there is none.
@@ -47,6 +49,8 @@ def get_task(name: str) -> Task:
     tasks = built_in_tasks()
     if name in tasks:
         return tasks[name]
+    if name.endswith(PICTURED) and not Path(name).expanduser().exists():
+        return pictured(get_task(name.removesuffix(PICTURED)))
     if (asked := read_framed(name)) is not None and not Path(name).expanduser().exists():
         return framed(get_task(asked[0]), asked[1])
     if looks_like_data(name):

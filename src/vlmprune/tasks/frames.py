@@ -9,9 +9,10 @@ from dataclasses import dataclass, fields, replace
 from vlmprune.core.errors import Option, UserError
 from vlmprune.data.sample import Sample
 from vlmprune.data.video import Clip
+from vlmprune.tasks.pictured import PICTURED
 from vlmprune.tasks.task import Place, Task
 
-_NAME = re.compile(r"(?P<task>.+)@(?P<frames>[1-9]\d*)frames")
+_NAME = re.compile(rf"(?P<task>.+)@(?P<frames>[1-9]\d*)frames(?P<how>{PICTURED})?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +52,14 @@ class FramedTask(Task):
 
 def framed_name(task: str, frames: int) -> str:
     """The name of a task with so many frames."""
-    return f"{task}@{frames}frames"
+    how = PICTURED if task.endswith(PICTURED) else ""
+    return f"{task.removesuffix(PICTURED)}@{frames}frames{how}"
 
 
 def read_framed(name: str) -> tuple[str, int] | None:
     """The task that a name means, and the number of frames; None where it says none."""
     match = _NAME.fullmatch(name)
-    return None if match is None else (match["task"], int(match["frames"]))
+    return None if match is None else (match["task"] + (match["how"] or ""), int(match["frames"]))
 
 
 def with_frames(tasks: Sequence[str], frames: Sequence[int]) -> tuple[str, ...]:

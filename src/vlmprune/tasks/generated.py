@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -49,12 +49,15 @@ class GeneratedTask(Task):
 
     drawer: Drawer = scenes
     learnt: bool = True
-    endless: ClassVar[bool] = True
 
     @property
     def categories(self) -> tuple[str, ...]:
         """Question types, asked in turn."""
         return BENCHMARK_TASKS[self.name]
+
+    @property
+    def endless(self) -> bool:
+        return True
 
     @property
     def has_videos(self) -> bool:

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 from vlmprune.data.sample import Sample
 from vlmprune.scoring.metrics import Metric
@@ -46,7 +45,6 @@ class Task(ABC):
         wordings: how a question is put, by protocol (`bench.protocol`); a protocol may have a wording of its own for a
             model type, under "vlmevalkit/qwen2_5_vl".
         judged: whether replies are scored by a language model.
-        endless: whether samples never end.
     """
 
     name: str
@@ -59,11 +57,15 @@ class Task(ABC):
     grouped: bool = False
     wordings: Mapping[str, Wording] = field(default_factory=dict)
     judged: bool = False
-    endless: ClassVar[bool] = False
 
     @property
     def has_videos(self) -> bool:
         """Whether it is known to ask about videos alone, before a sample is read."""
+        return False
+
+    @property
+    def endless(self) -> bool:
+        """Whether samples never end."""
         return False
 
     @property
