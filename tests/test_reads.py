@@ -15,8 +15,8 @@ from harness_reads import Reads
 
 import vlmprune
 
-KINDS = ("random:0.3", "divprune:0.3", "hiprune:0.3", "fastv@2:0.3", "visionzip:0.3")
-MOST = {"random:0.3": 8, "divprune:0.3": 8, "hiprune:0.3": 8, "fastv@2:0.3": 9, "visionzip:0.3": 15}  # in a prefill with one image
+KINDS = ("random:0.3", "divprune:0.3", "fastv@2:0.3", "visionzip:0.3")
+MOST = {"random:0.3": 8, "divprune:0.3": 8, "fastv@2:0.3": 9, "visionzip:0.3": 15}  # in a prefill with one image
 REASONS = {
     # what the caller gave
     "runtime/session.py:_copies": "as many placeholders as features, or an error; twice where videos may be, too",
@@ -26,7 +26,6 @@ REASONS = {
     "runtime/select.py:check_merged": "likewise",
     "runtime/prompt_reading.py:_origin": "merged tokens have no signals: an error, not another's",
     "models/base.py:within_rounding": "what enters the LLM is what the projector made, or an error",
-    "methods/vision/hiprune.py:parts": "tokens that are left beside anchors and their neighbours",
     "methods/contextual.py:clusters": "tokens that are left in each group",
     "runtime/select.py:_shown": "slots that show no patch are hidden from methods that read the encoder",
     # the sizes of what goes on
