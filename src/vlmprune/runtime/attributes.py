@@ -5,9 +5,12 @@ A copy of the model that is made meanwhile (copied, pickled, saved) is made with
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from vlmprune.core.errors import UserError
@@ -32,15 +35,23 @@ class Attachments:
         self._plain_copies(owner)
         self._undo.append(put(owner, name, value, self._had[id(owner)]))
 
-    def pre_hook(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """Run `hook(module, args, kwargs)` before each call of the module."""
+    def pre_hook(self, module: nn.Module, hook: Callable[..., Any]) -> Any:
+        """Run `hook(module, args, kwargs)` before each call of the module; returns what `take_off` takes."""
         self._plain_copies(module)
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        return self._handles[-1]
 
-    def after(self, module: nn.Module, hook: Callable[..., Any], always: bool = True) -> None:
+    def take_off(self, handles: Sequence[Any]) -> None:
+        """Remove some hooks before the end."""
+        for handle in handles:
+            handle.remove()
+        self._handles = [handle for handle in self._handles if handle not in handles]
+
+    def after(self, module: nn.Module, hook: Callable[..., Any], always: bool = True) -> Any:
         """Run `hook(module, args, output)` after each call of the module; `always`: with None where it raised, too."""
         self._plain_copies(module)
         self._handles.append(module.register_forward_hook(hook, always_call=always))
+        return self._handles[-1]
 
     def undo(self) -> None:
         for handle in self._handles:
@@ -66,6 +77,50 @@ class Attachments:
             if name.startswith("_forward") and isinstance(hooks, dict):
                 plain[name] = type(hooks)((key, hook) for key, hook in hooks.items() if key not in ours)
         return plain
+
+
+class Removable:
+    """Hooks that are on a model only while something needs them, as each lengthens every call of its module.
+
+    A model may answer in several threads at once, and one may be inside a call when another takes the hooks off. It
+    then calls those before it without its `kwargs`: let such a hook have None as their default, and do nothing.
+    """
+
+    def __init__(self, attached: Attachments) -> None:
+        self._attached, self._hooks = attached, list[Callable[[], Any]]()
+        self._on: list[Any] = []
+        self._lock, self._needed_by = threading.Lock(), set[int]()  # threads
+
+    def add(self, module: nn.Module, hook: Callable[..., Any], after: bool = False) -> None:
+        """Before each call of the module, or after it, unless it raised."""
+        put_on = functools.partial(self._attached.after, always=False) if after else self._attached.pre_hook
+        self._hooks.append(functools.partial(put_on, module, hook))
+
+    def put_on(self) -> None:
+        self._on = [put_on() for put_on in self._hooks]
+
+    def needed(self) -> None:
+        """From now on until this thread says `over`."""
+        if torch.compiler.is_compiling() and self._on:
+            return  # what was traced with them on runs so
+        with self._lock:
+            self._needed_by.add(threading.get_ident())
+            if not self._on:
+                self.put_on()
+
+    def over(self) -> None:
+        """This thread needs them no more. They stay on, as the next call may need them again."""
+        if not torch.compiler.is_compiling():
+            self._needed_by.discard(threading.get_ident())
+
+    def unneeded(self) -> None:
+        """Off, unless another thread needs them."""
+        if not self._on or self._needed_by or torch.compiler.is_compiling():
+            return
+        with self._lock:
+            if not self._needed_by:
+                self._attached.take_off(self._on)
+                self._on = []
 
 
 class _Reducer:

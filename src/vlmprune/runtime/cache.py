@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 from vlmprune.core.errors import UserError
 from vlmprune.runtime.continuing import Continuation
 from vlmprune.runtime.expected import EMBEDS, POSITIONS
+from vlmprune.runtime.steady import Steady
 
 _OPEN: set[int] = set()  # id of the text model of every open session
 
@@ -83,6 +84,7 @@ class PrunedState:
         first: the first decoder layer that stores keys (not a recurrent one), by which lengths are told.
         removed: logical minus physical length of that layer.
         going_on: the position ids with which later tokens may go on behind the last prompt; None where nobody knows.
+        steady: what a watched step found out for the next; None where each must be watched.
     """
 
     bands: list[Band]
@@ -90,6 +92,7 @@ class PrunedState:
     first: int = 0
     removed: int = 0
     going_on: Continuation | None = None
+    steady: Steady | None = None
 
     def tail(self, cache: Cache) -> int:
         """Tokens added since the bands were written, the same number in all of them; negative if some were removed."""
@@ -142,6 +145,8 @@ class PrunedCacheMixin:
         state.bands = [band.select(rows) for band in state.bands]
         if state.going_on is not None:
             state.going_on = state.going_on.select(rows)
+        if state.steady is not None:
+            state.steady = state.steady.select(rows)
 
     def _require_session(self) -> None:
         if self.vlmprune_state.owner not in _OPEN:

@@ -9,6 +9,7 @@ length, and that what the runtime hands on arrives. What is not as expected is a
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +33,7 @@ CACHE_METHODS = (
     "batch_repeat_interleave", "batch_select_indices",
 )  # fmt: skip
 
+_NUMBERS = itertools.count()
 _enforced = True
 
 
@@ -114,13 +116,14 @@ class Expected:
     Attributes:
         attention: the module that calls the attention function, by decoder layer; recurrent ones have none.
         kinds: how each decoder layer attends (`Adapter.layer_kind`).
+        number: another one for each session that is opened.
 
     Raises:
         Unexpected: on construction, where a name that the runtime needs is not there.
     """
 
     def __init__(self, adapter: Adapter) -> None:
-        self.model = type(adapter.model).__name__
+        self.model, self.number, self._config = type(adapter.model).__name__, next(_NUMBERS), adapter.text_model.config
         self.attention = {layer: adapter.decoder_attention(layer) for layer in adapter.attention_layers}
         self.kinds = [adapter.layer_kind(layer) for layer in range(len(adapter.decoder_layers))]
         self._states("language model", interface_of(adapter.text_model), TEXT_MODEL, cache=True)
@@ -129,6 +132,11 @@ class Expected:
         self._states("model", interface_of(adapter.inner), (MASK, EMBEDS), cache=True)
         if lost := [name for name in CACHE_METHODS if not hasattr(Cache, name)]:
             self.surprise(f"transformers' caches have no {' and no '.join(lost)}")
+
+    @property
+    def here(self) -> tuple[int, str]:
+        """The session, as the model may be changed between two, and the kernel, as each gets masks of its own."""
+        return self.number, self._config._attn_implementation
 
     def surprise(self, found: str) -> None:
         """Raise Unexpected, in a sentence that says what was found."""

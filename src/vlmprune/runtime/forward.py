@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from vlmprune.core.act import Act
 from vlmprune.core.errors import UserError
 from vlmprune.core.report import RunReport
 from vlmprune.runtime import deepstack
-from vlmprune.runtime.cache import Band, PrunedState, adopt, going_on_of, mark_whole, physical_length, state_of
+from vlmprune.runtime.cache import (
+    Band,
+    PrunedState,
+    adopt,
+    counts_freely,
+    going_on_of,
+    mark_whole,
+    physical_length,
+    state_of,
+)
 from vlmprune.runtime.continuing import Continuation, behind
 from vlmprune.runtime.decoder_reading import DecoderReader, LayerTap, call_ahead, taps_of
 from vlmprune.runtime.encoder_reading import layers_read
@@ -28,6 +38,7 @@ from vlmprune.runtime.outcome import Acted, Prefill, report_of
 from vlmprune.runtime.prompt_reading import Picked
 from vlmprune.runtime.prompt_text import ImageText, question_of
 from vlmprune.runtime.select import Known, prompt_seed, run_vision_acts
+from vlmprune.runtime.steady import steady_from
 from vlmprune.runtime.taps import AttentionCall
 from vlmprune.runtime.trimming import Cut, trim_caches
 from vlmprune.runtime.watch import Watch
@@ -35,6 +46,9 @@ from vlmprune.scores import computed_by
 
 if TYPE_CHECKING:
     from vlmprune.runtime.text import TextHooks
+
+
+BY_LENGTH = ("dynamic", "longrope")  # rotary embeddings whose frequencies depend on the largest id they are given
 
 
 class Forward:
@@ -74,6 +88,7 @@ class Forward:
         self.entering_embeds = self.embeds  # what enters layer 0, once the stages before the LLM have acted
         self.entered: Tensor | None = None  # [B, P] prompt column of what enters layer 0, where that is not all
         self.current = self.segments[0]  # of the decoder layer that runs
+        self.alike = True  # whether every layer so far got no mask, neither of the runtime nor of the text model
         self.watch = Watch(self)
 
     @property
@@ -359,7 +374,7 @@ class Forward:
             self._tap.rotary = given[ROTARY] if own is None else own[ROTARY]
         if own is None:
             return None
-        self.watch.own = own
+        self.watch.own, self.alike = own, self.alike and own[MASK] is None and given.get(MASK) is None
         return {**given, **own, HIDDEN: hidden}
 
     def _ids(self, segment: Segment) -> Tensor | None:
@@ -531,9 +546,24 @@ class Forward:
         elif self.state is not None:
             if self.state.going_on is not None and not self.state.going_on.met:
                 self.state.going_on = replace(self.state.going_on, met=True)
+            if cache is not None and self._is_steady(self.state, cache):
+                ids = not self.masks.flash
+                self.state.steady = steady_from(self.state, self.expected.here, len(self.adapter.decoder_layers), ids)
         else:
             mark_whole(cache, self._going_on())
         return None if self.prompt is None else report_of(self._prefill(self.prompt))
+
+    def _is_steady(self, state: PrunedState, cache: Cache) -> bool:
+        """Whether later steps of one token need nothing but the right position ids."""
+        going_on, rotary = state.going_on, self.adapter.text_model.rotary_emb
+        if self.adapter.only_before is not None or self.adapter.first_sharing is not None:
+            return False  # no decoder layer was watched, or some store no keys
+        if self.length > 1 or not self.alike or (going_on is not None and (going_on.apart or not going_on.met)):
+            return False
+        by_length = any(kind in str(getattr(rotary, "rope_type", "")) for kind in BY_LENGTH)
+        if (by_length or self.watch.turns != 1) and any(band.own_positions for band in state.bands):
+            return False
+        return all(counts_freely(cache, layer) for layer in self.expected.attention)
 
     def _prefill(self, prompt: Prompt) -> Prefill:
         adapter, hooks, fused = self.adapter, self.hooks, self.fused

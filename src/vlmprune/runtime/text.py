@@ -18,7 +18,7 @@ from vlmprune.core.recipe import Recipe
 from vlmprune.core.report import CLIP, INSTRUCTION, WORDS, RunReport
 from vlmprune.models.base import Adapter
 from vlmprune.runtime import deepstack
-from vlmprune.runtime.attributes import Attachments
+from vlmprune.runtime.attributes import Attachments, Removable
 from vlmprune.runtime.cache import check_unknown, is_whole, mark_whole, state_of
 from vlmprune.runtime.decoder_reading import check_readable
 from vlmprune.runtime.expected import EMBEDS, POSITIONS, Expected, cache_in, cache_of, interface_of
@@ -27,6 +27,8 @@ from vlmprune.runtime.forward import Forward
 from vlmprune.runtime.prefill import SharedPrefill, untouched
 from vlmprune.runtime.prompt_text import Vocabulary
 from vlmprune.runtime.select import fused_layers
+from vlmprune.runtime.steady import Step
+from vlmprune.runtime.step_hooks import StepHooks
 
 if TYPE_CHECKING:
     from vlmprune.runtime.text_tower import TextTower
@@ -87,7 +89,8 @@ class Running:
 
     Attributes:
         call: of the multimodal model.
-        forward: of the text model, where it concerns the session.
+        forward: of the text model, where it concerns the session and is watched.
+        step: instead, a step of decoding that needs no hooks inside the text model.
         ids, mask: [B, S] and [B, past + S] that `generate` holds for the next call.
         tail: how many tokens at the end of the next call are not prompt.
         generation: the `generate` that runs.
@@ -97,6 +100,7 @@ class Running:
 
     call: Call | None = None
     forward: Forward | None = None
+    step: Step | None = None
     ids: Tensor | None = None
     mask: Tensor | None = None
     tail: int = 0
@@ -192,18 +196,21 @@ class TextHooks:
         text, self.expected = self.adapter.text_model, Expected(self.adapter)
         attached.pre_hook(text, self._enter)
         attached.after(text, self._leave)
+        self._inner = inner = Removable(attached)
         if self.adapter.only_before is None:
-            self._install_inside(attached, text)
-
-    def _install_inside(self, attached: Attachments, text: Any) -> None:
-        attached.pre_hook(text.rotary_emb, self._rotary_hook)
-        for number, layer in enumerate(self.adapter.decoder_layers):
-            attached.pre_hook(layer, self._layer_hook(number))
-        for number, attention in self.expected.attention.items():
-            attached.pre_hook(attention, self._attention_hook(number))
+            self._add_inside(inner, text)
+        inner.put_on()
+        self._steps = StepHooks(attached, self.adapter, self.expected, lambda: self.running.step)
         if self.prefill is not None:
             self.prefill.install(attached, self.adapter, lambda: self.running, untouched(self))
         deepstack.wrap(attached, text, self._index_now)
+
+    def _add_inside(self, inner: Removable, text: Any) -> None:
+        inner.add(text.rotary_emb, self._rotary_hook)
+        for number, layer in enumerate(self.adapter.decoder_layers):
+            inner.add(layer, self._layer_hook(number))
+        for number, attention in self.expected.attention.items():
+            inner.add(attention, self._attention_hook(number))
 
     def remove(self) -> None:
         self._end()
@@ -252,11 +259,17 @@ class TextHooks:
         state = state_of(cache)
         if prompt is None and state is None:
             self._check_whole(cache, given, call.mask)
+            self._inner.unneeded()
             return None
         if state is not None and state.owner != id(module):
             raise UserError("This cache was pruned on another model: use it with that one, or start with a new cache.")
         if given.get(EMBEDS) is None:
             self.expected.surprise("The language model was given no inputs_embeds")
+        if prompt is None and (step := self._steps.begin(cache, given, call.mask)) is not None:
+            self.running.step = step
+            self._inner.unneeded()
+            return (), step.enter(given)
+        self._inner.needed()
         if prompt is not None:
             self.adapter.check_prompt({**given, "cache": cache})
         self.running.forward = forward = Forward(self, prompt, call.mask, given)
@@ -270,25 +283,32 @@ class TextHooks:
             mark_whole(cache)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        forward = self._end()
+        forward, step = self._end()
         if output is None:  # after an exception
             return
-        if forward is None:
+        if step is not None:
+            step.leave(output)
+        elif forward is None:
             mark_whole(cache_of(output))
         elif (report := forward.leave(output)) is not None:
             self.reports.last = report
 
-    def _end(self) -> Forward | None:
-        forward, self.running.forward = self.running.forward, None
+    def _end(self) -> tuple[Forward | None, Step | None]:
+        running = self.running
+        forward, running.forward = running.forward, None
+        step, running.step = running.step, None
+        if step is not None:
+            self._steps.end(step)
         if forward is not None:
+            self._inner.over()
             forward.watch.stop()
             forward.stop_capture()
-        return forward
+        return forward, step
 
     def _layer_hook(self, number: int) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
             forward = self.running.forward
-            if forward is None:
+            if forward is None or kwargs is None:
                 return None
             given = interface_of(module).named(args, kwargs)
             changed = forward.at_layer(number, given)
@@ -300,14 +320,14 @@ class TextHooks:
         return hook
 
     def _attention_hook(self, number: int) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.running.forward is not None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+            if self.running.forward is not None and kwargs is not None:
                 self.running.forward.watch.at_attention(number, interface_of(module).named(args, kwargs))
 
         return hook
 
-    def _rotary_hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.running.forward is not None:
+    def _rotary_hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        if self.running.forward is not None and kwargs is not None:
             given = interface_of(module).named(args, kwargs)
             tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
             whole = [value for value in tensors.values() if not torch.is_floating_point(value)]

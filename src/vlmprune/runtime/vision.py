@@ -290,6 +290,8 @@ _RUNNING: set[int] = set()  # id of every multimodal model that is encoding
 
 def current_names(adapter: Adapter, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Inputs under the names that the model gives them now; an older name's nothing does not hide what is there."""
+    if not any(old in inputs for old in adapter.renamed):
+        return dict(inputs)
     found = {name: value for name, value in inputs.items() if name not in adapter.renamed}
     older = {name: inputs[old] for old, name in adapter.renamed.items() if inputs.get(old) is not None}
     return {**found, **older}

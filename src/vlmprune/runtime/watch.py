@@ -56,7 +56,7 @@ class Watch:
         given = self.forward.segments[0].positions
         if not any(_of(given, found) for found in ids):
             self.expected.surprise("The language model made its rotary embedding of other position ids than were given")
-        self._turned = True
+        self.turns += 1
 
     def at_layer(self, number: int, hidden: Tensor, given: dict[str, Any]) -> None:
         """Every decoder layer runs once, in order, on as many tokens as are left."""
@@ -72,7 +72,7 @@ class Watch:
             self.expected.surprise(f"Decoder layer {number} was given {shape} tokens where {due} are left")
         if not self.forward.changing:
             return
-        if not self._turned:
+        if not self.turns:
             self.expected.surprise("The language model made no rotary embedding of the position ids it was given")
         if self.cache is not self.forward.cache and self.forward.cache is not None:
             self.expected.surprise(f"Decoder layer {number} was not given the language model's cache")

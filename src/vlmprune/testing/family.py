@@ -194,7 +194,7 @@ def _row(family: Family, samples: list[Sample], number: int, seed: int, text: in
 
 
 def _stacked(tensors: list[Tensor], axis: int = 0) -> Tensor:
-    """Joined along an axis. If that is the first, the others (tiles, height, width) are filled with zeros up to the longest."""
+    """Joined along an axis. If that is the first, the others are filled with zeros up to the longest."""
     if axis == 0:
         longest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
         tensors = [_filled(tensor, longest) for tensor in tensors]
