@@ -555,9 +555,9 @@ class Forward:
 
     def _is_steady(self, state: PrunedState, cache: Cache) -> bool:
         """Whether later steps of one token need nothing but the right position ids."""
-        going_on, rotary = state.going_on, self.adapter.text_model.rotary_emb
-        if self.adapter.only_before is not None or self.adapter.first_sharing is not None:
+        if self.adapter.only_before is not None or self.adapter.first_sharing < len(self.adapter.decoder_layers):
             return False  # no decoder layer was watched, or some store no keys
+        going_on, rotary = state.going_on, self.adapter.text_model.rotary_emb
         if self.length > 1 or not self.alike or (going_on is not None and (going_on.apart or not going_on.met)):
             return False
         by_length = any(kind in str(getattr(rotary, "rope_type", "")) for kind in BY_LENGTH)

@@ -27,6 +27,8 @@ class StepHooks:
         self, attached: Attachments, adapter: Adapter, expected: Expected, now: Callable[[], Step | None]
     ) -> None:
         self._expected, self._now, self._hooks = expected, now, Removable(attached)
+        if adapter.only_before is not None:
+            return  # nothing is re-numbered inside such a model
         rotary: Any = adapter.text_model.rotary_emb
         self._hooks.add(rotary, self._spread)
         self._hooks.add(rotary, self._first, after=True)

@@ -32,7 +32,8 @@ class Watch:
         self.cache: Cache | None = None
         self._next = 0  # decoder layer
         self._attended = -1
-        self._turned = self._aside = False
+        self.turns = 0  # how often the text model made rotary embeddings
+        self._aside = False
         self._guard = Guard(self.expected.attention.values(), self.at_function)
         if not torch.compiler.is_compiling():  # the prefill, which is not compiled, is looked at
             self._guard.start()
