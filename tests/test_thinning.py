@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from thinning import FEW, MANY
+from thinning import FEW, MANY, MOST
 
 CASES = """
 import pytest
@@ -21,6 +21,9 @@ def test_complete(a, b): ...
 
 @pytest.mark.parametrize("a", range({few}))
 def test_small(a): ...
+
+@pytest.mark.parametrize("family", range(50))
+def test_families(family): ...
 """
 pytest_plugins = ["pytester"]
 
@@ -38,12 +41,14 @@ def test_each_value_by_default_some_more_slow_and_the_rest_exhaustive(pytester: 
     default = collected(pytester, "not slow and not exhaustive")
     slow, exhaustive = collected(pytester, "slow"), collected(pytester, "exhaustive")
     assert not slow & exhaustive and not (slow | exhaustive) & default
-    assert len(default | slow | exhaustive) == 2 * 600 + FEW
+    assert len(default | slow | exhaustive) == 2 * 600 + FEW + 50
     large = [case for case in default if "test_large" in case]
     found = [case.partition("[")[2].rstrip("]").split("-") for case in large]
     assert {b for b, _ in found} == set(map(str, range(30))) and {a for _, a in found} == set(map(str, range(20)))
     assert len(large) < 100 and sum("test_small" in case for case in default) == FEW
     assert sum("test_large" in case for case in slow) == MANY
     assert not any("test_complete" in case for case in exhaustive)
+    parts = [sum("test_families" in case for case in part) for part in (default, slow, exhaustive)]
+    assert parts == [MOST, 50 - MOST, 0] and min(parts[:2]) > 0, "no family is left to the exhaustive tests"
     chosen = [{case.partition("[")[2] for case in default if name in case} for name in ("test_large", "test_complete")]
     assert chosen[0] != chosen[1], "each test has combinations of its own"

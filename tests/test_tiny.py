@@ -17,7 +17,7 @@ from vlmprune.models import adapter_for
 from vlmprune.runtime.oracle import is_recurrent
 from vlmprune.testing import FAMILIES, alone, image_numbers, prompt
 from vlmprune.testing.families import declared
-from vlmprune.testing.images import crop_patches, grid_of, paint, sizes_of
+from vlmprune.testing.images import crop_patches, grid_of, paint
 from vlmprune.testing.tower import features, in_text_model
 
 
@@ -62,7 +62,7 @@ def without_attention(model: Any) -> Any:
 def places(patches: list[list[tuple[int, int, int]]], arguments: dict[str, Tensor]) -> list[tuple[int, int, int]]:
     """Every patch of the image, also those that no slot has."""
     pixels = next(value for key, value in arguments.items() if key.startswith("pixel_values"))
-    if pixels.dim() <= 3 or sizes_of(arguments) is not None or grid_of(arguments) is not None:  # rows of patches
+    if pixels.dim() <= 3 or grid_of(arguments) is not None:  # rows of patches
         return sorted(place for slot in patches for place in slot)
     return crop_patches(arguments)
 

@@ -1,9 +1,10 @@
 """Which cases of a test with many parameters run when: by default, with `-m slow`, or only with `-m exhaustive`.
 
-A test on every family and every method has hundreds of cases. By default it runs with enough of them that each value
-of each parameter occurs. `pytest -m slow` (in `.ci/run`) runs `MANY` more, and all of a test that is marked `complete`.
-The rest runs with `pytest -m exhaustive`: hours, for a release. The choice needs no list: it follows from the names of
-the tests and cases, so that each test has other combinations, and is the same on every machine.
+A test on every family and every method has hundreds of cases. With enough of them each value of each parameter occurs:
+these run by default, but of a test with families, of which there are some fifty, only `MOST`. `pytest -m slow` (in
+`.ci/run`) runs the others of them, up to `MANY` cases, and all of a test that is marked `complete`. The rest runs with
+`pytest -m exhaustive`: hours, for a release. The choice needs no list: it follows from the names of the tests and cases,
+so that each test has other combinations, and is the same on every machine.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 FEW = 12  # cases up to which a test runs with all of them
-MANY = 100  # further ones that run with the slow tests
+MOST = 16  # cases of a test with families that run by default
+MANY = 40  # further ones that run with the slow tests, or more where some value has not occurred by then
 
 
 def mark(items: Iterable[pytest.Item]) -> None:
@@ -27,10 +29,12 @@ def mark(items: Iterable[pytest.Item]) -> None:
     for of_test in cases.values():
         if len(of_test) <= FEW:
             continue
-        beyond = _beyond(of_test)
+        needed, beyond = _parted(of_test)
+        most = MOST if "family" in of_test[0].callspec.params else len(needed)
+        late = needed[most:]
         complete = of_test[0].get_closest_marker("complete") is not None
-        for number, case in enumerate(beyond):
-            case.add_marker("slow" if number < MANY or complete else "exhaustive")
+        for number, case in enumerate([*late, *beyond]):
+            case.add_marker("slow" if number < max(MANY, len(late)) or complete else "exhaustive")
 
 
 def _values(case: pytest.Function) -> Iterator[tuple[str, object]]:
@@ -40,13 +44,12 @@ def _values(case: pytest.Function) -> Iterator[tuple[str, object]]:
         yield name, case.callspec.indices[name] if " at 0x" in text else text
 
 
-def _beyond(cases: list[pytest.Function]) -> list[pytest.Function]:
-    """The cases that add no value of a parameter to those before them."""
+def _parted(cases: list[pytest.Function]) -> tuple[list[pytest.Function], list[pytest.Function]]:
+    """Those that add a value of a parameter to the ones before them, and those that add none."""
     seen: set[tuple[str, object]] = set()
-    found = []
+    needed, beyond = list[pytest.Function](), list[pytest.Function]()
     for case in sorted(cases, key=lambda case: (zlib.crc32(case.name.encode()), case.name)):
         values = set(_values(case))
-        if values <= seen:
-            found.append(case)
+        (beyond if values <= seen else needed).append(case)
         seen |= values
-    return found
+    return needed, beyond

@@ -194,11 +194,11 @@ def _row(family: Family, samples: list[Sample], number: int, seed: int, text: in
 
 
 def _stacked(tensors: list[Tensor], axis: int = 0) -> Tensor:
-    """Joined along an axis. If that is the first, the others are filled with zeros up to the longest."""
-    if axis == 0:
-        longest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
-        tensors = [_filled(tensor, longest) for tensor in tensors]
-    return torch.cat(tensors, dim=axis)
+    """Joined along an axis. If that is the first, the others (tiles, height, width) are filled with zeros."""
+    if axis:
+        return torch.cat(tensors, dim=axis)
+    longest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    return torch.cat([_filled(tensor, longest) for tensor in tensors])
 
 
 def _filled(tensor: Tensor, sizes: list[int]) -> Tensor:

@@ -137,8 +137,10 @@ def grid_of(arguments: Arguments) -> tuple[int, int, int] | None:
 def crop_patches(arguments: Arguments) -> list[Place]:
     """The patches of pictures, tiles or crops in raster order, as they stand in the tower."""
     pixels = arguments["pixel_values" if "pixel_values" in arguments else "pixel_values_videos"]
-    grid = grid_of(arguments)
-    if pixels.dim() == 3:  # a row for each patch of square crops
+    sizes, grid = sizes_of(arguments), grid_of(arguments)
+    if sizes is not None:  # MiniCPM-V: one picture
+        tiles, rows, cols = 1, *sizes[0].tolist()
+    elif pixels.dim() == 3:  # a row for each patch of square crops
         tiles, rows, cols = pixels.shape[0], *(round(pixels.shape[1] ** 0.5),) * 2
     elif grid is not None:
         tiles, rows, cols = grid
@@ -163,7 +165,7 @@ def paint(arguments: Arguments, tile: int, row: int, col: int, value: float) -> 
         painted[4 * square + 2 * (row % 2) + col % 2] = value
     elif painted.dim() == 3:  # Molmo 2: a row for each patch of square crops
         painted[tile, row * round(painted.shape[1] ** 0.5) + col] = value
-    elif grid is not None:  # PaddleOCR-VL, Kimi: a little picture for each patch, painted in all frames
+    elif grid is not None:  # PaddleOCR-VL, Kimi: a little picture for each patch, in all frames of a chunk
         painted.view(*grid, *painted.shape[1:])[:, row, col] = value
     else:
         tiles = painted.view(-1, *painted.shape[-3:])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.testing.family import Family
-from vlmprune.testing.images import Arguments, Place, crop_patches, grid_of, places_of, sizes_of
+from vlmprune.testing.images import Arguments, Place, crop_patches, grid_of, places_of
 from vlmprune.testing.weights import PATCH
 
 
@@ -119,12 +119,10 @@ def tower_order(family: Family, seed: int) -> list[Place]:
     if (places := places_of(arguments)) is not None:
         return [(tile, row, col) for tile, rows in enumerate(places.tolist()) for col, row in rows if row >= 0]
     grid, pixels = grid_of(arguments), next(value for name, value in arguments.items() if name.startswith("pixel"))
-    if (sizes := sizes_of(arguments)) is not None:
-        grid = (1, *sizes[0].tolist())
-    elif grid is not None and pixels.dim() == 4:  # in raster order; a place stands for all frames
-        return [(0, row, col) for row in range(grid[1]) for col in range(grid[2])]
-    elif grid is None or pixels.dim() > 2:
-        return crop_patches(arguments)
+    if grid is None or pixels.dim() > 2:
+        every = crop_patches(arguments)
+        joined = grid is not None and family.kind.frames > 1  # Kimi: a place stands for all frames of a chunk
+        return [place for place in every if place[0] == 0] if joined else every
     frames, rows, cols = grid
     window = family.window or rows + cols  # in slots, on each side
     return [

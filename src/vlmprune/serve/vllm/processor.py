@@ -51,6 +51,10 @@ class PrunedProcessingInfo(MultiModalProcessingInfo):
             model = on_meta(self.get_hf_config())
         return apart_of(model, self.asked, model_config.uses_mrope)
 
+    def get_supported_mm_limits(self) -> dict[str, int | None]:
+        """No videos: the plugin was not tested with any, and vLLM refuses a request that has one."""
+        return {**super().get_supported_mm_limits(), "video": 0}
+
     @property
     def model_id(self) -> str:
         """Part of the hash of each item, under which its tokens and what follows them are cached."""
