@@ -92,6 +92,7 @@ def test_half_precision_is_scored_in_single(family: str, dtype: torch.dtype, mon
     received = checked("received", encoder_reading.received_attention, exact_received)
     monkeypatch.setattr(encoder_reading, "received_attention", received)
     half = copy.deepcopy(model).to(dtype)
+    inputs |= {key: value.to(dtype) for key, value in inputs.items() if key.startswith("pixel_values")}
     for spec, tokens in zip(specs, expected, strict=True):
         with torch.no_grad(), vlmprune.prune(half, spec) as session:
             logits = half(**inputs).logits

@@ -137,8 +137,9 @@ def test_second_turn_equals_one_without_a_cache(family: str, name: str) -> None:
 def test_half_precision_is_finite_and_keeps_as_many(family: str, name: str) -> None:
     inputs, counts = inputs_of(family, RAGGED), []
     for model in (built(family), half(family)):
+        pixels = {key: value.to(model.dtype) for key, value in inputs.items() if key.startswith("pixel_values")}
         with vlmprune.prune(model, f"{name}:{KEEP}") as session:
-            logits = model(**inputs).logits
+            logits = model(**inputs | pixels).logits
         counts.append(session.last.tokens)
     assert counts[0] == counts[1]
     assert bool(logits[:, -1].isfinite().all())

@@ -162,6 +162,8 @@ def test_a_decoder_signal(family: str, need: DecoderNeed) -> None:
         with pytest.raises(vlmprune.UserError, match="no attention map"):
             vlmprune.prune(built(family), InnerNorm(signal=need), keep=0.5).__enter__()
         return
+    if isinstance(need, Values) and getattr(adapter_for(built(family)).text_config, "kv_lora_rank", None):
+        pytest.skip("the cache, with which they are compared, holds what values are made of")
     method, inputs = InnerNorm(signal=need), inputs_of(family, RAGGED)
     with vlmprune.prune(built(family), method, keep=0.5) as session:
         tokens, logits = generate(built(family), inputs)

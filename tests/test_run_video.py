@@ -124,5 +124,8 @@ def test_a_model_of_pictures_says_so(folder: Path, tmp_path: Path, capsys: Any) 
     model = str(save_llava(tmp_path / "model"))
     assert cli.main(["run", str(folder / "v.mp4"), *QUESTION, "--model", model]) == 2
     assert "prepares no videos here" in capsys.readouterr().err
-    assert cli.main(["run", str(folder / "v.mp4"), *QUESTION, "--model", "qwen2_5_vl"]) == 2
+    model = str(save_family("qwen2_5_vl", tmp_path / "other"))
+    template = tmp_path / "other" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("video", "film"))
+    assert cli.main(["run", str(folder / "v.mp4"), *QUESTION, "--model", model]) == 2
     assert "chat template has no place for a video" in capsys.readouterr().err

@@ -3,8 +3,8 @@
 A test on every family and every method has hundreds of cases. With enough of them each value of each parameter occurs:
 these run by default, but of a test with families, of which there are some fifty, only `MOST`. `pytest -m slow` (in
 `.ci/run`) runs the others of them, up to `MANY` cases, and all of a test that is marked `complete`. The rest runs with
-`pytest -m exhaustive`: hours, for a release. The choice needs no list: it follows from the names of the tests and cases,
-so that each test has other combinations, and is the same on every machine.
+`pytest -m exhaustive`: hours, for a release. The choice needs no list: it follows from the names of the tests and
+cases, so that each test has other combinations, and is the same on every machine.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from vlmprune.core.view import Grid, TowerRows
 from vlmprune.models.base import Adapter, Slots, raster
+from vlmprune.models.patches import in_pieces
 
 
 class KimiK25Adapter(Adapter):
@@ -34,9 +36,9 @@ class KimiK25Adapter(Adapter):
     def rows(
         self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor], counts: Sequence[int]
     ) -> list[TowerRows]:
-        """The encoder calls its attention once for each picture or chunk of frames."""
         shapes = self._thw(modality, call)
-        found = [self._squares(piece[0], shape).mean((1, 2)) for piece, shape in zip(chunks, shapes, strict=True)]
+        pieces = in_pieces(chunks, [math.prod(shape) for shape in shapes])
+        found = [self._squares(piece, shape).mean((1, 2)) for piece, shape in zip(pieces, shapes, strict=True)]
         return [TowerRows(rows, None) for rows in found]
 
     def pixel_rows(self, modality: str, call: dict[str, Any], normalized: bool) -> list[Tensor]:

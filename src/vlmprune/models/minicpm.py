@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from vlmprune.core.view import Grid, TowerRows
 from vlmprune.models.base import Adapter, Slots, raster
-from vlmprune.models.patches import block_mean
+from vlmprune.models.patches import block_mean, in_pieces
 
 SIZES = {"image": "target_sizes", "video": "target_sizes_videos"}  # [pieces, 2] rows and columns of patches
 
@@ -42,14 +43,15 @@ class MiniCPMVAdapter(Adapter):
     def rows(
         self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor], counts: Sequence[int]
     ) -> list[TowerRows]:
-        """The encoder calls its attention once for each piece; in later layers a token is 2 x 2 patches."""
-        found = []
-        for piece, slots in zip(chunks, self.slots(modality, call), strict=True):
-            assert slots.grid is not None
-            rows, cols = slots.grid.rows, slots.grid.cols
-            side = round((piece.shape[1] / (rows * cols)) ** 0.5)
-            found.append(TowerRows(block_mean(piece, Grid(rows * side, cols * side), side)[0], None))
-        return found
+        """In later layers a token is 2 x 2 patches."""
+        sizes = call[SIZES[modality]].tolist()
+        pieces = in_pieces(chunks, [rows * cols for rows, cols in sizes])
+        shrunk = round((math.prod(sizes[0]) / len(pieces[0])) ** 0.5)
+        side = self.patches_a_side // shrunk
+        grids = [Grid(rows // shrunk, cols // shrunk) for rows, cols in sizes]
+        return [
+            TowerRows(block_mean(piece[None], grid, side)[0], None) for piece, grid in zip(pieces, grids, strict=True)
+        ]
 
     def pixel_rows(self, modality: str, call: dict[str, Any], normalized: bool) -> list[Tensor]:
         square = self.patches_a_side * self.config.vision_config.patch_size
