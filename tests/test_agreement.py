@@ -155,6 +155,7 @@ def test_the_printed_order_and_its_reverse(sign: float, place: Callable[[int], i
     assert len(one.methods) == 5 and list(one.by_share) == [pytest.approx(64 / 576)]
 
 
+@pytest.mark.slow
 def test_the_report_has_a_section_and_a_file_or_neither(tmp_path: Path) -> None:
     tables(tmp_path, lambda k: k)
     build(tmp_path)

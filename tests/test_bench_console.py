@@ -44,6 +44,7 @@ def test_nothing_is_cut_off(folder: Path, width: int, terminal: bool) -> None:
             assert task.removeprefix("synth-") in text
 
 
+@pytest.mark.slow
 def test_intervals_where_there_is_room(folder: Path) -> None:
     assert ", 100]" in shown(folder, 200, True) and ", 100]" in shown(folder, 80, False)
     assert ", 100]" not in shown(folder, 80, True)

@@ -388,6 +388,7 @@ def matrix() -> Any:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what it does on a CPU")
 def test_the_gpu_matrix_runs_on_a_cpu(matrix: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "matrix.json"

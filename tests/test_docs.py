@@ -153,6 +153,7 @@ def test_a_stale_part_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert docs.main(["--check"]) == 0
 
 
+@pytest.mark.slow
 def test_results_are_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fake_results import fill
 
@@ -168,6 +169,7 @@ def test_results_are_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "| fastv@2 |" not in summary and summary.count("No run near a mean of 33.3 % or 11.1 %: fastv@2") == 2
 
 
+@pytest.mark.slow
 def test_results_of_every_method_are_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fake_results import fill
 

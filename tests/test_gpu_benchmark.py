@@ -32,6 +32,7 @@ def gpu() -> Iterator[Any]:
         sys.path.remove(str(BENCHMARKS))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what it does on a CPU")
 def test_a_dry_run_writes_the_figures_of_every_part(
     gpu: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
