@@ -168,8 +168,8 @@ def test_beams_score_as_the_oracle_says(family: str, name: str) -> None:
             return_dict_in_generate=True, output_scores=True,
         )  # fmt: skip
     tokens = out.sequences[:, inputs["input_ids"].shape[1] :]
-    if is_recurrent(model) and transformers.__version__.startswith("5.20."):
-        pytest.skip("transformers 5.20 scores beams of recurrent layers wrongly, without pruning, too")
+    if is_recurrent(model) and transformers.__version__.startswith(("5.19.", "5.20.")):
+        pytest.skip("transformers 5.19 and 5.20 score beams of recurrent layers wrongly, without pruning, too")
     assert len(session.last.kept) == 2
     logits = oracle(family, RAGGED, inputs, tokens, session.last, policies(DROPPING[name], family))
     chosen = logits.log_softmax(-1).gather(2, tokens[..., None])[..., 0].sum(1)

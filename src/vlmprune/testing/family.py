@@ -49,6 +49,7 @@ class Family:
         recurrent: whether some decoder layers are recurrent.
         cut_up_to: the last decoder layer before which tokens may be cut, where later ones read keys stored from it on.
         first_position: position id of the first token.
+        since: the first minor release of transformers on which it is tested; on earlier ones it is left out.
         lacks: which of `MODES` cannot be tested on it, and why; the tests leave these out.
     """
 
@@ -66,6 +67,7 @@ class Family:
     recurrent: bool = False
     cut_up_to: int | None = None
     first_position: int = 0
+    since: tuple[int, int] = (5, 19)
     lacks: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

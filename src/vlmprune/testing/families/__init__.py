@@ -5,6 +5,7 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Iterable
 from importlib import import_module
+from importlib.metadata import version
 
 from vlmprune.core.errors import UserError
 from vlmprune.testing.family import Family
@@ -36,4 +37,10 @@ def declared(package: str, path: Iterable[str]) -> dict[str, Family]:
     return found
 
 
-FAMILIES = declared(__name__, __path__)
+def tested_here(families: dict[str, Family]) -> dict[str, Family]:
+    """Those that are tested with the installed transformers."""
+    installed = tuple(map(int, version("transformers").split(".")[:2]))
+    return {name: family for name, family in families.items() if family.since <= installed}
+
+
+FAMILIES = tested_here(declared(__name__, __path__))

@@ -50,6 +50,6 @@ _images = Family(
         DECODER, projection_hidden_size=32, image_token_id=IMAGE, video_token_id=VIDEO, tie_word_embeddings=False,
         vision_start_token_id=VISION_START, vision_end_token_id=VISION_END,
     ),
-    _kind(IMAGE, "image", 1, SHAPES),
+    _kind(IMAGE, "image", 1, SHAPES), since=(5, 24),
 )  # fmt: skip
 FAMILIES = {"kimi_k25": _images, "kimi_k25 video": replace(_images, kind=_kind(VIDEO, "video", FRAMES, SMALL))}

@@ -44,7 +44,7 @@ _older = Family(
         {**TOWER, "window_size": 16, "fullatt_block_indexes": [1, 3]},
         {**TEXT, **mrope(1, 1, 2)}, audio_config=HEARING, position_id_per_seconds=25, **IDS,
     ),
-    image, window=2, lacks=LACKS,
+    image, window=2, since=(5, 24), lacks=LACKS,
 )  # fmt: skip
 _newer = Family(
     "qwen3_omni_moe_thinker",
@@ -54,7 +54,7 @@ _newer = Family(
         {**TEXT, **EXPERTS, "head_dim": 8, **mrope(2, 1, 1, mrope_interleaved=True)},
         audio_config={**HEARING, "downsample_hidden_size": 16, "n_window_infer": 16}, **IDS,
     ),
-    image, lacks=LACKS,
+    image, since=(5, 24), lacks=LACKS,
 )  # fmt: skip
 FAMILIES = {
     "qwen2_5_omni_thinker": _older,
