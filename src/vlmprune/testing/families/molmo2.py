@@ -153,8 +153,8 @@ def _builder(**text_options: Any) -> Any:
 
 
 _images = Family(
-    "molmo2", _builder(rope_scaling_layers=[1, 3]), Kind(_image, _patches, side=2, views=_views), joined=_joined, since=(5, 24),
-    lacks={"by hand": OWN_MASK, "downsample": ONE_SIZE, "new image": LATER},
+    "molmo2", _builder(rope_scaling_layers=[1, 3]), Kind(_image, _patches, side=2, views=_views), joined=_joined,
+    since=(5, 24), lacks={"by hand": OWN_MASK, "downsample": ONE_SIZE, "new image": LATER},
 )  # fmt: skip
 FAMILIES = {
     "molmo2": _images,
