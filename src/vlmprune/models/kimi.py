@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.core.view import Grid, TowerRows
-from vlmprune.models.base import Adapter, Slots, raster
-from vlmprune.models.patches import in_pieces
+from vlmprune.models.base import Adapter, Slots, raster, split_rows
 
 
 class KimiK25Adapter(Adapter):
@@ -37,7 +36,8 @@ class KimiK25Adapter(Adapter):
         self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor], counts: Sequence[int]
     ) -> list[TowerRows]:
         shapes = self._thw(modality, call)
-        pieces = in_pieces(chunks, [math.prod(shape) for shape in shapes])
+        values = torch.cat([chunk.flatten(0, 1) for chunk in chunks])
+        pieces = split_rows(values, [math.prod(shape) for shape in shapes])
         found = [self._squares(piece, shape).mean((1, 2)) for piece, shape in zip(pieces, shapes, strict=True)]
         return [TowerRows(rows, None) for rows in found]
 
@@ -45,7 +45,7 @@ class KimiK25Adapter(Adapter):
         pixels, shapes = call[self.pixels[modality]].float(), self._thw(modality, call)
         if not normalized:
             pixels = self.raw(pixels, axis=-3)
-        pieces = pixels.split([frames * rows * cols for frames, rows, cols in shapes])
+        pieces = split_rows(pixels, [math.prod(shape) for shape in shapes])
         return [self._squares(piece, shape).flatten(1) for piece, shape in zip(pieces, shapes, strict=True)]
 
     @property
@@ -58,7 +58,7 @@ class KimiK25Adapter(Adapter):
 
     def resize(self, modality: str, call: dict[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
         name, shapes, patch = self.pixels[modality], self._thw(modality, call), call[self.pixels[modality]].shape[-1]
-        pieces = call[name].split([frames * rows * cols for frames, rows, cols in shapes])
+        pieces = split_rows(call[name], [math.prod(shape) for shape in shapes])
         made, sizes = [], []
         for piece, (frames, rows, cols), grid in zip(pieces, shapes, grids, strict=True):
             size = (frames, grid.rows * self.merge[0], grid.cols * self.merge[1])

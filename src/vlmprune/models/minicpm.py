@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vlmprune.core.view import Grid, TowerRows
-from vlmprune.models.base import Adapter, Slots, raster
-from vlmprune.models.patches import block_mean, in_pieces
+from vlmprune.core.view import Grid
+from vlmprune.models.raster import RasterAdapter
 
 SIZES = {"image": "target_sizes", "video": "target_sizes_videos"}  # [pieces, 2] rows and columns of patches
 
 
-class MiniCPMVAdapter(Adapter):
+class MiniCPMVAdapter(RasterAdapter):
     """MiniCPM-V 4.6: the whole picture and each of its slices are an image, and so is each frame of a video."""
 
     families: ClassVar[tuple[str, ...]] = ("minicpmv4_6",)
@@ -36,62 +34,25 @@ class MiniCPMVAdapter(Adapter):
     def encoder_layers(self, modality: str = "image") -> Sequence[nn.Module]:
         return self.inner.vision_tower.encoder.layers
 
-    def slots(self, modality: str, call: dict[str, Any], counts: Sequence[int] | None = None) -> list[Slots]:
-        side = self.patches_a_side
-        return [raster(Grid(rows // side, cols // side)) for rows, cols in call[SIZES[modality]].tolist()]
+    def patch_grids(self, modality: str, call: dict[str, Any]) -> list[Grid]:
+        return [Grid(rows, cols) for rows, cols in call[SIZES[modality]].tolist()]
 
-    def rows(
-        self, modality: str, call: dict[str, Any], chunks: Sequence[Tensor], counts: Sequence[int]
-    ) -> list[TowerRows]:
-        """In later layers a token is 2 x 2 patches."""
-        sizes = call[SIZES[modality]].tolist()
-        pieces = in_pieces(chunks, [rows * cols for rows, cols in sizes])
-        shrunk = round((math.prod(sizes[0]) / len(pieces[0])) ** 0.5)
-        side = self.patches_a_side // shrunk
-        grids = [Grid(rows // shrunk, cols // shrunk) for rows, cols in sizes]
-        return [
-            TowerRows(block_mean(piece[None], grid, side)[0], None) for piece, grid in zip(pieces, grids, strict=True)
-        ]
-
-    def pixel_rows(self, modality: str, call: dict[str, Any], normalized: bool) -> list[Tensor]:
-        square = self.patches_a_side * self.config.vision_config.patch_size
-        found = []
-        for picture in self._pictures(modality, call):
-            shown = picture.float() if normalized else self.raw(picture.float(), axis=-3)
-            found.append(nn.functional.unfold(shown[None], square, stride=square)[0].T)
-        return found
-
-    @property
-    def slot_pixels(self) -> int | None:
-        return self.patches_a_side * self.config.vision_config.patch_size
-
-    @property
-    def resizes(self) -> bool:
-        return True
-
-    def resize(self, modality: str, call: dict[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
-        name, side = self.pixels[modality], self.patches_a_side
-        sizes, patch = call[SIZES[modality]], call[name].shape[-2]
-        made = []
-        for picture, grid in zip(self._pictures(modality, call), grids, strict=True):
-            size = (grid.rows * side * patch, grid.cols * side * patch)
-            small = nn.functional.interpolate(
-                picture[None].float(), size=size, mode="bicubic", align_corners=False, antialias=True
-            )
-            made.append(small[0].unflatten(1, (-1, patch)).transpose(1, 2).flatten(2).to(picture.dtype))
-        smaller = [(grid.rows * side, grid.cols * side) for grid in grids]
-        # a row of patches after the other: [3, patch, rows * cols * patch]
-        return {**call, name: torch.cat(made, dim=-1)[None], SIZES[modality]: sizes.new_tensor(smaller)}
-
-    def _pictures(self, modality: str, call: dict[str, Any]) -> list[Tensor]:
-        """[3, height, width] of each piece, put together from its patches."""
-        pixels, sizes = call[self.pixels[modality]][0], call[SIZES[modality]].tolist()
+    def pictures(self, modality: str, call: dict[str, Any]) -> list[Tensor]:
+        pixels, grids = call[self.pixels[modality]][0], self.patch_grids(modality, call)
         patch = pixels.shape[-2]
-        pieces = pixels.split([rows * cols * patch for rows, cols in sizes], dim=-1)
+        pieces = pixels.split([patches.size * patch for patches in grids], dim=-1)
         return [
-            piece.unflatten(-1, (rows, cols * patch)).transpose(1, 2).flatten(1, 2)
-            for piece, (rows, cols) in zip(pieces, sizes, strict=True)
+            piece.unflatten(-1, (patches.rows, patches.cols * patch)).transpose(1, 2).flatten(1, 2)
+            for piece, patches in zip(pieces, grids, strict=True)
         ]
+
+    def with_pictures(self, modality: str, call: dict[str, Any], pictures: Sequence[Tensor]) -> dict[str, Any]:
+        patch = call[self.pixels[modality]].shape[-2]
+        sizes = [(picture.shape[1] // patch, picture.shape[2] // patch) for picture in pictures]
+        # a row of patches after the other: [3, patch, rows * cols * patch]
+        rows = [picture.unflatten(1, (-1, patch)).transpose(1, 2).flatten(2) for picture in pictures]
+        found = {self.pixels[modality]: torch.cat(rows, dim=-1)[None]}
+        return {**call, **found, SIZES[modality]: call[SIZES[modality]].new_tensor(sizes)}
 
 
 class MiniCPMV47Adapter(MiniCPMVAdapter):

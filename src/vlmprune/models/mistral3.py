@@ -34,15 +34,15 @@ class Mistral3Adapter(RasterAdapter):
     def patches_a_side(self) -> int:
         return self.config.spatial_merge_size
 
-    def patch_grids(self, call: dict[str, Any]) -> list[Grid]:
+    def patch_grids(self, modality: str, call: dict[str, Any]) -> list[Grid]:
         side = self.config.vision_config.patch_size
         return [Grid(int(height) // side, int(width) // side) for height, width in call["image_sizes"]]
 
-    def pictures(self, call: dict[str, Any]) -> list[Tensor]:
+    def pictures(self, modality: str, call: dict[str, Any]) -> list[Tensor]:
         sizes = call["image_sizes"]
         return [p[:, : int(h), : int(w)] for p, (h, w) in zip(call["pixel_values"], sizes, strict=True)]
 
-    def with_pictures(self, call: dict[str, Any], pictures: Sequence[Tensor]) -> dict[str, Any]:
+    def with_pictures(self, modality: str, call: dict[str, Any], pictures: Sequence[Tensor]) -> dict[str, Any]:
         sizes = torch.tensor([picture.shape[1:] for picture in pictures])
         height, width = sizes.amax(0).tolist()
         filled = [nn.functional.pad(p, (0, width - p.shape[2], 0, height - p.shape[1])) for p in pictures]

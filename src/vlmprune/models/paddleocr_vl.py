@@ -26,20 +26,23 @@ class PaddleOcrAdapter(RasterAdapter):
     def patches_a_side(self) -> int:
         return self.config.vision_config.spatial_merge_size
 
-    def patch_grids(self, call: dict[str, Any]) -> list[Grid]:
+    def patch_grids(self, modality: str, call: dict[str, Any]) -> list[Grid]:
         return [Grid(frames * rows, cols) for frames, rows, cols in call[GRIDS].tolist()]
 
-    def pictures(self, call: dict[str, Any]) -> list[Tensor]:
-        pixels, grids = call[self.pixels["image"]], self.patch_grids(call)  # a row is a patch [3, side, side]
+    def pictures(self, modality: str, call: dict[str, Any]) -> list[Tensor]:
+        pixels, grids = (
+            call[self.pixels[modality]],
+            self.patch_grids(modality, call),
+        )  # a row is a patch [3, side, side]
         parts = pixels.split([patches.size for patches in grids])
         return [
             part.unflatten(0, (patches.rows, patches.cols)).permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)
             for part, patches in zip(parts, grids, strict=True)
         ]
 
-    def with_pictures(self, call: dict[str, Any], pictures: Sequence[Tensor]) -> dict[str, Any]:
+    def with_pictures(self, modality: str, call: dict[str, Any], pictures: Sequence[Tensor]) -> dict[str, Any]:
         side = self.config.vision_config.patch_size
         cut = [picture.unflatten(2, (-1, side)).unflatten(1, (-1, side)).permute(1, 3, 0, 2, 4) for picture in pictures]
         shapes = [(1, *patches.shape[:2]) for patches in cut]
         flat = torch.cat([patches.flatten(0, 1) for patches in cut])
-        return {**call, self.pixels["image"]: flat, GRIDS: call[GRIDS].new_tensor(shapes)}
+        return {**call, self.pixels[modality]: flat, GRIDS: call[GRIDS].new_tensor(shapes)}

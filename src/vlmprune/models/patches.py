@@ -115,23 +115,6 @@ class PatchAdapter(Adapter):
         return {**call, name: resized, "interpolate_pos_encoding": True}
 
 
-def in_pieces(chunks: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-    """The rows of each picture, [n, ...], of a tower that attends to pictures apart and holds their states in one row.
-
-    Args:
-        chunks: [1, N, ...] a tensor of all pictures, or one for each.
-        sizes: patches of each picture; in layers behind a merger a row is several patches, the same number everywhere.
-
-    Raises:
-        RuntimeError: there are other rows.
-    """
-    rows = torch.cat([chunk[0] for chunk in chunks])
-    shrunk = max(1, sum(sizes) // len(rows))
-    if shrunk * len(rows) != sum(sizes):
-        raise RuntimeError(f"An encoder layer has {len(rows)} rows for pictures of {list(sizes)} patches")
-    return list(rows.split([size // shrunk for size in sizes]))
-
-
 def block_mean(values: Tensor, grid: Grid, side: int) -> Tensor:
     """Patch values [N, rows * cols, ...] to the means of their `side` x `side` blocks, in raster order."""
     if side == 1:
