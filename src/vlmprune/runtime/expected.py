@@ -110,6 +110,17 @@ def cache_of(output: Any) -> Cache | None:
     return next((value for value in values if isinstance(value, Cache)), None)
 
 
+def rotary_ids(given: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The position ids among the arguments of a rotary embedding, by name.
+
+    By the usual name, as the ids of some models are floats (Qwen3-Omni); else all that is whole.
+    """
+    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    if POSITIONS in tensors:
+        return {POSITIONS: tensors[POSITIONS]}
+    return {name: value for name, value in tensors.items() if not torch.is_floating_point(value)}
+
+
 class Expected:
     """What is expected of one model.
 

@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 from vlmprune.models.base import Adapter
 from vlmprune.runtime.attributes import Attachments, Removable
 from vlmprune.runtime.cache import state_of
-from vlmprune.runtime.expected import POSITIONS, Expected, interface_of
+from vlmprune.runtime.expected import Expected, interface_of, rotary_ids
 from vlmprune.runtime.steady import Step, fits
 
 
@@ -58,10 +58,7 @@ class StepHooks:
         if step is None or kwargs is None:
             return None
         given = interface_of(module).named(args, kwargs)
-        tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-        # By the usual name, as the ids of some models are floats (Qwen3-Omni); else what is whole.
-        ids = [POSITIONS] if POSITIONS in tensors else [n for n, v in tensors.items() if not torch.is_floating_point(v)]
-        return (), {**given, **{name: step.spread(tensors[name]) for name in ids}}
+        return (), {**given, **{name: step.spread(ids) for name, ids in rotary_ids(given).items()}}
 
     def _first(self, module: nn.Module, args: Any, output: Any) -> Any:
         step = self._now()

@@ -21,7 +21,7 @@ from vlmprune.runtime import deepstack
 from vlmprune.runtime.attributes import Attachments, Removable
 from vlmprune.runtime.cache import check_unknown, is_whole, mark_whole, state_of
 from vlmprune.runtime.decoder_reading import check_readable
-from vlmprune.runtime.expected import EMBEDS, POSITIONS, Expected, cache_in, cache_of, interface_of
+from vlmprune.runtime.expected import EMBEDS, Expected, cache_in, cache_of, interface_of, rotary_ids
 from vlmprune.runtime.flow import Prompt
 from vlmprune.runtime.forward import Forward
 from vlmprune.runtime.prefill import SharedPrefill, untouched
@@ -328,9 +328,5 @@ class TextHooks:
 
     def _rotary_hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
         if self.running.forward is not None and kwargs is not None:
-            given = interface_of(module).named(args, kwargs)
-            tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-            whole = [value for value in tensors.values() if not torch.is_floating_point(value)]
-            # the ids of some models are floats (Qwen3-Omni)
-            ids = tensors.get(POSITIONS)
-            self.running.forward.watch.at_rotary(whole if ids is None else [ids])
+            ids = rotary_ids(interface_of(module).named(args, kwargs))
+            self.running.forward.watch.at_rotary([*ids.values()])
