@@ -43,6 +43,10 @@ class Video(Protocol):
         """
         ...
 
+    def count(self) -> int:
+        """How many frames are shown, without decoding them where that is known."""
+        ...
+
     def digest(self) -> bytes:
         """What tells these frames from others."""
         ...

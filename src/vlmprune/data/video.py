@@ -68,6 +68,15 @@ class Clip:
             reason = getattr(error, "strerror", None) or str(error)
             raise UserError(f"The video {str(self.path)!r} cannot be read: {reason.rstrip('.')}.") from None
 
+    def count(self) -> int:
+        """How many frames are shown. A rate has to be looked up in the file; of one that cannot be read it is 1."""
+        if self.rate is None:
+            return self.frames
+        try:
+            return len(self.open().indices)
+        except UserError:
+            return 1
+
     def choose(self, total: int, fps: float) -> tuple[int, ...]:
         """The numbers of the frames that are shown, of `total` in a file of `fps` frames a second."""
         if total < 1:

@@ -64,6 +64,9 @@ class DrawnClip:
         pixels = np.stack([np.asarray(enlarged(frame, self.scale)) for frame in self.clip.frames])
         return Frames(pixels, tuple(range(len(pixels))), len(pixels), self.clip.fps)
 
+    def count(self) -> int:
+        return len(self.clip.frames)
+
     def digest(self) -> bytes:
         shown = repr((self.clip.frames.shape, self.clip.fps, self.scale)).encode()
         return sha256(shown + self.clip.frames.tobytes()).digest()

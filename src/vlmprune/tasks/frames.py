@@ -3,51 +3,40 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from vlmprune.core.errors import Option, UserError
 from vlmprune.data.sample import Sample
 from vlmprune.data.video import Clip
+from vlmprune.tasks.derived import DerivedTask, about
 from vlmprune.tasks.pictured import PICTURED
-from vlmprune.tasks.task import Place, Task
+from vlmprune.tasks.task import Task
 
 _NAME = re.compile(rf"(?P<task>.+)@(?P<frames>[1-9]\d*)frames(?P<how>{PICTURED})?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FramedTask(Task):
+class FramedTask(DerivedTask):
     """The questions of another task, with so many frames of each video, spread evenly.
 
     Attributes:
-        of: the other task.
         frames: of each video, whatever its row says.
     """
 
-    of: Task
     frames: int
 
-    @property
-    def source(self) -> str:
-        return self.of.source
+    def shown(self, sample: Sample) -> dict[str, Any]:
+        clip = sample.video
+        return {"video": replace(clip, frames=self.frames, rate=None)} if isinstance(clip, Clip) else {}
 
-    def samples(self, place: Place = Place()) -> Iterator[Sample]:  # noqa: B008 (frozen)
-        """As `Task.samples`.
-
-        Raises:
-            UserError: a question has no video.
-        """
-        for sample in self.of.samples(place):
-            if isinstance(sample.video, Clip):
-                yield replace(sample, video=replace(sample.video, frames=self.frames, rate=None))
-            elif sample.problem or not place.pictures:
-                yield sample
-            else:
-                about = "a picture" if sample.pictures else "nothing to see"
-                raise UserError(
-                    Option("frames", self.frames),
-                    f" is for tasks about videos, and {sample.id} of {self.of.name} is about {about}: name others.",
-                )
+    def misfit(self, sample: Sample) -> UserError:
+        seen = "a picture" if sample.pictures else "nothing to see"
+        return UserError(
+            Option("frames", self.frames),
+            f" is for tasks about videos, and {sample.id} of {self.of.name} is about {seen}: name others.",
+        )
 
 
 def framed_name(task: str, frames: int) -> str:
@@ -84,5 +73,4 @@ def framed(task: Task, frames: int) -> FramedTask:
             Option("frames", frames),
             f" is for videos in files, and {task.name} makes up its questions with pictures or frames of their own.",
         )
-    about = {field.name: getattr(task, field.name) for field in fields(Task)}
-    return FramedTask(**{**about, "name": framed_name(task.name, frames)}, of=task, frames=frames)
+    return FramedTask(**{**about(task), "name": framed_name(task.name, frames)}, of=task, frames=frames)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from PIL import Image
 
 from vlmprune.core.errors import UserError
 from vlmprune.data.sample import Sample, Video
 from vlmprune.data.video import Frames
-from vlmprune.tasks.task import Place, Task
+from vlmprune.tasks.derived import DerivedTask, about
+from vlmprune.tasks.task import Task
 
 PICTURED = "@pictures"
 
@@ -47,52 +48,23 @@ class FramePicture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PicturedTask(Task):
-    """The questions of another task, with the frames of its videos as pictures, in their order.
+class PicturedTask(DerivedTask):
+    """The questions of another task, with the frames of its videos as pictures, in their order."""
 
-    Attributes:
-        of: the other task.
-    """
+    def shown(self, sample: Sample) -> dict[str, Any]:
+        if sample.video is None:
+            return {}
+        film = Film(sample.video)
+        pictures = tuple(FramePicture(film, number) for number in range(sample.video.count()))
+        return {"video": None, "pictures": pictures}
 
-    of: Task
-
-    @property
-    def endless(self) -> bool:
-        return self.of.endless
-
-    @property
-    def source(self) -> str:
-        return self.of.source
-
-    def samples(self, place: Place = Place()) -> Iterator[Sample]:  # noqa: B008 (frozen)
-        """As `Task.samples`.
-
-        Raises:
-            UserError: a question has no video.
-        """
-        for sample in self.of.samples(place):
-            if sample.video is not None:
-                yield replace(sample, video=None, pictures=_pictures(sample.video))
-            elif sample.problem or not place.pictures:
-                yield sample
-            else:
-                raise UserError(
-                    f"{self.name} shows the frames of videos as pictures, and {sample.id} has no video: "
-                    f"name the task without {PICTURED}."
-                )
+    def misfit(self, sample: Sample) -> UserError:
+        return UserError(
+            f"{self.name} shows the frames of videos as pictures, and {sample.id} has no video: "
+            f"name the task without {PICTURED}."
+        )
 
 
 def pictured(task: Task) -> PicturedTask:
     """A task about videos with their frames as pictures."""
-    about = {field.name: getattr(task, field.name) for field in fields(Task)}
-    return PicturedTask(**{**about, "name": task.name + PICTURED}, of=task)
-
-
-def _pictures(video: Video) -> tuple[FramePicture, ...]:
-    """All that are shown of a video; of one that cannot be read the first, which says so when it is opened."""
-    try:
-        count = len(video.open().indices)  # not kept: all questions are listed before the first is asked
-    except UserError:
-        count = 1
-    film = Film(video)
-    return tuple(FramePicture(film, number) for number in range(count))
+    return PicturedTask(**{**about(task), "name": task.name + PICTURED}, of=task)
