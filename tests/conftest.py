@@ -6,7 +6,9 @@ And two marks: of the tests that are repeated with other versions of the librari
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the processes that tests start
 
@@ -16,6 +18,14 @@ from selection import SELECTION
 from thinning import mark
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from harness_browser import chromium  # which skips where there is no Playwright
+
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from harness_cli import assert_one_sentence
 from PIL import Image
 from tiny_encoders import ENCODERS, GRID, LAYERS, SIDE, WITH_CLS, save_encoder
 from tiny_folder import save_llava
@@ -247,10 +248,7 @@ def test_mistakes_are_one_sentence(
     arguments: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(arguments.split()) == 2
-    shown = capsys.readouterr()
-    assert sentence in shown.err and shown.err.count("\n") == 1 and not shown.out
-    assert not list(tmp_path.iterdir()), "a mistake leaves no files"
+    assert_one_sentence(arguments.split(), sentence, tmp_path, capsys)
 
 
 def test_photographs_begin_with_those_no_model_was_trained_on() -> None:

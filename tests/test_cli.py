@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from harness_cli import assert_one_sentence
 from tiny_folder import save_llava
 
 import vlmprune
@@ -44,10 +45,7 @@ def test_mistakes_are_one_sentence(
     arguments: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(arguments.split()) == 2
-    shown = capsys.readouterr()
-    assert sentence in shown.err and shown.err.count("\n") == 1 and not shown.out
-    assert not list(tmp_path.iterdir()), "a mistake leaves no files"
+    assert_one_sentence(arguments.split(), sentence, tmp_path, capsys)
 
 
 def test_an_output_that_cannot_be_written(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("gradio", reason="Gradio is not installed: python3 tools/extras.py demo runs this with it")
-from harness_browser import DESK, PHONE, Visitor, chromium, keep_picture, needs_chromium
+from harness_browser import DESK, PHONE, Visitor, keep_picture, needs_chromium
 from harness_data import picture
 
 import vlmprune
@@ -46,12 +46,6 @@ def url(temporary: Path) -> Iterator[str]:
             _, err = server.communicate(timeout=60)
     assert "Traceback" not in err, err
     assert not [path for path in temporary.rglob("*") if "vlmprune-demo" in str(path)]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 Visit = Callable[..., Visitor]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fake_results import fill
-from harness_browser import DESK, PHONE, Visitor, chromium, keep_picture, needs_chromium
+from harness_browser import DESK, PHONE, Visitor, keep_picture, needs_chromium
 
 from vlmprune.ask import write_examples
 from vlmprune.bench.load import load_model
@@ -29,12 +29,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     recipes = [f"{name}:{keep}" for name in METHODS for keep in KEEPS]
     write_examples(folder, replace(load_model("llava", "cpu"), weights=weights), recipes)
     return build(folder)[-1].as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as found:
-        yield found
 
 
 Visit = Callable[..., Visitor]

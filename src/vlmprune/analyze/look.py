@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vlmprune.analyze.reading import Reading
-from vlmprune.report.plots import FAINT, INK, LINE
+from vlmprune.report.plots import INK, quiet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,11 +23,7 @@ def plain(axes: Axes, across: str, up: str) -> None:
     """Names of the axes, and nothing that is not data."""
     axes.set_xlabel(across, color=INK, fontsize=9)
     axes.set_ylabel(up, color=INK, fontsize=9)
-    axes.grid(color=LINE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=FAINT, labelsize=8, length=0)
-    for side in axes.spines.values():
-        side.set_visible(False)
+    quiet(axes)
 
 
 def layer_ticks(axes: Axes, layers: int) -> None:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from vlmprune.analyze.look import DARK, FAINT, INK, band, interval, layer_ticks, legend, plain, seen
+from vlmprune.analyze.look import DARK, band, interval, layer_ticks, legend, plain, seen
 from vlmprune.analyze.pictures import Picture
 from vlmprune.analyze.reading import TOP, Reading
 from vlmprune.analyze.study import Asked, Finding, Sheet
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.view import Grid
+from vlmprune.report.plots import FAINT, INK
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

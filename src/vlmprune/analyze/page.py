@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import vlmprune
 from vlmprune.analyze.pictures import Picture
 from vlmprune.analyze.study import Finding
+from vlmprune.drawing.html import template
 from vlmprune.report.plots import inline_svg
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
+_PAGE = Path(__file__).parent / "page.html.j2"
 _LONGEST = 60  # rows of a table that the page shows; the CSV file has all
 
 
@@ -34,7 +31,7 @@ def render(model: str, pictures: Sequence[Picture], done: Sequence[tuple[str, Fi
         for name, finding, _ in done
         if finding is not None
     ]
-    return _template().render(
+    return template(_PAGE).render(
         model=model,
         pictures=pictures,
         studies=studies,
@@ -43,14 +40,3 @@ def render(model: str, pictures: Sequence[Picture], done: Sequence[tuple[str, Fi
         version=vlmprune.__version__,
         missing=lambda cell: cell == "" or cell != cell,
     )
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("page.html.j2")

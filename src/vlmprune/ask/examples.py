@@ -139,7 +139,7 @@ def _ask(loaded: Loaded, sample: Sample, asked: Recipe | None) -> Reply:
         text = generate(model, processor, inputs, task.max_new_tokens)
         count = int((inputs["input_ids"] == model.config.image_token_id).sum())
         return Reply(VANILLA, text, _is_right(sample, text), (count, count), float(count))
-    session = vlmprune.prune(model, asked, text_tower=loaded.text_tower, tokenizer=processor)
+    session = loaded.session(asked)
     session.question = sample.question
     with session:
         text = generate(model, processor, inputs, task.max_new_tokens)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-import vlmprune
 from vlmprune.ask.media import open_media
 from vlmprune.bench.load import Loaded, load_model
 from vlmprune.bench.marks import recorded
@@ -214,9 +213,7 @@ class Asking:
     def _session(self, asked: Recipe | None) -> Any:
         if asked is None:
             return None
-        read: dict[str, Any] = {"text_tower": self.loaded.text_tower, "tokenizer": self.loaded.processor}
-        how: dict[str, Any] = {"positions": self.question.positions, "seed": self.question.seed}
-        session = vlmprune.prune(self.loaded.model, asked, **read, **how)
+        session = self.loaded.session(asked, self.question.positions, self.question.seed)
         session.question = self.question.text
         return session
 

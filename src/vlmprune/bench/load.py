@@ -19,7 +19,8 @@ from vlmprune.assets import CLIP, embedded_names, embedded_path, load_embedded
 from vlmprune.core.errors import Option, UserError
 
 if TYPE_CHECKING:
-    from vlmprune import TextTower
+    from vlmprune import Session, TextTower
+    from vlmprune.core.recipe import Recipe
 
 _WHOLE = 256 << 20  # bytes of weights up to which all of them are hashed
 _PIECE = 1 << 20
@@ -52,6 +53,15 @@ class Loaded:
     @property
     def attention(self) -> str:
         return str(self.model.config._attn_implementation)
+
+    def session(self, recipe: Recipe, positions: str | None = None, seed: int = 0) -> Session:
+        """A session of `vlmprune.prune` on this model, not yet open, with all that a method may read.
+
+        Raises:
+            UserError: the model cannot be pruned so.
+        """
+        read: dict[str, Any] = {"text_tower": self.text_tower, "tokenizer": self.processor}
+        return vlmprune.prune(self.model, recipe, positions=positions, seed=seed, **read)
 
 
 def load_model(name: str, device: str | None = None, text_tower: str | None = None, dtype: str | None = None) -> Loaded:

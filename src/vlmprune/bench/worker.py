@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-import vlmprune
 from vlmprune.bench.batch import Batch
 from vlmprune.bench.load import Loaded, library_versions, load_model, machine
 from vlmprune.bench.marks import code_of
@@ -234,14 +233,7 @@ class Worker:
         """An unopened session, or None for vanilla."""
         if variant.recipe is None:
             return None
-        return vlmprune.prune(
-            self.model,
-            variant.recipe,
-            positions=self.plan.positions,
-            seed=variant.seed or 0,
-            text_tower=self.loaded.text_tower,
-            tokenizer=self.processor,
-        )
+        return self.loaded.session(variant.recipe, self.plan.positions, variant.seed or 0)
 
 
 class Pool(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from vlmprune.cli.shell import typer
-from vlmprune.cli.words import DEVICE, MODEL, POSITION_IDS, TEXT_TOWER, quiet
+from vlmprune.cli.words import DEVICE, DTYPE, MODEL, POSITION_IDS, TEXT_TOWER, quiet
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.extras import check_packages
 
@@ -27,9 +27,7 @@ def demo(
     positions: Annotated[str | None, typer.Option(help=POSITION_IDS)] = None,
     seed: Annotated[int, typer.Option(help="Seed of methods that draw.")] = 0,
     device: Annotated[str | None, typer.Option(help=DEVICE)] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16. Default: the weights' own; float32 on a CPU.")
-    ] = None,
+    dtype: Annotated[str | None, typer.Option(help=DTYPE)] = None,
 ) -> None:
     """Open a web page on which methods can be tried: a photo, a question, and the answers side by side.
 

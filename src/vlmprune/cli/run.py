@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from vlmprune.cli.shell import typer
-from vlmprune.cli.words import DEVICE, FORCE, MODEL, POSITION_IDS, TEXT_TOWER, quiet
+from vlmprune.cli.words import DEVICE, DTYPE, FORCE, MODEL, POSITION_IDS, TEXT_TOWER, quiet
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.extras import check_packages
 
@@ -52,9 +52,7 @@ def run(
     positions: Annotated[str | None, typer.Option(help=POSITION_IDS)] = None,
     seed: Annotated[int, typer.Option(help="Seed of methods that draw.")] = 0,
     device: Annotated[str | None, typer.Option(help=DEVICE)] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16. Default: the weights' own; float32 on a CPU.")
-    ] = None,
+    dtype: Annotated[str | None, typer.Option(help=DTYPE)] = None,
     text_tower: Annotated[str | None, typer.Option(help=TEXT_TOWER)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The answers, tokens and times, as JSON.")] = False,
     force: Annotated[bool, typer.Option("--force", help=FORCE)] = False,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from vlmprune.cli.shell import typer
-from vlmprune.cli.words import DEVICE, FORCE, INTERRUPTED, MODEL, TEXT_TOWER, UNSOUND, quiet
+from vlmprune.cli.words import DEVICE, DTYPE, FORCE, INTERRUPTED, MODEL, TEXT_TOWER, UNSOUND, quiet
 from vlmprune.core.extras import check_packages
 
 
@@ -52,9 +52,7 @@ def tune(
     ] = Path("results-tune"),
     seed: Annotated[int, typer.Option(help="Seed of the questions' order and of methods that draw.")] = 0,
     device: Annotated[str | None, typer.Option(help=DEVICE)] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16. Default: the weights' own; float32 on a CPU.")
-    ] = None,
+    dtype: Annotated[str | None, typer.Option(help=DTYPE)] = None,
     text_tower: Annotated[str | None, typer.Option(help=TEXT_TOWER)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The figures, as JSON.")] = False,
     force: Annotated[bool, typer.Option("--force", help=FORCE)] = False,

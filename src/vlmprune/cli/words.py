@@ -13,6 +13,7 @@ JUDGE = "URL of a server with OpenAI's chat completions that scores judged tasks
 JUDGE_MODEL = "The judge's name on that server."
 POSITION_IDS = "Position ids: original or compact. Default: each method's own policy."
 DEVICE = "cpu, cuda, ... Default: a GPU, if there is one."
+DTYPE = "float32, bfloat16 or float16. Default: the weights' own; float32 on a CPU."
 FORCE = "Overwrite files that vlmprune did not write, and write into folders that hold such files."
 
 

@@ -74,8 +74,7 @@ class Desk:
         return True
 
     def _try(self, name: str) -> None:
-        read = {"text_tower": self.loaded.text_tower, "tokenizer": self.loaded.processor}
-        vlmprune.prune(self.loaded.model, at_share(name, _TRIED), positions=self.options.positions, **read)
+        self.loaded.session(at_share(name, _TRIED), self.options.positions)
 
     def results(
         self, image: Image.Image, question: str, methods: Sequence[str], keep: float, plain: Answer | None = None

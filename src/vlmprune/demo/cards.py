@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Sequence
-from functools import cache
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
@@ -16,15 +13,13 @@ from vlmprune.ask.run import Answer
 from vlmprune.core.errors import UserError
 from vlmprune.demo.asking import Result
 from vlmprune.demo.patches import patches_of
+from vlmprune.drawing.html import data_url, template
 from vlmprune.drawing.legend import legend
 from vlmprune.drawing.overlay import is_flip
 from vlmprune.drawing.patches import draw
 from vlmprune.drawing.sheet import fit
 from vlmprune.drawing.shown import shown_of
 from vlmprune.drawing.window import window_on
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 FOLDER = Path(__file__).parent
 _SIDE = 448  # pixels of a picture's longer side, about
@@ -49,14 +44,9 @@ def cards(
     shown = [one["shown"] for one in drawn if one["shown"] is not None]
     keys = [(data_url(key.swatch), key.text) for key in legend(shown)]
     notes = list(dict.fromkeys(note for one in results for note in one.notes))
-    return _template().render(cards=drawn, whole=whole, keys=keys, notes=notes, waiting=waiting, link=link, head=head)
-
-
-def data_url(image: Image.Image, form: str = "PNG") -> str:
-    """A picture inside a page, which needs no file on the server."""
-    file = BytesIO()
-    image.save(file, form, quality=90)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return template(FOLDER / "cards.html.j2").render(
+        cards=drawn, whole=whole, keys=keys, notes=notes, waiting=waiting, link=link, head=head
+    )
 
 
 def _card(
@@ -94,17 +84,3 @@ def _drawing(picture: Image.Image, image: Image.Image, processor: Any, one: Answ
     across, down = picture.width, picture.height
     seen = [window.left / across, window.top / down, window.right / across, window.bottom / down]
     return {"picture": data_url(drawn, "WEBP"), "shown": shown, "patches": json.dumps({**patches, "window": seen})}
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("cards.html.j2")

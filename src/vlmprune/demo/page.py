@@ -14,10 +14,11 @@ from PIL import Image
 from vlmprune.ask.run import Answer
 from vlmprune.core.errors import UserError
 from vlmprune.demo.asking import Desk, Result
-from vlmprune.demo.cards import FOLDER, cards, data_url
+from vlmprune.demo.cards import FOLDER, cards
 from vlmprune.demo.samples import Sample
 from vlmprune.demo.settings import MOST_METHODS, Settings, read_query
 from vlmprune.demo.uploads import take_upload
+from vlmprune.drawing.html import data_url
 from vlmprune.drawing.sheet import fit
 
 KEEP_FOR = 3600  # seconds that a photo stays in memory after its visitor has left

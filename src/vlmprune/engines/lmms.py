@@ -19,7 +19,6 @@ from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 
-import vlmprune
 from vlmprune.bench.load import Loaded, library_versions, load_model
 from vlmprune.bench.marks import code_of, recorded
 from vlmprune.bench.protocol import generation_kwargs
@@ -112,15 +111,7 @@ class PrunedModel(lmms):
     def _session(self) -> Any:
         if self.recipe is None:
             return None
-        loaded = self.loaded
-        return vlmprune.prune(
-            loaded.model,
-            self.recipe,
-            positions=self.positions,
-            seed=self.seed,
-            text_tower=loaded.text_tower,
-            tokenizer=loaded.processor,
-        )
+        return self.loaded.session(self.recipe, self.positions, self.seed)
 
     def generate_until(self, requests: Sequence[Any]) -> list[Any]:
         """The replies, in the order of the requests. Like lmms-eval's own models, it does not stop at `until`."""

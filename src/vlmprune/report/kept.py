@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from vlmprune.ask.scenes import Cut, Example, Reply, load_examples, picture
 from vlmprune.bench.store import VANILLA
 from vlmprune.bench.table import Row, Table
 from vlmprune.core.view import Grid
+from vlmprune.drawing.html import data_url
 from vlmprune.drawing.patches import draw
 from vlmprune.drawing.shown import Shown
 from vlmprune.report.tables import Block, row_name
@@ -69,8 +67,8 @@ def scenes(folder: Path, model: str, table: Table, parts: Sequence[Block]) -> li
                 id=f"{model}-s{index + 1}",
                 example=example,
                 vanilla=example.replies[VANILLA],
-                colour=_data_uri(image),
-                faded=_data_uri(nothing.convert("L")),
+                colour=data_url(image),
+                faded=data_url(nothing.convert("L")),
                 groups=[(title, cards) for title, cards in groups if cards],
             )
         )
@@ -106,12 +104,6 @@ def _card(example: Example, name: str, reply: Reply) -> Card:
     else:
         place = f"before layer {cut.layer}" if cut.layer else "before the LLM"
     return Card(name, reply, transform, path, place)
-
-
-def _data_uri(image: Image.Image) -> str:
-    out = io.BytesIO()
-    image.save(out, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 def change(reply: Reply, vanilla: Reply) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlmprune.bench.store import Result
 from vlmprune.bench.table import Cell, Row, Table
+from vlmprune.drawing.html import template
 from vlmprune.drawing.sheet import shorten
 from vlmprune.report import agreement_text, glance
 from vlmprune.report import tables as shown
@@ -26,9 +27,7 @@ from vlmprune.report.thumbs import thumbs
 from vlmprune.report.verdict import WORDS as VERDICT_WORDS
 from vlmprune.report.verdict import Means, means_of, sentences
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
+_PAGE = Path(__file__).parent / "page.html.j2"
 FLIPS_SHOWN = 12
 _LONGEST_REPLY = 160
 _SIZES = {"broad": (760.0, 450.0), "narrow": (360.0, 400.0)}  # pixels of the first plot: on a screen, on a phone
@@ -53,7 +52,7 @@ def render(
         for number, (table, found) in enumerate(compared)
     ]
     tables = [table for table, _ in compared]
-    return _template().render(
+    return template(_PAGE).render(
         models=models,
         facts=_facts(tables),
         notes=shown.facts(tables),
@@ -71,17 +70,6 @@ def render(
         id_of=id,
         share=_share,
     )
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("page.html.j2")
 
 
 def _model(folder: Path, number: int, table: Table, found: Sequence[Flips], style: dict[str, Style]) -> dict[str, Any]:

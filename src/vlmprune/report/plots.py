@@ -148,6 +148,11 @@ def _draw_task(plot: Axes, table: Table, task: str, axis: str, style: dict[str, 
     plot.text(0, 1.015, about, transform=plot.transAxes, fontsize=7.5, color=FAINT, va="bottom")
     plot.set_ylim(-3, 105)
     plot.set_xlim(0, 1.1 * max((_tokens(row, axis) for row, _ in pruned or cells), default=1.0))
+    quiet(plot)
+
+
+def quiet(plot: Axes) -> None:
+    """Nothing that is not data, but for a faint grid."""
     plot.grid(color=LINE, linewidth=0.6)
     plot.set_axisbelow(True)
     plot.tick_params(colors=FAINT, labelsize=8, length=0)

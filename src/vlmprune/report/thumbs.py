@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from PIL import Image
-
 from vlmprune.bench.redrawn import redrawn
 from vlmprune.bench.table import Table
+from vlmprune.drawing.html import data_url
 from vlmprune.report.flips import Flip
 
 _SIDE, _COLORS = 80, 32
@@ -47,12 +44,6 @@ def thumbs(table: Table, shown: Iterable[Flip], name: str) -> Mapping[tuple[str,
         for id_, picture in redrawn(result, questions).items():
             small = picture.convert("RGB")
             small.thumbnail((_SIDE, _SIDE))
-            uri = _uri(small)
+            uri = data_url(small.quantize(_COLORS))
             found[task, id_] = by_uri.setdefault(uri, Thumb(f"{name}-t{len(by_uri) + 1}", small.size, uri))
     return found
-
-
-def _uri(image: Image.Image) -> str:
-    out = io.BytesIO()
-    image.quantize(_COLORS).save(out, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-import vlmprune
 from vlmprune.core.budget import ByAge
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.recipe import Recipe
@@ -98,8 +97,7 @@ class Serving:
                 for stage in asked.stages
             )
         )
-        read: dict[str, Any] = {"text_tower": self.loaded.text_tower, "tokenizer": self.processor}
-        session = vlmprune.prune(self.model, asked, positions=self.positions, seed=self.seed, **read)
+        session = self.loaded.session(asked, self.positions, self.seed)
         session.question = wanted.query or question or None
         return session
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import vlmprune
 from vlmprune.bench.load import Loaded
 from vlmprune.bench.plan import Variant, variants_of
 from vlmprune.bench.store import VANILLA
@@ -38,11 +37,10 @@ def fitting(variants: Sequence[Variant], loaded: Loaded) -> tuple[list[Variant],
         UserError: it takes none.
     """
     taken, refused = [], dict[str, str]()
-    read = {"text_tower": loaded.text_tower, "tokenizer": loaded.processor}
     for variant in variants:
         try:
             if variant.recipe is not None:
-                vlmprune.prune(loaded.model, variant.recipe, **read)  # a session that is not opened changes nothing
+                loaded.session(variant.recipe)  # a session that is not opened changes nothing
         except UserError as error:
             refused.setdefault(variant.method, str(error).rstrip("."))
         else:
