@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vlmprune.analyze.coco import coco_masks
-from vlmprune.ask.media import open_image, pictures_in
+from vlmprune.ask.media import open_image, pictures_of
 from vlmprune.assets import world
 from vlmprune.core.errors import Option, UserError
 
@@ -62,12 +62,7 @@ def in_folder(folder: Path, limit: int) -> list[Picture]:
     Raises:
         UserError: there is no such folder, it holds no picture, or one cannot be read.
     """
-    if not folder.is_dir():
-        raise UserError(Option("images", str(folder)), " is not a folder: give one that holds pictures.")
-    found = pictures_in(folder)
-    if not found:
-        raise UserError(Option("images", str(folder)), " holds no pictures: give a folder with PNG or JPEG files.")
-    return [Picture(path.name, open_image(path)) for path in found[:limit]]
+    return [Picture(path.name, open_image(path)) for path in pictures_of(folder)[:limit]]
 
 
 def of_coco(annotations: Path, folder: Path, limit: int) -> list[Picture]:

@@ -76,6 +76,19 @@ def pictures_in(path: Path) -> list[Path]:
     return sorted((one for one in path.iterdir() if one.suffix.lower() in _PICTURES), key=_counted)
 
 
+def pictures_of(folder: Path) -> list[Path]:
+    """The pictures of the folder that --images names, in the same order.
+
+    Raises:
+        UserError: it is not a folder, or holds none.
+    """
+    if not folder.is_dir():
+        raise UserError(Option("images", str(folder)), " is not a folder: give the folder that holds your pictures.")
+    if not (found := pictures_in(folder)):
+        raise UserError(Option("images", str(folder)), " holds no pictures: give a folder with PNG or JPEG files.")
+    return found
+
+
 def _counted(path: Path) -> list[tuple[int, str]]:
     """A name as a key that counts its numbers."""
     parts = re.split(r"(\d+)", path.name.lower())

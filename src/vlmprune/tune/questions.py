@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlmprune.ask.media import open_image, pictures_in
+from vlmprune.ask.media import open_image, pictures_of
 from vlmprune.core.errors import Option, UserError
 from vlmprune.data.rows import LINE, PROBLEM, READERS, Row, read_rows
 from vlmprune.data.sample import Sample
@@ -59,7 +59,7 @@ def questions_of(images: Path, questions: Path | None, limit: int, seed: int = 0
     """
     if limit < 1:
         raise UserError(Option("limit", limit), " must be at least 1.")
-    pictures = _pictures(images)
+    pictures = pictures_of(images)
     pairs = list(product(pictures, [DESCRIBE])) if questions is None else _pairs(pictures, images, questions)
     random.Random(seed).shuffle(pairs)
     chosen = pairs[:limit]
@@ -70,14 +70,6 @@ def questions_of(images: Path, questions: Path | None, limit: int, seed: int = 0
         for number, (picture, question) in enumerate(chosen)
     )
     return TuneTask(name="tune", dimension="", summary="a user's pictures", metric=ACCURACY, chance=0.0, asked=asked)
-
-
-def _pictures(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise UserError(Option("images", str(folder)), " is not a folder: give the folder that holds your pictures.")
-    if not (found := pictures_in(folder)):
-        raise UserError(f"The folder {str(folder)!r} holds no pictures.")
-    return found
 
 
 def _pairs(pictures: list[Path], folder: Path, file: Path) -> list[tuple[Path, str]]:
