@@ -194,12 +194,14 @@ def families() -> str:
     for keys in variants().values():
         for modality, key in keys.items():
             tested.setdefault(TINY[key].name, []).append(MODALITIES[modality])
+    since = {family.name: family.since for family in TINY.values()}
     rows = []
     for name, target in FAMILIES.items():
         path = target.partition(":")[0].replace(".", "/")
         link = f"[`{path.rpartition('/')[2]}.py`](../src/{path}.py)"
-        rows.append([f"`{name}`", summary(target), ", ".join(dict.fromkeys(tested[name])), link])
-    return table(["model_type", "what is particular", "tested with", "adapter"], rows)
+        first = ".".join(map(str, since[name]))
+        rows.append([f"`{name}`", summary(target), ", ".join(dict.fromkeys(tested[name])), first, link])
+    return table(["model_type", "what is particular", "tested with", "from transformers", "adapter"], rows)
 
 
 def anatomy() -> str:
