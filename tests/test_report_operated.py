@@ -84,6 +84,17 @@ def test_every_row_keeps_its_own_figures_when_sorted(visit: Visit) -> None:
         assert sorted(rows.all_inner_texts()) == before
 
 
+@pytest.mark.parametrize("width", [DESK["width"], 700, PHONE["width"]])
+def test_what_a_link_goes_to_is_not_under_the_bar_of_links(width: int, visit: Visit) -> None:
+    page = visit({"width": width, "height": 700}, reduced_motion="reduce").page
+    page.add_style_tag(content="html { scroll-behavior: auto !important; }")
+    for link in page.locator("nav a[href^='#']").all():
+        link.click()
+        target = page.locator(link.get_attribute("href"))
+        top, under = (one.bounding_box() for one in (target, page.locator("nav")))
+        assert top["y"] >= under["y"] + under["height"], link.inner_text()
+
+
 def test_a_legend_entry_hides_its_method_in_every_plot(visit: Visit) -> None:
     page = visit().page
     entry = page.locator("[data-toggle]:has-text('divprune')").first

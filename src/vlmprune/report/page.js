@@ -102,6 +102,12 @@ for (const form of every("[data-filters]")) {
   form.addEventListener("submit", event => event.preventDefault());
 }
 
+// What a link goes to stands below the bar of links, however many lines that has.
+const bar = document.querySelector("nav");
+const below = () => { document.documentElement.style.scrollPaddingTop = `${bar.offsetHeight + 12}px`; };
+addEventListener("resize", below);
+below();
+
 // Paper shows what is folded away.
 let opened = [];
 addEventListener("beforeprint", () => {
