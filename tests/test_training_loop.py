@@ -25,7 +25,8 @@ TINY = (
         mixes=((0, {"color": 2.0, "mcq": 1.0}),),
         hints=((0, 0.5),),
         feature_factor=0.5,
-        cut_share=0.5,
+        cut_share=0.4,
+        late_share=0.5,
     ),
 )
 
@@ -37,6 +38,7 @@ def arguments(folder: Path) -> argparse.Namespace:
         seed=0,
         start=None,
         stage=None,
+        layers=None,
         threads=1,
         no_compile=True,
         no_autocast=True,
@@ -102,3 +104,26 @@ def test_a_run_goes_on_from_a_model_with_fewer_words_and_layers(
     with torch.no_grad():
         expected, found = old.eval()(input_ids=ids).logits, model(input_ids=ids).logits
     torch.testing.assert_close(found[..., : len(fewer)], expected, atol=2e-3, rtol=0)  # through float16
+
+
+def test_a_run_goes_on_with_the_decoder_layers_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old layers first and new ones behind them say what the old model says; a wrong number of layers is told."""
+    monkeypatch.setattr(backend_llava, "DECODER_LAYERS", 4)
+    backend = backend_llava.LlavaBackend()
+    words = word_ids(backend)
+    old = backend.build(len(words))
+    for layer in (0, 1):  # layers that add nothing, to be left out
+        for part in (
+            old.model.language_model.layers[layer].self_attn.o_proj,
+            old.model.language_model.layers[layer].mlp.down_proj,
+        ):
+            part.weight.data.zero_()
+    backend.export(old, tokenizer.build_tokenizer(backend, **backend.token_names), tmp_path)
+    model = backend.build(len(words)).eval()
+    load_start(model, tmp_path, words, train.origins("2,3,new,new"))
+    ids = torch.tensor([[2, 5, 20, 30, 6]])
+    with torch.no_grad():
+        expected, found = old.eval()(input_ids=ids).logits, model(input_ids=ids).logits
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)  # through float16
+    with pytest.raises(SystemExit, match="names 2 layers; the decoder has 4"):
+        load_start(model, tmp_path, words, [0, 1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.cuts import Kept
+from training.cuts import Kept, Late
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ class Backend(Protocol):
     cls_width: int | None  # width of Forward.cls, None when the family has no CLS token
     contrast_width: int  # width of what `contrast` pools
     token_names: dict[str, str]  # the tokenizer's named special tokens besides padding, unknown and end
+    layers: int  # of the decoder
     places_features: bool  # the projector's output can know its place (the tower has absolute positions)
 
     def build(self, words: int) -> nn.Module:
@@ -96,12 +96,13 @@ class Backend(Protocol):
         ids: Tensor,
         segment: Tensor,
         offset: Tensor,
-        cut: Callable[[Tensor], Kept] | None = None,
+        kept: Kept | None = None,
+        late: Late | None = None,
     ) -> Forward:
         """Images and packed questions; equal to the Hugging Face forward of each question alone.
 
-        A row of B has as many pictures as there are for it, side by side in `pixels`. `cut` chooses, from the features
-        [pictures, slots, hidden], the visual tokens that the decoder gets.
+        A row of B has as many pictures as there are for it, side by side in `pixels`. `kept` are the visual tokens that
+        the decoder gets of each picture, `late` those that leave it on the way (where a row has one picture).
         """
 
     def forward_text(self, model: nn.Module, ids: Tensor, segment: Tensor, offset: Tensor) -> Tensor:
@@ -112,9 +113,10 @@ class Backend(Protocol):
 
     def contrast(
         self, model: nn.Module, before: nn.Module, pixels: Tensor, constants: Any
-    ) -> tuple[list[Tensor], Tensor]:
-        """What the layers that methods read collect, each [B, contrast_width], and how far the patches have moved
-        from where the tower `before` has them (relative mean square)."""
+    ) -> tuple[list[Tensor], Tensor | None, Tensor]:
+        """What the layers that methods read collect, each [B, contrast_width]; the patches that methods compare with
+        text, [B, patches, contrast_width]; and how far the patches have moved from where the tower `before` has them
+        (relative mean square)."""
 
     def processor(self, tokenizer: Any) -> Any:
         """The Hugging Face processor, chat template included."""

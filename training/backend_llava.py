@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,14 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from training.backend import Forward
-from training.cuts import Kept
+from training.cuts import Kept, Late
 from training.decoder import decode, rotary
 
 SIDE, PATCH = 112, 8
 GRID = SIDE // PATCH
 HIDDEN = 128
 DECODER_LAYERS = 8
-NAMING_LAYER = 5  # the decoder layer after which words that name an object should know it
+NAMING_LAYER = 2  # the decoder layer after which words that name an object should know it
 CHAT_TEMPLATE = (
     "{{ '<s>' }}"
     "{% for message in messages %}"
@@ -56,6 +55,7 @@ class LlavaBackend:
     cls_width: int | None = HIDDEN
     token_names = {"bos_token": "<s>", "image_token": "<image>"}
     contrast_width = HIDDEN
+    layers = DECODER_LAYERS
     places_features = True
     prefix_words = ("<s>", "USER:")
 
@@ -135,11 +135,12 @@ class LlavaBackend:
         ids: Tensor,
         segment: Tensor,
         offset: Tensor,
-        cut: Callable[[Tensor], Kept] | None = None,
+        kept: Kept | None = None,
+        late: Late | None = None,
     ) -> Forward:
         features, cls = self.features(model, pixels, constants)
-        kept = cut(features).of_rows(len(ids), features.shape[1]) if cut else None
-        logits, early = self._read(model, features.reshape(len(ids), -1, HIDDEN), ids, segment, offset, kept)
+        kept = kept.of_rows(len(ids), features.shape[1]) if kept else None
+        logits, early = self._read(model, features.reshape(len(ids), -1, HIDDEN), ids, segment, offset, kept, late)
         return Forward(features, logits, cls, features, early)
 
     def forward_text(self, model: nn.Module, ids: Tensor, segment: Tensor, offset: Tensor) -> Tensor:
@@ -154,6 +155,7 @@ class LlavaBackend:
         segment: Tensor,
         offset: Tensor,
         kept: Kept | None = None,
+        late: Late | None = None,
     ) -> tuple[Tensor, Tensor]:
         text_model = model.model.language_model
         config = model.config.text_config
@@ -183,6 +185,7 @@ class LlavaBackend:
             cos,
             sin,
             early=NAMING_LAYER,
+            late=late and Late(late.layer, functional.pad(late.dropped, (len(start), 0))),
         )
         return functional.linear(states, table), early
 
@@ -192,7 +195,7 @@ class LlavaBackend:
 
     def contrast(
         self, model: nn.Module, before: nn.Module, pixels: Tensor, constants: None
-    ) -> tuple[list[Tensor], Tensor]:
+    ) -> tuple[list[Tensor], Tensor | None, Tensor]:
         """The CLS token after the layer whose patches the decoder gets, and after the last, which is CLIP's own; then
         what each head of that layer collects for it: of two heads, one would otherwise rest on the ground."""
         tower = _tower(model)
@@ -207,7 +210,7 @@ class LlavaBackend:
         output = _encoder_layer(last, hidden[:, :1], hidden)
         change = (hidden[:, 1:] - old).pow(2).mean() / old.var()
         pooled = [_layer_norm(tower.post_layernorm, rows[:, 0]) for rows in (hidden, output)]
-        return pooled + list(collected.unbind(1)), change
+        return pooled + list(collected.unbind(1)), _layer_norm(tower.post_layernorm, hidden[:, 1:]), change
 
     def processor(self, tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
         images = CLIPImageProcessorPil(

@@ -10,7 +10,6 @@ Shapes: B images, P patches an image, S = P / 4 visual slots, F = 3 tokens befor
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLFo
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from training.backend import Forward
-from training.cuts import Kept
+from training.cuts import Kept, Late
 from training.decoder import attend, decode, rms_norm, rotary, rotate
 from vlmprune.models.processors import ImageOnlyQwenProcessor
 
@@ -34,8 +33,8 @@ WINDOW = 4  # slots a window side
 WINDOWS = 12  # windows that every grid is padded to, so that all of them run through one compiled graph
 SIZES = ((120, 120), (160, 90), (90, 160))  # (width, height) of the training images; 144 slots each
 DECODER_LAYERS = 8
-PLACE_LAYER = 4  # the decoder layer after which visual tokens should know their place
-NAMING_LAYER = 5  # the one after which words that name an object should know it
+PLACE_LAYER = 1  # the decoder layer after which visual tokens should know their place
+NAMING_LAYER = 2  # the one after which words that name an object should know it
 IMAGE_MEAN = (0.5, 0.5, 0.5)
 IMAGE_STD = (0.5, 0.5, 0.5)
 SPECIALS = (
@@ -268,6 +267,7 @@ class QwenBackend:
         "video_token": "<|video_pad|>",
     }
     contrast_width = 128
+    layers = DECODER_LAYERS
     places_features = False  # rotary positions are relative: the tower cannot know them, the decoder can
 
     def build(self, words: int) -> Qwen2_5_VLForConditionalGeneration:
@@ -309,11 +309,11 @@ class QwenBackend:
         ids: Tensor,
         segment: Tensor,
         offset: Tensor,
-        cut: Callable[[Tensor], Kept] | None = None,
+        kept: Kept | None = None,
+        late: Late | None = None,
     ) -> Forward:
         features, _ = self.features(model, pixels, constants)
         table = self.embedding(model)
-        kept = cut(features) if cut else None
         shared = [table[torch.tensor(_HEAD[:-1], device=ids.device)].expand(len(ids), -1, -1)]
         positions = [constants.positions[:, : len(_HEAD) - 1].expand(len(ids), -1, -1)]
         pictures = len(features) // len(ids)
@@ -329,7 +329,9 @@ class QwenBackend:
             ends = table[torch.tensor([_HEAD[-1], _ID["<|vision_end|>"]], device=ids.device)].expand(len(ids), -1, -1)
             shared += [ends[:, :1], shown, ends[:, 1:]]
             positions.append(places - places[:, :, :1] + positions[-1][:, :, -1:] + 1)
-        logits, tapped, early = self._read(model, torch.cat(shared, 1), torch.cat(positions, 2), ids, segment, offset)
+        logits, tapped, early = self._read(
+            model, torch.cat(shared, 1), torch.cat(positions, 2), ids, segment, offset, late
+        )
         return Forward(features, logits, None, tapped[:, len(_HEAD) : -1], early)
 
     def forward_text(self, model: nn.Module, ids: Tensor, segment: Tensor, offset: Tensor) -> Tensor:
@@ -346,6 +348,7 @@ class QwenBackend:
         ids: Tensor,
         segment: Tensor,
         offset: Tensor,
+        late: Late | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of the packed text behind `shared` embeddings, whose positions are [B, 3, prefix]; the shared states
         after `PLACE_LAYER`; the text's after `NAMING_LAYER`."""
@@ -362,6 +365,7 @@ class QwenBackend:
             *rope_table(config, torch.cat((positions, after), dim=2)),
             PLACE_LAYER,
             NAMING_LAYER,
+            late and Late(late.layer, functional.pad(late.dropped, (len(_HEAD), 1))),
         )
         table = text_model.embed_tokens.weight
         return functional.linear(states, table), tapped, early
@@ -371,7 +375,7 @@ class QwenBackend:
 
     def contrast(
         self, model: nn.Module, before: nn.Module, pixels: Tensor, constants: Grid
-    ) -> tuple[list[Tensor], Tensor]:
+    ) -> tuple[list[Tensor], Tensor | None, Tensor]:
         """The mean of what the last block's attention adds: each patch's value, by the attention that it receives."""
         visual = self.tower(model)
         last = len(visual.blocks) - 1
@@ -382,7 +386,7 @@ class QwenBackend:
             old = _merge(before, _block(before, last, hidden, constants)[0], constants)
         hidden, collected = _block(visual, last, hidden, constants)
         change = (_merge(visual, hidden, constants) - old).pow(2).mean() / old.var()
-        return [collected.float().mean(1)], change
+        return [collected.float().mean(1)], None, change
 
     def processor(self, tokenizer: PreTrainedTokenizerFast) -> ImageOnlyQwenProcessor:
         images = Qwen2VLImageProcessorPil(

@@ -23,6 +23,7 @@ from vlmprune.runtime.text_tower import SIGN
 
 CHANGE_WEIGHT = 4.0  # of the change of the patches, beside the contrastive loss
 SHIPPED = 2
+BEST = 8  # patches
 WIDTH, LAYERS, LONGEST = 128, 2, 77
 _QUESTION_SHARE = 0.3  # of the captions begin with a question about the scene
 _ASKED = ("color", "shape", "position", "size")
@@ -78,11 +79,12 @@ class Contrast(nn.Module):
         self.collected_projection = nn.Linear(width, WIDTH, bias=False)  # training only
         self.logit_scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
 
-    def forward(self, pooled: list[Tensor], captions: list[str]) -> tuple[Tensor, Tensor]:
+    def forward(self, pooled: list[Tensor], patches: Tensor | None, captions: list[str]) -> tuple[Tensor, Tensor]:
         """The mean contrastive loss, and the share of pictures that find their caption.
 
         Args:
             pooled: each [B, width]; the first SHIPPED ones share the projection that is shipped.
+            patches: [B, patches, width] or None; a picture is as near to a caption as its BEST nearest patches are.
         """
         rows = [[self.start, *encode(text, self.ids)[: LONGEST - 2], self.end] for text in captions]
         longest = max(map(len, rows))
@@ -91,14 +93,27 @@ class Contrast(nn.Module):
         states = self.text_model(input_ids=ids).last_hidden_state[torch.arange(len(rows)), ends]
         text = functional.normalize(self.text_projection(states).float(), dim=-1)
         own = torch.arange(len(rows), device=ids.device)
-        losses, hits = [], []
+        found = []
         for number, states in enumerate(pooled):
             project = self.visual_projection if number < SHIPPED else self.collected_projection
-            image = functional.normalize(project(states).float(), dim=-1)
-            logits = self.logit_scale.clamp(max=np.log(100)).exp() * image @ text.T
+            found.append(functional.normalize(project(states).float(), dim=-1) @ text.T)
+        if patches is not None:
+            near = functional.normalize(self.visual_projection(patches).float(), dim=-1) @ text.T
+            found.append(near.topk(BEST, dim=1).values.mean(1))
+        losses, hits = [], []
+        for cosines in found:
+            logits = self.logit_scale.clamp(max=np.log(100)).exp() * cosines
             losses.append((functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2)
             hits.append((logits.argmax(1) == own).float().mean())
         return torch.stack(losses).mean(), torch.stack(hits).mean().detach()
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Go on from an exported text tower, whose words are the first of ours."""
+        clip = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        for name in ("text_model", "text_projection", "visual_projection"):
+            getattr(self, name).load_state_dict(getattr(clip, name).state_dict())
+        self.logit_scale.copy_(clip.logit_scale)
 
     def export(self, tower: nn.Module, vision: Any, folder: Path) -> None:
         """Write the CLIP model with this text tower and the VLM's vision tower, float16, and its tokenizer."""

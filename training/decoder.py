@@ -10,6 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from training.cuts import Late
+
+_GONE = -1e4  # added to the scores of keys that have left
+
 
 def text_bias(segment: Tensor, prefix: int) -> Tensor:
     """Additive mask [B, 1, T, prefix + T] for text queries: 0 where a token is seen, -inf elsewhere."""
@@ -54,6 +58,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
     return weights.to(value.dtype) @ value
 
 
+def _without(bias: Tensor, hide: Tensor | None) -> Tensor:
+    """The mask of the text rows without the prefix tokens that have left."""
+    return bias if hide is None else bias + nn.functional.pad(hide, (0, bias.shape[-1] - hide.shape[-1]))
+
+
 def decode(
     layers: nn.ModuleList,
     norm: nn.Module,
@@ -66,6 +75,7 @@ def decode(
     sin: Tensor,
     tap: int = 0,
     early: int = 0,
+    late: Late | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Final hidden states of the text rows, those of the prefix after layer `tap`, of the text after `early`.
 
@@ -76,6 +86,7 @@ def decode(
         segment: [B, T], see `TextBatch`.
         cos, sin: [B or 1, prefix + T, d / heads] rotary tables.
         tap, early: numbers of layers before the last.
+        late: tokens of the prefix that leave on the way, see `Late`; `dropped` is [B, prefix].
 
     Returns:
         [B, T, d], [B, prefix, d] and [B, T, d], float32; the first and the last went through the final norm.
@@ -84,10 +95,12 @@ def decode(
     cos, sin = cos[:, None], sin[:, None]
     after, before = text_bias(segment, prefix), prefix_bias(prefix, hidden.device)
     tapped = hidden[:, :prefix]
+    gone = None if late is None else late.dropped[:, None, None].float() * _GONE
     for number, layer in enumerate(layers):
         last = number == len(layers) - 1
         attention = layer.self_attn
         normed = rms_norm(layer.input_layernorm, hidden)
+        hide = None if late is None else gone * (late.layer <= number)
         asking = normed[:, prefix:] if last else normed
 
         def split(states: Tensor, count: int) -> Tensor:
@@ -101,12 +114,17 @@ def decode(
             value = value.repeat_interleave(heads // kv_heads, dim=1)
         if last:
             query = rotate(query, cos[:, :, prefix:], sin[:, :, prefix:])
-            mixed = attend(query, key, value, after)
+            mixed = attend(query, key, value, _without(after, hide))
             hidden = hidden[:, prefix:]
         else:
             query = rotate(query, cos, sin)
-            ahead = attend(query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], before)
-            mixed = torch.cat((ahead, attend(query[:, :, prefix:], key, value, after)), dim=2)
+            ahead = attend(
+                query[:, :, :prefix],
+                key[:, :, :prefix],
+                value[:, :, :prefix],
+                before if hide is None else before + hide,
+            )
+            mixed = torch.cat((ahead, attend(query[:, :, prefix:], key, value, _without(after, hide))), dim=2)
         hidden = hidden + attention.o_proj(mixed.transpose(1, 2).reshape(batch, -1, width))
         normed = rms_norm(layer.post_attention_layernorm, hidden)
         gate, up = layer.mlp.gate_proj(normed), layer.mlp.up_proj(normed)

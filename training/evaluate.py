@@ -1,8 +1,8 @@
 """Held-out accuracy of an embedded model: python -m training.evaluate --model llava.
 
-Scenes come from another random stream than training's, off the lattice, with held-out photographs behind a quarter of
-them; questions in mixed wordings. Every question is scored teacher-forced and packed (right when each token of its
-answer is the arg-max, which is what greedy decoding would have said); a sample also goes through `generate`.
+Pictures are those of `training.held_out`, questions in mixed wordings. Every question is scored teacher-forced and
+packed (right when each token of its answer is the arg-max, which is what greedy decoding would have said; a box at an
+intersection over union of 0.5, each digit behind the true ones); a sample also goes through `generate`.
 """
 
 from __future__ import annotations
@@ -16,61 +16,37 @@ import numpy as np
 import torch
 
 from training.backend import Backend, get_backend
-from training.packing import pack
-from training.recipes import TEXT_LENGTH
+from training.held_out import BOXES, KINDS, answered, draw_case
 from training.tokenizer import word_ids
-from training.train import ROOT, verdicts
+from training.train import ROOT
 from vlmprune.assets import load_embedded
-from vlmprune.assets.questions import BENCHMARK_TASKS, CHANCE, Question, ask_all, normalise_answer
-from vlmprune.assets.world import Scene, draw_scene
+from vlmprune.assets.questions import BENCHMARK_TASKS, CHANCE, Question, normalise_answer
 from vlmprune.core.errors import UserError
 from vlmprune.core.outputs import check_file
-from vlmprune.tasks import learnt_tasks
 
-HELD_OUT_STREAM = 20_000_003  # no training seed is this large
-ASKED = tuple(kind for task in learnt_tasks() for kind in BENCHMARK_TASKS[task])
 MARGIN = 0.10  # a task nearer than this to chance says nothing, and is left out of averages
-_BATCH = 16
+_OTHERS = 3  # a third as many pages, screenshots and pairs as scenes
 
 
-def held_out_scene(index: int, size: tuple[int, int]) -> tuple[Scene, list[Question]]:
-    """A test scene and its questions."""
-    rng = np.random.default_rng((HELD_OUT_STREAM, index))
-    scene = draw_scene(rng, size, photos="held_out")
-    return scene, ask_all(scene, rng, ASKED)
-
-
-def packed_answers(model: Any, backend: Backend, images: int) -> list[tuple[Question, bool]]:
-    """Every question of `images` scenes and whether it was answered right."""
-    ids = word_ids(backend)
-    results: list[tuple[Question, bool]] = []
-    for number, size in enumerate(backend.sizes):
-        constants = backend.constants(size, torch.device("cpu"))
-        cases = [held_out_scene(k, size) for k in range(number, images, len(backend.sizes))]
-        for start in range(0, len(cases), _BATCH):
-            chunk = cases[start : start + _BATCH]
-            pixels = backend.pixels(np.stack([scene.image for scene, _ in chunk]))
-            batch, kept = pack([questions for _, questions in chunk], 2 * TEXT_LENGTH, backend, ids)
-            with torch.no_grad():
-                out = backend.forward(model, pixels, constants, batch.ids, batch.segment, batch.offset)
-            if sum(map(len, kept)) != sum(len(questions) for _, questions in chunk):
-                raise RuntimeError("Some questions did not fit their row.")
-            for questions, row in zip(kept, verdicts(batch, kept, out.logits.argmax(-1)), strict=True):
-                results += zip(questions, row, strict=True)
-    return results
+def all_answers(model: Any, backend: Backend, images: int) -> list[tuple[Question, bool]]:
+    """Every question about `images` scenes and the other kinds, and whether it was answered right."""
+    counts = {kind: images if kind == "scene" else -(-images // _OTHERS) for kind in KINDS}
+    return [result for kind, count in counts.items() for result in answered(model, backend, kind, count)]
 
 
 def generated_answers(model: Any, processor: Any, sizes: tuple[tuple[int, int], ...], images: int) -> tuple[int, int]:
-    """How many questions `generate` answers exactly right, and how many it was asked."""
+    """How many questions about scenes `generate` answers exactly right, and how many it was asked; boxes are not."""
     right = asked = 0
     for index in range(images):
-        scene, questions = held_out_scene(index, sizes[index % len(sizes)])
-        for question in questions:
+        case = draw_case("scene", index, sizes[index % len(sizes)])
+        for question in case.questions:
+            if question.task in BOXES:
+                continue
             content = [{"type": "image"}, {"type": "text", "text": question.text}]
             prompt = processor.apply_chat_template(
                 [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
             )
-            inputs = processor(images=scene.image, text=prompt, return_tensors="pt")
+            inputs = processor(images=case.pictures[0].image, text=prompt, return_tensors="pt")
             with torch.no_grad():
                 output = model.generate(**inputs, max_new_tokens=12, do_sample=False)
             reply = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -82,14 +58,15 @@ def generated_answers(model: Any, processor: Any, sizes: tuple[tuple[int, int], 
 def summarise(results: list[tuple[Question, bool]]) -> dict[str, Any]:
     """Accuracy by task type and by benchmark task, with counts and chance levels."""
     types: dict[str, dict[str, Any]] = {}
-    for task in ASKED:
+    for task in dict.fromkeys(question.task for question, _ in results):
         hits = [hit for question, hit in results if question.task == task]
         accuracy = float(np.mean(hits))
         types[task] = {"n": len(hits), "accuracy": round(accuracy, 4), "chance": round(CHANCE[task], 4)}
         types[task]["left_out_of_averages"] = accuracy < CHANCE[task] + MARGIN
     benchmark: dict[str, dict[str, Any]] = {}
-    for name in learnt_tasks():
-        tasks = BENCHMARK_TASKS[name]
+    for name, tasks in BENCHMARK_TASKS.items():
+        if not any(task in types for task in tasks):
+            continue
         hits = [hit for question, hit in results if question.task in tasks]
         chance = float(np.mean([CHANCE[question.task] for question, _ in results if question.task in tasks]))
         accuracy = float(np.mean(hits))
@@ -151,13 +128,13 @@ def main() -> None:
     if args.checkpoint:
         model = backend.build(len(word_ids(backend)))
         model.load_state_dict(torch.load(args.checkpoint, weights_only=False)["parts"][0])
-        print(json.dumps(summarise(packed_answers(model.eval(), backend, args.images)), indent=1))
+        print(json.dumps(summarise(all_answers(model.eval(), backend, args.images)), indent=1))
         return
     model, processor = load_embedded(args.model)
     report = {
         "model": args.model,
         "images": args.images,
-        **summarise(packed_answers(model, backend, args.images)),
+        **summarise(all_answers(model, backend, args.images)),
     }
     right, asked = generated_answers(model, processor, backend.sizes, args.generate_images)
     report["generate"] = {"right": right, "asked": asked}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.packing import CHARACTERS, Labels
+from training.packing import CHARACTERS, NUMBER, RANKS, Labels
 from training.states import StateHeads
 from vlmprune.assets.questions import MARKERS
 from vlmprune.assets.world import COLORS, LETTERS, SHAPES, SIZES, TEXTURES
@@ -20,7 +20,20 @@ _GROUPS: dict[str, tuple[str, ...]] = {
 _PLACE_SLOPE = 0.6  # of the soft target across rows or columns, per slot
 _PLACE_WEIGHT = 2.0  # of the place among the hints
 _BACKGROUND_WEIGHT = 0.25
-METRICS = ("fg_shape", "fg_color", "fg_size", "fg_char", "row", "column", "texture", "place", "cls")
+_DIGITS = 11  # values of `Labels.number`
+METRICS = (
+    "fg_shape",
+    "fg_color",
+    "fg_size",
+    "fg_char",
+    "fg_number",
+    "fg_rank",
+    "row",
+    "column",
+    "texture",
+    "place",
+    "cls",
+)
 
 
 class AuxiliaryHeads(nn.Module):
@@ -46,6 +59,7 @@ class AuxiliaryHeads(nn.Module):
         super().__init__()
         self.states = states
         self.heads = nn.ModuleDict({name: nn.Linear(hidden, len(words) + 1) for name, words in _GROUPS.items()})
+        self.heads.update({"number": nn.Linear(hidden, NUMBER * _DIGITS), "rank": nn.Linear(hidden, RANKS)})
         self.row, self.column = nn.Linear(hidden, rows), nn.Linear(hidden, columns)
         kinds = len(SHAPES) + len(COLORS) + len(LETTERS) + len(TEXTURES)
         self.cls = nn.Linear(cls_width, kinds) if cls_width else None
@@ -79,6 +93,9 @@ class AuxiliaryHeads(nn.Module):
             word = functional.cross_entropy(words, (label - 1).clamp(min=0).flatten(), reduction="none")
             total = total + fore + _BACKGROUND_WEIGHT * _mean(losses, ~front) + _mean(word, front)
             metrics[f"fg_{name}"] = fore
+        metrics["fg_number"] = _known(self.heads["number"](features).unflatten(-1, (NUMBER, _DIGITS)), labels.number)
+        metrics["fg_rank"] = _known(self.heads["rank"](features), labels.rank - 1)
+        total = total + metrics["fg_number"] + metrics["fg_rank"]
         texture = labels.texture[:, None].expand_as(labels.shape).flatten()
         words = functional.cross_entropy(said[..., self.words_texture].flatten(0, 1), texture, reduction="none")
         metrics["texture"] = _mean(words, ground)
@@ -136,6 +153,12 @@ def _normed(states: Tensor) -> Tensor:
 def _mean(losses: Tensor, where: Tensor) -> Tensor:
     chosen = where.flatten().float()
     return (losses * chosen).sum() / chosen.sum().clamp(min=1)
+
+
+def _known(guess: Tensor, label: Tensor) -> Tensor:
+    """Mean cross-entropy of guesses [..., values] where the label is not negative."""
+    losses = functional.cross_entropy(guess.float().flatten(0, -2), label.clamp(min=0).flatten(), reduction="none")
+    return _mean(losses, label >= 0)
 
 
 def answer_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -13,9 +13,11 @@ from training.backend import Backend, TextBatch
 from training.tokenizer import encode
 from vlmprune.assets.questions import MARKERS, Asker, Question
 from vlmprune.assets.screens import Screen
-from vlmprune.assets.world import COLORS, DIGITS, LETTERS, SHAPES, SIZES, TEXTURES, Scene
+from vlmprune.assets.world import COLORS, DIGITS, LETTERS, SHAPES, SIZES, TEXTURES, Region, Scene
 
 CHARACTERS = DIGITS + LETTERS
+NUMBER = 4  # digits of the longest number
+RANKS = 8  # objects of the fullest scene
 _COVERAGE = 0.1  # a slot is an object's when at least this share of its pixels shows it
 _INDEX = {
     name: {value: k + 1 for k, value in enumerate(values)}
@@ -30,9 +32,12 @@ _INDEX = {
 
 @dataclass(frozen=True)
 class Labels:
-    """What each slot shows; 0 is "none" in shape, color, size, char and order.
+    """What each slot shows; 0 is "none" in shape, color, size, char, order and rank.
 
     shape, color, size, char: int64 [B, slots]; order: int64 [B, slots], 1 on the plate's first digit, 2 on the second;
+    rank: int64 [B, slots], 1 on the object whose top is highest, 2 on the next;
+    number: int64 [B, slots, 4], on the digits of a number and the letter of its entry all its digits, each
+    plus 1, 0 behind the last; -100 elsewhere;
     texture: int64 [B]; row, column: int64 [slots], their count along each axis in rows, columns;
     present: float32 [B, kinds], what the whole image holds.
     """
@@ -42,6 +47,8 @@ class Labels:
     size: Tensor
     char: Tensor
     order: Tensor
+    rank: Tensor
+    number: Tensor
     texture: Tensor
     row: Tensor
     column: Tensor
@@ -67,7 +74,8 @@ def slot_regions(masks: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 def make_labels(scenes: list[Scene], rows: int, columns: int) -> Labels:
     """Labels of scenes of one size."""
-    tables: dict[str, list[np.ndarray]] = {name: [] for name in (*_INDEX, "order")}
+    tables: dict[str, list[np.ndarray]] = {name: [] for name in (*_INDEX, "order", "rank")}
+    numbers = []
     present = np.zeros((len(scenes), len(SHAPES) + len(COLORS) + len(LETTERS) + len(TEXTURES)), np.float32)
     for b, scene in enumerate(scenes):
         lookup = {name: np.zeros(len(scene.regions) + 1, np.int64) for name in tables}
@@ -77,6 +85,9 @@ def make_labels(scenes: list[Scene], rows: int, columns: int) -> Labels:
                 thing = scene.objects[region.id - 1]
                 for name in ("shape", "color", "size"):
                     lookup[name][region.id] = _INDEX[name][getattr(thing, name)]
+                lookup["rank"][region.id] = 1 + sum(
+                    (other.box[1], other.box[0]) < (thing.box[1], thing.box[0]) for other in scene.objects
+                )
                 seen += [lookup["shape"][region.id] - 1, len(SHAPES) + lookup["color"][region.id] - 1]
             else:
                 lookup["char"][region.id] = _INDEX["char"][region.name]
@@ -88,14 +99,32 @@ def make_labels(scenes: list[Scene], rows: int, columns: int) -> Labels:
         slots = slot_regions(scene.masks, rows, columns)
         for name in tables:
             tables[name].append(lookup[name][slots])
+        numbers.append(_number_of(scene)[slots])
     place = torch.arange(rows * columns)
     return Labels(
         **{name: torch.from_numpy(np.stack(table)) for name, table in tables.items()},
+        number=torch.from_numpy(np.stack(numbers)),
         texture=torch.tensor([TEXTURES.index(scene.background) for scene in scenes]),
         row=place // columns,
         column=place % columns,
         present=torch.from_numpy(present),
     )
+
+
+def _number_of(scene: Scene) -> np.ndarray:
+    """[regions + 1, 4] what `Labels.number` says of each region."""
+    table = np.full((len(scene.regions) + 1, NUMBER), -100, np.int64)
+    groups: list[list[Region]] = []
+    for region in scene.regions:
+        if region.place > 1 or (region.place == 1 and groups and groups[-1][-1].kind == "letter"):
+            groups[-1].append(region)
+        else:
+            groups.append([region])
+    for group in groups:
+        digits = [int(region.name) + 1 for region in group if region.kind == "digit"]
+        if digits:
+            table[[region.id for region in group]] = digits + [0] * (NUMBER - len(digits))
+    return table
 
 
 def pack(

@@ -23,6 +23,7 @@ class Stage:
         hints: (step, weight of the loss on `TextBatch.hint`) knots.
         kinds: shares of the kinds of pictures (`training.examples`), of which a step draws one.
         cut_share: share of the steps in which the decoder gets a part of the visual tokens (`training.cuts`).
+        late_share: share of the other steps about one picture in which tokens leave inside the decoder.
         frozen_tower: the vision tower stays as it is.
         contrastive: pictures against captions, for the layers of the tower that methods read (`training.contrast`).
         pairs: of them in a step.
@@ -43,6 +44,7 @@ class Stage:
     hints: tuple[tuple[int, float], ...] = ((0, 0.0),)
     kinds: tuple[tuple[str, float], ...] = (("scene", 1.0),)
     cut_share: float = 0.0
+    late_share: float = 0.0
     frozen_tower: bool = False
     contrastive: bool = False
     pairs: int = 0
@@ -117,6 +119,8 @@ _MATCH = _END | {"option": 1.5, "mcq": 1.8}
 _WIDE = _END | {"side": 0.3, "mcq_size": 0.8, "size": 1.0, "box": 1.5}
 _SETTLE = _WIDE | {"box": 0.0}
 _KINDS = (("scene", 0.45), ("page", 0.2), ("screen", 0.2), ("pair", 0.15))
+_BROAD = _SETTLE | {"box": 1.0, "count": 1.1}
+_ALL_KINDS = (("scene", 0.6), ("page", 0.15), ("screen", 0.13), ("pair", 0.12))
 _POLISH = _END | {"mcq_size": 1.6, "size": 0.9, "count": 1.1}
 
 
@@ -159,6 +163,42 @@ def _later(wide: int, settle: int, contrast: int, pairs: int, cuts: int) -> tupl
             adaptive=True,
             hints=((0, 0.1), (cuts * 2 // 3, 0.05)),
             cut_share=0.65,
+            frozen_tower=True,
+        ),
+    )
+
+
+def _robust(broad: int, contrast: int, pairs: int, end: int) -> tuple[Stage, ...]:
+    """The third run: all kinds of pictures, tokens missing before and inside the decoder, captions for patches too."""
+    return (
+        Stage(
+            "broad",
+            broad,
+            1.4e-3,
+            1.0e-3,
+            mixes=((0, _BROAD),),
+            auxiliary=((0, 0.3), (broad, 0.12)),
+            decay_from=broad // 2,
+            adaptive=True,
+            hints=((0, 0.4), (broad, 0.1)),
+            kinds=_ALL_KINDS,
+            cut_share=0.3,
+            late_share=0.25,
+        ),
+        Stage("words", contrast, 1.0e-3, 1.0e-3, decay_from=contrast // 4, contrastive=True, pairs=pairs),
+        Stage(
+            "end",
+            end,
+            8.0e-4,
+            5.0e-4,
+            mixes=((0, _BROAD), (end // 2, _BROAD | {"count": 1.3, "mcq_size": 1.2})),
+            auxiliary=((0, 0.08),),
+            decay_from=end // 5,
+            adaptive=True,
+            hints=((0, 0.1), (end, 0.05)),
+            kinds=_ALL_KINDS,
+            cut_share=0.4,
+            late_share=0.25,
             frozen_tower=True,
         ),
     )
@@ -225,6 +265,7 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
         ),
         *_later(wide=400, settle=450, contrast=300, pairs=96, cuts=550),
         Stage("captions", 200, 2.0e-3, 1.0e-3, decay_from=120, contrastive=True, pairs=96),
+        *_robust(broad=2400, contrast=300, pairs=96, end=1200),
     ),
     "qwen2_5_vl": (
         Stage("warm-up", 750, 3.9e-3, 1.3e-3, dense=True),
@@ -251,5 +292,6 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
             two_option_share=((0, 0.5), (500, 0.5), (1300, 0.2), (1600, 0.2), (1800, 0.0)),
         ),
         *_later(wide=200, settle=400, contrast=120, pairs=48, cuts=420),
+        *_robust(broad=1900, contrast=120, pairs=48, end=800),
     ),
 }

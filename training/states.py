@@ -12,12 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.packing import CHARACTERS, Labels
+from training.packing import CHARACTERS, RANKS, Labels
 from vlmprune.assets.questions import MARKERS
 from vlmprune.assets.world import COLORS, SHAPES, SIZES
 
 _PLATE = 4  # digits on the longest plate
-_KINDS = {"shape": len(SHAPES), "color": len(COLORS), "size": len(SIZES), "char": len(CHARACTERS), "order": _PLATE}
+_KINDS = {
+    "shape": len(SHAPES),
+    "color": len(COLORS),
+    "size": len(SIZES),
+    "char": len(CHARACTERS),
+    "rank": RANKS,
+    "order": _PLATE,
+}
 _HINT_WEIGHTS = (1.0, 1.0, 0.5, 0.3, 0.3, 1.0, 3.0)  # in the order of `TextBatch.hint`
 WORD_METRICS = (
     "word_shape",

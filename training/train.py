@@ -10,7 +10,6 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from torch import Tensor, nn
 
 from training.backend import Backend, TextBatch, autocast, get_backend, matrices, parameter_count
 from training.contrast import CHANGE_WEIGHT, Contrast, caption
-from training.cuts import COUNTS, Kept, draw_cut
-from training.examples import draw_examples
+from training.cuts import COUNTS, Kept, Late, draw_cut, draw_late
+from training.examples import Examples, draw_examples
 from training.losses import METRICS, AuxiliaryHeads, answer_loss
 from training.muon import Muon
 from training.packing import Labels, draw_questions, make_labels, pack
@@ -83,7 +82,9 @@ class Trainer:
         self.before: nn.Module | None = None  # the vision tower as a contrastive stage found it
         self.stage = self.step = 0
         if args.start:
-            load_start(self.model, args.start, self.ids)
+            load_start(self.model, args.start, self.ids, args.layers)
+            if (args.start / CLIP).exists():
+                self.contrast.load(args.start / CLIP)
         if args.stage:
             self.stage = [stage.name for stage in self.stages].index(args.stage)
         self.accuracy: dict[str, float] = {}
@@ -281,11 +282,10 @@ class Trainer:
         labels = make_labels(drawn.scenes, *self.backend.grid(size)).to(self.device)
         pixels = self.backend.pixels(np.stack([scene.image for scene in drawn.scenes])).to(self.device)
         hinted = drawn.scenes if drawn.pictures == 1 else None
-        batch, kept = pack(drawn.questions, TEXT_LENGTH, self.backend, self.ids, hinted, self.backend.grid(size))
+        batch, asked = pack(drawn.questions, TEXT_LENGTH, self.backend, self.ids, hinted, self.backend.grid(size))
         alone = drawn.pictures == 1
         constants = self.backend.constants(size, self.device)
-        count = int(rng.choice(COUNTS)) if rng.random() < stage.cut_share else None
-        cut = None if count is None else partial(draw_cut, rng, grid=self.backend.grid(size), count=count)
+        kept, late, how = self.missing(rng, stage, drawn, labels)
 
         def losses(
             pixels: Tensor,
@@ -298,9 +298,10 @@ class Trainer:
             labels: Labels,
             weight: Tensor,
             hint_weight: Tensor,
-            cut: Callable[[Tensor], Kept] | None,
+            kept: Kept | None,
+            late: Late | None,
         ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-            out = self.backend.forward(self.model, pixels, constants, ids, segment, offset, cut)
+            out = self.backend.forward(self.model, pixels, constants, ids, segment, offset, kept, late)
             embedding = self.backend.embedding(self.model)
             placed = None if self.heads.states else out.placed
             auxiliary, metrics = self.heads(out.features, placed, out.cls, embedding, labels)
@@ -308,7 +309,7 @@ class Trainer:
             if self.heads.states:
                 hints, more = self.heads.states.read_words(out.early, hint)
                 metrics = torch.cat((metrics, more))
-                if cut is None and alone:
+                if kept is None and alone:
                     slots, more = self.heads.states.read_slots(out.placed, labels)
                     auxiliary, metrics = auxiliary + slots, torch.cat((metrics, more))
             else:
@@ -319,16 +320,37 @@ class Trainer:
         fading = (stage.auxiliary, stage.hints)
         weights = [torch.tensor(knots(points, self.step), device=self.device) for points in fading]
         with autocast(self.device, not self.args.no_autocast):
-            graph = self.graph(("joint", alone), losses) if cut is None else losses  # a cut draws random numbers
-            total, answers, hints, metrics, said = graph(pixels, constants, *self.text(batch), labels, *weights, cut)
+            graph = self.graph("joint", losses) if late else losses  # one graph, of the most frequent shapes
+            inputs = (pixels, constants, *self.text(batch), labels, *weights, kept, late)
+            total, answers, hints, metrics, said = graph(*inputs)
         total.backward()
-        if count is not None:
-            return {f"answers_{count}": answers.item()}
-        self.score(batch, kept, said)
+        if how:
+            return {f"answers_{how}": answers.item()}
+        self.score(batch, asked, said)
         if not alone:
             return {"answers_two": answers.item()}
         named = (*METRICS, *WORD_METRICS, *SLOT_METRICS) if self.heads.states else METRICS
         return {"answers": answers.item(), "hints": hints.item(), **dict(zip(named, metrics.tolist(), strict=True))}
+
+    def missing(
+        self, rng: np.random.Generator, stage: Stage, drawn: Examples, labels: Labels
+    ) -> tuple[Kept | None, Late | None, str]:
+        """What the decoder does not get, if anything, and what to call it: tokens cut before it or inside it."""
+        rows, slots = labels.shape.shape
+        size = drawn.scenes[0].size
+        if rng.random() < stage.cut_share:
+            images = np.stack([scene.image for scene in drawn.scenes])
+            things = ((labels.shape > 0) | (labels.char > 0)).cpu().numpy()
+            count = int(rng.choice(COUNTS))
+            kept = draw_cut(rng, images, things, self.backend.grid(size), count)
+            return Kept(kept.index.to(self.device), kept.original.to(self.device)), None, str(count)
+        if drawn.pictures > 1:
+            return None, None, ""
+        if rng.random() < stage.late_share:
+            late, how = draw_late(rng, rows, slots, self.backend.layers), "late"
+        else:
+            late, how = Late(torch.tensor(self.backend.layers), torch.zeros(rows, slots, dtype=torch.bool)), ""
+        return None, Late(late.layer.to(self.device), late.dropped.to(self.device)), how
 
     def contrast_step(self, stage: Stage) -> dict[str, float]:
         """Scenes against their captions."""
@@ -339,8 +361,8 @@ class Trainer:
         constants = self.backend.constants(size, self.device)
         captions = [caption(scene, rng) for scene in scenes]
         with autocast(self.device, not self.args.no_autocast):
-            pooled, change = self.backend.contrast(self.model, self.before, pixels, constants)
-            loss, right = self.contrast(pooled, captions)
+            pooled, patches, change = self.backend.contrast(self.model, self.before, pixels, constants)
+            loss, right = self.contrast(pooled, patches, captions)
         (loss + CHANGE_WEIGHT * change).backward()
         return {"contrast": loss.item(), "change": change.item(), "retrieved": right.item()}
 
@@ -370,6 +392,11 @@ def verdicts(batch: TextBatch, kept: list[list[Question]], said: Tensor) -> list
     return [[k not in row for k in range(len(questions))] for row, questions in zip(missed, kept, strict=True)]
 
 
+def origins(text: str) -> list[int | None]:
+    """The layers that --layers names."""
+    return [None if word == "new" else int(word) for word in text.split(",")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=("llava", "qwen2_5_vl"), required=True)
@@ -379,6 +406,7 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--no-autocast", action="store_true", help="float32 all through")
     parser.add_argument("--start", type=Path, help="exported model to go on from; it may have fewer words and layers")
+    parser.add_argument("--layers", type=origins, help="which of its decoder layers ours are: 3,4,5,6,7,new,new,new")
     parser.add_argument("--stage", help="name of the first stage; by default the recipe's first")
     parser.add_argument("--checkpoints", type=Path, default=ROOT / "checkpoints")
     parser.add_argument("--logs", type=Path, default=ROOT / "logs")
