@@ -128,6 +128,20 @@ def test_kinds_of_kept_patches_are_named() -> None:
     assert said(found)[1] == "kept" and said(found)[4] == "kept (anchors)"
 
 
+def test_the_score_of_a_token_is_told_with_its_place_among_all() -> None:
+    first = step(list(range(6)), [0, 2, 4], ratings=torch.tensor([0.5, 0.125, 0.25, 0.0, 4.0, 0.125]))
+    found = patches_of(*report_of(first, step([0, 2, 4], [0, 2]), step([0, 2], [2], ratings=torch.tensor([1.0, 2.0]))))
+    assert found.scores == (
+        "score 1, place 3 of 6",  # of the last act that gave it one
+        "score 0.125, place 4 of 6",
+        "score 2, place 2 of 6",
+        "score 0, place 6 of 6",
+        "score 4, place 1 of 6",
+        "score 0.125, place 4 of 6",
+    )
+    assert set(patches_of(*report_of(step(list(range(6)), [1, 4]))).scores) == {""}, "it gave none"
+
+
 @pytest.mark.parametrize("method", ["downsample", "tome", "visionzip", "pyramiddrop", "vtw", "hilo"])
 def test_what_is_told_is_what_the_report_says(method: str, desk: Desk) -> None:
     image = picture(1, (112, 112))
@@ -136,7 +150,7 @@ def test_what_is_told_is_what_the_report_says(method: str, desk: Desk) -> None:
     report = found.answer.report
     (whole,) = report.wholes[0][0]
     told = patches_of(report, whole)
-    assert len(told.said) == len(told.into) == told.rows * told.cols
+    assert len(told.said) == len(told.into) == len(told.scores) == told.rows * told.cols
     if method == "downsample":
         assert told.rows * told.cols == report.tokens[0][1]
         return

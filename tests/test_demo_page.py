@@ -114,6 +114,9 @@ def test_a_patch_that_is_clicked_says_what_became_of_it(visit: Visit) -> None:
     overlay.press("ArrowUp")
     overlay.press("ArrowRight")
     assert said.inner_text().startswith("Row 7, column 14: ")
+    rating, told = page.locator(".vp-overlay").first, page.locator(".vp-said").first
+    rating.click(position={"x": 1, "y": 1})
+    assert re.search(r"; score -?[\d.e-]+, place \d+ of 196\.$", told.inner_text()), told.inner_text()
     merged = page.evaluate(
         "JSON.parse(document.querySelectorAll('.vp-overlay')[1].dataset.patches).into.findIndex(cell => cell >= 0)"
     )

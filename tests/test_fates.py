@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from PIL import Image
 
 import vlmprune
+from vlmprune.author import Method
 from vlmprune.core.errors import UserError
 from vlmprune.core.fates import DROPPED, PLACELESS, UNTOLD, Fate, Step
 from vlmprune.core.plan import acts_of
@@ -144,3 +146,43 @@ def test_overlays_that_would_be_wrong_are_refused(arguments: dict[str, Any], sen
     given = {"image": Image.new("RGB", (64, 64)), "session": run("divprune", 0.5), **arguments}
     with pytest.raises(UserError, match=sentence):
         vlmprune.overlay(**given)
+
+
+def test_ratings_are_those_by_which_a_method_chose() -> None:
+    """On LLaVA-NeXT, tile by tile: the highest of each tile are kept, and slots without a patch have none."""
+    family = FAMILIES["llava_next"]
+    with torch.no_grad(), vlmprune.prune(family.build(), "fastervlm(blanks='keep')", keep=0.4) as session:
+        session.model(**prompt(family, [[0]]))
+    last = session.last
+    ratings, kept, cells, grid = last.ratings(), last.kept[0][0], last.cells[0][0], last.grids[0][0]
+    assert grid is not None and grid.frames > 1
+    assert torch.equal(ratings.isnan(), cells < 0) and bool((cells < 0).any())
+    frames = cells // (grid.rows * grid.cols)
+    for frame in range(grid.frames):
+        own = (frames == frame).nonzero().squeeze(1)
+        chosen = own[torch.isin(own, kept)]
+        assert torch.equal(chosen, own[ratings[own].topk(len(chosen)).indices].sort().values)
+
+
+def test_ratings_are_of_the_last_act_that_has_some(run: Any) -> None:
+    last = run("divprune:0.6 > fastv@2:0.5", None).last
+    (_, first), (_, second) = last.stages
+    ratings = last.ratings()
+    assert torch.equal((~ratings.isnan()).nonzero().squeeze(1), first[0][0])
+    assert torch.equal(second[0][0], ratings.nan_to_num(-1).topk(len(second[0][0])).indices.sort().values)
+    assert bool(last.ratings(stage=0).isnan().all()), "divprune rates no token by itself"
+
+
+def test_a_rating_of_a_wrong_shape_is_a_fault_of_the_method() -> None:
+    @dataclass
+    class Wrong(Method):
+        name: ClassVar[str] = "wrong"
+        stage: ClassVar[str] = "vision"
+
+        def select(self, view: ImageView) -> torch.Tensor:
+            return view.rated(torch.arange(view.keep, device=view.slots.device))
+
+    family = FAMILIES["llava"]
+    model = family.build()
+    with vlmprune.prune(model, Wrong(), keep=0.5), pytest.raises(RuntimeError, match="wrong rated tokens"):
+        model(**prompt(family, [[0]]))

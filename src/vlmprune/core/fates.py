@@ -24,6 +24,7 @@ class Step:
         merges: whether it made new tokens.
         members: [n] as `core.view.Merged.members`, where it made new tokens and says so.
         parts: slots of the kept tokens by the name of their kind (`core.roles.NamesParts`).
+        ratings: [n] how important the method found each of the n tokens, where it says so (`ImageView.rated`).
     """
 
     before: Tensor
@@ -32,6 +33,7 @@ class Step:
     merges: bool = False
     members: Tensor | None = None
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+    ratings: Tensor | None = None
 
     def where(self) -> Tensor:
         """[n] the slot of the token that each of the n tokens is or is merged into, or one of the values above."""
@@ -84,4 +86,16 @@ class Fate:
                 slots = slots.cpu()
                 slots = slots[slots >= 0]
                 found[name] = slots[own[slots]].sort().values
+        return found
+
+    def ratings(self, upto: int) -> Tensor:
+        """[count] how important the last of the first `upto` acts that says so found the token at each slot.
+
+        Not a number where no act says so: tokens that were gone by then, or a method that rates none.
+        """
+        found = torch.full(self.start.shape, torch.nan)
+        for step in self.steps[:upto]:
+            if step is not None and step.ratings is not None:
+                slots = step.before.cpu()
+                found[slots[slots >= 0]] = step.ratings.float().cpu()[slots >= 0]
         return found

@@ -167,7 +167,7 @@ class Scorer(Method):
         raise NotImplementedError
 
     def select(self, view: ImageView) -> Selection:
-        return ascending(top_k(self.score(view), view.keep))
+        return ascending(top_k(view.rated(self.score(view)), view.keep))
 
 
 @dataclass

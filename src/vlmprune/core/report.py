@@ -51,7 +51,7 @@ class RunReport:
             were read.
         gathered: for each cut before which Prune-Aware Fusion edited attention, the slots of the candidates that other
             tokens were made to attend to, per sample and image.
-        fates: what became of the slots of each image of each sample; `joined` and `parts` read it.
+        fates: what became of the slots of each image of each sample; `joined`, `parts` and `ratings` read it.
         resized: the grid that each image of each sample was resized to (downsample), None where it was not.
         slot_pixels: pixels of the encoder's input across one slot, where the model's pictures can be resized.
         seconds: time spent scoring and selecting (attention statistics and the methods' own work). For images from
@@ -109,6 +109,15 @@ class RunReport:
     def parts(self, stage: int = -1, sample: int = 0, number: int = 0) -> dict[str, Tensor]:
         """The kept slots by the names that methods give to their kinds ("anchors"), after a stage; see `joined`."""
         return self.fates[sample][number].parts(range(1, len(self.stages) + 1)[stage] if self.stages else 0)
+
+    def ratings(self, stage: int = -1, sample: int = 0, number: int = 0) -> Tensor:
+        """How important the method found each slot's token, [count], float; higher is better.
+
+        It is the score by which it chose, at the last act up to this stage that has one. Not a number for slots whose
+        token was gone by then, and for methods that rate no token by itself (DivPrune compares them with each other).
+        Arguments as for `joined`.
+        """
+        return self.fates[sample][number].ratings(range(1, len(self.stages) + 1)[stage] if self.stages else 0)
 
     def by_frame(self, sample: int = 0, number: int = 0) -> list[Tensor]:
         """The slots kept at the end of each frame of a video, or of each tile of an image, in order.

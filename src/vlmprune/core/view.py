@@ -116,6 +116,7 @@ class ImageView:
         memory: what a method keeps of this image from one of its acts to the next, by keys of its own, in one prefill;
             all frames of an image share it.
         act: which of the method's acts it is.
+        ratings: [n] the importance by which the method chose, higher is better, where it says so; see `rated`.
     """
 
     keep: int
@@ -128,6 +129,7 @@ class ImageView:
     total: int = 0
     memory: dict[str, Any] = field(default_factory=dict)
     act: Act = None  # type: ignore[assignment]  # filled in at once: in a view made by hand, of a method that acts once
+    ratings: Tensor | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.cells is None:
@@ -163,6 +165,11 @@ class ImageView:
         if method is not None and not method.draws:
             raise UserError(f"{method.name} draws random numbers and does not say so: let its `draws` return True.")
         return torch.Generator().manual_seed(self.seed)
+
+    def rated(self, scores: Tensor) -> Tensor:
+        """Note the importance of each token [n] by which the method chooses, so that people can see it; returns it."""
+        self.ratings = scores
+        return scores
 
     def part(self, tokens: Tensor, keep: int, signals: Mapping[str, Any]) -> ImageView:
         """The same image with only some of its tokens."""

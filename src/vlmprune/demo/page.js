@@ -16,12 +16,12 @@ function vpMark(overlay, cell, into) {
   overlay.append(mark);
 }
 function vpTell(overlay, cell) {
-  const { cols, sentences, said, into } = JSON.parse(overlay.dataset.patches);
+  const { cols, sentences, said, into, scores } = JSON.parse(overlay.dataset.patches);
   const line = overlay.parentElement.querySelector(".vp-said");
   overlay.querySelectorAll(".vp-mark").forEach(mark => mark.remove());
   overlay.dataset.cell = cell;
   if (cell < 0) { line.textContent = "The model did not see this part of the picture."; return; }
-  line.textContent = `Row ${Math.floor(cell / cols) + 1}, column ${cell % cols + 1}: ${sentences[said[cell]]}.`;
+  line.textContent = `Row ${Math.floor(cell / cols) + 1}, column ${cell % cols + 1}: ${[sentences[said[cell]], scores[cell]].filter(Boolean).join("; ")}.`;
   vpMark(overlay, cell, false);
   if (into[cell] >= 0) vpMark(overlay, into[cell], true);
 }

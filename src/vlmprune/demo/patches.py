@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from vlmprune.core.fates import DROPPED, PLACELESS, UNTOLD
 from vlmprune.core.report import RunReport
 from vlmprune.core.view import Whole
@@ -22,6 +24,7 @@ class Patches:
         sentences: each one once.
         said: [cells] the number of the sentence about each cell.
         into: [cells] the cell at which the token stands that the patch was merged into; -1 where it was not.
+        scores: [cells] the method's own score of each cell's token, and which place that is; "" where it has none.
     """
 
     rows: int
@@ -29,10 +32,11 @@ class Patches:
     sentences: tuple[str, ...]
     said: tuple[int, ...]
     into: tuple[int, ...]
+    scores: tuple[str, ...]
 
     def facts(self) -> dict[str, Any]:
         """All of it as plain values."""
-        return {name: getattr(self, name) for name in ("rows", "cols", "sentences", "said", "into")}
+        return {name: getattr(self, name) for name in ("rows", "cols", "sentences", "said", "into", "scores")}
 
 
 def patches_of(report: RunReport, whole: Whole) -> Patches:
@@ -42,7 +46,23 @@ def patches_of(report: RunReport, whole: Whole) -> Patches:
     told = _resized(shown) if shown.resized else _Telling(report, whole, shown).told()
     sentences = tuple(dict.fromkeys(sentence for sentence, _ in told))
     number = {sentence: place for place, sentence in enumerate(sentences)}
-    return Patches(rows, cols, sentences, tuple(number[said] for said, _ in told), tuple(into for _, into in told))
+    said, into = tuple(number[said] for said, _ in told), tuple(into for _, into in told)
+    return Patches(
+        rows, cols, sentences, said, into, ("",) * len(told) if shown.resized else _scores(report, whole, len(told))
+    )
+
+
+def _scores(report: RunReport, whole: Whole, cells: int) -> tuple[str, ...]:
+    """What the method's score of the token at each cell is, in words."""
+    ratings = report.ratings()
+    known = ratings[~ratings.isnan()].sort(descending=True).values
+    slots = {cell: slot for slot, cell in reversed([*enumerate(whole.cells.tolist())]) if cell >= 0}
+    words = []
+    for cell in range(cells):
+        value = ratings[slots[cell]] if cell in slots else torch.tensor(torch.nan)
+        place = 1 + int((known > value).sum())
+        words.append("" if value.isnan() else f"score {float(value):.3g}, place {place} of {len(known)}")
+    return tuple(words)
 
 
 def _resized(shown: Shown) -> list[tuple[str, int]]:

@@ -69,17 +69,20 @@ class Choice(NamedTuple):
     Attributes:
         selection: kept indices in increasing order, or merged tokens.
         parts: of a method that `NamesParts`, the indices of each kind.
+        ratings: [n] how important the method found each token, where it says so.
     """
 
     selection: Selection
     parts: dict[str, Tensor]
+    ratings: Tensor | None = None
 
     def step(self, before: Tensor, after: Tensor) -> Step:
         """For the report: what was chosen of the tokens at the slots `before` [n], now at the slots `after` [m]."""
         parts = {name: before[tokens] for name, tokens in self.parts.items()}
         if isinstance(self.selection, Merged):
-            return Step(before, after, self.selection.anchors, True, self.selection.members, parts)
-        return Step(before, after, self.selection, parts=parts)
+            made = self.selection
+            return Step(before, after, made.anchors, True, made.members, parts, self.ratings)
+        return Step(before, after, self.selection, parts=parts, ratings=self.ratings)
 
 
 def fused_layers(adapter: Adapter, acts: Mapping[int, Act]) -> dict[int, int]:
@@ -255,10 +258,11 @@ def _beside_blanks(view: ImageView) -> Choice:
     blank = view.blank
     rest = (~blank).nonzero().squeeze(1)
     others = view.only(rest, view.keep - int(blank.sum()))
-    chosen, parts = choice_of(replace(others, act=replace(view.act, keeps_blanks=False)))
+    chosen, parts, ratings = choice_of(replace(others, act=replace(view.act, keeps_blanks=False)))
     assert isinstance(chosen, Tensor)  # `core.plan` has refused methods that merge
     kept = torch.sort(torch.cat([blank.nonzero().squeeze(1), rest[chosen.to(rest.device)]])).values
-    return Choice(kept, {name: rest[tokens.to(rest.device)] for name, tokens in parts.items()})
+    named = {name: rest[tokens.to(rest.device)] for name, tokens in parts.items()}
+    return Choice(kept, named, _laid_over([(rest, ratings)], view.n))
 
 
 def fusion_candidates(method: Fusing, view: ImageView) -> Tensor:
@@ -326,11 +330,22 @@ def _together(method: Method, view: ImageView, found: list[tuple[Tensor, Choice,
         for name, own in choice.parts.items():
             parts.setdefault(name, []).append(tokens[own.to(tokens.device)])
     named = {name: torch.cat(values) for name, values in parts.items()}
+    ratings = _laid_over([(tokens, choice.ratings) for tokens, choice, _ in found], view.n)
     merged = [(tokens, one.selection, frame) for tokens, one, frame in found if isinstance(one.selection, Merged)]
     if merged:
-        return Choice(_merged_together(method, view, merged), named)
+        return Choice(_merged_together(method, view, merged), named, ratings)
     kept = [tokens[one.selection.to(tokens.device)] for tokens, one, _ in found if isinstance(one.selection, Tensor)]
-    return Choice(torch.sort(torch.cat(kept)).values, named)
+    return Choice(torch.sort(torch.cat(kept)).values, named, ratings)
+
+
+def _laid_over(found: Sequence[tuple[Tensor, Tensor | None]], count: int) -> Tensor | None:
+    """[count] the ratings of parts of an image's tokens, not a number for the others; None where none has any."""
+    laid: Tensor | None = None
+    for tokens, ratings in found:
+        if ratings is not None:
+            laid = torch.full((count,), torch.nan, device=tokens.device) if laid is None else laid
+            laid[tokens] = ratings.to(laid)
+    return laid
 
 
 def _merged_together(method: Method, view: ImageView, found: list[tuple[Tensor, Merged, int]]) -> Merged:
@@ -363,8 +378,18 @@ def _checked(view: ImageView) -> Choice:
         chosen = method.select(view)
     if isinstance(chosen, Merged):
         check_merged(view, chosen)
-        return Choice(chosen, parts)
-    return Choice(check_selection(view, chosen), parts)
+        return Choice(chosen, parts, _ratings_of(view))
+    return Choice(check_selection(view, chosen), parts, _ratings_of(view))
+
+
+def _ratings_of(view: ImageView) -> Tensor | None:
+    """What the method noted of each token while it chose; a wrong shape is a bug in the method."""
+    if view.ratings is not None and view.ratings.shape != view.slots.shape:
+        shape = tuple(view.ratings.shape)
+        raise RuntimeError(
+            f"{view.act.method.name} rated tokens with a tensor of shape {shape}, and saw {view.n} tokens"
+        )
+    return None if view.ratings is None else view.ratings.detach()
 
 
 def check_selection(view: ImageView, chosen: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class SparseVLM(Staged):
 
     def select(self, view: ImageView) -> Selection:
         raters = self.raters(view)
-        relation, share = self.relation(view, raters), share_of(view.act.keep, view.total)
+        relation, share = view.rated(self.relation(view, raters)), share_of(view.act.keep, view.total)
         keep = by_rank(view["attention"][raters], share) if self.version == "1.0" else view.keep
         kept = ascending(top_k(relation, keep))
         if self.version == "+" or keep == view.n:

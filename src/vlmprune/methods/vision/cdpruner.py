@@ -67,7 +67,7 @@ class CDPruner(Method):
 
     def picks(self, view: ImageView) -> list[Tensor]:
         """For each tile that picks by itself, its token indices in the order in which they are picked."""
-        relevance, features = self.relevance(view), view["features"]
+        relevance, features = view.rated(self.relevance(view)), view["features"]
         if not view.info.llava or self.per is not None or view.grid is None or view.grid.frames == 1:
             return [self.greedy(features, relevance, view.keep)]
         frames = view.frames

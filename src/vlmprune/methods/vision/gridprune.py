@@ -62,6 +62,7 @@ class GridPrune(Method):
             low, high = attention.aminmax()
             attention = (attention - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
         score = (1 - self.alpha) * (relevance + 1) / 2 + self.alpha * attention
+        view.rated(score)
         zones = blocks(view, self.zones, self.zones)
         budgets = self.budgets(view.keep, [relevance[zone].mean() for zone in zones], [len(zone) for zone in zones])
         return ascending(torch.cat([zone[top_k(score[zone], k)] for zone, k in zip(zones, budgets)]))

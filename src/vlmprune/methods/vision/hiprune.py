@@ -72,7 +72,7 @@ class HiPrune(NamesParts):
 
     def anchors(self, view: ImageView) -> Tensor:
         """A by falling score."""
-        return top_k(view["object"], round(view.keep * self.alpha / 5))
+        return top_k(view.rated(view["object"]), round(view.keep * self.alpha / 5))
 
     def near(self, view: ImageView) -> list[int]:
         """AB, the anchors first."""

@@ -59,6 +59,7 @@ class HiRED(Method):
 
     def select(self, view: ImageView) -> Tensor:
         whole, late, frames = whole_tile(view), view["late"], view.frames
+        view.rated(late)
         if view.grid is None or whole is None:
             return ascending(top_k(late, view.keep))
         tiles = [(frames == tile).nonzero().squeeze(1) for tile in range(view.grid.frames)]

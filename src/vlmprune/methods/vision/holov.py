@@ -76,7 +76,7 @@ class HoloV(Method):
     def picks(self, view: ImageView) -> Tensor:
         """Token indices crop by crop, the best first; fewer than `keep` only with compat="official"."""
         official = self.compat == "official"
-        attention = view["attention"].float()
+        attention = view.rated(view["attention"].float())
         crops = self.parts(view)
         scores = [self.score(view["features"][crop].float(), attention[crop]) for crop in crops]
         weights = torch.stack([score.mean() for score in scores]).nan_to_num()

@@ -74,7 +74,7 @@ class PruMerge(CountsItself):
     def select(self, view: ImageView) -> Merged:
         if self.compat == "official" and view.n <= NEIGHBOURS:
             raise UserError(f"{self.name}: the authors' code needs more than {NEIGHBOURS} tokens, not {view.n}.")
-        kept, attention = self.kept(view), view["attention"].float().clamp(0, 1)
+        kept, attention = self.kept(view), view.rated(view["attention"]).float().clamp(0, 1)
         rest = self.rest(kept, view.n)
         keys = nn.functional.normalize(view["keys"].rows.float(), dim=-1)
         pool = ascending(torch.cat([kept, rest]))  # all tokens; any that `kept` repeats twice, and as many missing

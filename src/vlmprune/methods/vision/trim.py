@@ -68,7 +68,7 @@ class Trim(CountsItself):
         return sign_of(self.relevance_sign, aligned) * found
 
     def select(self, view: ImageView) -> Merged:
-        similarity, rows = self.similarity(view), view["rows"].rows.float()
+        similarity, rows = view.rated(self.similarity(view)), view["rows"].rows.float()
         count = outliers_above(similarity.softmax(0)) if self.adaptive else view.keep - 1
         if self.compat == "official":
             count = int(view.n * (count / view.n))

@@ -69,7 +69,7 @@ class VisionZip(OrdersParts):
         keys = _all_rows(view["keys"])
         cls = keys.shape[0] - view.n  # 1 with a CLS token, 0 without
         count = self.contextual_of(view.keep)
-        dominant = top_k(view["attention"], view.keep - count - cls) + cls
+        dominant = top_k(view.rated(view["attention"]), view.keep - count - cls) + cls
         return clusters(keys, torch.cat([dominant.new_zeros(cls), dominant]), count)
 
     def select(self, view: ImageView) -> Merged:

@@ -63,7 +63,7 @@ class VisPruner(NamesParts):
 
     def parts(self, view: ImageView) -> tuple[Tensor, Tensor]:
         """Important tokens by falling score, and diverse ones in the order of the last round."""
-        order = top_k(view["attention"], view.n)
+        order = top_k(view.rated(view["attention"]), view.n)
         count = int(view.keep * self.important)
         important, rest = order[:count], order[count:]
         wanted = view.keep - count
