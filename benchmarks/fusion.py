@@ -31,7 +31,7 @@ import vlmprune
 from vlmprune.assets import embedded_names
 from vlmprune.bench.protocol import Asker, protocol_for
 from vlmprune.bench.questions import Questions
-from vlmprune.tasks import get_task, learnt_tasks
+from vlmprune.tasks import default_tasks, get_task
 from vlmprune.tasks.canvas import canvas_for
 from vlmprune.tasks.task import Place
 
@@ -73,7 +73,7 @@ def rows() -> list[Held]:
 
 def prompts(model: Any, processor: Any, each: int) -> Iterator[Any]:
     """Of `each` questions of every task that this model can be asked and knows."""
-    for task in map(get_task, learnt_tasks()):
+    for task in map(get_task, default_tasks()):
         asker = Asker(protocol_for(processor), task, processor, model.config.model_type)
         for sample in Questions(task, Place(canvas_for(model.config)), each):
             if not asker.refuses(sample):

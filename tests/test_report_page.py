@@ -290,6 +290,20 @@ def test_every_question_is_in_the_page_with_every_reply(page: str, table: Table)
     assert drawn and all(f'<image id="{name}"' in page for name in drawn)
 
 
+def test_of_too_many_questions_the_first_of_each_task_are_shown_and_it_is_said(
+    page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert "questions, evenly from the tasks" not in page
+    monkeypatch.setattr("vlmprune.report.browse.MOST", 20 * len(AS))
+    results(tmp_path, {AS[name]: count for name, count in WRONG.items()})
+    cut = build(tmp_path)[-1].read_text()
+    assert "Here are the first 20 of 80 questions, evenly from the tasks" in cut
+    (text,) = re.findall(r'<script type="application/json">(.*?)</script>', cut, re.S)
+    data = json.loads(text)
+    tasks = [data["texts"][question[0]] for question in data["questions"]]
+    assert tasks == ["synth-ocr"] * 10 + ["synth-choice"] * 10
+
+
 def test_what_a_model_says_cannot_end_the_data(tmp_path: Path) -> None:
     evil = "</script><script>alert(1)</script>"
     fill(tmp_path, models=["llava"], methods=["divprune"], keeps=[0.5], tasks=["synth-ocr"], n=2, reply=lambda *_: evil)

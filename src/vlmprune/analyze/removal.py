@@ -17,7 +17,7 @@ from vlmprune.bench.protocol import Asker, generation_kwargs, protocol_for
 from vlmprune.data.sample import Sample
 from vlmprune.models import adapter_for
 from vlmprune.scoring.replies import score_reply
-from vlmprune.tasks import get_task, learnt_tasks
+from vlmprune.tasks import default_tasks, get_task
 from vlmprune.tasks.canvas import canvas_for
 from vlmprune.tasks.task import Place
 
@@ -67,7 +67,7 @@ class Asking:
 def askings(loaded: Loaded, count: int) -> Iterator[Asking]:
     """The first questions of the generated tasks about one picture, in turn."""
     place = Place(canvas_for(loaded.model.config))
-    tasks = [task for task in map(get_task, learnt_tasks()) if not task.has_videos]
+    tasks = [task for task in map(get_task, default_tasks()) if not task.has_videos]
     streams = [(task, iter(task.samples(place))) for task in tasks]
     asked = (
         _asking(loaded, Asker(protocol_for(loaded.processor), task, loaded.processor, _type(loaded)), next(stream))

@@ -24,7 +24,7 @@ from vlmprune.core.files import IN_FILE
 from vlmprune.core.method import POSITIONS, PixelMethod
 from vlmprune.core.recipe import Recipe, format_method, lacks_budget, recipe
 from vlmprune.core.roles import Fusing, merges_inside
-from vlmprune.tasks import get_task, learnt_tasks
+from vlmprune.tasks import default_tasks, get_task
 from vlmprune.tasks.task import Task
 
 ALL = "all"
@@ -65,7 +65,7 @@ class Plan:
     methods: tuple[str, ...] = METHODS
     keeps: tuple[Keep, ...] = KEEPS
     budget: str = OWN
-    tasks: tuple[str, ...] = field(default_factory=learnt_tasks)
+    tasks: tuple[str, ...] = field(default_factory=default_tasks)
     data: str | None = None
     protocol: str | None = None
     protocols: Mapping[str, str] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlmprune.bench.runs import is_right
 from vlmprune.bench.store import Record, load_records
@@ -15,8 +15,16 @@ from vlmprune.report.thumbs import Thumb
 MOST = 300_000  # replies; more would make the page too heavy to open
 
 
-def questions_of(table: Table, parts: Sequence[Block], thumbs: Mapping[tuple[str, str], Thumb]) -> str:
-    """The questions as JSON that can stand inside a script element; empty without an unpruned run, or beyond `MOST`.
+class Questions(NamedTuple):
+    """The questions as JSON that can stand inside a script element (empty if none), how many, and of how many."""
+
+    json: str
+    shown: int
+    total: int
+
+
+def questions_of(table: Table, parts: Sequence[Block], thumbs: Mapping[tuple[str, str], Thumb]) -> Questions:
+    """The questions of the unpruned run; the first of each task alone where all would be more than `MOST` replies.
 
     `rows` has the name and budget of each pruned row, `texts` every text once. A question is its task, category,
     question, right answer and unpruned reply (numbers of texts), whether that is right, the id of its small picture,
@@ -25,19 +33,24 @@ def questions_of(table: Table, parts: Sequence[Block], thumbs: Mapping[tuple[str
     """
     vanilla = table.vanilla
     if vanilla is None:
-        return ""
+        return Questions("", 0, 0)
     rows = [(block, row) for block in parts for row in block.rows if not row.is_vanilla]
     texts: dict[str, int] = {}
 
     def number(text: str) -> int:
         return texts.setdefault(text, len(texts))
 
+    asked = {
+        task: [record for record in load_records(cell.results[0]) if record.id not in table.not_asked.get(task, ())]
+        for task, cell in vanilla.cells.items()
+    }
+    total, most = sum(map(len, asked.values())), MOST // max(1, len(rows) * len(asked))
+    if total * len(rows) > MOST:
+        asked = {task: records[:most] for task, records in asked.items()}
     found: list[list[Any]] = []
-    for task, cell in vanilla.cells.items():
+    for task, records in asked.items():
         replies = [_by_id(row.cells[task].results[0]) if task in row.cells else {} for _, row in rows]
-        for old in load_records(cell.results[0]):
-            if old.id in table.not_asked.get(task, ()):
-                continue
+        for old in records:
             new = [reply.get(old.id) for reply in replies]
             thumb = thumbs.get((task, old.id))
             about = [task, old.category, _asked(old), old.answers[0] if old.answers else "", old.output]
@@ -50,11 +63,10 @@ def questions_of(table: Table, parts: Sequence[Block], thumbs: Mapping[tuple[str
                     "".join("-" if one is None else str(int(is_right(one))) for one in new),
                 ]
             )
-    if len(found) * len(rows) > MOST:
-        return ""
     names = [[row_name(block, row), block.title] for block, row in rows]
     data = {"rows": names, "texts": [*texts], "questions": found}
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return Questions(text if found else "", len(found), total)
 
 
 def _by_id(result: Any) -> dict[str, Record]:

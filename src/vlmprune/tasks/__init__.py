@@ -31,9 +31,9 @@ def generated_tasks() -> dict[str, GeneratedTask]:
     return {name: task for name, task in built_in_tasks().items() if isinstance(task, GeneratedTask)}
 
 
-def learnt_tasks() -> tuple[str, ...]:
-    """The names of the generated tasks that the embedded models can do, which are asked where none are named."""
-    return tuple(name for name, task in generated_tasks().items() if task.learnt)
+def default_tasks() -> tuple[str, ...]:
+    """The names of the generated tasks that are asked where none are named."""
+    return tuple(name for name, task in generated_tasks().items() if task.default)
 
 
 def get_task(name: str) -> Task:
@@ -60,4 +60,4 @@ def get_task(name: str) -> Task:
     raise UserError(f"There is no task {name!r}: {hint}")
 
 
-__all__ = ["Task", "built_in_tasks", "generated_tasks", "get_task", "learnt_tasks"]
+__all__ = ["Task", "built_in_tasks", "default_tasks", "generated_tasks", "get_task"]

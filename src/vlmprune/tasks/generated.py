@@ -44,11 +44,11 @@ class GeneratedTask(Task):
 
     Attributes:
         drawer: draws what is shown, and asks about it.
-        learnt: whether the embedded models can do it; it is then asked where no tasks are named.
+        default: whether it is asked where no tasks are named.
     """
 
     drawer: Drawer = scenes
-    learnt: bool = True
+    default: bool = True
 
     @property
     def categories(self) -> tuple[str, ...]:

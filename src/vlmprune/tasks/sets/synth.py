@@ -59,7 +59,7 @@ SYNTH_GROUND = GeneratedTask(
     summary="the box of an object, right at an IoU of 0.5",
     metric=BOX_ACCURACY,
     chance=guess("synth-ground"),
-    learnt=False,
+    default=False,
 )
 SYNTH_DOCUMENT = GeneratedTask(
     name="synth-document",
@@ -68,7 +68,7 @@ SYNTH_DOCUMENT = GeneratedTask(
     metric=ACCURACY,
     chance=guess("synth-document"),
     drawer=drawing.pages,
-    learnt=False,
+    default=False,
 )
 SYNTH_SCREEN = GeneratedTask(
     name="synth-screen",
@@ -77,7 +77,7 @@ SYNTH_SCREEN = GeneratedTask(
     metric=ACCURACY,
     chance=guess("synth-screen"),
     drawer=drawing.screens,
-    learnt=False,
+    default=False,
 )
 SYNTH_IMAGES = GeneratedTask(
     name="synth-images",
@@ -86,7 +86,7 @@ SYNTH_IMAGES = GeneratedTask(
     metric=ACCURACY,
     chance=guess("synth-images"),
     drawer=drawing.pairs,
-    learnt=False,
+    default=False,
 )
 SYNTH_VIDEO = GeneratedTask(
     name="synth-video",
@@ -95,5 +95,5 @@ SYNTH_VIDEO = GeneratedTask(
     metric=ACCURACY,
     chance=guess("synth-video"),
     drawer=drawing.clips,
-    learnt=False,
+    default=False,
 )
