@@ -20,7 +20,7 @@ from vlmprune.data.sample import Sample
 from vlmprune.published.averages import Average, Averages, averages
 from vlmprune.report import build
 from vlmprune.report.agreement import ASKED, BEFORE, MEAN, agreements, compared, uncompared
-from vlmprune.report.agreement_text import lines, sentences
+from vlmprune.report.agreement_text import PREPARED, lines, sentences
 from vlmprune.report.beside import same_budget
 from vlmprune.report.markdown import markdown
 from vlmprune.report.means import equal_means
@@ -181,6 +181,8 @@ def test_lines_say_how_many_methods_at_which_budget(tmp_path: Path) -> None:
     line = lines(agreements(table))[0]
     assert line[:3] == ["HiPrune, table 2", MEAN, "5"] and line[4].startswith("11.1 %: +") and line[4].endswith("(5)")
     said = " ".join(sentences(table, agreements(table)))
+    assert said.startswith("This model met missing tokens in training")
+    assert PREPARED not in sentences(replace(table, model="llava-hf/llava-1.5-7b-hf"), agreements(table))
     assert "Not compared with HiPrune, table 2, at equal means: " in said and "FastV (fastv@2 or" in said
 
 
