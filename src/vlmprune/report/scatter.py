@@ -14,7 +14,7 @@ from vlmprune.report.plots import Style, line_of
 from vlmprune.report.tables import interval, number
 
 ENTERING, OPERATIONS = "visual tokens entering a layer, mean", "operations, percent of the unpruned model's"
-_LETTER, _HEIGHT = 6.3, 13.0  # pixels of a name: width of a letter, height
+_LETTER, _BOLD, _HEIGHT = 6.7, 7.3, 13.0  # pixels of a name: width of a letter, of a bold one, height
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 16.0, 24.0, 44.0
 _MARK = 5.0  # pixels from the middle of a mark to its edge
 
@@ -91,8 +91,8 @@ def front(points: Sequence[Point]) -> list[Point]:
 def scatter(points: Sequence[Point], axis: str, style: Mapping[str, Style], size: tuple[float, float]) -> str:
     """The plot as SVG.
 
-    Every point has its name and figures as a title. Names are written at the points of the front, and at others, the
-    most accurate first, where there is room.
+    Every point has its name and figures as a title. Names are written where there is room, at the points of the front
+    before others, and of these at the most accurate first.
 
     Args:
         points: at least one.
@@ -180,15 +180,16 @@ def _labels(
     for point in (*reversed(best), *others):
         x, y = frame.x(point.cost), frame.y(point.mean.value)
         own = _around(x, y)
-        boxes = list(_places(x, y, _LETTER * len(point.name)))
+        boxes = list(_places(x, y, (_BOLD if point in best else _LETTER) * len(point.name)))
         if point in best:  # beside a point of the front, its line passes
             boxes = [boxes[k] for k in (1, 4, 5, 3, 6, 7, 0, 2)]
-        inside = [box for box in boxes if box[0] >= _LEFT and box[2] <= frame.width and box[1] >= 0] or boxes
+            boxes += [_lower(box, rows * _HEIGHT) for rows in (-1, 1, -2) for box in boxes]
+        inside = [box for box in boxes if box[0] >= _LEFT and box[2] <= frame.width and box[1] >= 0]
         in_way = [other for other in marks if other != own]
         free = [box for box in inside if not _hits(box, taken)]
         clear = next((box for box in free if not _hits(box, in_way)), None)
-        if clear is None and point in best:  # a name of the front is written in any case
-            clear = (free or inside)[0]
+        if clear is None and point in best and free:  # a name of the front may stand on a mark, but not on a name
+            clear = free[0]
         if clear is not None:
             taken.append(clear)
             yield point, (clear[0], clear[3] - 3), "name best" if point in best else "name"
@@ -213,6 +214,10 @@ def _places(x: float, y: float, width: float) -> Iterator[Box]:
         (x - gap - width, below - half),
     ):
         yield left, top, left + width, top + _HEIGHT
+
+
+def _lower(box: Box, by: float) -> Box:
+    return box[0], box[1] + by, box[2], box[3] + by
 
 
 def _hits(box: Box, others: Sequence[Box]) -> bool:
