@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,15 @@ class Held(NamedTuple):
         return (self.recipe, self.positions), (self.against, self.against_positions)
 
 
+@dataclass(frozen=True)
+class Comparisons(Plan):
+    """A plan in which a model, also one alone, does what it can."""
+
+    @property
+    def leaves_out(self) -> bool:
+        return True
+
+
 def variant(text: str, keep: float | None = None) -> Variant:
     """A recipe at a budget, for which it may have a place, `{keep}`; without one, a recipe that has its own."""
     return variants_of(text.format(keep=keep), () if keep is None else (keep,))[0]
@@ -48,7 +58,7 @@ def accuracies(
     for positions in dict.fromkeys(policy for _, policy in sides):
         recipes = tuple(recipe for recipe, policy in sides if policy == positions)
         run_bench(
-            Plan(models=models, methods=recipes, limit=each, positions=positions),
+            Comparisons(models=models, methods=recipes, limit=each, positions=positions),
             folder,
             lambda at: print(f"{at.model} {at.task} {at.variant}: {at.done} of {at.due}", end="\033[K\r", flush=True),
         )

@@ -67,6 +67,13 @@ def test_the_change_is_paired(fusion: Any, tmp_path: Path) -> None:
     assert value == 0 and low < 0 < high, "equal answers are no proof of no difference"
 
 
+def test_what_a_model_alone_cannot_do_is_left_out(fusion: Any, tmp_path: Path) -> None:
+    held = load("benchmarks", "held")
+    asked = [held.Held("a", "uniform:0.5", "random:0.5"), held.Held("b", "tome(inside=True):0.5", "uniform:0.5")]
+    (found,) = held.accuracies(tmp_path / "runs", 2, asked, ("qwen2_5_vl",)).values()
+    assert [row["what"] for row in found["rows"]] == ["a"], "its encoder puts patches together"
+
+
 def test_a_distance_that_falls_is_nearer(fusion: Any) -> None:
     pairs = np.array([[1.0, 2.0], [2.0, 2.0], [1.0, 2.0], [3.0, 2.0]])
     found = fusion.summary(pairs)
