@@ -519,6 +519,19 @@ def test_a_report_runs_no_model(built: Path) -> None:
     assert files_of(built) == before
 
 
+def test_pictures_of_older_results_go_and_those_of_others_stay(tmp_path: Path) -> None:
+    fill(tmp_path, ["llava"], ["random"], keeps=[0.25], tasks=["synth-ocr"], n=4)
+    report = tmp_path / "report"
+    first = {path.relative_to(report) for path in build(tmp_path)}
+    old = ("plots/gone-entering.svg", "plots/gone-ranks.png", "overlays/gone-2.png")
+    for name in (*old, "plots/mine.svg", "overlays/my.png"):
+        (report / name).write_text("older")
+    assert {path.relative_to(report) for path in build(tmp_path)} == first
+    files = [path for path in report.rglob("*") if path.is_file()]
+    left = {str(path.relative_to(report)) for path in files if path.read_bytes() == b"older"}
+    assert left == {"plots/mine.svg", "overlays/my.png"}
+
+
 # ---------------------------------------------------------------- examples
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -96,6 +97,7 @@ def build(
         for table in tables:
             written += _plots(out / "plots", table, style)
             written += _overlays(out / "overlays", folder, table)
+        _forget(out, written)
         written += _optional(out, _agreed(tables, agreed) | _beside(tables if published else ()))
         return [*written, _text(out / "index.html", render(folder, changed, style, agreed))]
     except OSError as error:
@@ -121,6 +123,15 @@ def _optional(out: Path, texts: Mapping[str, str | None]) -> list[Path]:
     for name in (name for name, text in texts.items() if text is None):
         (out / name).unlink(missing_ok=True)
     return [_text(out / name, text) for name, text in texts.items() if text is not None]
+
+
+def _forget(out: Path, written: Sequence[Path]) -> None:
+    """Remove the pictures of older results, of models or scenes that are no longer there; only what has such a name."""
+    drawn = {"plots": rf".+-({'|'.join([*AXES, 'ranks'])})\.(svg|png)", "overlays": r".+-\d+\.png"}
+    for name, shape in drawn.items():
+        for path in (out / name).iterdir():
+            if path not in written and re.fullmatch(shape, path.name):
+                path.unlink()
 
 
 def _text(path: Path, text: str) -> Path:
