@@ -59,7 +59,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
 
 
 def _without(bias: Tensor, hide: Tensor | None) -> Tensor:
-    """The mask of the text rows without the prefix tokens that have left."""
+    """A mask over the prefix, or the prefix and the text, without the prefix tokens that have left."""
     return bias if hide is None else bias + nn.functional.pad(hide, (0, bias.shape[-1] - hide.shape[-1]))
 
 
@@ -122,7 +122,7 @@ def decode(
                 query[:, :, :prefix],
                 key[:, :, :prefix],
                 value[:, :, :prefix],
-                before if hide is None else before + hide,
+                _without(before, hide),
             )
             mixed = torch.cat((ahead, attend(query[:, :, prefix:], key, value, _without(after, hide))), dim=2)
         hidden = hidden + attention.o_proj(mixed.transpose(1, 2).reshape(batch, -1, width))

@@ -83,14 +83,14 @@ def _answered(
         raise RuntimeError("Some questions did not fit their row.")
     with torch.no_grad():
         said = backend.forward(model, pixels, constants, batch.ids, batch.segment, batch.offset).logits.argmax(-1)
+    words = {identifier: word for word, identifier in ids.items()}
     for row, (questions, right) in enumerate(zip(kept, verdicts(batch, kept, said), strict=True)):
         for number, (question, hit) in enumerate(zip(questions, right, strict=True)):
-            yield question, _overlaps(question, batch, said, row, number, ids) if question.task in BOXES else hit
+            yield question, _overlaps(question, batch, said, row, number, words) if question.task in BOXES else hit
 
 
-def _overlaps(question: Question, batch: TextBatch, said: Tensor, row: int, number: int, ids: dict[str, int]) -> bool:
+def _overlaps(question: Question, batch: TextBatch, said: Tensor, row: int, number: int, words: dict[int, str]) -> bool:
     """Whether a box that was said covers the true one well enough, RefCOCO's rule."""
-    words = {identifier: word for word, identifier in ids.items()}
     where = (batch.segment[row] == number) & (batch.target[row] >= 0)
     found = extract_box(" ".join(words[k] for k in said[row, where].tolist()[:-1]))
     truth = extract_box(question.answer)

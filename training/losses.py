@@ -89,9 +89,8 @@ class AuxiliaryHeads(nn.Module):
             guess = self.heads[name](features).float().flatten(0, 1)
             losses = functional.cross_entropy(guess, label.flatten(), reduction="none")
             fore = _mean(losses, front)
-            words = said[..., getattr(self, f"words_{name}")].flatten(0, 1)
-            word = functional.cross_entropy(words, (label - 1).clamp(min=0).flatten(), reduction="none")
-            total = total + fore + _BACKGROUND_WEIGHT * _mean(losses, ~front) + _mean(word, front)
+            word = _known(said[..., getattr(self, f"words_{name}")], label - 1)
+            total = total + fore + _BACKGROUND_WEIGHT * _mean(losses, ~front) + word
             metrics[f"fg_{name}"] = fore
         metrics["fg_number"] = _known(self.heads["number"](features).unflatten(-1, (NUMBER, _DIGITS)), labels.number)
         metrics["fg_rank"] = _known(self.heads["rank"](features), labels.rank - 1)
@@ -122,9 +121,7 @@ class AuxiliaryHeads(nn.Module):
         facts = hint.unbind(-1)
         total = early.new_zeros(())
         for name, fact in zip(("shape", "color", "size", "marker"), (*facts[:3], facts[5]), strict=True):
-            words = early @ embedding[getattr(self, f"words_{name}")].T
-            losses = functional.cross_entropy(words.flatten(0, 1), fact.clamp(min=0).flatten(), reduction="none")
-            total = total + _mean(losses, fact >= 0)
+            total = total + _known(early @ embedding[getattr(self, f"words_{name}")].T, fact)
         logits = early @ (embedding[self.ends[:, 0]] - embedding[self.ends[:, 1]]).T
         down, across = labels.row.max() / 2 - facts[3].float(), labels.column.max() / 2 - facts[4].float()
         target = torch.sigmoid(_PLACE_SLOPE * torch.stack((down, down, across), dim=-1))

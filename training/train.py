@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from training.backend import Backend, TextBatch, autocast, get_backend, matrices, parameter_count
 from training.contrast import CHANGE_WEIGHT, Contrast, caption
 from training.cuts import COUNTS, Kept, Late, draw_cut, draw_late
-from training.examples import Examples, draw_examples
+from training.examples import draw_examples
 from training.losses import METRICS, AuxiliaryHeads, answer_loss
 from training.muon import Muon
 from training.packing import Labels, draw_questions, make_labels, pack
@@ -280,12 +280,13 @@ class Trainer:
         }
         drawn = draw_examples(str(rng.choice(names, p=shares_of)), rng, size, mix, **shares)
         labels = make_labels(drawn.scenes, *self.backend.grid(size)).to(self.device)
-        pixels = self.backend.pixels(np.stack([scene.image for scene in drawn.scenes])).to(self.device)
+        images = np.stack([scene.image for scene in drawn.scenes])
+        pixels = self.backend.pixels(images).to(self.device)
         hinted = drawn.scenes if drawn.pictures == 1 else None
         batch, asked = pack(drawn.questions, TEXT_LENGTH, self.backend, self.ids, hinted, self.backend.grid(size))
         alone = drawn.pictures == 1
         constants = self.backend.constants(size, self.device)
-        kept, late, how = self.missing(rng, stage, drawn, labels)
+        kept, late, how = self.missing(rng, stage, images, drawn.pictures, labels)
 
         def losses(
             pixels: Tensor,
@@ -333,22 +334,21 @@ class Trainer:
         return {"answers": answers.item(), "hints": hints.item(), **dict(zip(named, metrics.tolist(), strict=True))}
 
     def missing(
-        self, rng: np.random.Generator, stage: Stage, drawn: Examples, labels: Labels
+        self, rng: np.random.Generator, stage: Stage, images: np.ndarray, pictures: int, labels: Labels
     ) -> tuple[Kept | None, Late | None, str]:
         """What the decoder does not get, if anything, and what to call it: tokens cut before it or inside it."""
         rows, slots = labels.shape.shape
-        size = drawn.scenes[0].size
         if rng.random() < stage.cut_share:
-            images = np.stack([scene.image for scene in drawn.scenes])
+            size = images.shape[2], images.shape[1]
             things = ((labels.shape > 0) | (labels.char > 0)).cpu().numpy()
             count = int(rng.choice(COUNTS))
             kept = draw_cut(rng, images, things, self.backend.grid(size), count)
             return Kept(kept.index.to(self.device), kept.original.to(self.device)), None, str(count)
-        if drawn.pictures > 1:
+        if pictures > 1:
             return None, None, ""
         if rng.random() < stage.late_share:
             late, how = draw_late(rng, rows, slots, self.backend.layers), "late"
-        else:
+        else:  # nothing leaves: steps with and without share one compiled graph
             late, how = Late(torch.tensor(self.backend.layers), torch.zeros(rows, slots, dtype=torch.bool)), ""
         return None, Late(late.layer.to(self.device), late.dropped.to(self.device)), how
 

@@ -104,11 +104,11 @@ class RunReport:
             [count] the slot at which that token stands; `core.fates.DROPPED` (-1) where there is none, `PLACELESS` (-2)
             where it stands at no slot, `UNTOLD` (-3) where the method does not say what it merged.
         """
-        return self.fates[sample][number].joined(range(1, len(self.stages) + 1)[stage] if self.stages else 0)
+        return self.fates[sample][number].joined(self._acts(stage))
 
     def parts(self, stage: int = -1, sample: int = 0, number: int = 0) -> dict[str, Tensor]:
         """The kept slots by the names that methods give to their kinds ("anchors"), after a stage; see `joined`."""
-        return self.fates[sample][number].parts(range(1, len(self.stages) + 1)[stage] if self.stages else 0)
+        return self.fates[sample][number].parts(self._acts(stage))
 
     def ratings(self, stage: int = -1, sample: int = 0, number: int = 0) -> Tensor:
         """How important the method found each slot's token, [count], float; higher is better.
@@ -117,7 +117,11 @@ class RunReport:
         token was gone by then, and for methods that rate no token by itself (DivPrune compares them with each other).
         Arguments as for `joined`.
         """
-        return self.fates[sample][number].ratings(range(1, len(self.stages) + 1)[stage] if self.stages else 0)
+        return self.fates[sample][number].ratings(self._acts(stage))
+
+    def _acts(self, stage: int) -> int:
+        """How many acts there were up to a stage, an index into `stages`."""
+        return range(1, len(self.stages) + 1)[stage] if self.stages else 0
 
     def by_frame(self, sample: int = 0, number: int = 0) -> list[Tensor]:
         """The slots kept at the end of each frame of a video, or of each tile of an image, in order.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from vlmprune.core.fates import DROPPED, PLACELESS, UNTOLD
 from vlmprune.core.report import RunReport
@@ -43,26 +42,15 @@ def patches_of(report: RunReport, whole: Whole) -> Patches:
     """What became of the cells of one way in which the slots of a prompt's first image cover its picture."""
     shown = shown_of(report, whole)
     rows, cols = shown.grid.rows, shown.grid.cols
-    told = _resized(shown) if shown.resized else _Telling(report, whole, shown).told()
+    if shown.resized:
+        told, scores = _resized(shown), [""] * shown.grid.size
+    else:
+        telling = _Telling(report, whole, shown)
+        told, scores = telling.told(), telling.scores()
     sentences = tuple(dict.fromkeys(sentence for sentence, _ in told))
     number = {sentence: place for place, sentence in enumerate(sentences)}
     said, into = tuple(number[said] for said, _ in told), tuple(into for _, into in told)
-    return Patches(
-        rows, cols, sentences, said, into, ("",) * len(told) if shown.resized else _scores(report, whole, len(told))
-    )
-
-
-def _scores(report: RunReport, whole: Whole, cells: int) -> tuple[str, ...]:
-    """What the method's score of the token at each cell is, in words."""
-    ratings = report.ratings()
-    known = ratings[~ratings.isnan()].sort(descending=True).values
-    slots = {cell: slot for slot, cell in reversed([*enumerate(whole.cells.tolist())]) if cell >= 0}
-    words = []
-    for cell in range(cells):
-        value = ratings[slots[cell]] if cell in slots else torch.tensor(torch.nan)
-        place = 1 + int((known > value).sum())
-        words.append("" if value.isnan() else f"score {float(value):.3g}, place {place} of {len(known)}")
-    return tuple(words)
+    return Patches(rows, cols, sentences, said, into, tuple(scores))
 
 
 def _resized(shown: Shown) -> list[tuple[str, int]]:
@@ -81,13 +69,26 @@ class _Telling:
         self.joined = [report.joined(stage).tolist() for stage in range(len(report.stages))]
         self.kinds = {cell: name for name, cells in shown.parts.items() for cell in cells.tolist()}
         self.gathered = set(shown.gathered.tolist())
+        self.ratings = report.ratings()
         last = self.joined[-1] if self.joined else []
         self.held = Counter(token for slot, token in enumerate(last) if token >= 0 and token != slot)
 
     def told(self) -> list[tuple[str, int]]:
         """The sentence about each cell, and the cell that it was merged into."""
-        cells = max((*self.slots, *self.cells, -1)) + 1
-        return [self._cell(cell) for cell in range(cells)]
+        return [self._cell(cell) for cell in self._all()]
+
+    def scores(self) -> list[str]:
+        """The method's score of the token at each cell, and which place that is among all."""
+        known = self.ratings[~self.ratings.isnan()]
+        words = []
+        for cell in self._all():
+            value = float(self.ratings[self.slots[cell]]) if cell in self.slots else math.nan
+            place = 1 + int((known > value).sum())
+            words.append("" if math.isnan(value) else f"score {value:.3g}, place {place} of {len(known)}")
+        return words
+
+    def _all(self) -> range:
+        return range(max((*self.slots, *self.cells, -1)) + 1)
 
     def _cell(self, cell: int) -> tuple[str, int]:
         slot = self.slots.get(cell)

@@ -30,10 +30,8 @@ class PaddleOcrAdapter(RasterAdapter):
         return [Grid(frames * rows, cols) for frames, rows, cols in call[GRIDS].tolist()]
 
     def pictures(self, modality: str, call: dict[str, Any]) -> list[Tensor]:
-        pixels, grids = (
-            call[self.pixels[modality]],
-            self.patch_grids(modality, call),
-        )  # a row is a patch [3, side, side]
+        pixels = call[self.pixels[modality]]  # a row is a patch [3, side, side]
+        grids = self.patch_grids(modality, call)
         parts = pixels.split([patches.size for patches in grids])
         return [
             part.unflatten(0, (patches.rows, patches.cols)).permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)

@@ -89,10 +89,8 @@ def build(
             _text(out / "flips.csv", comma_separated.flipped(changed)),
             _text(out / "summary.tex", latex(tables)),
         ]
-        if any(table.by_frames for table in tables):
-            written.append(_text(out / "frames.csv", comma_separated.frames(tables)))
-        else:
-            (out / "frames.csv").unlink(missing_ok=True)  # of older results
+        by_frames = comma_separated.frames(tables) if any(table.by_frames for table in tables) else None
+        written += _optional(out, {"frames.csv": by_frames})
         style = styles(lines_of(tables))
         for table in tables:
             written += _plots(out / "plots", table, style)

@@ -87,11 +87,8 @@ class VidCom2(Method):
     def select(self, view: ImageView) -> Tensor:
         frames = frames_of(view)
         video, own = self.likeness(view["features"], frames)
-        weights, score, sizes = (
-            self.weights(video, frames),
-            view.rated(-(video + own)),
-            [len(tokens) for tokens in frames],
-        )
+        score = view.rated(-(video + own))
+        weights, sizes = self.weights(video, frames), [len(tokens) for tokens in frames]
         if self.compat == "paper":
             # a guaranteed token changes the shares, so it is given only where a frame would get none
             enough = view.keep * float(weights.min()) >= float(weights.sum())
