@@ -31,20 +31,26 @@ class Examples:
 
 
 def draw_examples(
-    kind: str, rng: np.random.Generator, size: tuple[int, int], mix: dict[str, float], **shares: float
+    kind: str,
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    mix: dict[str, float],
+    photo_share: float = 0.25,
+    **shares: float,
 ) -> Examples:
     """A step's examples.
 
     Args:
         kind: "scene", "page", "screen" or "pair".
         mix, shares: of the questions about scenes, see `packing.draw_questions`.
+        photo_share: of the scenes, alone or in pairs, that have a photograph behind them.
     """
     if kind == "scene":
-        scenes = [draw_scene(rng, size) for _ in range(IMAGES_A_STEP)]
+        scenes = [draw_scene(rng, size, photo_share=photo_share) for _ in range(IMAGES_A_STEP)]
         return Examples(scenes, [draw_questions(scene, rng, mix, **shares) for scene in scenes])
     first = shares["first_wording_share"]
     if kind == "pair":
-        pairs = [draw_pair(rng, size) for _ in range(IMAGES_A_STEP // 2)]
+        pairs = [draw_pair(rng, size, photo_share=photo_share) for _ in range(IMAGES_A_STEP // 2)]
         return Examples([s for pair in pairs for s in pair], [_ask(ask_pair, p, rng, _PAIR, first) for p in pairs], 2)
     draw, ask, mixed = (draw_page, ask_page, _PAGE) if kind == "page" else (draw_screen, ask_screen, _SCREEN)
     scenes = [draw(rng, size) for _ in range(IMAGES_A_STEP)]

@@ -24,6 +24,7 @@ class Stage:
         kinds: shares of the kinds of pictures (`training.examples`), of which a step draws one.
         cut_share: share of the steps in which the decoder gets a part of the visual tokens (`training.cuts`).
         late_share: share of the other steps about one picture in which tokens leave inside the decoder.
+        photo_share: share of the scenes with a photograph behind them.
         frozen_tower: the vision tower stays as it is.
         contrastive: pictures against captions, for the layers of the tower that methods read (`training.contrast`).
         pairs: of them in a step.
@@ -45,6 +46,7 @@ class Stage:
     kinds: tuple[tuple[str, float], ...] = (("scene", 1.0),)
     cut_share: float = 0.0
     late_share: float = 0.0
+    photo_share: float = 0.25
     frozen_tower: bool = False
     contrastive: bool = False
     pairs: int = 0
@@ -121,6 +123,8 @@ _SETTLE = _WIDE | {"box": 0.0}
 _KINDS = (("scene", 0.45), ("page", 0.2), ("screen", 0.2), ("pair", 0.15))
 _BROAD = _SETTLE | {"box": 1.0, "count": 1.1}
 _ALL_KINDS = (("scene", 0.6), ("page", 0.15), ("screen", 0.13), ("pair", 0.12))
+_NUMBERS = _BROAD | {"box": 0.4, "count": 2.5, "compare": 1.4, "texture": 1.0}
+_MOSTLY_SCENES = (("scene", 0.84), ("page", 0.04), ("screen", 0.06), ("pair", 0.06))
 _POLISH = _END | {"mcq_size": 1.6, "size": 0.9, "count": 1.1}
 
 
@@ -204,6 +208,28 @@ def _robust(broad: int, contrast: int, pairs: int, end: int) -> tuple[Stage, ...
     )
 
 
+def _exact(numbers: int, contrast: int, pairs: int) -> tuple[Stage, ...]:
+    """The fourth run: counts, and photographs that are not among the ten of the training."""
+    return (
+        Stage(
+            "numbers",
+            numbers,
+            1.2e-3,
+            8.0e-4,
+            mixes=((0, _NUMBERS),),
+            auxiliary=((0, 0.3), (numbers, 0.1)),
+            decay_from=numbers * 2 // 5,
+            adaptive=True,
+            hints=((0, 0.2), (numbers, 0.05)),
+            kinds=_MOSTLY_SCENES,
+            cut_share=0.35,
+            late_share=0.15,
+            photo_share=0.4,
+        ),
+        Stage("names", contrast, 7.0e-4, 7.0e-4, decay_from=contrast // 4, contrastive=True, pairs=pairs),
+    )
+
+
 RECIPES: dict[str, tuple[Stage, ...]] = {
     "llava": (
         Stage("warm-up", 750, 3.9e-3, 1.3e-3, dense=True),
@@ -266,6 +292,7 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
         *_later(wide=400, settle=450, contrast=300, pairs=96, cuts=550),
         Stage("captions", 200, 2.0e-3, 1.0e-3, decay_from=120, contrastive=True, pairs=96),
         *_robust(broad=2400, contrast=300, pairs=96, end=1200),
+        *_exact(numbers=2200, contrast=120, pairs=96),
     ),
     "qwen2_5_vl": (
         Stage("warm-up", 750, 3.9e-3, 1.3e-3, dense=True),
@@ -293,5 +320,6 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
         ),
         *_later(wide=200, settle=400, contrast=120, pairs=48, cuts=420),
         *_robust(broad=1900, contrast=120, pairs=48, end=800),
+        *_exact(numbers=1450, contrast=50, pairs=48),
     ),
 }

@@ -278,7 +278,8 @@ class Trainer:
             "first_wording_share": stage.first_wording_share,
             "two_option_share": knots(stage.two_option_share, self.step),
         }
-        drawn = draw_examples(str(rng.choice(names, p=shares_of)), rng, size, mix, **shares)
+        kind = str(rng.choice(names, p=shares_of))
+        drawn = draw_examples(kind, rng, size, mix, stage.photo_share, **shares)
         labels = make_labels(drawn.scenes, *self.backend.grid(size)).to(self.device)
         images = np.stack([scene.image for scene in drawn.scenes])
         pixels = self.backend.pixels(images).to(self.device)

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 TEXTURES = ("plain", "stripes", "dots", "checks", "waves", "noise", "photo")
 PHOTO_FOLDER = Path(__file__).parent / "photos"
+_OVERLAID = 0.3  # of the training grounds with a photograph show two
 SMALLEST_FRAME = 72  # pixels
 
 
@@ -65,15 +66,43 @@ def _photographs(split: str) -> tuple[np.ndarray, ...]:
 
 
 def photo(rng: np.random.Generator, width: int, height: int, split: str) -> np.ndarray:
-    """A random crop, mirrored half of the time, float32 [height, width, 3]."""
-    photographs = _photographs(split)
+    """A random crop, mirrored half of the time, float32 [height, width, 3].
+
+    Those of "train" are also turned, taken nearer, recoloured and laid over each other: there are ten of them, and a
+    model that knew them by heart would not know another photograph for one.
+    """
+    if split != "train":
+        return _crop(rng, _photographs(split), width, height).copy()
+    ground = _varied(rng, width, height)
+    if rng.random() < _OVERLAID:
+        share = rng.uniform(0.3, 0.7)
+        ground = share * ground + (1 - share) * _varied(rng, width, height)
+    return ground
+
+
+def _crop(rng: np.random.Generator, photographs: tuple[np.ndarray, ...], width: int, height: int) -> np.ndarray:
     source = photographs[int(rng.integers(len(photographs)))]
     top = int(rng.integers(source.shape[0] - height + 1))
     left = int(rng.integers(source.shape[1] - width + 1))
     crop = source[top : top + height, left : left + width]
-    if rng.random() < 0.5:
-        crop = crop[:, ::-1]
-    return crop.copy()
+    return crop[:, ::-1] if rng.random() < 0.5 else crop
+
+
+def _varied(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """A crop of a training photograph, turned, enlarged up to twice, its channels and contrast changed."""
+    near = rng.uniform(0.5, 1.0)
+    turned = rng.random() < 0.5
+    sides = [max(8, round(near * side)) for side in ((height, width) if turned else (width, height))]
+    crop = _crop(rng, _photographs("train"), *sides)
+    if turned:
+        crop = crop.swapaxes(0, 1)
+    enlarged = Image.fromarray(np.clip(crop, 0, 255).astype(np.uint8)).resize(
+        (width, height), Image.Resampling.BILINEAR
+    )
+    pixels = np.asarray(enlarged, np.float32)[..., rng.permutation(3)]
+    mean = pixels.mean()
+    varied: np.ndarray = mean + rng.uniform(-15, 15) + rng.uniform(0.6, 1.3) * (pixels - mean)
+    return varied.astype(np.float32)
 
 
 def texture(rng: np.random.Generator, width: int, height: int, name: str) -> np.ndarray:
