@@ -129,9 +129,10 @@ def test_the_correction_is_exact(seed, keys, scale, softcap, sinks, fusion, dtyp
 def test_a_given_log_sum_exp_is_used_and_chunks_change_nothing(lse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, fusion = drawn(1, 20, torch.float64, 2.0), Fusion(0.3, 0.05, 0.5)
     groups = [torch.arange(3, 9)]
-    plain, total = dense(rows, groups, NOTHING), rows.log_sum_exp().flatten(0, 1)
+    plain, total = dense(rows, groups, NOTHING), rows.log_sum_exp()
     whole, _ = fused_attention(plain, rows, groups, **asdict(fusion))
-    monkeypatch.setattr("vlmprune.scores.fusion.CHUNK_ELEMENTS", 30)
+    for module in ("fusion", "chunked"):
+        monkeypatch.setattr(f"vlmprune.scores.{module}.CHUNK_ELEMENTS", 30)
     if lse:
         monkeypatch.setattr(Rows, "log_sum_exp", None)
     again, _ = fused_attention(plain, rows, groups, total if lse else None, **asdict(fusion))

@@ -18,7 +18,8 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton", reason="Triton is not installed: python3 tools/extras.py triton makes an environment")
 
 import vlmprune
-from vlmprune.scores import chunked, kernels, reference
+from vlmprune.scores import chunked, computed_by, fused_attention, kernels, reference
+from vlmprune.scores.fusion import Rows
 from vlmprune.scores.seen import Seen, packed, real_ones
 from vlmprune.testing import FAMILIES, alone
 
@@ -98,6 +99,31 @@ def test_a_log_sum_exp_that_is_known_is_used_again(call: dict[str, Any]) -> None
     assert torch.allclose(shifted * torch.e, kernels.received_sum(*given, seen), rtol=1e-4)
 
 
+@often
+@given(calls())
+def test_log_sum_exp_equals_torchs(call: dict[str, Any]) -> None:
+    given, seen = (call["query"], call["key"], call["scaling"]), call["seen"]
+    own, due = (way.log_sum_exp(*given, seen) for way in (kernels, chunked))
+    assert own.shape == due.shape and torch.allclose(own, due, rtol=0, atol=1e-5)
+
+
+def test_fusion_by_the_kernels_equals_torchs() -> None:
+    draw = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(4, rows, 16, generator=draw).to(DEVICE) for rows in (40, 60))
+    key, value = key[:2], torch.randn(2, 60, 8, generator=draw).to(DEVICE)
+    visible = torch.ones(40, 60, dtype=torch.bool, device=DEVICE).tril(20)
+    rows = Rows(query, key, value, 0.25, visible, sinks=torch.randn(4, generator=draw).to(DEVICE))
+    output = torch.randn(40, 4, 8, generator=draw).to(DEVICE)
+    groups = [torch.arange(0, 9, device=DEVICE), torch.arange(12, 30, device=DEVICE)]
+    found = []
+    for way in ("torch", "triton"):
+        with computed_by(way) as ran:
+            found.append(fused_attention(output, rows, groups, strength=0.4, threshold=0.01, top_share=0.5))
+        assert ran == {way}
+    assert torch.equal(found[0][1], found[1][1]) and found[0][1].any()
+    assert float((found[0][0] - found[1][0]).abs().max()) < 1e-5
+
+
 def test_padding_and_packed_sequences() -> None:
     draw = torch.Generator().manual_seed(0)
     query, key = (torch.randn(2, 2, 50, 16, generator=draw).to(DEVICE) for _ in range(2))
@@ -122,7 +148,7 @@ def test_two_runs_are_equal_to_the_last_bit() -> None:
     assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("method", ["hiprune", "fastv"])
+@pytest.mark.parametrize("method", ["hiprune", "fastv", "hilo"])
 def test_a_session_says_that_the_kernels_ran(method: str) -> None:
     family = FAMILIES["llava"]
     model, inputs = family.build().to(DEVICE), alone(family, [[0]], 0)

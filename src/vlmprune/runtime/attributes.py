@@ -99,6 +99,10 @@ class Removable:
     def put_on(self) -> None:
         self._on = [put_on() for put_on in self._hooks]
 
+    @property
+    def on(self) -> bool:
+        return bool(self._on)
+
     def needed(self) -> None:
         """From now on until this thread says `over`."""
         if torch.compiler.is_compiling() and self._on:

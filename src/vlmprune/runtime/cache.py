@@ -85,6 +85,7 @@ class PrunedState:
         removed: logical minus physical length of that layer.
         going_on: the position ids with which later tokens may go on behind the last prompt; None where nobody knows.
         steady: what a watched step found out for the next; None where each must be watched.
+        plain: the same for steps that are compiled, which a static cache allows (`runtime.compiled`).
     """
 
     bands: list[Band]
@@ -93,6 +94,7 @@ class PrunedState:
     removed: int = 0
     going_on: Continuation | None = None
     steady: Steady | None = None
+    plain: Steady | None = None
 
     def tail(self, cache: Cache) -> int:
         """Tokens added since the bands were written, the same number in all of them; negative if some were removed."""
@@ -147,6 +149,8 @@ class PrunedCacheMixin:
             state.going_on = state.going_on.select(rows)
         if state.steady is not None:
             state.steady = state.steady.select(rows)
+        if state.plain is not None:
+            state.plain = state.plain.select(rows)
 
     def _require_session(self) -> None:
         if self.vlmprune_state.owner not in _OPEN:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, StaticLayer
 
 from vlmprune.core.act import Act
 from vlmprune.core.errors import UserError
@@ -66,6 +66,7 @@ class Forward:
         self.first = next(iter(self.expected.attention))
         self.past_places = 0 if self.cache is None else int(self.cache.get_seq_length())
         self.changed = False
+        self.handed_on = False  # whether the model handed on the position ids that it was given
         self.shares = False  # whether its first layers are those of a `SharedPrefill`
         self._given = kwargs
         self.seconds = 0.0
@@ -417,7 +418,8 @@ class Forward:
         if any(len(tokens) for row in candidates for tokens in row):
             slots = [[segment.layout.slot[row, tokens] for tokens in found] for row, found in enumerate(candidates)]
             self.gathered[self.hooks.fused[number]] = slots
-            self.fused.append(FusedLayer(self.adapter, number, segment, candidates, prompt.tail, act.fusion))
+            scores = self.hooks.scores
+            self.fused.append(FusedLayer(self.adapter, number, segment, candidates, prompt.tail, act.fusion, scores))
             self.fused[-1].start()
 
     def _end_fusion(self) -> None:
@@ -549,9 +551,27 @@ class Forward:
             if cache is not None and self._is_steady(self.state, cache):
                 ids = not self.masks.flash
                 self.state.steady = steady_from(self.state, self.expected.here, len(self.adapter.decoder_layers), ids)
+            if cache is not None and self._is_plain(self.state, cache):
+                self.state.plain = steady_from(self.state, self.expected.here, len(self.adapter.decoder_layers), False)
         else:
             mark_whole(cache, self._going_on())
         return None if self.prompt is None else report_of(self._prefill(self.prompt))
+
+    def _is_plain(self, state: PrunedState, cache: Cache) -> bool:
+        """Whether the plain model, told the right position ids, would make the masks that the layers got here."""
+        if self.adapter.only_before is not None or self.adapter.first_sharing < len(self.adapter.decoder_layers):
+            return False
+        if self.length > 1 or not self.handed_on or self.masks.flash or len(state.bands) > 1:
+            return False
+        if state.going_on is not None and (state.going_on.apart or not state.going_on.met):
+            return False
+        kinds = {self.expected.kinds[layer] for layer in self.expected.attention}
+        layers = [cache.layers[layer] for layer in self.expected.attention]
+        return (
+            kinds == {"full_attention"}
+            and all(type(layer) is StaticLayer for layer in layers)
+            and all(segment.mask is None for segment in self.segments)
+        )
 
     def _is_steady(self, state: PrunedState, cache: Cache) -> bool:
         """Whether later steps of one token need nothing but the right position ids."""
@@ -584,7 +604,7 @@ class Forward:
             self.gathered,
             [[self._known(at).fate for at in images] for images in prompt.by_row()],
             self.past_places > 0,
-            self.scored | prompt.scores,
+            self.scored.union(prompt.scores, *(layer.scored for layer in fused)),
             self.seconds + sum(layer.seconds for layer in fused) + prompt.seconds,
             encoder.slot_pixels,
         )

@@ -14,6 +14,7 @@ from vlmprune.models.base import Adapter
 from vlmprune.runtime.decoder_reading import first_new, seen_keys
 from vlmprune.runtime.flow import Segment
 from vlmprune.runtime.taps import AttentionCall, Edit
+from vlmprune.scores import computed_by
 from vlmprune.scores.fusion import Rows, fused_attention
 
 
@@ -24,11 +25,13 @@ class FusedLayer:
         segment: the tokens of the layer.
         candidates: for each row of the batch, the physical indices of each image's candidates.
         tail: tokens at the end of each row that are not prompt, and that fusion leaves alone like what is decoded.
+        scores: as in `prune`.
 
     Attributes:
         number: of the layer.
         running: from `start` to `stop`.
         seconds: that the corrections took.
+        scored: what computed statistics of the attention.
         raised: share of the rows (a query at a head) that saw a candidate whose attention fusion raised anywhere.
     """
 
@@ -40,9 +43,11 @@ class FusedLayer:
         candidates: list[list[Tensor]],
         tail: int,
         fusion: Fusion,
+        scores: str = "auto",
     ) -> None:
         self.adapter, self.number, self.segment, self.fusion = adapter, layer, segment, fusion
-        self.candidates, self.tail = candidates, tail
+        self.candidates, self.tail, self.scores = candidates, tail, scores
+        self.scored: set[str] = set()
         self.seconds = 0.0
         self._counts = (0, 0)
         self._ran = self.running = False
@@ -72,10 +77,12 @@ class FusedLayer:
     def _correct(self, call: AttentionCall, output: Tensor) -> Tensor:
         start, self._ran = time.perf_counter(), True
         output = output.clone()
-        for row, groups in enumerate(self.candidates):
-            groups = [group for group in groups if len(group)]
-            if groups:
-                self._correct_row(call, output, row, groups)
+        with computed_by(self.scores) as ran:
+            for row, groups in enumerate(self.candidates):
+                groups = [group for group in groups if len(group)]
+                if groups:
+                    self._correct_row(call, output, row, groups)
+        self.scored |= ran
         self.seconds += time.perf_counter() - start
         return output
 

@@ -23,7 +23,9 @@ from vlmprune.models import adapter_for
 from vlmprune.runtime.attributes import Attachments
 from vlmprune.runtime.cache import session_closed, session_opened, state_of
 from vlmprune.runtime.candidates import watch_candidates
+from vlmprune.runtime.compiled import CompiledSteps, passes
 from vlmprune.runtime.expected import EMBEDS, MASK, cache_in, interface, interface_of
+from vlmprune.runtime.expected import POSITIONS as POSITION_IDS
 from vlmprune.runtime.flow import Prompt, PromptImage
 from vlmprune.runtime.growing import place_new_images
 from vlmprune.runtime.head import Head, can_generate
@@ -233,6 +235,7 @@ class Session:
             if hasattr(self.model, name):
                 self._attached.put(self.model, name, _refuse_continuous)
         self._watch_generate_mask()
+        CompiledSteps(self.model, self._text).install(self._attached)
         place_new_images(self._attached, self.adapter)
         trims = any(act.method.trims_cache for act in self._text.at_layer.values())
         watch_candidates(self._attached, self.model, hold_back=trims)
@@ -291,6 +294,7 @@ class Session:
             given = interface(original).named(args, kwargs)
             mask, running = given.get(MASK), self._text.running
             running.mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+            running.other_mask = mask is not None and running.mask is None
             running.ids = ids = given.get("input_ids")
             if ids is not None and running.generation is not None:
                 running.grown = running.generation.written(ids.shape[1], given.get("use_cache") is not False)
@@ -301,6 +305,8 @@ class Session:
     def _before_model(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if passes(kwargs):
+            return args, kwargs
         labels = kwargs.get("labels")
         if labels is not None and bool((labels != IGNORED).any()):
             raise UserError(
@@ -315,12 +321,14 @@ class Session:
 
     def _before_inner(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note which images this forward carries; they may be encoded only inside it, so the prompt is read later."""
+        if passes(kwargs):
+            return
         if module is not self.adapter.inner:
             self._text.expected.surprise("A copy of the model that shares its hooks was called")
         running, call = self._text.running, Call()
         running.call, tail, running.tail = call, running.tail, 0
         given = current_names(self.adapter, interface_of(module).named(args, kwargs))
-        call.cache = cache_in(given)
+        call.cache, call.positions = cache_in(given), given.get(POSITION_IDS)
         mask, ids, embeds = given.get(MASK), given.get("input_ids"), given.get(EMBEDS)
         call.mask, running.mask = running.mask, None
         known, running.ids = running.ids, None
@@ -344,6 +352,8 @@ class Session:
             self._refuse_unseen(ids, embeds, known)
 
     def _after_inner(self, module: nn.Module, args: Any, output: Any) -> None:
+        if passes(output):
+            return
         call, self._text.running.call = self._text.running.call, None
         if output is not None and call is not None and call.concerned and not call.texts:
             self._text.expected.surprise("The model answered without calling its language model")

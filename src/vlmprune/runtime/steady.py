@@ -67,6 +67,15 @@ def steady_from(state: PrunedState, here: tuple[int, str], layers: int, ids: boo
     return Steady(here, None if first is None else first.unsqueeze(-1), further, bands, ids)
 
 
+def lower(positions: Tensor, lowered: Tensor | None) -> Tensor:
+    """Position ids behind the shortened prompt, of those behind the whole one; `lowered` as in `Steady`."""
+    if lowered is None:
+        return positions
+    fewer = lowered.ndim == 3 and positions.ndim == 3 and len(lowered) > len(positions) > 1
+    lowered = lowered[-len(positions) :] if fewer else lowered  # the user counts no row of text
+    return positions - lowered.to(positions.device)
+
+
 def fits(given: dict[str, Any], mask: Tensor | None, cache: Cache) -> bool:
     """Whether this is one token for each row, none of them padding; any other mask is for a watched step.
 
@@ -100,14 +109,11 @@ class Step:
 
     def enter(self, given: dict[str, Any]) -> dict[str, Any]:
         """The text model's arguments: position ids behind the shortened prompt, and no mask of the whole one."""
-        lowered = self._steady.lowered
-        if lowered is not None:
+        if self._steady.lowered is not None:
             positions = given.get(POSITIONS)
             if positions is None:
                 positions = torch.full((1, 1), int(self._cache.get_seq_length()), device=given[EMBEDS].device)
-            fewer = lowered.ndim == 3 and positions.ndim == 3 and len(lowered) > len(positions) > 1
-            lowered = lowered[-len(positions) :] if fewer else lowered  # the user counts no row of text
-            given[POSITIONS] = positions - lowered.to(positions.device)
+            given[POSITIONS] = lower(positions, self._steady.lowered)
         if given.get(MASK) is not None:
             given[MASK] = None
         return given

@@ -49,6 +49,11 @@ class StepHooks:
             self._hooks.unneeded()
         return step
 
+    def bare(self) -> bool:
+        """Take these hooks off; False where another thread needs them."""
+        self._hooks.unneeded()
+        return not self._hooks.on
+
     def end(self, step: Step) -> None:
         if step.renumbers:
             self._hooks.over()

@@ -20,8 +20,9 @@ from vlmprune.models.base import Adapter
 from vlmprune.runtime import deepstack
 from vlmprune.runtime.attributes import Attachments, Removable
 from vlmprune.runtime.cache import check_unknown, is_whole, mark_whole, state_of
+from vlmprune.runtime.compiled import passes
 from vlmprune.runtime.decoder_reading import check_readable
-from vlmprune.runtime.expected import EMBEDS, Expected, cache_in, cache_of, interface_of, rotary_ids
+from vlmprune.runtime.expected import EMBEDS, POSITIONS, Expected, cache_in, cache_of, interface_of, rotary_ids, same
 from vlmprune.runtime.flow import Prompt
 from vlmprune.runtime.forward import Forward
 from vlmprune.runtime.prefill import SharedPrefill, untouched
@@ -41,6 +42,7 @@ class Call:
 
     Attributes:
         cache: what it was given.
+        positions: the position ids that it was given.
         mask: [B, past + S] of the prompt, also where `generate` hands the model a 4-D one.
         read: finds out which images it carries, once they are encoded; None where it carries none.
         records: what was read of the images that were encoded inside it, by modality.
@@ -48,6 +50,7 @@ class Call:
     """
 
     cache: Cache | None = None
+    positions: Any = None
     mask: Tensor | None = None
     read: Callable[[Call], Prompt] | None = None
     records: dict[str, VisionRecord] = field(default_factory=dict)
@@ -92,6 +95,7 @@ class Running:
         forward: of the text model, where it concerns the session and is watched.
         step: instead, a step of decoding that needs no hooks inside the text model.
         ids, mask: [B, S] and [B, past + S] that `generate` holds for the next call.
+        other_mask: whether `generate` holds a mask of another shape.
         tail: how many tokens at the end of the next call are not prompt.
         generation: the `generate` that runs.
         grown: how many tokens at the end of the next call are `generate`'s own: candidates, or an answer fed again.
@@ -103,6 +107,7 @@ class Running:
     step: Step | None = None
     ids: Tensor | None = None
     mask: Tensor | None = None
+    other_mask: bool = False
     tail: int = 0
     generation: Generation | None = None
     grown: int = 0
@@ -245,7 +250,14 @@ class TextHooks:
         needs = (need for act in self.plan.acts for need in act.needs.values())
         return [need for need in needs if isinstance(need, PromptNeed)]
 
+    def bare(self) -> bool:
+        """Take the hooks inside the text model off; False where another thread needs them."""
+        self._inner.unneeded()
+        return self._steps.bare() and not self._inner.on
+
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if passes(kwargs):
+            return None
         interface = interface_of(module)
         given = interface.named(args, kwargs)
         self.expected.no_other_cache(given)
@@ -273,6 +285,7 @@ class TextHooks:
         if prompt is not None:
             self.adapter.check_prompt({**given, "cache": cache})
         self.running.forward = forward = Forward(self, prompt, call.mask, given)
+        forward.handed_on = call.positions is not None and same(call.positions, given.get(POSITIONS))
         return (), forward.enter(given)
 
     def _check_whole(self, cache: Cache | None, given: dict[str, Any], mask: Tensor | None) -> None:
@@ -283,6 +296,8 @@ class TextHooks:
             mark_whole(cache)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if passes(output):
+            return
         forward, step = self._end()
         if output is None:  # after an exception
             return

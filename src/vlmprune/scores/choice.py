@@ -115,6 +115,11 @@ def received_attention(
     return total / (query.shape[1] * queries)
 
 
+def log_sum_exp(query: Tensor, key: Tensor, scaling: float, seen: Seen) -> Tensor:
+    """[B, H, R] of the logits of queries [B, H, R, d], in float32, or float64 if these are; of sinks as well."""
+    return _run("log_sum_exp", query, key, scaling, seen)
+
+
 def _run(name: str, query: Tensor, key: Tensor, *rest: Any) -> Tensor:
     way = chosen(query)
     _ASKED.ran.add(way)

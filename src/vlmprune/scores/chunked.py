@@ -18,15 +18,30 @@ def softmax_with_sinks(logits: Tensor, sinks: Tensor | None) -> Tensor:
     return torch.softmax(torch.cat([logits, apart], dim=-1), dim=-1)[..., :-1]
 
 
-def _softmax(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, seen: Seen) -> Tensor:
-    """[B, Hkv, G, R, S] float32: heads that share a key stay grouped, so keys are never repeated."""
-    grouped = query.float().unflatten(1, (key.shape[1], -1))
-    logits = (grouped * scaling) @ key.float().transpose(-1, -2).unsqueeze(2)
+def _logits(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, seen: Seen) -> Tensor:
+    """[B, Hkv, G, R, S] as softmax sees them: heads that share a key stay grouped, so keys are never repeated."""
+    dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+    grouped = query.to(dtype).unflatten(1, (key.shape[1], -1))
+    logits = (grouped * scaling) @ key.to(dtype).transpose(-1, -2).unsqueeze(2)
     if seen.softcap is not None:
         logits = seen.softcap * torch.tanh(logits / seen.softcap)
-    if mask is not None:
-        logits = logits.masked_fill(~mask[:, None, None], float("-inf"))
-    return softmax_with_sinks(logits, seen.sinks)
+    return logits if mask is None else logits.masked_fill(~mask[:, None, None], float("-inf"))
+
+
+def _softmax(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, seen: Seen) -> Tensor:
+    """[B, Hkv, G, R, S] float32."""
+    return softmax_with_sinks(_logits(query.float(), key.float(), scaling, mask, seen), seen.sinks)
+
+
+def log_sum_exp(query: Tensor, key: Tensor, scaling: float, seen: Seen) -> Tensor:
+    """As `scores.log_sum_exp`."""
+    step, queries = _chunks(query, key), query.shape[2]
+    found = []
+    for i in range(0, queries, step):
+        mask = seen.visible(i, min(i + step, queries), query, key)
+        found.append(_logits(query[:, :, i : i + step], key, scaling, mask, seen).logsumexp(-1).flatten(1, 2))
+    lse = torch.cat(found, dim=-1)
+    return lse if seen.sinks is None else torch.logaddexp(lse, seen.sinks.to(lse)[:, None])
 
 
 def _chunks(query: Tensor, key: Tensor) -> int:

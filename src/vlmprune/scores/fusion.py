@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vlmprune.scores.choice import log_sum_exp
 from vlmprune.scores.chunked import CHUNK_ELEMENTS, softmax_with_sinks
+from vlmprune.scores.seen import Seen
 
 COLLAPSED = 1e-3  # a denominator that fell below this share of the old one has lost too many digits
 
@@ -69,11 +71,9 @@ class Rows:
         return weights @ self.value.to(self.dtype).unsqueeze(1)
 
     def log_sum_exp(self) -> Tensor:
-        """[Hkv, H / Hkv, R], from at most `CHUNK_ELEMENTS` logits at a time, or one row if that is longer."""
-        step = self.step()
-        pieces = range(0, self.query.shape[1], step)
-        found = torch.cat([self.part(slice(i, i + step)).logits().logsumexp(-1) for i in pieces], dim=-1)
-        return found if self.sinks is None else torch.logaddexp(found, self.sinks.to(found).view(*found.shape[:2], 1))
+        """[H, R]."""
+        seen = Seen(self.visible[None], softcap=self.softcap, sinks=self.sinks)
+        return log_sum_exp(self.query[None], self.key[None], self.scaling, seen)[0]
 
 
 def fused_attention(
@@ -93,7 +93,7 @@ def fused_attention(
     Args:
         output: [R, H, dv] what attention returned without this edit.
         groups: the candidates of each image as columns of `rows.key`.
-        lse: [H, R] log-sum-exp of the logits, if the kernel gives it; otherwise it is computed here, in chunks.
+        lse: [H, R] log-sum-exp of the logits, if the kernel gives it; otherwise it is computed here (`scores.choice`).
         threshold: a candidate is raised only if its share of a row's attention is above this.
         top_share: a candidate is raised only if its logit is among this share of the largest of its image.
         threshold_over: "row": the share is of the whole row's attention; "candidates": of that to candidates only.
@@ -104,7 +104,7 @@ def fused_attention(
     """
     columns = torch.cat(groups)
     heads = (rows.key.shape[0], -1)
-    whole = rows.log_sum_exp() if lse is None else lse.to(rows.dtype).unflatten(0, heads)
+    whole = (rows.log_sum_exp() if lse is None else lse).to(rows.dtype).unflatten(0, heads)
     few = rows.among(columns)
     step, fused, raised = few.step(), output.clone(), []
     for i in range(0, len(output), step):
@@ -123,6 +123,7 @@ def fused_attention(
         after = before + change.sum(-1, keepdim=True)
         old = output[piece].to(rows.dtype).transpose(0, 1).unflatten(0, heads)
         new = (before * old + part.sum(change)) / after
+        # A GPU is waited for here: how many rows need all of their logits decides what is computed.
         if bool((lost := after < COLLAPSED * before).any()):
             # Lowered logits held nearly all of these rows: what is left of the difference is rounding.
             which = lost.flatten(0, 1).any(0).squeeze(-1).nonzero().squeeze(1)
