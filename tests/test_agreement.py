@@ -137,6 +137,18 @@ def tables(folder: Path, place: Callable[[int], int], methods: int = 5, model: s
     return build_tables(folder)
 
 
+def test_tasks_that_no_printed_table_asks_do_not_count(tmp_path: Path) -> None:
+    (alone,) = tables(tmp_path / "alone", lambda k: k)
+    asked = ["synth-ocr", "synth-choice", "synth-ground"]
+    missed = lambda run, sample: "none" if run.task == "synth-ground" else by_rank(lambda k: k)(run, sample)  # noqa: E731
+    fill(tmp_path / "more", ["llava"], list(SHARED)[:5], keeps=[0.111], tasks=asked, n=40, reply=missed)
+    (more,) = build_tables(tmp_path / "more")
+    assert more.tasks == ("synth-ocr", "synth-choice", "synth-ground")
+    assert lines(agreements(more)) == lines(agreements(alone))
+    assert "over synth-ocr, synth-choice:" in " ".join(sentences(more, agreements(more)))
+    assert "over synth" not in " ".join(sentences(alone, agreements(alone)))
+
+
 @pytest.mark.parametrize(("sign", "place"), [(1.0, lambda k: k), (-1.0, lambda k: 4 - k)])
 def test_the_printed_order_and_its_reverse(sign: float, place: Callable[[int], int], tmp_path: Path) -> None:
     (table,) = tables(tmp_path, place)

@@ -31,7 +31,7 @@ ALL = "all"
 METHODS = ("random", "random@2", "downsample", "divprune", "hiprune", "visionzip", "fastv", "dart")
 BASELINES = ("random", "downsample")
 KEEPS: tuple[Keep, ...] = (0.333, 0.222, 0.111)
-LIMIT = 96  # questions per task in the default run, which has to take at most ten minutes on two cores
+LIMIT = 64  # questions per task in the default run, which has to take at most ten minutes on two cores
 FULL = 600
 BATCH_SIZE = 32
 

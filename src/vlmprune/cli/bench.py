@@ -65,7 +65,7 @@ def bench(
     protocol: Annotated[
         str | None, typer.Option(help="Whose wording the prompts use: short, lmms, vlmevalkit or llava.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Questions per task. Default: 96; all in a profile.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Questions per task. Default: 64; all in a profile.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Ask all questions, and 600 of a generated task.")] = False,
     out: Annotated[
         Path, typer.Option(help="Folder for the results. The same command continues an interrupted run there.")

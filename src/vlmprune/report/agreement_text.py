@@ -8,7 +8,7 @@ from vlmprune.assets import embedded_names
 from vlmprune.bench.stats import Estimate
 from vlmprune.bench.table import Table
 from vlmprune.published.averages import averages
-from vlmprune.report.agreement import FEWEST, SCOPES, Agreement, is_compared, uncompared
+from vlmprune.report.agreement import FEWEST, SCOPES, Agreement, as_tabled, is_compared, uncompared
 from vlmprune.report.comma_separated import figure, lines_of
 from vlmprune.report.means import NEAR
 from vlmprune.report.tables import MISSING, number
@@ -23,6 +23,10 @@ READING = (
     f"least {FEWEST} methods are in both, and the mean over these budgets. The difference is that of the same two "
     "figures. The 95 % intervals come from weighting the questions of every task at random, the same way for all "
     "methods; printed values, tasks and methods are fixed."
+)
+TASKS = (
+    "The means here are over {tasks}: the printed tables ask nothing like the other tasks (boxes, screenshots, several "
+    "pictures)."
 )
 PREPARED = (
     "This model met missing tokens in training: random ones, tokens that look alike, rectangles and blobs, and in 30 % "
@@ -78,6 +82,8 @@ def sentences(table: Table, found: Sequence[Agreement]) -> list[str]:
     if not found:
         return []
     said = [PREPARED] if table.model in embedded_names() else []
+    asked = as_tabled(table).tasks
+    said += [TASKS.format(tasks=", ".join(asked))] if asked != table.tasks else []
     said += [f"{scope[0].upper()}{scope[1:]}: {SCOPE_WORDS[scope]}." for scope in SCOPES if _has(found, scope)]
     for paper in averages():
         without = uncompared(table, paper) if is_compared(table.model, paper.model) else []

@@ -45,10 +45,13 @@ class GeneratedTask(Task):
     Attributes:
         drawer: draws what is shown, and asks about it.
         default: whether it is asked where no tasks are named.
+        tabled: whether the papers' tables of accuracy ask the like; boxes, pages, screenshots, several pictures and
+            clips are in none of them.
     """
 
     drawer: Drawer = scenes
     default: bool = True
+    tabled: bool = True
 
     @property
     def categories(self) -> tuple[str, ...]:

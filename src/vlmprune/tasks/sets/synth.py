@@ -59,7 +59,7 @@ SYNTH_GROUND = GeneratedTask(
     summary="the box of an object, right at an IoU of 0.5",
     metric=BOX_ACCURACY,
     chance=guess("synth-ground"),
-    default=False,
+    tabled=False,
 )
 SYNTH_DOCUMENT = GeneratedTask(
     name="synth-document",
@@ -69,6 +69,7 @@ SYNTH_DOCUMENT = GeneratedTask(
     chance=guess("synth-document"),
     drawer=drawing.pages,
     default=False,
+    tabled=False,
 )
 SYNTH_SCREEN = GeneratedTask(
     name="synth-screen",
@@ -77,7 +78,7 @@ SYNTH_SCREEN = GeneratedTask(
     metric=ACCURACY,
     chance=guess("synth-screen"),
     drawer=drawing.screens,
-    default=False,
+    tabled=False,
 )
 SYNTH_IMAGES = GeneratedTask(
     name="synth-images",
@@ -86,7 +87,7 @@ SYNTH_IMAGES = GeneratedTask(
     metric=ACCURACY,
     chance=guess("synth-images"),
     drawer=drawing.pairs,
-    default=False,
+    tabled=False,
 )
 SYNTH_VIDEO = GeneratedTask(
     name="synth-video",
@@ -96,4 +97,5 @@ SYNTH_VIDEO = GeneratedTask(
     chance=guess("synth-video"),
     drawer=drawing.clips,
     default=False,
+    tabled=False,
 )
