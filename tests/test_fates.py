@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -140,6 +141,8 @@ def test_overlay_draws_one_or_several_sessions(run: Any) -> None:
         ({"answers": ["a", "b"]}, "1 sessions and 2 answers"),
         ({"sample": 3}, "1 samples"),
         ({"session": []}, "nothing to draw"),
+        ({"image": np.zeros((64, 64, 3), np.uint8)}, "not of type ndarray"),
+        ({"image": ["scene.png"]}, "not of type str"),
     ],
 )
 def test_overlays_that_would_be_wrong_are_refused(arguments: dict[str, Any], sentence: str, run: Any) -> None:

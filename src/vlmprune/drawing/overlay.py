@@ -58,7 +58,7 @@ def overlay(
             video, there are more or fewer pictures or answers than there should be, or it cannot be told which part of
             the picture the model saw.
     """
-    images = [image] if isinstance(image, Image.Image) else list(image)
+    images = _pictures(image)
     sessions = list(session) if isinstance(session, Sequence) else [session]
     said = [answers] if isinstance(answers, str) else list(answers or [])
     if not sessions or not images:
@@ -91,6 +91,15 @@ def unpruned_panel(image: Image.Image, report: RunReport, answer: str, sample: i
 def is_flip(answer: str, unpruned: str) -> bool:
     """Whether an answer is another than the unpruned one, spaces around it aside."""
     return answer.strip() != unpruned.strip()
+
+
+def _pictures(image: Any) -> list[Image.Image]:
+    """The PIL images given. An array would otherwise pass for as many pictures as it has rows."""
+    given = list(image) if isinstance(image, list | tuple) else [image]
+    wrong = [type(one).__name__ for one in given if not isinstance(one, Image.Image)]
+    if wrong:
+        raise UserError(f"Give PIL images to draw on, not of type {wrong[0]}: Image.open or Image.fromarray makes one.")
+    return given
 
 
 def _several(
