@@ -1,6 +1,6 @@
 """The mean of two exported models of one shape: python -m training.mean BEFORE AFTER --out FOLDER.
 
-Training on what a model already knows moves it away from what it learnt last; half of the way may have the best of both.
+Training on moves a model away from what it learnt last. Half of the way may have the best of both.
 """
 
 from __future__ import annotations
