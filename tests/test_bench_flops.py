@@ -27,6 +27,7 @@ from vlmprune.core.shape import Shape
 from vlmprune.methods.decoder.autoprune_curve import keep_shares
 from vlmprune.models import FAMILIES as ADAPTERS
 from vlmprune.testing import FAMILIES
+from vlmprune.testing.families.gemma4 import ROOM
 from vlmprune.testing.weights import PATCH
 
 COUNTED = [name for name, family in FAMILIES.items() if family.name not in UNCOUNTED]
@@ -205,3 +206,11 @@ def test_chunks_of_frames_share_their_slots() -> None:
     shape = shape_of(built("kimi_k25").config)
     assert shape is not None and shape.chunk == 2 and shape.merge == 4
     assert from_slots(shape, 16, frames=3) == Encoded((2 * 32, 32), 16) and from_slots(shape, 15, frames=3) is None
+
+
+def test_what_sees_pictures_where_there_is_no_encoder() -> None:
+    model = built("gemma4_unified")
+    assert tower_of(model) is model.model.embed_vision
+    with watched(tower_of(model), PATCH) as passes:
+        model(**inputs_of("gemma4_unified", [[0], [1]]))
+    assert passes == [ROOM, ROOM]

@@ -305,6 +305,20 @@ def _gemma4(config: Any, vision: Any, width: int) -> Tower:
     return {**tower, "encoder_gated": True, "padded": True}
 
 
+def _gemma4_unified(config: Any, vision: Any, width: int) -> Tower:
+    """No encoder: a projection of patches, and one of what it makes of them."""
+    return {
+        **dict.fromkeys(("encoder_layers", "encoder_mlp", "encoder_heads", "window", "full_layers"), 0),
+        "encoder_width": vision.mm_embed_dim,
+        "encoder_gated": False,
+        "has_cls": False,
+        "patch_inputs": 3 * vision.model_patch_size**2,
+        "merge": 1,
+        "projector": vision.mm_embed_dim * width,
+        "padded": True,
+    }
+
+
 TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
     "llava": _llava,
     "paligemma": _paligemma,
@@ -333,6 +347,7 @@ TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
     "minicpmv4_7": _minicpm,
     "kimi_k25": _kimi,
     "gemma4": _gemma4,
+    "gemma4_unified": _gemma4_unified,
 }
 # Families with an adapter whose operations the formula (`bench.flops`) does not describe: tables show a dash.
 UNCOUNTED: dict[str, str] = {
