@@ -141,7 +141,7 @@ def counted(family: str, seed: int) -> tuple[Shape, Encoded | None, int, int, in
         head.use_head = False  # SigLIP's pooling head, which nothing reads
     shape, slots, length = shape_of(model.config), FAMILIES[family].slots(seed), inputs["input_ids"].shape[1]
     assert shape is not None
-    if shape.padded:  # nobody says how much, so the encoder is not counted
+    if shape.opaque:  # no count tells what it computes, so the encoder is not counted
         inputs = vlmprune.encode_images(model, inputs, "divprune").inputs()
     passes: list[int] = []
     with contextlib.ExitStack() as stack:
@@ -162,7 +162,7 @@ def test_the_formula_counts_what_torch_counts(family: str, seed: int) -> None:
     the edge cuts count as whole ones with us alone.
     """
     shape, encoded, _, length, torchs = counted(family, seed)
-    assert (encoded is None) == shape.padded
+    assert (encoded is None) == shape.opaque
     ours = 0 if encoded is None else encoder_flops(shape, encoded.passes) + 2 * encoded.projected * shape.projector
     ours += prefill_flops(shape, [length] * shape.layers)
     widths = [shape.q_width + shape.read_width] * (shape.layers - len(shape.recurrent))
@@ -214,3 +214,13 @@ def test_what_sees_pictures_where_there_is_no_encoder() -> None:
     with watched(tower_of(model), PATCH) as passes:
         model(**inputs_of("gemma4_unified", [[0], [1]]))
     assert passes == [ROOM, ROOM]
+
+
+@pytest.mark.parametrize("family", ["gemma4", "molmo2"])
+def test_what_is_read_of_a_tower_that_no_count_tells_is_not_known(family: str) -> None:
+    shape = shape_of(built(family).config)
+    assert shape is not None
+    record = SimpleNamespace(input_tokens=40, visual_before=24, visual_encoded=24, stages=((0, 8),))
+    read, free = (run_flops(shape, spec, [record]) for spec in ("hiprune:8", "pixelprune:8"))
+    assert read.selection is None and free.selection and read.encoder is free.encoder is free.total is None
+    assert read.prefill == free.prefill > 0

@@ -14,7 +14,8 @@ decoder layer l a sequence of n_l tokens (text and the visual tokens that enter 
                 3 D M is a router D E and 3 D (k M_e + M_s) in a mixture of experts: k of E chosen, M_s shared.
                 Gemma 4's layers differ in q, kv and M, have both an MLP and experts or an input of their own, P wide:
                 2 n_l 2 D P, and 2 n_0 D P for each layer once; those that share keys make none, and compute the last
-                token alone: 2 (2 D q + 3 D M) + 4 q n_l. Its tower sees padding, so that `encoder` is not known
+                token alone: 2 (2 D q + 3 D M) + 4 q n_l. Its tower sees padding, and Molmo 2's crops that
+                overlap, so that `encoder` and `projector` are not known
     recurrent   a_l = 2 n_l weights + H n (C (5 k + 3 v) + 6 k v): the gated delta rule in chunks of C = 64 tokens, with
                 H heads of keys k and values v wide, and n the next multiple of C above n_l
     selection   what the methods declare they need: attention scores 2 d N^2 (or one row of them; an upper bound in
@@ -40,6 +41,7 @@ from typing import NamedTuple, Protocol
 from vlmprune.bench.passes import Encoded, from_slots
 from vlmprune.core.act import Act
 from vlmprune.core.fusion import layers_before
+from vlmprune.core.needs import EncoderNeed
 from vlmprune.core.recipe import recipe
 from vlmprune.core.roles import Fusing
 from vlmprune.core.shape import Load, Shape
@@ -53,7 +55,7 @@ class Flops(NamedTuple):
     """Operations of a sample up to its first new token. The papers' are other counts of the prefill, not parts.
 
     `selection` is None where a method reads a signal whose cost is not stated (`Need.flops`), `encoder` and `projector`
-    where token counts do not tell what the tower saw.
+    where token counts do not tell what the tower saw, and so is what a method reads of such a tower.
     """
 
     encoder: float | None
@@ -226,7 +228,8 @@ def _selection_flops(shape: Shape, recipe_text: str, text: int, encoded: int, vi
             fused |= {*edited} if act.fusion else set()
         load = Load(shape, encoded, present, text)
         for need in act.needs.values():
-            cost = need.flops(load)
+            unknown = shape.opaque and isinstance(need, EncoderNeed) and need.required
+            cost = None if unknown else need.flops(load)
             if cost is None:
                 return None
             total += cost

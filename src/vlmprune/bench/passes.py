@@ -30,7 +30,7 @@ class Encoded(NamedTuple):
 
 
 def from_slots(shape: Shape, slots: int, frames: int = 0) -> Encoded | None:
-    """Of one picture or video with so many slots; None where none of the family has as many, or padding hides it.
+    """Of one picture or video with so many slots; None where none of the family has as many, or no count tells.
 
     Args:
         frames: of a video, where that is known; they are looked at where the slots do not tell them.
@@ -55,8 +55,8 @@ def from_slots(shape: Shape, slots: int, frames: int = 0) -> Encoded | None:
 
 
 def of_passes(shape: Shape, passes: tuple[int, ...], slots: int) -> Encoded | None:
-    """What the projector took of these passes of the tower, which made so many slots; None where padding hides it."""
-    if shape.padded:
+    """What the projector took of these passes of the tower, which made so many slots; None where no count tells."""
+    if shape.opaque:
         return None
     if shape.chunk:  # it stands behind the mean over a chunk's frames
         return Encoded(passes, slots)

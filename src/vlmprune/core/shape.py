@@ -47,7 +47,7 @@ class Shape:
             per token, and the width of its queries; `q_width` and `kv_width` are then the largest.
         once: multiplications per token that enters the decoder, before its layers.
         last_alone: decoder layers at the end that compute the last token of a prompt only.
-        padded: whether the tower sees padding, so that neither slots nor patches tell what it computes.
+        opaque: whether no count of tokens tells what the tower computes, which sees padding, or crops that overlap.
     """
 
     family: str
@@ -88,7 +88,7 @@ class Shape:
     apart: Sequence[Sequence[int]] = ()
     once: int = 0
     last_alone: int = 0
-    padded: bool = False
+    opaque: bool = False
     all_logits: bool = False
 
     @property
