@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -13,6 +14,7 @@ import vlmprune
 from vlmprune.core.recipe import Recipe
 from vlmprune.core.report import RunReport
 from vlmprune.models import adapter_for
+from vlmprune.runtime.encoder_reading import of_encoder
 from vlmprune.runtime.oracle import is_recurrent
 from vlmprune.runtime.oracle import oracle as oracle_of
 from vlmprune.testing import FAMILIES, Family, image_numbers, prompt
@@ -26,17 +28,24 @@ Samples = list[list[int | None]]
 RAGGED: Samples = [[0, 1], [2]]  # two images interleaved with text beside one: left padding, different counts
 
 
+@cache
+def built(family: str, attention: str = "sdpa") -> Any:
+    return FAMILIES[family].build(attention)
+
+
 def cases(specs: dict[str, str], mode: str = "") -> Any:
     """(family, name of a recipe): everything on two families, and on all others one recipe of each kind.
 
-    Left out are families that lack the mode (`Family.lacks`).
+    Left out are families that lack the mode (`Family.lacks`), and recipes that read an encoder where there is none.
     """
+    wanted = {"downsample": resizes, "before and inside": blind}
     pairs = [
         (family, name)
         for family in FAMILIES
-        for name in specs
+        for name, spec in specs.items()
         if mode not in FAMILIES[family].lacks
-        and (family in EVERYTHING or name in EVERYWHERE or (name == "downsample" and resizes(family)))
+        and runnable(family, [spec])
+        and (family in EVERYTHING or name in EVERYWHERE or wanted.get(name, lambda family: False)(family))
     ]
     return pytest.mark.parametrize(("family", "name"), pairs, ids=[f"{family}-{name}" for family, name in pairs])
 
@@ -46,12 +55,32 @@ def resizes(family: str) -> bool:
     return "downsample" not in FAMILIES[family].lacks
 
 
+def blind(family: str) -> bool:
+    """Whether it has no vision encoder."""
+    return "encoder" in FAMILIES[family].lacks
+
+
+def reads_encoder(spec: str, family: str) -> bool:
+    """Whether some method of a recipe cannot do without statistics of the family's encoder."""
+    acts = vlmprune.recipe(spec).on(adapter_for(built(family)).info).acts
+    needs = [need for act in acts for need in act.needs.values()]
+    return any(part.required for need in needs for part in of_encoder(need))
+
+
 families = pytest.mark.parametrize("family", FAMILIES)
+seeing = pytest.mark.parametrize("family", [family for family in FAMILIES if not blind(family)])
 
 
-@cache
-def built(family: str, attention: str = "sdpa") -> Any:
-    return FAMILIES[family].build(attention)
+def runnable(family: str, specs: Iterable[str]) -> list[str]:
+    """Those of some recipes that read no encoder where the family has none."""
+    return [spec for spec in specs if not (blind(family) and reads_encoder(spec, family))]
+
+
+def with_specs(specs: Iterable[str], names: Iterable[str] = FAMILIES) -> Any:
+    """(family, spec): each recipe on each family that it can run on."""
+    return pytest.mark.parametrize(
+        ("family", "spec"), [(family, spec) for family in names for spec in runnable(family, specs)]
+    )
 
 
 def inputs_of(family: str, samples: Samples, seed: int = 0) -> dict[str, Tensor]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from harness import runnable
+
 import vlmprune
 from vlmprune.core.act import Act
 from vlmprune.core.method import Method, PixelMethod
 from vlmprune.core.plan import acts_of
+from vlmprune.core.recipe import format_method
 from vlmprune.core.roles import Fusing
 from vlmprune.core.view import Grid, ModelInfo
 from vlmprune.models import adapter_for
@@ -57,6 +60,10 @@ def _cuts_late(method: Method, key: str) -> bool:
 UNREADABLE = [
     (name, key) for key, family in FAMILIES.items() if family.recurrent for name in METHODS if _refuses(cutting(name))
 ]
+# Methods that read an encoder where there is none.
+BLIND = [
+    (name, key) for key in FAMILIES for name in METHODS if not runnable(key, [f"{format_method(cutting(name))}:0.3"])
+]
 # Methods that cut where later layers have stored keys to be read by others.
 TOO_LATE = [(name, key) for key in FAMILIES for name in METHODS if _cuts_late(cutting(name), key)]
-REFUSED = [*UNREADABLE, *TOO_LATE]
+REFUSED = [*UNREADABLE, *BLIND, *TOO_LATE]

@@ -11,6 +11,7 @@ import torch
 from harness import built, inputs_of
 from torch.utils.flop_counter import FlopCounterMode
 
+import vlmprune
 from vlmprune.bench.flops import (
     CHUNK,
     encoder_flops,
@@ -20,12 +21,13 @@ from vlmprune.bench.flops import (
     run_flops,
     visual_per_layer,
 )
-from vlmprune.bench.passes import Encoded, from_slots, of_passes, watched
+from vlmprune.bench.passes import Encoded, from_slots, of_passes, tower_of, watched
 from vlmprune.bench.shapes import TOWERS, UNCOUNTED, shape_of
 from vlmprune.core.shape import Shape
 from vlmprune.methods.decoder.autoprune_curve import keep_shares
 from vlmprune.models import FAMILIES as ADAPTERS
 from vlmprune.testing import FAMILIES
+from vlmprune.testing.families.gemma4 import ROOM
 from vlmprune.testing.weights import PATCH
 
 COUNTED = [name for name, family in FAMILIES.items() if family.name not in UNCOUNTED]
@@ -129,7 +131,7 @@ def test_every_family_has_a_shape_or_a_reason() -> None:
     assert shape_of(SimpleNamespace(model_type="blip")) is None
 
 
-def counted(family: str, seed: int) -> tuple[Shape, Encoded, int, int, int]:
+def counted(family: str, seed: int) -> tuple[Shape, Encoded | None, int, int, int]:
     """Of one picture: shape, what the tower saw, slots, length of the prompt, and what torch counts."""
     # in eager attention torch sees every product, and so it does of experts one at a time
     model, inputs = FAMILIES[family].build("eager"), inputs_of(family, [[seed]])
@@ -137,16 +139,18 @@ def counted(family: str, seed: int) -> tuple[Shape, Encoded, int, int, int]:
         config._experts_implementation = "eager"
     if hasattr(head := model.get_encoder(modality="image"), "use_head"):
         head.use_head = False  # SigLIP's pooling head, which nothing reads
-    shape, slots = shape_of(model.config), FAMILIES[family].slots(seed)
+    shape, slots, length = shape_of(model.config), FAMILIES[family].slots(seed), inputs["input_ids"].shape[1]
     assert shape is not None
+    if shape.opaque:  # no count tells what it computes, so the encoder is not counted
+        inputs = vlmprune.encode_images(model, inputs, "divprune").inputs()
     passes: list[int] = []
     with contextlib.ExitStack() as stack:
-        towers = [model.get_encoder(modality="image"), getattr(model.model, "video_tower", None)]
+        towers = [tower_of(model), getattr(model.model, "video_tower", None)]
         seen = [stack.enter_context(watched(tower, PATCH)) for tower in towers if tower is not None]
         counter = stack.enter_context(FlopCounterMode(display=False))
         model(**inputs, use_cache=False, logits_to_keep=1)
         passes = [one for each in seen for one in each]
-    return shape, of_passes(shape, tuple(passes), slots), slots, inputs["input_ids"].shape[1], counter.get_total_flops()
+    return shape, of_passes(shape, tuple(passes), slots), slots, length, counter.get_total_flops()
 
 
 @torch.no_grad()
@@ -158,9 +162,13 @@ def test_the_formula_counts_what_torch_counts(family: str, seed: int) -> None:
     the edge cuts count as whole ones with us alone.
     """
     shape, encoded, _, length, torchs = counted(family, seed)
-    ours = encoder_flops(shape, encoded.passes) + 2 * encoded.projected * shape.projector
+    assert (encoded is None) == shape.opaque
+    ours = 0 if encoded is None else encoder_flops(shape, encoded.passes) + 2 * encoded.projected * shape.projector
     ours += prefill_flops(shape, [length] * shape.layers)
-    masked = (shape.layers - len(shape.recurrent)) * 2 * shape.q_width * length * (length - 1)
+    widths = [shape.q_width + shape.read_width] * (shape.layers - len(shape.recurrent))
+    if shape.apart:  # their last layers compute the last token, which sees all
+        widths = [2 * width for *_, width in shape.apart[: shape.layers - shape.last_alone]]
+    masked = sum(widths) * length * (length - 1)
     heads, key, value = shape.recurrent_heads
     text = built(family).config.get_text_config()
     padding = 0
@@ -168,7 +176,7 @@ def test_the_formula_counts_what_torch_counts(family: str, seed: int) -> None:
         kernel, mixed = text.linear_conv_kernel_dim, 2 * text.linear_num_key_heads * key + heads * value
         padding = len(shape.recurrent) * 2 * mixed * kernel * (kernel - 1)
     solved = len(shape.recurrent) * heads * -(-length // CHUNK) * CHUNK**2 * (key + value)
-    cut = shape.window and any(one % shape.window for one in encoded.passes)
+    cut = encoded and shape.window and any(one % shape.window for one in encoded.passes)
     assert ours + masked + padding - solved >= torchs if cut else ours + masked + padding - solved == torchs
 
 
@@ -191,3 +199,28 @@ def test_a_count_that_no_picture_has_is_not_known() -> None:
     record = SimpleNamespace(input_tokens=40, visual_before=19, visual_encoded=19, stages=())
     flops = run_flops(shape, "vanilla", [record])
     assert flops.encoder is None and flops.total is None and flops.papers > 0
+
+
+def test_chunks_of_frames_share_their_slots() -> None:
+    """Kimi's, of two frames here; the last one of three has one."""
+    shape = shape_of(built("kimi_k25").config)
+    assert shape is not None and shape.chunk == 2 and shape.merge == 4
+    assert from_slots(shape, 16, frames=3) == Encoded((2 * 32, 32), 16) and from_slots(shape, 15, frames=3) is None
+
+
+def test_what_sees_pictures_where_there_is_no_encoder() -> None:
+    model = built("gemma4_unified")
+    assert tower_of(model) is model.model.embed_vision
+    with watched(tower_of(model), PATCH) as passes:
+        model(**inputs_of("gemma4_unified", [[0], [1]]))
+    assert passes == [ROOM, ROOM]
+
+
+@pytest.mark.parametrize("family", ["gemma4", "molmo2"])
+def test_what_is_read_of_a_tower_that_no_count_tells_is_not_known(family: str) -> None:
+    shape = shape_of(built(family).config)
+    assert shape is not None
+    record = SimpleNamespace(input_tokens=40, visual_before=24, visual_encoded=24, stages=((0, 8),))
+    read, free = (run_flops(shape, spec, [record]) for spec in ("hiprune:8", "pixelprune:8"))
+    assert read.selection is None and free.selection and read.encoder is free.encoder is free.total is None
+    assert read.prefill == free.prefill > 0

@@ -16,7 +16,7 @@ import accelerate
 import pytest
 import torch
 from accelerate.utils import send_to_device
-from harness import RAGGED, TOLERANCE, built, generate, inputs_of, largest
+from harness import RAGGED, TOLERANCE, blind, built, generate, inputs_of, largest, runnable
 from torch import Tensor, nn
 from torch.ao.quantization import quantize_dynamic
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -82,6 +82,7 @@ def test_half_precision_is_scored_in_single(family: str, dtype: torch.dtype, mon
 
     inputs, model = inputs_of(family, RAGGED), built(family)
     specs = ["hiprune:0.7 > fastv@2:0.5", *(["visionzip:0.5"] if adapter_for(model).has_cls else [])]
+    specs = runnable(family, specs) or ["divprune:0.7 > fastv@2:0.5"]
     expected = []
     for spec in specs:
         with torch.no_grad(), vlmprune.prune(model, spec) as session:
@@ -98,7 +99,7 @@ def test_half_precision_is_scored_in_single(family: str, dtype: torch.dtype, mon
             logits = half(**inputs).logits
         assert bool(torch.isfinite(logits).all()) and logits.dtype == dtype
         assert session.last.tokens == tokens
-    assert max(errors["received"]) < 1e-6 and max(errors["rows"]) < 1e-6
+    assert max(errors["received"], default=float(not blind(family))) < 1e-6 and max(errors["rows"]) < 1e-6
 
 
 # ---------------------------------------------------------------------- accelerate: offloaded to the CPU and to disk

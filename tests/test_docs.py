@@ -237,7 +237,7 @@ def test_a_method_is_golden_matched_where_golden_cases_ran_it() -> None:
 
 
 def test_a_method_has_the_families_on_which_it_is_tested() -> None:
-    assert methods.runs_of("hiprune") == set(FAMILIES)
+    assert methods.runs_of("hiprune") == {family for family in FAMILIES if not matrix.blind(family)}
     assert methods.runs_of("downsample") == set(filter(matrix.resizes, FAMILIES))
     assert re.match(r"all but .*\bllava_next, ", methods.families("downsample"))
     assert re.match(r"all but .*\bqwen3_5, qwen3_5_moe\b", methods.families("autoprune"))  # where it is refused

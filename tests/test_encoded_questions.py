@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import RAGGED, TEXT, built, generate, inputs_of, text_part
+from harness import RAGGED, TEXT, built, generate, inputs_of, text_part, with_specs
 
 import vlmprune
 from vlmprune.core.method import PixelMethod
@@ -46,8 +46,7 @@ def test_each_question_is_answered_as_with_the_plain_inputs(name: str, family: s
             assert all(torch.equal(a, b) for x, y in zip(kept, session.last.kept, strict=True) for a, b in zip(x, y))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("spec", ["hiprune:0.4 > fastv@2:0.5", "cdpruner:0.4"])
+@with_specs(["hiprune:0.4 > fastv@2:0.5", "cdpruner:0.4"])
 def test_on_every_family(family: str, spec: str) -> None:
     model, once = built(family), vlmprune.encode_images(built(family), inputs_of(family, RAGGED), spec)
     with vlmprune.prune(model, spec):

@@ -27,6 +27,7 @@ from harness import (
     largest,
     oracle,
     policies,
+    runnable,
     text_part,
 )
 from versions import behind, cache_of
@@ -333,7 +334,7 @@ def test_encoded_once_equals_encoded_each_time(family: str, name: str) -> None:
         with pytest.raises(vlmprune.UserError, match="inside the encoder"), vlmprune.prune(model, SPECS[name]):
             generate(model, encoded.inputs())
         return
-    encoded = vlmprune.encode_images(model, inputs, SPECS.values())
+    encoded = vlmprune.encode_images(model, inputs, runnable(family, SPECS.values()))
     with vlmprune.prune(model, SPECS[name]) as session:
         expected, kept = generate(model, inputs), session.last.kept
         for _ in range(2):

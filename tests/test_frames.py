@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import SEEDS, batch, built
+from harness import SEEDS, batch, built, runnable, with_specs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -133,9 +133,13 @@ def framewise(family: str, seed: int, method: Method, view: ImageView, keep: int
     return made
 
 
+FRAMEWISE = ["divprune", "hiprune", "hiprune(alpha=1.0)", "fastv@2", "dart@2", "visionzip"]
+
+
 @torch.no_grad()
-@framed
-@pytest.mark.parametrize("name", ["divprune", "hiprune", "hiprune(alpha=1.0)", "fastv@2", "dart@2", "visionzip"])
+@pytest.mark.parametrize(
+    ("family", "name"), [(family, name) for family in FRAMED for name in FRAMEWISE if runnable(family, [f"{name}:1"])]
+)
 @pytest.mark.parametrize("keep", [0.3, 7, 0.85])
 def test_each_frame_is_the_method_on_that_frame_alone(family: str, name: str, keep: float | int) -> None:
     method = vlmprune.recipe(name, 1).stages[0].method
@@ -183,6 +187,7 @@ def test_the_default_is_one_budget_for_the_image(family: str) -> None:
 
     whole, tiled = ["divprune", "fastv"], ["visionzip"]
     (tiled if "llava" in family else whole).append("hiprune")
+    whole, tiled = ([name for name in names if runnable(family, [f"{name}:1"])] for names in (whole, tiled))
     assert all(kept(f"{name}:0.3") == kept(f"{name}(per=image):0.3") for name in whole)
     assert any(kept(f"{name}:0.3") != kept(f"{name}(per=frame):0.3") for name in whole)
     assert all(kept(f"{name}:0.3") == kept(f"{name}(per=frame):0.3") for name in tiled)
@@ -192,7 +197,7 @@ def test_the_default_is_one_budget_for_the_image(family: str) -> None:
 @framed
 def test_a_budget_below_the_number_of_frames(family: str) -> None:
     """Some frames then keep nothing; never too many."""
-    for spec in ("hiprune(per=frame):1", "fastv(per=frame):2", "visionzip:1", "visionzip:2"):
+    for spec in runnable(family, ["hiprune(per=frame):1", "fastv(per=frame):2", "visionzip:1", "visionzip:2"]):
         with vlmprune.prune(built(family), spec) as session:
             built(family)(**batch(FAMILIES[family], [[0], [1]]))
         assert [after for _, after in session.last.tokens] == [int(spec[-1])] * 2
@@ -228,10 +233,7 @@ VIDEOS = [key for key, family in FAMILIES.items() if "video" in key or "mixed" i
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", VIDEOS)
-@pytest.mark.parametrize(
-    "spec", ["divprune:3", "fastv(per=frame):3", "visionzip:4", "hiprune:0.5 > fastv(per=frame)@2:1"]
-)
+@with_specs(["divprune:3", "fastv(per=frame):3", "visionzip:4", "hiprune:0.5 > fastv(per=frame)@2:1"], VIDEOS)
 def test_text_between_frames_is_never_lost(family: str, spec: str) -> None:
     """Timestamps before a frame, markers around it and between tiles."""
     inputs, numbers = batch(FAMILIES[family], SEEDS), image_numbers(FAMILIES[family], [[*sample] for sample in SEEDS])

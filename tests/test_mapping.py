@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import SEEDS, batch, built
+from harness import SEEDS, batch, built, families, seeing, with_specs
 from torch import Tensor
 
 import vlmprune
@@ -37,7 +37,6 @@ from vlmprune.testing.images import text
 from vlmprune.testing.tower import Expected, features, in_text_model, tower_layers
 from vlmprune.testing.weights import IMAGE
 
-families = pytest.mark.parametrize("family", FAMILIES)
 EXACT = 2e-6
 
 
@@ -184,7 +183,7 @@ def check_objects(family: str, method: Method | str, make: Any, samples: list[li
     assert len({str(slots) for sample in kept for slots in sample}) > 1  # not the same by accident
 
 
-@families
+@seeing
 @pytest.mark.parametrize("slots", [1, 4, 5])
 def test_keys_find_a_planted_object(family: str, slots: int) -> None:
     """Of any shape, also one that covers a slot in part: a slot of a merger, of a shrunk canvas, of a pooled frame."""
@@ -202,13 +201,13 @@ def with_patches_of_their_own(family: str) -> list[list[int]]:
     return [kept for sample in [*SEEDS, [4]] if (kept := [seed for seed in sample if apart(seed)])]
 
 
-@families
+@seeing
 @pytest.mark.parametrize("slots", [2, 4])
 def test_keys_find_objects_in_several_tiles_and_frames(family: str, slots: int) -> None:
     check_objects(family, BrightKeys(), squares, with_patches_of_their_own(family), slots)
 
 
-@families
+@seeing
 @pytest.mark.parametrize("method", ["hiprune(alpha=0.0, per=image)", Attended()], ids=["received", "cls"])
 def test_attention_finds_a_planted_object(family: str, method: Method | str) -> None:
     """What bright patches (and the bright CLS token) attend to: the bright patches."""
@@ -241,7 +240,7 @@ class Spy(Method):
 
 
 @torch.no_grad()
-@families
+@seeing
 def test_statistics_equal_those_of_eager_attention(family: str) -> None:
     subject, eager = FAMILIES[family], built(family, "eager")
     used, rows = subject.used, subject.tower_rows
@@ -280,13 +279,12 @@ def wanted(keep: float | int, slots: int) -> int:
     return min(keep, slots) if isinstance(keep, int) else max(1, round(keep * slots))
 
 
-@families
-@pytest.mark.parametrize("method", ["random", "divprune", "hiprune", "fastv"])
-def test_a_share_is_of_each_image_and_a_number_is_for_each_image(family: str, method: str) -> None:
+@with_specs(["random:1", "divprune:1", "hiprune:1", "fastv:1"])
+def test_a_share_is_of_each_image_and_a_number_is_for_each_image(family: str, spec: str) -> None:
     """All tiles of an image, and all frames of a video, have one budget between them."""
     inputs = batch(FAMILIES[family], SEEDS)
     for keep in (0.01, 0.3, 0.77, 1, 5, 10, 1000):
-        with torch.no_grad(), vlmprune.prune(built(family), method, keep=keep) as session:
+        with torch.no_grad(), vlmprune.prune(built(family), spec.removesuffix(":1"), keep=keep) as session:
             built(family)(**inputs)
         counts = [[FAMILIES[family].slots(seed) for seed in sample] for sample in SEEDS]
         assert [[len(image) for image in sample] for sample in session.last.kept] == [

@@ -22,7 +22,7 @@ from harness import (
     oracle,
     policies,
 )
-from harness_methods import METHODS, REFUSED, TOO_LATE, UNREADABLE, cutting, left
+from harness_methods import BLIND, METHODS, REFUSED, TOO_LATE, UNREADABLE, cutting, left
 
 import vlmprune
 from vlmprune.core.recipe import format_method
@@ -75,6 +75,15 @@ def test_every_method_on_every_family(name: str, family: str) -> None:
 def test_a_method_that_cannot_read_a_family_says_so(name: str, family: str) -> None:
     with pytest.raises(vlmprune.UserError, match="and some here have none"):
         vlmprune.prune(built(family), f"{name}:{KEEP}")
+
+
+@pytest.mark.parametrize(("name", "family"), BLIND)
+def test_a_method_that_reads_an_encoder_where_there_is_none_says_so(name: str, family: str) -> None:
+    with (
+        pytest.raises(vlmprune.UserError, match=r"Methods that read the vision encoder cannot run .* it has none"),
+        vlmprune.prune(built(family), f"{name}:{KEEP}"),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(("name", "family"), TOO_LATE)

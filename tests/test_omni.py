@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from harness import RAGGED, TOLERANCE, built, generate, inputs_of, largest
+from harness import RAGGED, STEPS, TOLERANCE, built, generate, inputs_of, largest
 from torch import Tensor
 
 import vlmprune
@@ -21,35 +21,65 @@ from vlmprune.testing.weights import VIDEO, VISION_END, VISION_START
 SPECS = ("divprune:0.4", "fastv@2:0.4", "divprune:0.6 > fastv@2:0.5")
 
 
-def wrapper() -> Any:
-    """A Qwen3-Omni that cannot speak, around the tiny thinker."""
-    thinker = built("qwen3_omni_moe_thinker")
-    config = transformers.Qwen3OmniMoeConfig(thinker_config=thinker.config.to_dict(), enable_audio_output=False)
-    config.talker_config, config.code2wav_config = None, None
-    whole = transformers.Qwen3OmniMoeForConditionalGeneration.__new__(transformers.Qwen3OmniMoeForConditionalGeneration)
+class Mute(torch.nn.Module):
+    """Stands where a talker would: Qwen2.5-Omni asks it for a token even where only text is wanted."""
+
+    codec_pad_token = 0
+
+
+def wrapper(name: str) -> Any:
+    """A Qwen2.5-Omni or Qwen3-Omni around the tiny thinker, which would speak if it were let."""
+    whole_class = {"qwen2_5_omni_thinker": "Qwen2_5Omni", "qwen3_omni_moe_thinker": "Qwen3OmniMoe"}[name]
+    whole_class = getattr(transformers, f"{whole_class}ForConditionalGeneration")
+    whole = whole_class.__new__(whole_class)
     torch.nn.Module.__init__(whole)
-    whole.config, whole.thinker, whole.has_talker = config, thinker, False
+    config = whole_class.config_class(thinker_config=built(name).config.to_dict(), enable_audio_output=False)
+    whole.config, whole.thinker, whole.talker = config, built(name), Mute()
+    whole.has_talker, whole.speaker_map = True, {"Chelsie": {}}
     return whole
 
 
-def test_generate_of_the_wrapper_is_pruned() -> None:
-    model, inputs = wrapper(), inputs_of("qwen3_omni_moe_thinker", RAGGED)
-    settings = {"thinker_max_new_tokens": 4, "thinker_do_sample": False, "return_audio": False}
-    with vlmprune.prune(model, "divprune:0.4") as session:
-        found = model.generate(**inputs, **settings)
+WRAPPED = ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")
+TEXT_ONLY = {
+    "generation_mode": "text", "thinker_max_new_tokens": STEPS, "thinker_do_sample": False,
+    "thinker_return_dict_in_generate": True, "thinker_output_logits": True,
+}  # fmt: skip
+
+
+def check_wrapper(name: str, inputs: dict[str, Any], spec: str) -> None:
+    """What its generate writes is what its thinker's does, pruned as much."""
+    model = wrapper(name)
+    with vlmprune.prune(model, spec) as session:
+        found = model.generate(**inputs, **TEXT_ONLY)
         report = session.last
     assert adapter_for(model).model is model.thinker and all(after < before for before, after in report.tokens)
-    with vlmprune.prune(model.thinker, "divprune:0.4"):
-        expected = model.thinker.generate(**inputs, max_new_tokens=4, do_sample=False)
-    tokens = found[0] if isinstance(found, tuple) else found
-    assert torch.equal(getattr(tokens, "sequences", tokens), expected)
+    with vlmprune.prune(model.thinker, spec):
+        tokens, logits = generate(model.thinker, inputs)
+    found = found[0] if type(found) is tuple else found
+    assert torch.equal(found.sequences[:, -STEPS:], tokens) and torch.equal(torch.stack(found.logits, 1), logits)
+    assert largest(logits[:, 0], generate(model.thinker, inputs)[1][:, 0]) > 50 * TOLERANCE
+    assert "generate" not in vars(model)
 
 
-def test_a_pruned_prompt_is_not_spoken_about() -> None:
-    model, inputs = wrapper(), inputs_of("qwen3_omni_moe_thinker", [[0]])
-    model.has_talker = True
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("name", WRAPPED)
+def test_generate_of_the_wrapper_is_pruned(name: str, spec: str) -> None:
+    check_wrapper(name, inputs_of(name, RAGGED), spec)
+    check_wrapper(name, inputs_of(f"{name} video", RAGGED), spec)
+
+
+def test_generate_of_the_wrapper_is_pruned_with_the_sound_of_a_film() -> None:
+    check_wrapper("qwen2_5_omni_thinker", film(), SPECS[2])
+
+
+@pytest.mark.parametrize("asked", [{}, {"generation_mode": "audio"}, {"return_audio": True, "generation_mode": "text"}])
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_pruned_prompt_is_not_spoken_about(name: str, asked: dict[str, Any]) -> None:
+    if "return_audio" in asked and name == "qwen2_5_omni_thinker":
+        asked = {"return_audio": False}  # which it does not know
+    model, inputs = wrapper(name), inputs_of(name, [[0]])
     with vlmprune.prune(model, "divprune:0.4"), pytest.raises(UserError, match="generation_mode"):
-        model.generate(**inputs)
+        model.generate(**inputs, **asked)
     assert "generate" not in vars(model)
 
 

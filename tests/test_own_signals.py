@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from harness import RAGGED, TOLERANCE, built, counted, generate, inputs_of, largest, oracle
+from harness import RAGGED, TOLERANCE, built, counted, generate, inputs_of, largest, oracle, seeing
 from torch import Tensor
 from versions import CACHE
 
@@ -174,7 +174,7 @@ def test_a_decoder_signal(family: str, need: DecoderNeed) -> None:
 
 
 @pytest.mark.parametrize("need", [States(), MeanStates()], ids=lambda need: type(need).__name__)
-@pytest.mark.parametrize("family", FAMILIES)
+@seeing
 def test_an_encoder_signal(family: str, need: EncoderNeed) -> None:
     adapter, inputs = adapter_for(built(family)), inputs_of(family, RAGGED)
     method = Norm(signal=need)

@@ -18,6 +18,7 @@ class Claim:
         tests: file.function; all of them must run on a family for a "yes".
         recipe: the name of the recipe with which they run, where they run with several.
         applies: whether there is anything to test on a family.
+        reads: whether they read the vision encoder.
         sampled: whether the tests run on some families only, because the others would show nothing else.
     """
 
@@ -26,6 +27,7 @@ class Claim:
     tests: tuple[str, ...]
     recipe: str = ""
     applies: Callable[[Family], bool] = lambda family: True
+    reads: bool = False
     sampled: bool = False
 
 
@@ -39,8 +41,20 @@ METHODS = (
         "before", "dropping before the language model equals the oracle, positions of either kind", DROPS, "divprune"
     ),
     Claim("inside", "the same before a decoder layer, by the attention of the layer before it", DROPS, "fastv"),
-    Claim("chain", "the same with stages before the language model and at two of its layers", DROPS, "three stages"),
-    Claim("merging", "new tokens: cached equals uncached, a batch equals each sample alone", MAKES, "visionzip"),
+    Claim(
+        "chain",
+        "the same with stages before the language model and at two of its layers",
+        DROPS,
+        "three stages",
+        reads=True,
+    ),
+    Claim(
+        "merging",
+        "new tokens: cached equals uncached, a batch equals each sample alone",
+        MAKES,
+        "visionzip",
+        reads=True,
+    ),
     Claim(
         "by hand",
         "new tokens: equal to the text model alone on a sequence put together by hand",
@@ -59,6 +73,7 @@ SLOTS = (
         "object",
         "of a picture with bright patches painted into it, exactly the slots that show them are kept",
         ("test_mapping.test_keys_find_a_planted_object", "test_mapping.test_attention_finds_a_planted_object"),
+        reads=True,
     ),
     Claim(
         "budget",

@@ -5,15 +5,22 @@ frame whose tokens attend to one another (`bench.passes`), P of them patches, S 
 decoder layer l a sequence of n_l tokens (text and the visual tokens that enter it):
 
     encoder     2 P patch_inputs d + layers (2 N (4 d^2 + g d m) + 4 d A),  A = N^2, or N w in a layer with windows of w
-                (windows that the picture's edge cuts are counted whole)
+                (windows that the picture's edge cuts are counted whole); layers behind a merger inside the encoder have
+                N / 4 tokens, and the merger costs 2 P times its multiplications per patch
     projector   2 S projector
     prefill     sum over l of a_l + 2 n_l 3 D M, and 2 D vocabulary once (for each token if it computes all logits)
                 a_l = 2 n_l (2 D q + 2 D kv) + 4 q n_l (n_l + 1) / 2 with attention (and 2 n_l D q where it is gated);
-                3 D M is a router D E and 3 D (k M_e + M_s) in a mixture of experts: k of E chosen, M_s shared
+                where keys and values come from latents, 2 n_l (latents + D v) + 2 (q + v) n_l (n_l + 1) / 2;
+                3 D M is a router D E and 3 D (k M_e + M_s) in a mixture of experts: k of E chosen, M_s shared.
+                Gemma 4's layers differ in q, kv and M, have both an MLP and experts or an input of their own, P wide:
+                2 n_l 2 D P, and 2 n_0 D P for each layer once; those that share keys make none, and compute the last
+                token alone: 2 (2 D q + 3 D M) + 4 q n_l. Its tower sees padding, and Molmo 2's crops that
+                overlap, so that `encoder` and `projector` are not known
     recurrent   a_l = 2 n_l weights + H n (C (5 k + 3 v) + 6 k v): the gated delta rule in chunks of C = 64 tokens, with
                 H heads of keys k and values v wide, and n the next multiple of C above n_l
-    selection   what the methods declare they need: attention scores 2 d N^2 (or one row of them), a comparison of all
-                tokens with each other 2 n^2 width (an upper bound for methods that compare only some of them); and in
+    selection   what the methods declare they need: attention scores 2 d N^2 (or one row of them; an upper bound in
+                layers of N / 4 tokens, or where layers differ), a comparison of all tokens with each other 2 n^2 width
+                (an upper bound for methods that compare only some of them); and in
                 each layer whose attention is fused 2 q R (n_l + 2 F): of R queries the log-sum-exp over all keys, and
                 logits and values at F candidates
 
@@ -34,19 +41,21 @@ from typing import NamedTuple, Protocol
 from vlmprune.bench.passes import Encoded, from_slots
 from vlmprune.core.act import Act
 from vlmprune.core.fusion import layers_before
+from vlmprune.core.needs import EncoderNeed
 from vlmprune.core.recipe import recipe
 from vlmprune.core.roles import Fusing
 from vlmprune.core.shape import Load, Shape
 
 _VANILLA = "vanilla"
 CHUNK = 64  # tokens, in transformers and in the kernels that it takes
+SQUARE = 4  # patches that a merger inside the encoder makes one token of
 
 
 class Flops(NamedTuple):
     """Operations of a sample up to its first new token. The papers' are other counts of the prefill, not parts.
 
     `selection` is None where a method reads a signal whose cost is not stated (`Need.flops`), `encoder` and `projector`
-    where token counts do not tell what the tower saw.
+    where token counts do not tell what the tower saw, and so is what a method reads of such a tower.
     """
 
     encoder: float | None
@@ -149,25 +158,36 @@ def encoder_flops(shape: Shape, passes: Iterable[int]) -> float:
 
 def _pass_flops(shape: Shape, patches: int) -> float:
     n, d = patches + shape.has_cls * (patches > 0), shape.encoder_width
-    linear = 2.0 * n * (4 * d * d + (3 if shape.encoder_gated else 2) * d * shape.encoder_mlp)
-    windowed = shape.encoder_layers - shape.full_layers
-    pairs = shape.full_layers * n * n + windowed * n * min(n, shape.window or n)
-    return 2.0 * patches * shape.patch_inputs * d + shape.encoder_layers * linear + 4.0 * d * pairs
+    linear = 2.0 * (4 * d * d + (3 if shape.encoder_gated else 2) * d * shape.encoder_mlp)
+    windowed, few = shape.encoder_layers - shape.full_layers, n // SQUARE
+    full = shape.full_layers - shape.shrunk_layers
+    pairs = full * n * n + windowed * n * min(n, shape.window or n) + shape.shrunk_layers * few * few
+    tokens = (full + windowed) * n + shape.shrunk_layers * few
+    return 2.0 * patches * (shape.patch_inputs * d + shape.midway) + tokens * linear + 4.0 * d * pairs
 
 
 def prefill_flops(shape: Shape, lengths: Sequence[int]) -> float:
     """Operations of the decoder for a prompt with `lengths` tokens entering its layers, and its logits."""
-    layers = sum(_mixer_flops(shape, k, n) + 2.0 * n * _mlp_weights(shape, k) for k, n in enumerate(lengths))
+    layers = sum(_layer_flops(shape, k, n) for k, n in enumerate(lengths)) + 2.0 * lengths[0] * shape.once
     rows = lengths[-1] if shape.all_logits else 1
     return layers + 2.0 * shape.width * shape.vocabulary * rows
+
+
+def _layer_flops(shape: Shape, layer: int, n: int) -> float:
+    if not shape.apart:
+        return _mixer_flops(shape, layer, n) + 2.0 * n * _mlp_weights(shape, layer)
+    projections, others, width = shape.apart[layer]
+    if layer >= shape.layers - shape.last_alone:
+        return 2.0 * (projections + others) + 4.0 * width * n
+    return 2.0 * n * (projections + others) + 2.0 * width * n * (n + 1)
 
 
 def _mixer_flops(shape: Shape, layer: int, n: int) -> float:
     """Of the part of a layer in which tokens meet: attention, or a recurrence."""
     if layer in shape.recurrent:
         return 2.0 * n * shape.recurrent_weights + recurrence_flops(shape, n)
-    weights = (2 + shape.gated_query) * shape.width * shape.q_width + 2 * shape.width * shape.kv_width
-    return 2.0 * n * weights + 2.0 * shape.q_width * n * (n + 1)
+    outwards = shape.width * (shape.read_width + shape.gated_query * shape.q_width)
+    return 2.0 * n * (shape.projections + outwards) + float((shape.q_width + shape.read_width) * n * (n + 1))
 
 
 def recurrence_flops(shape: Shape, n: int) -> float:
@@ -208,7 +228,8 @@ def _selection_flops(shape: Shape, recipe_text: str, text: int, encoded: int, vi
             fused |= {*edited} if act.fusion else set()
         load = Load(shape, encoded, present, text)
         for need in act.needs.values():
-            cost = need.flops(load)
+            unknown = shape.opaque and isinstance(need, EncoderNeed) and need.required
+            cost = None if unknown else need.flops(load)
             if cost is None:
                 return None
             total += cost

@@ -30,11 +30,13 @@ class Encoded(NamedTuple):
 
 
 def from_slots(shape: Shape, slots: int, frames: int = 0) -> Encoded | None:
-    """Of one picture or video with so many slots; None where none of the family has as many.
+    """Of one picture or video with so many slots; None where none of the family has as many, or no count tells.
 
     Args:
         frames: of a video, where that is known; they are looked at where the slots do not tell them.
     """
+    if shape.chunk and frames:
+        return _of_chunks(shape, slots, frames)
     if shape.joins and frames:
         parts = -(-frames // shape.joins)
         return None if slots % parts else of_passes(shape, (slots // parts * shape.merge,) * parts, slots)
@@ -52,10 +54,22 @@ def from_slots(shape: Shape, slots: int, frames: int = 0) -> Encoded | None:
     return of_passes(shape, tuple(tile * shape.merge for tile in tiles), slots)
 
 
-def of_passes(shape: Shape, passes: tuple[int, ...], slots: int) -> Encoded:
-    """What the projector took of these passes of the tower, which made so many slots."""
+def of_passes(shape: Shape, passes: tuple[int, ...], slots: int) -> Encoded | None:
+    """What the projector took of these passes of the tower, which made so many slots; None where no count tells."""
+    if shape.opaque:
+        return None
+    if shape.chunk:  # it stands behind the mean over a chunk's frames
+        return Encoded(passes, slots)
     with_cls = shape.cls_slots and slots == sum(passes) + len(passes)
     return Encoded(passes, sum(passes) // shape.merge + with_cls * len(passes))
+
+
+def _of_chunks(shape: Shape, slots: int, frames: int) -> Encoded | None:
+    """Chunks of frames that see each other; the last one may have fewer."""
+    chunks = -(-frames // shape.chunk)
+    lengths = [min(shape.chunk, frames - shape.chunk * number) for number in range(chunks)]
+    patches = slots // chunks * shape.merge
+    return None if slots % chunks else Encoded(tuple(patches * length for length in lengths), slots)
 
 
 def _of_canvas(shape: Shape, slots: int) -> Encoded | None:
@@ -89,24 +103,38 @@ def _with_newlines(shape: Shape, rows: int, cols: int) -> int:
     return rows * (cols + 1)
 
 
+def tower_of(model: Any) -> nn.Module:
+    """What sees a model's pictures: its encoder, or where it has none what embeds their patches (Gemma 4 unified)."""
+    found = model.get_encoder(modality="image")
+    return model.model.embed_vision if found is model else found  # type: ignore[no-any-return]
+
+
 @contextlib.contextmanager
 def watched(tower: nn.Module, patch: int) -> Iterator[list[int]]:
     """Patches of each pass of a tower while the context is open, of all samples of a batch together.
 
     Args:
         tower: of a model, which takes pictures, or rows of patches with their grids as Qwen's do, or pictures of a
-            batch with their sizes as Pixtral's does.
+            batch with their sizes as Pixtral's does, or patches side by side with their rows and columns as
+            MiniCPM-V's, or padded rows of patches as Gemma 4's.
         patch: side of a patch in pixels.
     """
     passes: list[int] = []
+    joint = hasattr(tower, "temporal_merge")  # Kimi's, where the frames of a chunk see each other
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         pictures = next(value for value in tensors if value.is_floating_point())
         grids: Any = next((value for value in tensors if value.dim() == 2 and value.shape[-1] == 3), None)
         sizes: Any = next((value for value in tensors if value.dim() == 2 and value.shape[-1] == 2), None)
-        if grids is not None:
+        if grids is not None and joint:
+            passes.extend(grids.prod(-1).tolist())
+        elif grids is not None:
             passes.extend(rows * cols for frames, rows, cols in grids.tolist() for _ in range(frames))
+        elif "target_sizes" in kwargs:
+            passes.extend(kwargs["target_sizes"].prod(-1).tolist())
+        elif pictures.dim() == 3:  # padded rows of patches
+            passes.extend([pictures.shape[1]] * len(pictures))
         elif sizes is not None:  # of pictures that are filled up to one size
             passes.extend((height // patch) * (width // patch) for height, width in sizes.tolist())
         else:

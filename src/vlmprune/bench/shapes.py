@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,16 +12,16 @@ from vlmprune.core.shape import Shape
 def shape_of(config: Any) -> Shape | None:
     """The shape of a model from its transformers configuration; None where operations are not counted.
 
-    That is so for a model type that no adapter is for, for those of `UNCOUNTED`, and for a decoder that makes keys and
-    values from one latent vector per token.
+    That is so for a model type that no adapter is for, for those of `UNCOUNTED`, and for Gemma 4 where transformers
+    does not say the heads of each layer in `per_layer_config`.
     """
     tower = TOWERS.get(config.model_type)
     if tower is None:
         return None
     text = config.get_text_config()
-    if getattr(text, "kv_lora_rank", None):
+    own = _apart(text)
+    if own is None:
         return None
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     recurrent = _recurrent(text)
     return Shape(
         family=config.model_type,
@@ -28,14 +29,69 @@ def shape_of(config: Any) -> Shape | None:
         layers=text.num_hidden_layers,
         width=text.hidden_size,
         mlp=getattr(text, "intermediate_size", 0),
-        q_width=head * text.num_attention_heads,
-        kv_width=head * text.num_key_value_heads,
         vocabulary=text.vocab_size,
-        **_experts(text),
+        **(own or _latent(text) or _usual(text)),
+        **({} if own else _experts(text)),
         **_routed(text),
         **recurrent,
         gated_query=bool(recurrent),  # Qwen3.5's other layers
     )
+
+
+def _usual(text: Any) -> dict[str, Any]:
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return {"q_width": head * text.num_attention_heads, "kv_width": head * text.num_key_value_heads}
+
+
+def _apart(text: Any) -> dict[str, Any] | None:
+    """Of layers that differ in their heads, as Gemma 4's configuration describes them; None where it does not."""
+    if not text.model_type.startswith("gemma4"):
+        return {}
+    if not hasattr(text, "per_layer_config"):
+        return None
+    depth, width, shared = text.num_hidden_layers, text.hidden_size, text.num_kv_shared_layers or 0
+    own_input = getattr(text, "hidden_size_per_layer_input", 0) or 0
+    experts = text.num_experts if getattr(text, "enable_moe_block", False) else 0
+    chosen = text.top_k_experts * text.moe_intermediate_size if experts else 0
+    layers, keys, passed = [], [], []
+    for number, kind in enumerate(text.layer_types):
+        heads, sharing = text.per_layer_config[number], number >= depth - shared
+        q_width = heads.head_dim * text.num_attention_heads
+        keys.append(heads.head_dim * heads.num_key_value_heads)
+        made = 0 if sharing else 1 if text.attention_k_eq_v and kind == "full_attention" else 2
+        mlp = text.intermediate_size * (2 if sharing and text.use_double_wide_mlp else 1)
+        passed.append(mlp + chosen)
+        others = 3 * width * passed[-1] + width * experts
+        layers.append((width * (2 * q_width + made * keys[-1]), others + 2 * width * own_input, q_width))
+    return {
+        "q_width": max(layer[2] for layer in layers),
+        "kv_width": max(keys),
+        "apart": layers,
+        "once": width * depth * own_input,
+        "last_alone": shared if _computes_last_alone() else 0,
+        "sparse": [number for number, mlp in enumerate(passed) if mlp != text.intermediate_size],
+        "active": max(passed),
+    }
+
+
+def _computes_last_alone() -> bool:
+    """Whether this transformers leaves all but the last token out of the layers that share keys; older ones do not."""
+    from transformers import Gemma4TextModel
+
+    return hasattr(Gemma4TextModel, "_maybe_slice_kv_shared_inputs")
+
+
+def _latent(text: Any) -> dict[str, Any]:
+    """Of attention that makes queries, keys and values from latents, as DeepSeek-V3's configuration describes it."""
+    rank = getattr(text, "kv_lora_rank", None)
+    if not rank:
+        return {}
+    heads, plain, turned = text.num_attention_heads, text.qk_nope_head_dim, text.qk_rope_head_dim
+    q_width = heads * (plain + turned)
+    queries = text.q_lora_rank * (text.hidden_size + q_width) if text.q_lora_rank else text.hidden_size * q_width
+    keys = text.hidden_size * (rank + turned) + rank * heads * (plain + text.v_head_dim)
+    values = heads * text.v_head_dim
+    return {"q_width": q_width, "kv_width": q_width, "latent": queries + keys, "value_width": values}
 
 
 def _experts(text: Any) -> dict[str, Any]:
@@ -221,6 +277,53 @@ def _mistral3(config: Any, vision: Any, width: int) -> Tower:
     return {**_vit(vision, merge=merge, projector=projector, tile=0), "encoder_gated": True}
 
 
+def _minicpm(config: Any, vision: Any, width: int) -> Tower:
+    """A merger of 2 x 2 patches with an MLP and window attention inside the tower, and another one behind it."""
+    d, merged = vision.hidden_size, 4 * vision.hidden_size
+    plain = _vit(vision, merge=4, projector=merged**2 + merged * width, tile=0)
+    plain |= {"all_logits": config.model_type == "minicpmv4_6"}
+    if config.downsample_mode == "4x":
+        return plain
+    return {
+        **plain,
+        "merge": 16,
+        "shrunk_layers": vision.num_hidden_layers - 1 - vision.insert_layer_id,
+        # its attention's projections, logits and values within four patches, and the MLP for every fourth
+        "midway": 4 * d**2 + 2 * 4 * d + vision.window_intermediate_size * (merged + d) // 4,
+    }
+
+
+def _kimi(config: Any, vision: Any, width: int) -> Tower:
+    merge = math.prod(vision.merge_kernel_size)
+    merged = merge * vision.hidden_size
+    tower = _vit(vision, merge=merge, projector=merged**2 + merged * width, tile=0)
+    return {**tower, "chunk": vision.pos_emb_time}
+
+
+def _gemma4(config: Any, vision: Any, width: int) -> Tower:
+    tower = _vit(vision, merge=vision.pooling_kernel_size**2, projector=vision.hidden_size * width, tile=0)
+    return {**tower, "encoder_gated": True, "opaque": True}
+
+
+def _molmo2(config: Any, vision: Any, width: int) -> Tower:
+    """Crops that overlap by a margin; attention, which is not counted either, pools the patches behind each slot."""
+    return {**_vit(vision, merge=4, projector=0, tile=0), "opaque": True}
+
+
+def _gemma4_unified(config: Any, vision: Any, width: int) -> Tower:
+    """No encoder: a projection of patches, and one of what it makes of them."""
+    return {
+        **dict.fromkeys(("encoder_layers", "encoder_mlp", "encoder_heads", "window", "full_layers"), 0),
+        "encoder_width": vision.mm_embed_dim,
+        "encoder_gated": False,
+        "has_cls": False,
+        "patch_inputs": 3 * vision.model_patch_size**2,
+        "merge": 1,
+        "projector": vision.mm_embed_dim * width,
+        "opaque": True,
+    }
+
+
 TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
     "llava": _llava,
     "paligemma": _paligemma,
@@ -245,11 +348,12 @@ TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
     "glm_ocr": _glm_ocr,
     "qwen2_5_omni_thinker": _qwen2_5_omni,
     "qwen3_omni_moe_thinker": _qwen3_omni,
+    "minicpmv4_6": _minicpm,
+    "minicpmv4_7": _minicpm,
+    "kimi_k25": _kimi,
+    "gemma4": _gemma4,
+    "gemma4_unified": _gemma4_unified,
+    "molmo2": _molmo2,
 }
 # Families with an adapter whose operations the formula (`bench.flops`) does not describe: tables show a dash.
-UNCOUNTED: dict[str, str] = {
-    "kimi_k25": "keys and values are made from a latent of their own width, and a chunk's frames share their slots",
-    **dict.fromkeys(("minicpmv4_6", "minicpmv4_7"), "the tower's later layers see a quarter of its tokens"),
-    "gemma4": "heads and MLPs differ by layer, some layers make no keys, and the tower computes padding, too",
-    "molmo2": "attention pools the patches behind each slot, and crops overlap by a margin that no token count tells",
-}
+UNCOUNTED: dict[str, str] = {}

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import Cache, StoppingCriteria
 
 import vlmprune
-from vlmprune.bench.passes import watched
+from vlmprune.bench.passes import tower_of, watched
 from vlmprune.bench.turns import Counts, Turn
 from vlmprune.core.recipe import Recipe
 
@@ -77,7 +77,7 @@ def generate(
         session_options: of `vlmprune.prune`.
     """
     clock = Clock(model.device)
-    ticks, tower = Ticks(clock), model.get_encoder(modality="image")
+    ticks, tower = Ticks(clock), tower_of(model)
     with contextlib.ExitStack() as stack:
         passes = stack.enter_context(watched(tower, patch_of(model.config)))
         spans = stack.enter_context(_spans(tower, clock))

@@ -38,6 +38,16 @@ class Shape:
         recurrent_heads: heads, and the width of their keys and of their values.
         all_logits: whether a forward computes the logits of all its tokens, not of the last alone.
         joins: pictures of a video that the tower takes together, 0 where it takes every one by itself.
+        chunk: frames of a video that share their slots and see each other in the tower; 0 where each has its own.
+        shrunk_layers: encoder layers behind a merger inside the encoder, which see a token for four patches.
+        midway: multiplications of that merger per patch.
+        latent: multiplications of queries, keys and values per token where the decoder makes them from latents.
+        value_width: of all heads' values together, where that is not `q_width`.
+        apart: of each decoder layer, where they differ: multiplications of its attention's projections and of all else
+            per token, and the width of its queries; `q_width` and `kv_width` are then the largest.
+        once: multiplications per token that enters the decoder, before its layers.
+        last_alone: decoder layers at the end that compute the last token of a prompt only.
+        opaque: whether no count of tokens tells what the tower computes, which sees padding, or crops that overlap.
     """
 
     family: str
@@ -70,11 +80,30 @@ class Shape:
     recurrent_weights: int = 0
     recurrent_heads: Sequence[int] = (0, 0, 0)
     joins: int = 0
+    chunk: int = 0
+    shrunk_layers: int = 0
+    midway: int = 0
+    latent: int = 0
+    value_width: int = 0
+    apart: Sequence[Sequence[int]] = ()
+    once: int = 0
+    last_alone: int = 0
+    opaque: bool = False
     all_logits: bool = False
 
     @property
     def info(self) -> ModelInfo:
         return ModelInfo(self.family, self.encoder_layers, self.layers, self.has_cls)
+
+    @property
+    def read_width(self) -> int:
+        """What attention reads per query and head, all heads together: of values."""
+        return self.value_width or self.q_width
+
+    @property
+    def projections(self) -> int:
+        """Multiplications of queries, keys and values of a token in a decoder layer with attention."""
+        return self.latent or self.width * (self.q_width + 2 * self.kv_width)
 
 
 @dataclass(frozen=True)

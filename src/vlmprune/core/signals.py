@@ -281,7 +281,7 @@ class Pixels(EncoderNeed):
 
 def _projections(load: Load) -> float:
     """Operations for queries, keys and values of all tokens, which looking ahead computes once more."""
-    return 2.0 * load.shape.width * (load.shape.q_width + 2 * load.shape.kv_width) * (load.text + load.present)
+    return 2.0 * load.shape.projections * (load.text + load.present)
 
 
 @dataclass(frozen=True)

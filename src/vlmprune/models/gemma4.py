@@ -1,4 +1,4 @@
-"""Gemma 4: pictures of any size, k x k patches pooled into a slot; sliding layers where an image sees itself."""
+"""Gemma 4: pictures of any size, k x k patches pooled into a slot, or embedded without an encoder; two-way images."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Gemma4Adapter(Adapter):
     families: ClassVar[tuple[str, ...]] = ("gemma4",)
     feature_functions = {"image": "get_image_features", "video": "get_video_features"}
     normalisation = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # the model scales pixels itself
-    text_arguments = ("per_layer_inputs",)
-    layer_arguments = ("per_layer_input",)
+    text_arguments: ClassVar[tuple[str, ...]] = ("per_layer_inputs",)
+    layer_arguments: ClassVar[tuple[str, ...]] = ("per_layer_input",)
 
     @classmethod
     def knows(cls, config: Any) -> bool:
@@ -120,3 +120,46 @@ class Gemma4Adapter(Adapter):
         index = cells[:, 1] * grid.cols + cells[:, 0]
         total = values.new_zeros(grid.rows * grid.cols, *values.shape[1:])
         return total.index_add(0, index, values[real.to(values.device)]) / self.patches_a_side**2
+
+
+class Gemma4UnifiedAdapter(Gemma4Adapter):
+    """Gemma 4 unified: no encoder, a patch is a slot; where an image sees itself depends on who makes the masks."""
+
+    families = ("gemma4_unified",)
+    text_arguments = ()
+    layer_arguments = ()
+
+    def two_way(self, kind: str, cache: Any) -> bool:
+        return super().two_way(kind, cache) or not _is_static(cache)
+
+    def window_cuts_blocks(self, cache: Any) -> bool:
+        return _is_static(cache)
+
+    def blocks(self, call: Mapping[str, Any]) -> Tensor | None:
+        """By Gemma 4's rule in masks of `generate`, which makes them for static caches; else the model makes others."""
+        blocks = super().blocks(call)
+        if blocks is not None and isinstance(call.get("attention_mask"), dict) != _is_static(call.get("cache")):
+            raise UserError(
+                f"What an image of {self.family} sees depends on whether generate() makes the masks, for a static "
+                "cache, or the model itself, for any other: leave static caches to generate(), and pass an "
+                "attention_mask with one number for each token."
+            )
+        return blocks
+
+    def encoder_layers(self, modality: str = "image") -> Sequence[Any]:
+        return ()
+
+    def check_statistics(self) -> None:
+        raise UserError(
+            f"Methods that read the vision encoder cannot run on {self.family}: it has none, and embeds patches by one "
+            "projection."
+        )
+
+    @property
+    def patches_a_side(self) -> int:
+        return 1  # what the processor calls a patch here is a square of smaller ones
+
+
+def _is_static(cache: Any) -> bool:
+    """Whether `generate` makes the masks for this cache."""
+    return bool(getattr(cache, "is_compileable", False))

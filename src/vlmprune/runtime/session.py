@@ -272,11 +272,12 @@ class Session:
     def _refuse_speech(self, wrapper: Any) -> None:
         """What speaks reads the thinker's hidden states of the prompt, a token for each of its ids."""
         original: Any = wrapper.generate
+        either = "return_audio" in interface(original).names  # beside the mode, which it then overrules (Qwen3-Omni)
 
         @functools.wraps(original)
         def generate(*args: Any, **kwargs: Any) -> Any:
-            silent = kwargs.get("generation_mode") == "text" or kwargs.get("return_audio") is False
-            if not silent:
+            audio = kwargs.get("return_audio") if either else None
+            if audio or (audio is None and kwargs.get("generation_mode") != "text"):
                 raise UserError(
                     "A pruned prompt cannot be spoken about, as the talker reads a state for each of its tokens: call "
                     'generate with generation_mode="text".'

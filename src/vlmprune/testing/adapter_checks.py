@@ -73,7 +73,7 @@ def declared(subject: AdapterSubject) -> None:
     said = {
         "name": (family.name, adapter.config.model_type),
         "cls": (family.cls, adapter.has_cls),
-        "used": (range(depth)[family.used], adapter.used_layer),
+        "used": (range(depth)[family.used] if depth else -1, adapter.used_layer),
         "tower_rows": (family.tower_rows, adapter.tower_rows),
         "window": (family.window > 0, adapter.full_layers is not None),
         "recurrent": (family.recurrent, is_recurrent(adapter.model)),

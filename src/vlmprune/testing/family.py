@@ -21,8 +21,9 @@ Cell = tuple[int, list[tuple[int, int]]] | None
 
 SEEDS = range(4)  # of images and videos of every shape
 
-# What the tests run on a family unless its declaration says in `lacks` why not: columns of docs/models.md.
-MODES = ("by hand", "downsample", "sampling", "static cache", "lookup", "new image", "hand loop")
+# What the tests run on a family unless its declaration says in `lacks` why not: columns of docs/models.md. Without an
+# encoder, all methods that read one are left out.
+MODES = ("encoder", "by hand", "downsample", "sampling", "static cache", "lookup", "new image", "hand loop")
 # and reasons that several families have
 OUTSIDE = "slots outside a grid (tiles, newline or CLS slots), so that there is no one grid to shrink"
 ONE_SIZE = "the encoder takes pictures of one size, so that resizing saves no tokens"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -49,33 +50,42 @@ def _rows(frames: int, rows: int, cols: int, seed: int) -> tuple[torch.Tensor, t
     return values.masked_fill((places < 0).all(-1, keepdim=True), 0), places
 
 
-def _shape(seed: int) -> tuple[int, int]:
-    return (2, 16) if seed == ODD else SHAPES[seed % 3]
+def pictures(shapes: Sequence[tuple[int, int]], odd: tuple[int, int], side: int) -> Kind:
+    """Images of these rows and columns of patches by turns, a slot for each `side` x `side` of them."""
+
+    def shape(seed: int) -> tuple[int, int]:
+        return odd if seed == ODD else shapes[seed % len(shapes)]
+
+    def one(seed: int) -> tuple[Arguments, list[int]]:
+        rows, cols = shape(seed)
+        values, places = _rows(1, rows, cols, seed)
+        ids = [IMAGE_BEGIN, *[IMAGE] * (rows * cols // side**2), IMAGE_END]
+        return {"pixel_values": values, "image_position_ids": places}, ids
+
+    return Kind(one, lambda seed: blocks(*shape(seed), side=side), side=side)
 
 
-def _image(seed: int) -> tuple[Arguments, list[int]]:
-    rows, cols = _shape(seed)
-    values, places = _rows(1, rows, cols, seed)
-    ids = [IMAGE_BEGIN, *[IMAGE] * (rows * cols // 4), IMAGE_END]
-    return {"pixel_values": values, "image_position_ids": places}, ids
+def films(shapes: Sequence[tuple[int, int, int]], odd: tuple[int, int, int], side: int) -> Kind:
+    """Videos of these frames, rows and columns, each frame with its time before it."""
 
+    def shape(seed: int) -> tuple[int, int, int]:
+        return odd if seed == ODD else shapes[seed % len(shapes)]
 
-def _frames(seed: int) -> tuple[int, int, int]:
-    return (1, 2, 16) if seed == ODD else FRAMES[seed % 3]
+    def one(seed: int) -> tuple[Arguments, list[int]]:
+        frames, rows, cols = shape(seed)
+        values, places = _rows(frames, rows, cols, seed)
+        ids: list[int] = []
+        for frame in range(frames):
+            slots = [VIDEO] * (rows * cols // side**2)
+            ids += [*text(3, 1000 + 10 * seed + frame), IMAGE_BEGIN, *slots, IMAGE_END]
+        arguments = {"pixel_values_videos": values, "video_position_ids": places}
+        return {**arguments, "num_frames_per_video": torch.tensor([frames])}, ids
 
+    def patches(seed: int) -> Slots:
+        frames, rows, cols = shape(seed)
+        return [slot for frame in range(frames) for slot in blocks(rows, cols, frame, side)]
 
-def _video(seed: int) -> tuple[Arguments, list[int]]:
-    frames, rows, cols = _frames(seed)
-    values, places = _rows(frames, rows, cols, seed)
-    arguments = {"pixel_values_videos": values, "video_position_ids": places}
-    ids: list[int] = []
-    for frame in range(frames):
-        ids += [*text(3, 1000 + 10 * seed + frame), IMAGE_BEGIN, *[VIDEO] * (rows * cols // 4), IMAGE_END]
-    return {**arguments, "num_frames_per_video": torch.tensor([frames])}, ids
-
-
-def _patches(frames: int, rows: int, cols: int) -> Slots:
-    return [slot for frame in range(frames) for slot in blocks(rows, cols, frame, 2)]
+    return Kind(one, patches, side=side)
 
 
 # Like 26B-A4B: experts beside the MLP, keys that are values in full layers, images that see themselves
@@ -97,14 +107,13 @@ _small = builder(
     },
     **IDS,
 )  # fmt: skip
-_image_kind = Kind(_image, lambda seed: _patches(1, *_shape(seed)), side=2)
 _large_family = Family(
-    "gemma4", _large, _image_kind, types=("mm_token_type_ids", (0, 1, 2)),
+    "gemma4", _large, pictures(SHAPES, (2, 16), side=2), types=("mm_token_type_ids", (0, 1, 2)),
     lacks={"by hand": OWN_MASK, "downsample": NOT_RESIZED},
 )  # fmt: skip
 FAMILIES = {
     "gemma4": _large_family,
-    "gemma4 video": replace(_large_family, kind=Kind(_video, lambda seed: _patches(*_frames(seed)), side=2)),
+    "gemma4 video": replace(_large_family, kind=films(FRAMES, (1, 2, 16), side=2)),
     "gemma4 with shared keys": replace(
         _large_family, build=_small, cut_up_to=LAYERS - 2, lacks={"by hand": OWN_LAYERS, "downsample": NOT_RESIZED}
     ),
