@@ -417,8 +417,7 @@ class Adapter:
     def resize(self, modality: str, call: dict[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
         """The arguments of `get_*_features` for the same pieces resized to these slot grids."""
         raise UserError(
-            f"The vision encoder of {self.family} takes pictures of one size only, so that resizing saves no tokens: "
-            "choose a method that drops them, such as random."
+            f"vlmprune cannot resize pictures for {self.family}: choose a method that drops tokens, such as random."
         )
 
 

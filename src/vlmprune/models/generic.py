@@ -215,7 +215,9 @@ class GenericAdapter(Adapter):
     def slots(self, modality: str, call: dict[str, Any], counts: Sequence[int] | None = None) -> list[Slots]:
         """A grid only where each slot can be nothing but a patch in its place."""
         if counts is None:  # asked by a method that resizes
-            raise UserError(f"vlmprune cannot resize pictures for {self.family}: choose a method that drops tokens.")
+            raise UserError(
+                f"vlmprune cannot resize pictures for {self.family}: choose a method that drops tokens, such as random."
+            )
         # frames of a video may be pooled, and then count as many slots as one of them has patches
         grid = self._patch_grid(call[self.pixels[modality]]) if modality == "image" else None
         return [
