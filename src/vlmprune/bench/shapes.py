@@ -113,8 +113,9 @@ def _patches(vision: Any) -> int:
 
 
 def _llava(config: Any, vision: Any, width: int) -> Tower:
-    cls = vision.model_type == "clip_vision_model"
-    return _vit(vision, merge=1, projector=vision.hidden_size * width + width**2, tile=0, cls=cls)
+    cls, gated = (vision.model_type == kind for kind in ("clip_vision_model", "pixtral"))
+    tower = _vit(vision, merge=1, projector=vision.hidden_size * width + width**2, tile=0, cls=cls)
+    return {**tower, "encoder_gated": gated}
 
 
 def _anyres(config: Any, vision: Any, width: int) -> Tower:

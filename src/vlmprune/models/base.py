@@ -109,6 +109,11 @@ class Adapter:
         """Whether the adapter describes a model with this config; other models get the generic adapter."""
         return True
 
+    @classmethod
+    def variant(cls, config: Any) -> type[Adapter]:
+        """The class for a model with this config: this one, or another for a variant that differs in most things."""
+        return cls
+
     def called_with(self, function: str, call: Mapping[str, Any]) -> Adapter:
         """The adapter for one call of the model: arguments of the call override the config.
 
