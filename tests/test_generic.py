@@ -182,6 +182,7 @@ def test_statistics_without_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
         ("aya_vision", "does not make one token for each"),
         ("llava_next_video video", "does not make one token for each"),
         ("aria", "a resampler"),
+        ("idefics2", "a resampler"),
         ("got_ocr2", "no single stack"),
         ("molmo2", "attention stands between"),
     ],

@@ -209,7 +209,8 @@ class VisionWrapper:
             image.signals = signals
         if whole is not None:
             _spread(record, whole, output)
-        record.seconds, record.pieces = time.perf_counter() - start, pieces_of(output)
+        record.seconds = time.perf_counter() - start
+        record.pieces = pieces_of(output, [image.count for image in record.images])
         output["vlmprune_record"] = record  # a key, not only an attribute: accelerate rebuilds outputs key by key
         self.seen(self.modality, record)
         return output
@@ -249,7 +250,7 @@ class VisionWrapper:
             made = ImageTokens(rows[order], anchors[order], own, adapter, made=True, video=video, members=into)
             record.images.append(made)
         output.pooler_output = _spread_rows(record, output.pooler_output, [image.features for image in record.images])
-        record.pieces = pieces_of(output)
+        record.pieces = pieces_of(output, [image.count for image in record.images])
         output["vlmprune_record"] = record
         self.seen(self.modality, record)
         return output
