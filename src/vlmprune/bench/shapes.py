@@ -222,6 +222,21 @@ def _mistral3(config: Any, vision: Any, width: int) -> Tower:
     return {**_vit(vision, merge=merge, projector=projector, tile=0), "encoder_gated": True}
 
 
+def _cohere(config: Any, vision: Any, width: int) -> Tower:
+    """The projector is a gated MLP: its first weights make values and gates."""
+    merge, inside = config.downsample_factor**2, getattr(config, "alignment_intermediate_size", width)
+    projector = merge * vision.hidden_size * inside + inside // 2 * width
+    return _vit(vision, merge=merge, projector=projector, tile=_patches(vision) // merge)
+
+
+def _ovis2(config: Any, vision: Any, width: int) -> Tower:
+    """A slot is a mix of all words of a vocabulary of the tower's own."""
+    merge, words = vision.hidden_stride**2, vision.vocab_size - vision.num_visual_indicator_tokens
+    projector = merge * vision.hidden_size * words + vision.vocab_size * width
+    tower = _vit(vision, merge=merge, projector=projector, tile=_patches(vision) // merge)
+    return {**tower, "encoder_gated": True}
+
+
 TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
     "llava": _llava,
     "paligemma": _paligemma,
@@ -244,6 +259,9 @@ TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
     "glm46v": _glm,
     "glm4v_moe": _glm,
     "glm_ocr": _glm_ocr,
+    "aya_vision": _cohere,
+    "cohere2_vision": _cohere,
+    "ovis2": _ovis2,
     "qwen2_5_omni_thinker": _qwen2_5_omni,
     "qwen3_omni_moe_thinker": _qwen3_omni,
 }
@@ -252,5 +270,7 @@ UNCOUNTED: dict[str, str] = {
     "kimi_k25": "keys and values are made from a latent of their own width, and a chunk's frames share their slots",
     **dict.fromkeys(("minicpmv4_6", "minicpmv4_7"), "the tower's later layers see a quarter of its tokens"),
     "gemma4": "heads and MLPs differ by layer, some layers make no keys, and the tower computes padding, too",
+    "lfm2_vl": "convolutions stand in place of attention in some decoder layers",
+    "llava_next_video": "token counts do not tell a video, whose frames are pooled before the projector, from an image",
     "molmo2": "attention pools the patches behind each slot, and crops overlap by a margin that no token count tells",
 }

@@ -81,6 +81,7 @@ class Adapter:
         side_by_side: the axis along which an argument's pictures stand, where that is not the first.
         renamed: arguments that processors still return under an older name: {older: name}.
         normalisation: that of the processor that the family is published with.
+        whole_tile: of the tiles that make an image, the one that shows all of it.
     """
 
     families: ClassVar[tuple[str, ...]] = ()
@@ -90,6 +91,7 @@ class Adapter:
     side_by_side: ClassVar[dict[str, int]] = {}
     renamed: ClassVar[dict[str, str]] = {}
     normalisation: Normalisation = HALF
+    whole_tile: ClassVar[int] = -1
     tower_rows: ClassVar[bool] = False  # whether there is one row per slot before the projector
     later_token_type: ClassVar[int] = 0  # token_type_ids of what the model writes
     images_behind_caches: ClassVar[bool] = True  # whether a further turn may bring new images
@@ -217,6 +219,10 @@ class Adapter:
                 "does not read it."
             )
         return norm
+
+    def mlp(self, layer: int) -> nn.Module | None:
+        """The MLP of a decoder layer; None where vlmprune does not find it."""
+        return getattr(self.decoder_layers[layer], "mlp", None)
 
     def rotary(self, hidden: Tensor, positions: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """cos and sin at a decoder layer of position ids [B, L], or [axes, B, L] for M-RoPE."""

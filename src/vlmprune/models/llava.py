@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -56,7 +56,7 @@ class LlavaAdapter(PatchAdapter):
 class PixtralAdapter(Mistral3Adapter):
     """Pixtral-12B: Pixtral's tower, images of any size, a slot per patch; each row of slots ends with a text token."""
 
-    families = ()  # LLaVA's, for which `LlavaAdapter.variant` chooses it
+    families: ClassVar[tuple[str, ...]] = ()  # LLaVA's, for which `LlavaAdapter.variant` chooses it
     tower_rows = True
     patches_a_side = 1
 
