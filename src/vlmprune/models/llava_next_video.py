@@ -24,6 +24,10 @@ class LlavaNextVideoAdapter(LlavaNextAdapter):
         squares = vision.image_size // vision.patch_size % config.spatial_pool_stride == 0
         return super().knows(config) and squares and config.spatial_pool_mode == "average"
 
+    def features(self, modality: str, call: dict[str, Any], pooled: Any) -> list[Tensor]:
+        """Older versions of transformers hand over a video frame by frame."""
+        return [piece.flatten(0, -2) for piece in pooled]
+
     def slots(self, modality: str, call: dict[str, Any], counts: Sequence[int] | None = None) -> list[Slots]:
         if modality == "image":
             return super().slots(modality, call, counts)

@@ -24,5 +24,8 @@ _images = Family(
 )
 FAMILIES = {
     "llava_next_video": _images,
-    "llava_next_video video": replace(_images, build=_build(24), kind=_frames, lacks={"downsample": ONE_SIZE}),
+    # older versions lose videos where they repeat a prompt for beams
+    "llava_next_video video": replace(
+        _images, build=_build(24), kind=_frames, since=(5, 24), lacks={"downsample": ONE_SIZE}
+    ),
 }
