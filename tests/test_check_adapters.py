@@ -235,8 +235,8 @@ def test_a_file_with_an_adapter_and_its_tiny_model(tmp_path: Path, capsys: pytes
     file = written(tmp_path)
     assert main(["check", "--family", str(file)]) == 0
     said = capsys.readouterr().out
-    assert "0 failed" in said and "note operations on aya_vision" in said
-    assert "aya_vision" not in ADAPTERS
+    assert "15 passed, 0 failed" in said and "operations" not in said  # which are counted for this family
+    assert ADAPTERS["aya_vision"] == "vlmprune.models.aya_vision:AyaVisionAdapter"  # again
     assert main(["check", "--family", f"{file}:AyaVisionAdapter", "--only", "grid", "--json"]) == 0
     [outcome] = json.loads(capsys.readouterr().out)
     assert outcome["status"] == PASSED
@@ -278,8 +278,8 @@ def test_a_wrong_argument_is_one_sentence(name: str, capsys: pytest.CaptureFixtu
     ("extra", "sentence"),
     [
         ("FAMILIES = ['aya_vision']", "must be a dict of tiny models"),
-        ("FAMILIES = {}", "Nobody declares a tiny model of 'aya_vision'"),
-        ("from vlmprune.testing import FAMILIES", "is a 'gemma3', but the adapter is for 'aya_vision'"),
+        ("AyaVisionAdapter.families = ('mine',); FAMILIES = {}", "Nobody declares a tiny model of 'mine'"),
+        ("from vlmprune.testing import FAMILIES", "is a 'cohere2_vision', but the adapter is for 'aya_vision'"),
         ("AyaVisionAdapter.families = ['aya_vision']", "write model types as"),
         ("del AyaVisionAdapter", "it holds no class derived from"),
         ("1 / 0", "ZeroDivisionError in line"),

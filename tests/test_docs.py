@@ -352,7 +352,7 @@ def run_in(tree: Path, *arguments: str) -> str:
 
 @pytest.mark.slow
 def test_the_worked_example_of_a_family_passes_the_matrix(tmp_path: Path) -> None:
-    """The page's two files are put where it says, in a copy; nothing else is edited, and tests and tables have it."""
+    """In a copy without the family, the page's two files are put where it says; then tests and tables have it."""
     for folder in ("src", "tests", "tools"):
         skipped = shutil.ignore_patterns("__pycache__", "goldens")
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=skipped)
@@ -360,7 +360,15 @@ def test_the_worked_example_of_a_family_passes_the_matrix(tmp_path: Path) -> Non
     files = family_files()
     assert [*files] == ["src/vlmprune/models", "src/vlmprune/testing/families"]
     [name] = {name for name, _ in files.values()}
-    assert name not in SUPPORTED and name not in FAMILIES
+    for folder, (_, code) in files.items():
+        own = tmp_path / folder / f"{name}.py"
+        assert code == own.read_text(encoding="utf-8")
+        own.unlink()
+    listed = (
+        "-c",
+        "from vlmprune.models import FAMILIES; from vlmprune.testing import FAMILIES as t; print(*FAMILIES, *t)",
+    )
+    assert "smolvlm" in run_in(tmp_path, *listed) and name not in run_in(tmp_path, *listed)
     for folder, (_, code) in files.items():
         (tmp_path / folder / f"{name}.py").write_text(code, encoding="utf-8")
 

@@ -119,6 +119,8 @@ FOLDERS = {
     "smolvlm": ["5 blocks with a slot grid of 3 x 3", "tile 5 (thumbnail)"],
     "internvl": ["5 blocks with a slot grid of 3 x 3", "tile 5 (thumbnail)"],
     "idefics3": ["5 blocks with a slot grid of 3 x 3", "tile 5 (thumbnail)"],
+    "aya_vision": ["5 blocks with a slot grid of 3 x 3", "tile 5 (thumbnail)"],
+    "ovis2": ["5 blocks with a slot grid of 3 x 3", "tile 1 (thumbnail)"],
     "gemma3": ["sliding window of 16 tokens in layers 0, 2", "tokens of an image see each other in both directions"],
     "paligemma": ["slot grid 6 x 6", "tokens of the prompt see each other in both directions"],
 }

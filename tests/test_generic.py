@@ -23,10 +23,10 @@ from vlmprune.models import adapter_for
 from vlmprune.models.generic import GenericAdapter
 from vlmprune.models.layout import misfit
 from vlmprune.runtime.oracle import cutting_oracle, is_recurrent, masking_oracle
-from vlmprune.testing import FAMILIES, Family, alone, image_numbers, prompt, qwen
+from vlmprune.testing import FAMILIES, Family, alone, image_numbers, pixtral, prompt, qwen
 from vlmprune.testing.generic import GLM, MOLMO, USUAL, VIP_MANY, gemma4
 from vlmprune.testing.images import Kind
-from vlmprune.testing.weights import IMAGE, LINE_BREAK, PATCH, TEXT, TOWER, VIDEO, builder, strengthen
+from vlmprune.testing.weights import IMAGE, TEXT, VIDEO, builder, strengthen
 
 TOLERANCE = 2e-4
 STEPS = 3
@@ -182,6 +182,7 @@ def test_statistics_without_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
         ("aya_vision", "does not make one token for each"),
         ("llava_next_video video", "does not make one token for each"),
         ("aria", "a resampler"),
+        ("idefics2", "a resampler"),
         ("got_ocr2", "no single stack"),
         ("molmo2", "attention stands between"),
     ],
@@ -220,30 +221,20 @@ def test_features_of_several_encoder_layers() -> None:
 
 @torch.no_grad()
 def test_a_variant_that_its_family_s_adapter_does_not_know() -> None:
-    """LLaVA with Pixtral's tower, whose pictures are of any size, rows of patches with a token of text between."""
-    tower = {**TOWER, "model_type": "pixtral", "image_size": 64}
+    """LLaVA with Pixtral's tower and several of its layers."""
     build = builder(
-        "Llava", tower, {"model_type": "mistral", **TEXT}, image_token_id=IMAGE, vision_feature_layer=-1,
+        "Llava", pixtral.TOWER, {"model_type": "mistral", **TEXT}, image_token_id=IMAGE, vision_feature_layer=[-2, -1],
         vision_feature_select_strategy="full",
     )  # fmt: skip
-    model, grids = build(), [(4, 6), (6, 2)]
-    ids, numbers = [1, 5, 6], [-1, -1, -1]
-    for number, (rows, cols) in enumerate(grids):
-        for _ in range(rows):
-            ids, numbers = [*ids, *[IMAGE] * cols, LINE_BREAK], [*numbers, *[number] * cols, -1]
-    ids, numbers = [*ids, 7, 8], [*numbers, -1, -1]
-    inputs = {
-        "input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
-        "pixel_values": torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(0)),
-        "image_sizes": torch.tensor([[PATCH * rows, PATCH * cols] for rows, cols in grids]),
-    }  # fmt: skip
+    family = Family("llava", build, pixtral.pictures(1))
+    model, inputs = build(), prompt(family, RAGGED)
     with vlmprune.prune(model, "divprune:0.5 > fastv@2:0.5", positions="original") as session:
         tokens, logits = generate(model, inputs)
-    assert session.last.tokens == [(36, 9)] and type(adapter_for(model)) is GenericAdapter
-    expected = masking_oracle(model, inputs, tokens, session.last, image=torch.tensor([numbers]))
+    assert type(adapter_for(model)) is GenericAdapter and session.last.tokens == [(64, 16), (36, 9)]
+    expected = masking_oracle(model, inputs, tokens, session.last, image=image_numbers(family, RAGGED))
     assert largest(logits, expected) < TOLERANCE
-    with vlmprune.prune(model, "hiprune", keep=0.5), pytest.raises(UserError, match="one token for each"):
-        model(**inputs)
+    with pytest.raises(UserError, match="several encoder layers"), vlmprune.prune(model, "hiprune", keep=0.5):
+        pass
 
 
 @torch.no_grad()

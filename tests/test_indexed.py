@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import vlmprune
 from vlmprune import UserError
@@ -63,6 +64,27 @@ def test_ids_of_which_n_grams_are_made_are_those_of_what_is_left() -> None:
     assert session.last.columns is not None and session.last.tokens == [(8, 4)]
     assert torch.equal(seen[0]["ple_input_ids"], inputs["input_ids"][:, session.last.columns[0]])
     assert seen[0]["ple_input_ids"].shape == seen[0]["inputs_embeds"].shape[:2]
+
+
+@torch.no_grad()
+def test_n_grams_reach_over_the_gaps_in_what_is_answered_too() -> None:
+    """They are those of the ids that are left. All slots have one id, so a single one is kept."""
+    if "qwen4_exp" not in TYPES:
+        pytest.skip("this transformers has no Qwen4-Exp")
+    adapter, looked_up = adapter_of("qwen4_exp"), list[Tensor]()
+    grams = next(layer.ple.ple_embedding for layer in adapter.decoder_layers if layer.ple is not None)
+    inputs = one_prompt(adapter, inputs_for(adapter)).inputs
+    with vlmprune.prune(adapter.model, "divprune:1") as session:
+        handle = grams.register_forward_hook(lambda _, args, out: looked_up.append(out))
+        sequence = adapter.model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+        handle.remove()
+    assert session.last.columns is not None
+    prompt, left = inputs["input_ids"], session.last.columns[0]
+    answer = sequence[:, prompt.shape[1] : -1]  # the last token is not read again
+    found, expected = torch.cat(looked_up, dim=1), grams(torch.cat([prompt[:, left], answer], dim=1), None)
+    assert torch.equal(found, expected)
+    whole = grams(torch.cat([prompt, answer], dim=1), None)
+    assert not torch.equal(whole[:, left], expected[:, : len(left)])  # behind the image
 
 
 @pytest.mark.parametrize("name", TYPES[:1])

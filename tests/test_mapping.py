@@ -144,7 +144,9 @@ def seen_patches(family: str, seed: int) -> set[tuple[int, int, int]]:
     """Patches behind a slot that are no padding."""
     places = {place for slot in FAMILIES[family].patches(seed) for place in slot}
     padding = FAMILIES[family].image(seed)[0].get("pixel_attention_mask")
-    return {(t, r, c) for t, r, c in places if padding is None or padding[0, t, 4 * r, 4 * c]}
+    if padding is None or padding.ndim < 4:  # or of rows of patches, where no slot has padding
+        return places
+    return {(t, r, c) for t, r, c in places if padding[0, t, 4 * r, 4 * c]}
 
 
 def covering(family: str, seed: int, patches: set[tuple[int, int, int]]) -> list[int]:

@@ -15,7 +15,7 @@ from vlmprune.bench.shapes import shape_of
 from vlmprune.models import adapter_for
 from vlmprune.runtime.oracle import masking_oracle
 from vlmprune.testing import FAMILIES, image_numbers, prompt
-from vlmprune.testing.families.mistral3 import PIXTRAL
+from vlmprune.testing.pixtral import TOWER
 from vlmprune.testing.weights import IMAGE, TEXT, builder
 
 SPEC = "divprune:0.4 > fastv@2:0.5"
@@ -25,7 +25,7 @@ DECODER = {
     "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "first_k_dense_replace": 1,
     "n_group": 1, "topk_group": 1,
 }  # fmt: skip
-SMALL_4 = replace(FAMILIES["mistral3"], build=builder("Mistral3", PIXTRAL, DECODER, image_token_index=IMAGE))
+SMALL_4 = replace(FAMILIES["mistral3"], build=builder("Mistral3", TOWER, DECODER, image_token_index=IMAGE))
 
 
 @cache

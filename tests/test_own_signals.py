@@ -138,7 +138,8 @@ def seen_by_hooks(family: str, need: DecoderNeed) -> list[Tensor]:
     model, inputs = built(family), inputs_of(family, RAGGED)
     layer: Any = adapter_for(model).decoder_layers[LAYER - 1]
     noted: list[Any] = []
-    part = layer.mlp if isinstance(need, MlpOutput) else adapter_for(model).decoder_attention(LAYER - 1)
+    mlp = layer.feed_forward if hasattr(layer, "feed_forward") else layer.mlp
+    part = mlp if isinstance(need, MlpOutput) else adapter_for(model).decoder_attention(LAYER - 1)
     handle = part.register_forward_hook(lambda module, args, output: noted.append(output))
     out = model(**counted(family, inputs), use_cache=True)
     handle.remove()

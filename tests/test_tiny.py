@@ -46,13 +46,16 @@ def test_image_numbers_count_the_slots(family: str, samples: list[list[int | Non
     assert torch.isfinite(built(family)(**inputs).logits).all()
 
 
+OUTPUTS = (  # of attention, by the names of its weights
+    "attn.out_proj", "attn.o_proj", "attn.proj", "attention.o_proj", "attention.out_proj", "projection_layer",
+)  # fmt: skip
+
+
 def without_attention(model: Any) -> Any:
     """A copy whose tower lets no patch see another."""
     model, silenced = copy.deepcopy(model), 0
     for name, parameter in model.named_parameters():
-        if not in_text_model(name) and any(
-            key in name for key in ("attn.out_proj", "attn.o_proj", "attn.proj", "attention.o_proj", "projection_layer")
-        ):
+        if not in_text_model(name) and any(key in name for key in OUTPUTS):
             parameter.data.zero_()
             silenced += 1
     assert silenced >= len(adapter_for(model).encoder_layers())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
+    AyaVisionProcessor,
     CLIPConfig,
     CLIPModel,
     CLIPVisionConfig,
@@ -21,6 +22,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextProcessor,
     LlavaProcessor,
+    Ovis2Processor,
     PaddleOCRVLProcessor,
     PaliGemmaProcessor,
     PreTrainedTokenizerFast,
@@ -34,6 +36,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
 from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import PaddleOCRVLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
@@ -131,11 +134,17 @@ NAMES = {  # of the special ids of vlmprune.testing.weights
 }  # fmt: skip
 
 
-def _family_tokenizer(**tokens: str) -> PreTrainedTokenizerFast:
+OVIS_NAMES = {
+    **NAMES, 84: "<IMG_START>", 85: "<IMG_GRID>", 86: "<IMG_COL>", 87: "<IMG_ROW>", 88: "<IMG_END>",
+    weights.IMAGE: "<IMG_ATOM>", 95: "<image>",
+}  # fmt: skip
+
+
+def _family_tokenizer(names: Mapping[int, str] = NAMES, **tokens: str) -> PreTrainedTokenizerFast:
     ids = range(weights.VOCABULARY)
     ordinary = iter([*QUESTION_WORDS, *(f"w{k}" for k in ids)])
-    words = {NAMES[k] if k in NAMES else next(ordinary): k for k in ids}
-    return _tokenizer(words, [name for k, name in NAMES.items() if k > 3], **{"image_token": "<image>", **tokens})
+    words = {names[k] if k in names else next(ordinary): k for k in ids}
+    return _tokenizer(words, [name for k, name in names.items() if k > 3], **{"image_token": "<image>", **tokens})
 
 
 def _llava() -> ProcessorMixin:
@@ -176,6 +185,22 @@ def _idefics3() -> ProcessorMixin:
     return Idefics3Processor(images, _family_tokenizer(), image_seq_len=9, chat_template=TEMPLATE)
 
 
+def _aya_vision() -> ProcessorMixin:
+    images = GotOcr2ImageProcessorPil(size={"height": 24, "width": 24}, max_patches=4)
+    return AyaVisionProcessor(
+        images, _family_tokenizer(), patch_size=4, img_size=24, downsample_factor=2, img_patch_token="<image>",
+        start_of_img_token="<start_of_image>", end_of_img_token="<end_of_image>", tile_token="<row_1_col_1>",
+        tile_global_token="<global-img>", chat_template=TEMPLATE,
+    )  # fmt: skip
+
+
+def _ovis2() -> ProcessorMixin:
+    images = Ovis2ImageProcessorPil(
+        size={"height": 24, "width": 24}, crop_to_patches=True, max_patches=4, use_covering_area_grid=False
+    )
+    return Ovis2Processor(images, _family_tokenizer(OVIS_NAMES), image_seq_length=9, chat_template=TEMPLATE)
+
+
 def _paddleocr_vl() -> ProcessorMixin:
     images = PaddleOCRVLImageProcessorPil(patch_size=4, merge_size=2, size={"shortest_edge": 768, "longest_edge": 1536})
     return PaddleOCRVLProcessor(images, _family_tokenizer(), chat_template=TEMPLATE)
@@ -188,6 +213,8 @@ PROCESSORS: dict[str, Callable[[], ProcessorMixin]] = {
     "paligemma": _paligemma,
     "idefics3": _idefics3,
     "paddleocr_vl": _paddleocr_vl,
+    "aya_vision": _aya_vision,
+    "ovis2": _ovis2,
 }
 QWEN_TEMPLATE = TEMPLATE.replace("<image> ", "<img><image></img>").replace("<video> ", "<img><video></img>")
 # Processors that name a video processor cannot be built without torchvision: their files, as checkpoints have them.

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 
+import pytest
+from harness import built, inputs_of
 from harness_views import LLAVA, QWEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import vlmprune
+from vlmprune import UserError
 from vlmprune.core.method import PixelMethod
 from vlmprune.core.view import Grid
 from vlmprune.methods.pixels.downsample import Downsample
@@ -49,3 +53,16 @@ class TestDownsample:
 def test_pixel_methods_number_positions_as_a_smaller_image_is() -> None:
     assert isinstance(Downsample(), PixelMethod)
     assert Downsample().positions(QWEN) == Downsample().positions(LLAVA) == "compact"
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("gemma3", "encoder of gemma3 gets pictures of one size only"),
+        ("gemma4", "vlmprune cannot resize pictures for gemma4"),  # whose encoder takes any size
+        ("llava_next", "this one has slots outside"),
+    ],
+)
+def test_who_cannot_resize_is_told_why(family: str, reason: str) -> None:
+    with vlmprune.prune(built(family), "downsample:0.3"), pytest.raises(UserError, match=reason):
+        built(family)(**inputs_of(family, [[0]]))

@@ -54,7 +54,7 @@ class Tower:
         """What the encoder did with a picture.
 
         Raises:
-            UserError: the model's encoder cannot be read, or its tokens form no grid over the picture.
+            UserError: the model's encoder cannot be read, or its tokens form no grid that vlmprune knows.
         """
         model, processor = self._loaded.model, self._loaded.processor
         inputs = chat_inputs(processor, image, _ANY).to(model.device, model.dtype)
@@ -84,4 +84,4 @@ def _over_picture(tokens: ImageTokens, name: str) -> tuple[Grid, Tensor]:
         order = whole.cells[shown].argsort()
         if torch.equal(whole.cells[shown][order].cpu(), torch.arange(whole.grid.size)):
             return whole.grid, shown[order]
-    raise UserError(f"The visual tokens of {name} form no grid over the picture: choose another model.")
+    raise UserError(f"The visual tokens of {name} form no grid that vlmprune knows: choose another model.")

@@ -169,8 +169,9 @@ def _patches(vision: Any) -> int:
 
 
 def _llava(config: Any, vision: Any, width: int) -> Tower:
-    cls = vision.model_type == "clip_vision_model"
-    return _vit(vision, merge=1, projector=vision.hidden_size * width + width**2, tile=0, cls=cls)
+    cls, gated = (vision.model_type == kind for kind in ("clip_vision_model", "pixtral"))
+    tower = _vit(vision, merge=1, projector=vision.hidden_size * width + width**2, tile=0, cls=cls)
+    return {**tower, "encoder_gated": gated}
 
 
 def _anyres(config: Any, vision: Any, width: int) -> Tower:
@@ -324,6 +325,21 @@ def _gemma4_unified(config: Any, vision: Any, width: int) -> Tower:
     }
 
 
+def _cohere(config: Any, vision: Any, width: int) -> Tower:
+    """The projector is a gated MLP: its first weights make values and gates."""
+    merge, inside = config.downsample_factor**2, getattr(config, "alignment_intermediate_size", width)
+    projector = merge * vision.hidden_size * inside + inside // 2 * width
+    return _vit(vision, merge=merge, projector=projector, tile=_patches(vision) // merge)
+
+
+def _ovis2(config: Any, vision: Any, width: int) -> Tower:
+    """A slot is a mix of all words of a vocabulary of the tower's own."""
+    merge, words = vision.hidden_stride**2, vision.vocab_size - vision.num_visual_indicator_tokens
+    projector = merge * vision.hidden_size * words + vision.vocab_size * width
+    tower = _vit(vision, merge=merge, projector=projector, tile=_patches(vision) // merge)
+    return {**tower, "encoder_gated": True}
+
+
 TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
     "llava": _llava,
     "paligemma": _paligemma,
@@ -346,6 +362,9 @@ TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
     "glm46v": _glm,
     "glm4v_moe": _glm,
     "glm_ocr": _glm_ocr,
+    "aya_vision": _cohere,
+    "cohere2_vision": _cohere,
+    "ovis2": _ovis2,
     "qwen2_5_omni_thinker": _qwen2_5_omni,
     "qwen3_omni_moe_thinker": _qwen3_omni,
     "minicpmv4_6": _minicpm,
@@ -356,4 +375,7 @@ TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
     "molmo2": _molmo2,
 }
 # Families with an adapter whose operations the formula (`bench.flops`) does not describe: tables show a dash.
-UNCOUNTED: dict[str, str] = {}
+UNCOUNTED: dict[str, str] = {
+    "lfm2_vl": "convolutions stand in place of attention in some decoder layers",
+    "llava_next_video": "token counts do not tell a video, whose frames are pooled before the projector, from an image",
+}

@@ -31,7 +31,7 @@ from vlmprune.tasks import get_task
 from vlmprune.tasks.canvas import canvas_for
 from vlmprune.tasks.task import Place, Task
 
-CANNOT_RESIZE = "on this model, pictures or videos that are made smaller do not have fewer visual tokens"
+CANNOT_RESIZE = "on this model, vlmprune cannot give pictures or videos fewer visual tokens by making them smaller"
 BESIDE = "examples"  # the folder in a result folder that `Then` may write to
 
 Then = Callable[[Path, Loaded, list[Recipe]], object]

@@ -139,7 +139,9 @@ class RunReport:
         """
         grid, kept = self.grids[sample][number], self.kept[sample][number]
         if grid is None:
-            raise UserError("The visual tokens of this model form no grid, so their frames cannot be told apart.")
+            raise UserError(
+                "The visual tokens of this model form no grid that vlmprune knows: their frames cannot be told apart."
+            )
         cells = self.cells[sample][number].cpu()[kept]
         frame = torch.where(cells >= 0, cells // (grid.rows * grid.cols), -1)
         return [kept[frame == number] for number in range(grid.frames)]

@@ -71,7 +71,7 @@ def _drawing(picture: Image.Image, image: Image.Image, processor: Any, one: Answ
     report = one.report
     assert report is not None
     if not report.wholes[0][0]:
-        sentence = "The visual tokens of this model form no grid over the picture, so they cannot be drawn."
+        sentence = "The visual tokens of this model form no grid that vlmprune knows: they cannot be drawn."
         return {"picture": data_url(picture, "WEBP"), "undrawn": sentence}
     whole = report.wholes[0][0][0]
     try:

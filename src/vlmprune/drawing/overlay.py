@@ -54,7 +54,7 @@ def overlay(
         a panel each, after the last stage.
 
     Raises:
-        UserError: no prompt with images has run under a session, its tokens form no grid over the picture, it was a
+        UserError: no prompt with images has run under a session, its tokens form no grid that vlmprune knows, it was a
             video, there are more or fewer pictures or answers than there should be, or it cannot be told which part of
             the picture the model saw.
     """
@@ -129,7 +129,7 @@ def side_of(name: str, report: RunReport, answer: str | None, unpruned: str | No
     """
     wholes = report.wholes[sample][0]
     if not wholes:
-        raise UserError("The visual tokens of this model form no grid over the picture, so they cannot be drawn.")
+        raise UserError("The visual tokens of this model form no grid that vlmprune knows: they cannot be drawn.")
     layer = report.stages[-1][0] if report.stages else 0
     flipped = answer is not None and unpruned is not None and is_flip(answer, unpruned)
     shown, after = shown_of(report, wholes[0], sample=sample), report.tokens[sample][1]

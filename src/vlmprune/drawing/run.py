@@ -50,7 +50,7 @@ def draw_run(
     alone = first is None and len(stages) == 1 and [len(wholes) for wholes in report.wholes[sample]] == [1]
     for number, (image, wholes) in enumerate(zip(images, report.wholes[sample], strict=True)):
         if not wholes:
-            raise UserError("The visual tokens of this model form no grid over the picture, so they cannot be drawn.")
+            raise UserError("The visual tokens of this model form no grid that vlmprune knows: they cannot be drawn.")
         picture = fit(image, high=_ALONE if alone else _AMONG)
         window = window_on(picture, image, processor)
         for whole in wholes:

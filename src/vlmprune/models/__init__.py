@@ -70,7 +70,7 @@ def adapter_for(model: Any) -> Adapter:
     model_type = inner.config.model_type
     if model_type in FAMILIES:
         module, _, name = FAMILIES[model_type].partition(":")
-        adapter = getattr(import_module(module), name)
+        adapter = getattr(import_module(module), name).variant(inner.config)
         if adapter.knows(inner.config):
             return adapter(model, inner)
     reason = misfit(inner)

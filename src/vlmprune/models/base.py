@@ -81,6 +81,7 @@ class Adapter:
         side_by_side: the axis along which an argument's pictures stand, where that is not the first.
         renamed: arguments that processors still return under an older name: {older: name}.
         normalisation: that of the processor that the family is published with.
+        whole_tile: of the tiles that make an image, the one that shows all of it.
     """
 
     families: ClassVar[tuple[str, ...]] = ()
@@ -90,6 +91,7 @@ class Adapter:
     side_by_side: ClassVar[dict[str, int]] = {}
     renamed: ClassVar[dict[str, str]] = {}
     normalisation: Normalisation = HALF
+    whole_tile: ClassVar[int] = -1
     tower_rows: ClassVar[bool] = False  # whether there is one row per slot before the projector
     later_token_type: ClassVar[int] = 0  # token_type_ids of what the model writes
     images_behind_caches: ClassVar[bool] = True  # whether a further turn may bring new images
@@ -108,6 +110,11 @@ class Adapter:
     def knows(cls, config: Any) -> bool:
         """Whether the adapter describes a model with this config; other models get the generic adapter."""
         return True
+
+    @classmethod
+    def variant(cls, config: Any) -> type[Adapter]:
+        """The class for a model with this config: this one, or another for a variant that differs in most things."""
+        return cls
 
     def called_with(self, function: str, call: Mapping[str, Any]) -> Adapter:
         """The adapter for one call of the model: arguments of the call override the config.
@@ -212,6 +219,10 @@ class Adapter:
                 "does not read it."
             )
         return norm
+
+    def mlp(self, layer: int) -> nn.Module | None:
+        """The MLP of a decoder layer; None where vlmprune does not find it."""
+        return getattr(self.decoder_layers[layer], "mlp", None)
 
     def rotary(self, hidden: Tensor, positions: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """cos and sin at a decoder layer of position ids [B, L], or [axes, B, L] for M-RoPE."""
@@ -417,8 +428,7 @@ class Adapter:
     def resize(self, modality: str, call: dict[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
         """The arguments of `get_*_features` for the same pieces resized to these slot grids."""
         raise UserError(
-            f"The vision encoder of {self.family} takes pictures of one size only, so that resizing saves no tokens: "
-            "choose a method that drops them, such as random."
+            f"vlmprune cannot resize pictures for {self.family}: choose a method that drops tokens, such as random."
         )
 
 

@@ -210,12 +210,23 @@ class GenericAdapter(Adapter):
                 raise UserError(f"{self.family} does not say where the features of an image end: give one image.")
             pooled = [pooled]
         pieces = [piece.flatten(0, -2) for piece in pooled]
+        if self._latents:
+            pieces = [image for piece in pieces for image in piece.split(self._latents)]
         return [piece for piece in pieces if len(piece)]  # a sample without images may have an empty entry
+
+    @property
+    def _latents(self) -> int | None:
+        """Tokens that a resampler makes of every picture, where an entry of the encoder's output holds a sample's."""
+        if self.config.model_type != "idefics2":
+            return None
+        return self.config.perceiver_config.resampler_n_latents  # type: ignore[no-any-return]
 
     def slots(self, modality: str, call: dict[str, Any], counts: Sequence[int] | None = None) -> list[Slots]:
         """A grid only where each slot can be nothing but a patch in its place."""
         if counts is None:  # asked by a method that resizes
-            raise UserError(f"vlmprune cannot resize pictures for {self.family}: choose a method that drops tokens.")
+            raise UserError(
+                f"vlmprune cannot resize pictures for {self.family}: choose a method that drops tokens, such as random."
+            )
         # frames of a video may be pooled, and then count as many slots as one of them has patches
         grid = self._patch_grid(call[self.pixels[modality]]) if modality == "image" else None
         return [

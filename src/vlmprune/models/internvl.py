@@ -40,11 +40,11 @@ class InternVLAdapter(PatchAdapter):
         return runs(columns)
 
 
-def runs(columns: Sequence[Tensor]) -> list[int]:
-    """How many successive pieces follow each other without a token between them."""
+def runs(columns: Sequence[Tensor], between: int = 0) -> list[int]:
+    """How many successive pieces follow each other with so many tokens between them."""
     counts: list[int] = []
     for number, piece in enumerate(columns):
-        touches = number > 0 and int(piece[0]) == int(columns[number - 1][-1]) + 1
+        touches = number > 0 and int(piece[0]) == int(columns[number - 1][-1]) + 1 + between
         if touches:
             counts[-1] += 1
         else:

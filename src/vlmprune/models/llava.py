@@ -1,12 +1,15 @@
-"""LLaVA-1.5: CLIP (or SigLIP) tower, two-layer MLP projector, one slot per patch, 1-D positions."""
+"""LLaVA-1.5, and Pixtral-12B, which is one: two-layer MLP projector, one slot per patch, 1-D positions."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from vlmprune.models.base import CLIP, HALF, Normalisation
+from vlmprune.core.errors import UserError
+from vlmprune.core.view import Grid
+from vlmprune.models.base import CLIP, HALF, Adapter, Normalisation
+from vlmprune.models.mistral3 import Mistral3Adapter
 from vlmprune.models.patches import PatchAdapter, layer_of_hidden_state
 
 CLIP_TOWER, SIGLIP_TOWER = "clip_vision_model", "siglip_vision_model"
@@ -18,8 +21,12 @@ class LlavaAdapter(PatchAdapter):
     interpolates = True
 
     @classmethod
+    def variant(cls, config: Any) -> type[Adapter]:
+        return PixtralAdapter if PixtralAdapter.knows(config) else cls
+
+    @classmethod
     def knows(cls, config: Any) -> bool:
-        """Not another tower (Pixtral's in Pixtral-12B), features from several of its layers, or a patch left out.
+        """Not another tower, features from several of its layers, or a patch left out.
 
         The strategy "default" leaves out the tower's first token, which is a patch where there is no CLS token.
         """
@@ -43,5 +50,31 @@ class LlavaAdapter(PatchAdapter):
         return self.has_cls and self.config.vision_feature_select_strategy == "full"
 
     def project(self, rows: Tensor) -> Tensor:
-        # the model's dtype, as a quantised projector has no float weight to tell it
-        return self.inner.multi_modal_projector(rows.to(self.inner.dtype))
+        return _projected(self.inner, rows)
+
+
+class PixtralAdapter(Mistral3Adapter):
+    """Pixtral-12B: Pixtral's tower, images of any size, a slot per patch; each row of slots ends with a text token."""
+
+    families: ClassVar[tuple[str, ...]] = ()  # LLaVA's, for which `LlavaAdapter.variant` chooses it
+    tower_rows = True
+    patches_a_side = 1
+
+    @classmethod
+    def knows(cls, config: Any) -> bool:
+        """LLaVA alone, not LLaVA-NeXT or another one with this tower; nor one where a patch is left out."""
+        whole = config.model_type == "llava" and config.vision_feature_select_strategy == "full"
+        return whole and super().knows(config)
+
+    def patch_grids(self, modality: str, call: dict[str, Any]) -> list[Grid]:
+        if call.get("image_sizes") is None:
+            raise UserError("Without image_sizes, Pixtral's features do not say where an image ends: pass them, too.")
+        return super().patch_grids(modality, call)
+
+    def project(self, rows: Tensor) -> Tensor:
+        return _projected(self.inner, rows)
+
+
+def _projected(inner: Any, rows: Tensor) -> Tensor:
+    # the model's dtype, as a quantised projector has no float weight to tell it
+    return inner.multi_modal_projector(rows.to(inner.dtype))  # type: ignore[no-any-return]

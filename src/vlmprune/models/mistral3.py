@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from vlmprune.models.raster import RasterAdapter
 
 
 class Mistral3Adapter(RasterAdapter):
-    families = ("mistral3",)
+    families: ClassVar[tuple[str, ...]] = ("mistral3",)
     normalisation = CLIP
 
     @classmethod

@@ -100,7 +100,10 @@ class PatchAdapter(Adapter):
 
     def resize(self, modality: str, call: dict[str, Any], grids: Sequence[Grid]) -> dict[str, Any]:
         if not self.interpolates:
-            return super().resize(modality, call, grids)
+            raise UserError(
+                f"The vision encoder of {self.family} gets pictures of one size only, so that resizing them saves no "
+                "tokens: choose a method that drops tokens, such as random."
+            )
         if len(set(grids)) > 1:
             raise UserError(
                 f"{self.family} encodes pictures of one size together, so they cannot be resized to different budgets: "

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlmprune.assets import embedded_names
-from vlmprune.bench.compare import tables_of
 from vlmprune.bench.drawn import drawn_rows, interval
 from vlmprune.bench.ranks import spearman
 from vlmprune.bench.stats import Estimate
 from vlmprune.bench.table import Row, Table
+from vlmprune.bench.tabled import as_tabled
 from vlmprune.published import is_model
 from vlmprune.published.averages import Average, Averages, averages
 from vlmprune.report.means import nearest
-from vlmprune.tasks import generated_tasks
 
 FEWEST = 4  # methods, below which a correlation says nothing
 _SAME_BUDGET = 0.02  # of a budget: 33.3 % is written for a third, and a small image has few tokens to round to
@@ -95,15 +94,6 @@ def agreements(table: Table) -> list[Agreement]:
         if len(of_scope) > 1:
             found.append(_over_tables(scope, [(order, gap) for _, _, order, gap in of_scope]))
     return found
-
-
-def as_tabled(table: Table) -> Table:
-    """The table over the tasks that printed tables ask the like of."""
-    others = {name for name, task in generated_tasks().items() if not task.tabled}
-    if not others & {*table.tasks} or others >= {*table.tasks}:
-        return table
-    cells = (cell for row in table.rows for task, cell in row.cells.items() if task not in others)
-    return tables_of(result for cell in cells for result in cell.results)[0]
 
 
 def compared(rows: Sequence[Row], paper: Averages, scope: str) -> tuple[Pair, ...]:

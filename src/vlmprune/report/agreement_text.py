@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from vlmprune.assets import embedded_names
 from vlmprune.bench.stats import Estimate
 from vlmprune.bench.table import Table
+from vlmprune.bench.tabled import as_tabled
 from vlmprune.published.averages import averages
-from vlmprune.report.agreement import FEWEST, SCOPES, Agreement, as_tabled, is_compared, uncompared
+from vlmprune.report.agreement import FEWEST, SCOPES, Agreement, is_compared, uncompared
 from vlmprune.report.comma_separated import figure, lines_of
 from vlmprune.report.means import NEAR
 from vlmprune.report.tables import MISSING, number

@@ -40,7 +40,8 @@ class CompiledSteps:
     """Stands between `generate` and the compiled model of one session."""
 
     def __init__(self, model: nn.Module, text: TextHooks) -> None:
-        self._model, self._text = model, text
+        self._model: Any = model
+        self._text = text
 
     def install(self, attached: Attachments) -> None:
         original: Any = getattr(self._model, "get_compiled_call", None)

@@ -32,7 +32,7 @@ def check_readable(adapter: Adapter, layer: int, needs: Iterable[Need]) -> None:
         adapter.decoder_attention(layer - 1)
     if "ahead" in taps:
         adapter.decoder_attention(layer)
-    if taps & {"mlp_input", "mlp_output"} and not hasattr(adapter.decoder_layers[layer - 1], "mlp"):
+    if taps & {"mlp_input", "mlp_output"} and adapter.mlp(layer - 1) is None:
         raise UserError(
             f"vlmprune does not find the MLP of decoder layer {layer - 1} of this model, and the method reads it: "
             "choose another method."
@@ -57,10 +57,11 @@ class LayerTap:
             self._capture = Capture([adapter.decoder_attention(layer)])
             self._capture.start()
         module: Any = adapter.decoder_layers[layer]
+        mlp: Any = adapter.mlp(layer)
         if "mlp_input" in taps:
-            self._handles.append(module.mlp.register_forward_pre_hook(self._note_input))
+            self._handles.append(mlp.register_forward_pre_hook(self._note_input))
         if "mlp_output" in taps:
-            self._handles.append(module.mlp.register_forward_hook(self._noter("mlp_output")))
+            self._handles.append(mlp.register_forward_hook(self._noter("mlp_output")))
         if "own_output" in taps:
             self._handles.append(module.register_forward_hook(self._noter("own_output")))
         if "attention_output" in taps:

@@ -13,10 +13,20 @@ from vlmprune.core.errors import UserError
 ADVICE = "ask for one answer without beams"
 
 
-def pieces_of(output: Any) -> list[Tensor] | None:
-    """The features of each image in an encoder's output; None where it holds those of all images in one tensor."""
+def pieces_of(output: Any, counts: Sequence[int] | None = None) -> list[Tensor] | None:
+    """The features of each image in an encoder's output; None where it holds those of all images in one tensor.
+
+    Args:
+        counts: how many features each image has, where an entry may hold those of all images of a sample (Idefics 2).
+    """
     pooled = getattr(output, "pooler_output", None)
-    return list(pooled) if isinstance(pooled, list | tuple) else None
+    if not isinstance(pooled, list | tuple):
+        return None
+    rows = [piece.flatten(0, -2) for piece in pooled]
+    own = [len(piece) for piece in rows]
+    if counts is None or own == [*counts] or sum(own) != sum(counts):
+        return list(pooled)
+    return list(torch.cat(rows).split([*counts]))
 
 
 def check_encoded(family: str, encoded: Mapping[str, Any]) -> None:
@@ -42,8 +52,10 @@ def check_order(
         pieces: the features of each image as they were encoded; None where they are in one tensor.
         wanted: for each image of each row of the prompt, row by row, its number among `pieces`.
     """
-    given = pieces_of(output)
-    if given is None or pieces is None or len(given) != len(wanted):
+    if pieces is None or max(wanted, default=0) >= len(pieces):
+        return
+    given = pieces_of(output, [pieces[number].shape[:-1].numel() for number in wanted])
+    if given is None or len(given) != len(wanted):
         return
     if not all(_equal(one, pieces[number]) for one, number in zip(given, wanted, strict=True)):
         raise UserError(

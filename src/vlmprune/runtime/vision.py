@@ -102,15 +102,16 @@ def joined(pieces: Sequence[ImageTokens]) -> ImageTokens:
         own = piece.places.cells
         cells.append(torch.where(own >= 0, own + frames * piece.grid.rows * piece.grid.cols, -1))
         before, frames = before + piece.count, frames + piece.grid.frames
-    last = pieces[-1]
-    assert last.grid is not None  # the last tile is the whole image, small (InternVL, SmolVLM)
-    small = torch.full((before,), -1).to(last.places.cells)
-    small[before - last.count :] = last.places.cells
-    thumbnail = Whole("thumbnail", last.grid, small)
-    whole = Slots(last.grid._replace(frames=frames), torch.cat(cells), (thumbnail,))
+    number = range(len(pieces))[pieces[0].adapter.whole_tile]  # of the whole image, small
+    tile, start = pieces[number], sum(piece.count for piece in pieces[:number])
+    assert tile.grid is not None
+    small = torch.full((before,), -1).to(tile.places.cells)
+    small[start : start + tile.count] = tile.places.cells
+    thumbnail = Whole("thumbnail", tile.grid, small)
+    whole = Slots(tile.grid._replace(frames=frames), torch.cat(cells), (thumbnail,))
     signals = {key: _joined_signal([piece.signals[key] for piece in pieces]) for key in pieces[0].signals}
     features = torch.cat([piece.features for piece in pieces])
-    return ImageTokens(features, torch.cat(slots), whole, last.adapter, signals, video=last.video)
+    return ImageTokens(features, torch.cat(slots), whole, tile.adapter, signals, video=tile.video)
 
 
 def _joined_signal(values: list[Any]) -> Any:
@@ -209,7 +210,8 @@ class VisionWrapper:
             image.signals = signals
         if whole is not None:
             _spread(record, whole, output)
-        record.seconds, record.pieces = time.perf_counter() - start, pieces_of(output)
+        record.seconds = time.perf_counter() - start
+        record.pieces = pieces_of(output, [image.count for image in record.images])
         output["vlmprune_record"] = record  # a key, not only an attribute: accelerate rebuilds outputs key by key
         self.seen(self.modality, record)
         return output
@@ -249,7 +251,7 @@ class VisionWrapper:
             made = ImageTokens(rows[order], anchors[order], own, adapter, made=True, video=video, members=into)
             record.images.append(made)
         output.pooler_output = _spread_rows(record, output.pooler_output, [image.features for image in record.images])
-        record.pieces = pieces_of(output)
+        record.pieces = pieces_of(output, [image.count for image in record.images])
         output["vlmprune_record"] = record
         self.seen(self.modality, record)
         return output

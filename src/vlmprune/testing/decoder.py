@@ -45,6 +45,7 @@ def watched(adapter: Adapter, layer: int) -> Iterator[dict[str, Tensor]]:
     layer gets, and the "embeds" that enter the language model."""
     seen: dict[str, Tensor] = {}
     module: Any = adapter.decoder_layers[layer]
+    mlp: Any = next(getattr(module, name) for name in ("mlp", "feed_forward") if hasattr(module, name))
     following = adapter.decoder_layers[layer + 1 : layer + 2]
 
     def note_input(name: str) -> Any:
@@ -64,7 +65,7 @@ def watched(adapter: Adapter, layer: int) -> Iterator[dict[str, Tensor]]:
         module.register_forward_hook(note_output),
         # what the next layer gets: deepstack adds to the output in between
         *(after.register_forward_pre_hook(note_input("next"), with_kwargs=True) for after in following),
-        module.mlp.register_forward_pre_hook(lambda _, args: seen.__setitem__("mlp", args[0])),
+        mlp.register_forward_pre_hook(lambda _, args: seen.__setitem__("mlp", args[0])),
         adapter.text_model.register_forward_pre_hook(note_text, with_kwargs=True),
     ]
     if adapter.layer_kind(layer) != "linear_attention":

@@ -160,7 +160,7 @@ class Family:
     def padded(self) -> bool:
         """Whether some of its tiles are filled up with pixels of nothing, which the encoder does not see."""
         masks = (self.image(seed)[0].get("pixel_attention_mask") for seed in SEEDS)
-        return any(mask is not None and not bool(mask.all()) for mask in masks)
+        return any(mask is not None and mask.ndim > 2 and not bool(mask.all()) for mask in masks)
 
     def painted(self, spots: dict[int, list[Place]], value: float) -> Family:
         """This family with the pixels of those patches set to `value`: {seed of the image: patches}."""

@@ -11,7 +11,19 @@ from vlmprune.testing import qwen
 from vlmprune.testing.anyres import NEXT, anyres
 from vlmprune.testing.family import Family
 from vlmprune.testing.images import Arguments, Kind, pixels, whole
-from vlmprune.testing.weights import IMAGE, LLAMA, PATCH, QWEN2, TEXT, TOWER, VIDEO, VOCABULARY, builder, pinpoints
+from vlmprune.testing.weights import (
+    AROUND_IMAGE,
+    IMAGE,
+    LLAMA,
+    PATCH,
+    QWEN2,
+    TEXT,
+    TOWER,
+    VIDEO,
+    VOCABULARY,
+    builder,
+    pinpoints,
+)
 
 SLIDING = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2}
 PIXTRAL = {"model_type": "pixtral", **TOWER, "image_size": 32, "head_dim": 8}
@@ -73,6 +85,14 @@ def _kind(image: Callable[[int], tuple[Arguments, list[int]]]) -> Kind:
 def fixed(side: int, slots: int) -> Kind:
     """Square pictures of one size and number of slots."""
     return _kind(lambda seed: ({"pixel_values": pixels(1, 3, side, side, seed=seed)}, [IMAGE] * slots))
+
+
+def _of_sample(seed: int) -> tuple[Arguments, list[int]]:
+    """One picture of those of a sample, wide or high, of which a resampler makes five slots."""
+    mask = torch.ones(1, 1, 24, 24, dtype=torch.long)
+    (mask[..., 16:] if seed % 2 else mask[..., 16:, :]).zero_()
+    values = pixels(1, 1, 3, 24, 24, seed=seed) * mask[:, :, None]
+    return {"pixel_values": values, "pixel_attention_mask": mask}, [AROUND_IMAGE, *[IMAGE] * 5, AROUND_IMAGE]
 
 
 def _pixtral(seed: int) -> tuple[Arguments, list[int]]:
@@ -182,6 +202,17 @@ USUAL = {
             image_token_index=IMAGE, projector_patch_to_query_dict={36: 8},
         ),
         fixed(24, 8),
+    ),
+    "idefics2": Family(
+        "idefics2",
+        builder(
+            "Idefics2", {**TOWER, "image_size": 24}, LLAMA, image_token_id=IMAGE,
+            perceiver_config={
+                "hidden_size": 32, "resampler_n_latents": 5, "resampler_depth": 1, "resampler_n_heads": 4,
+                "resampler_head_dim": 8, "num_key_value_heads": 2,
+            },
+        ),
+        _kind(_of_sample), by_sample=True,
     ),
     "got_ocr2": Family("got_ocr2", lambda attention="eager": _got("eager"), fixed(32, 4)),
     "gemma4": Family("gemma4", gemma4(), _kind(_gemma4_image), types=qwen.TYPES),

@@ -76,6 +76,22 @@ def shuffled(tiles: int) -> Slots:
     return [slot for tile in range(tiles) for slot in blocks(6, 6, tile, 2)]
 
 
+def tiled(ids: Callable[[int], list[int]]) -> Kind:
+    """Three tiles of 24 x 24 pixels, one or five, by seed: 9 slots each, over 2 x 2 patches.
+
+    Args:
+        ids: in the prompt, by the number of tiles.
+    """
+
+    def tiles(seed: int) -> int:
+        return (3, 1, 5)[seed % 3]
+
+    def image(seed: int) -> tuple[Arguments, list[int]]:
+        return {"pixel_values": pixels(tiles(seed), 3, 24, 24, seed=seed)}, ids(tiles(seed))
+
+    return Kind(image, lambda seed: shuffled(tiles(seed)), side=2)
+
+
 def whole(side: int, block: int = 1, before: Iterable[int] = (), after: Iterable[int] = ()) -> Kind:
     """One square image, always as many slots, each over `block` x `block` patches.
 
@@ -115,6 +131,10 @@ def by_turns(image: Kind, video: Kind) -> Kind:
 
 def places_of(arguments: Arguments) -> Tensor | None:
     """[tiles, patches, 2] column and row of each patch, where an argument says them; -1 for padding."""
+    if (shapes := arguments.get("spatial_shapes")) is not None:  # LFM2-VL: one picture, in raster order
+        (rows, cols), number = shapes[0].tolist(), torch.arange(arguments["pixel_values"].shape[1])
+        places = torch.stack([number % cols, number // cols], dim=-1)
+        return torch.where(number[:, None] < rows * cols, places, -1)[None]
     return next((value for name, value in arguments.items() if name.endswith("_position_ids")), None)
 
 
@@ -154,7 +174,7 @@ def paint(arguments: Arguments, tile: int, row: int, col: int, value: float) -> 
     name = "pixel_values" if "pixel_values" in arguments else "pixel_values_videos"
     painted = arguments[name].clone()
     grid = grid_of(arguments)
-    if (places := places_of(arguments)) is not None:  # Gemma 4: a row for each patch, in any order
+    if (places := places_of(arguments)) is not None:  # Gemma 4, LFM2-VL: a padded row of patches
         painted[tile, (places[tile] == torch.tensor([col, row])).all(-1)] = value
     elif (sizes := sizes_of(arguments)) is not None:  # MiniCPM-V: one picture
         patch = row * int(sizes[0, 1]) + col

@@ -178,7 +178,7 @@ class Expected:
         scores = []
         for maps in self.layer.maps:
             queries = torch.ones(maps.shape[0], maps.shape[2], dtype=torch.bool)
-            if padding is not None:
+            if padding is not None and places is None:
                 queries = padding[0, :, ::PATCH, ::PATCH].flatten(1).bool()
             if places is not None:
                 queries = (places >= 0).all(-1)

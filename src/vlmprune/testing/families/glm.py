@@ -55,13 +55,14 @@ def _family(name: str, classes: str, decoder: dict[str, object], **vision: objec
     return Family(name, build, qwen.image, types=qwen.TYPES, lacks=MIXED)
 
 
-_dense = _family("glm4v", "Glm4v", HALF_TURNED)
-_later = _family("glm46v", "Glm46V", {"model_type": "glm4v_text", **HALF_TURNED}, model_type="glm4v_vision")
-FAMILIES = {
-    "glm4v": _dense,
-    "glm4v video": replace(_dense, kind=_films, types=FRAMES),
-    "glm46v": _later,
-    "glm46v video": replace(_later, kind=_films, types=FRAMES),
+_PICTURES = {
+    "glm4v": _family("glm4v", "Glm4v", HALF_TURNED),
+    "glm46v": _family("glm46v", "Glm46V", {"model_type": "glm4v_text", **HALF_TURNED}, model_type="glm4v_vision"),
     "glm4v_moe": _family("glm4v_moe", "Glm4vMoe", {**HALF_TURNED, **EXPERTS}),
     "glm_ocr": _family("glm_ocr", "GlmOcr", {**TEXT, "head_dim": 8, **mrope(1, 1, 2)}),
+}  # fmt: skip
+FAMILIES = {
+    key: entry
+    for name, family in _PICTURES.items()
+    for key, entry in ((name, family), (f"{name} video", replace(family, kind=_films, types=FRAMES)))
 }
