@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training import mean
 
+from training import mean
 from vlmprune.core.errors import UserError
 
 
