@@ -91,7 +91,7 @@ def rows() -> list[Held]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", help="embedded name, folder or hub id; may be repeated")
-    parser.add_argument("--questions", type=int, default=64, help="of each task (default: 64)")
+    parser.add_argument("--questions", type=int, default=96, help="of each task (default: 96)")
     parser.add_argument("--runs", type=Path, default=Path("results-anatomy"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=OUT, help="file of the figures")
     asked = parser.parse_args()

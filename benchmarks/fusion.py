@@ -113,7 +113,7 @@ def summary(pairs: np.ndarray) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--questions", type=int, default=64, help="of each task, for accuracy (default: 64)")
+    parser.add_argument("--questions", type=int, default=96, help="of each task, for accuracy (default: 96)")
     parser.add_argument("--distances", type=int, default=24, help="of each task, for the distance (default: 24)")
     parser.add_argument("--runs", type=Path, default=Path("results-fusion"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=OUT, help="file of the figures")
