@@ -31,7 +31,7 @@ import vlmprune
 from vlmprune.assets import embedded_names
 from vlmprune.bench.protocol import Asker, protocol_for
 from vlmprune.bench.questions import Questions
-from vlmprune.tasks import default_tasks, get_task
+from vlmprune.tasks import get_task, tabled_tasks
 from vlmprune.tasks.canvas import canvas_for
 from vlmprune.tasks.task import Place
 
@@ -73,7 +73,7 @@ def rows() -> list[Held]:
 
 def prompts(model: Any, processor: Any, each: int) -> Iterator[Any]:
     """Of `each` questions of every task that this model can be asked and knows."""
-    for task in map(get_task, default_tasks()):
+    for task in map(get_task, tabled_tasks()):
         asker = Asker(protocol_for(processor), task, processor, model.config.model_type)
         for sample in Questions(task, Place(canvas_for(model.config)), each):
             if not asker.refuses(sample):
@@ -113,16 +113,17 @@ def summary(pairs: np.ndarray) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", help="an embedded model; may be repeated (default: all)")
     parser.add_argument("--questions", type=int, default=96, help="of each task, for accuracy (default: 96)")
     parser.add_argument("--distances", type=int, default=24, help="of each task, for the distance (default: 24)")
     parser.add_argument("--runs", type=Path, default=Path("results-fusion"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=OUT, help="file of the figures")
     asked = parser.parse_args()
-    held = rows()
+    held, models = rows(), tuple(asked.model or embedded_names())
     results = {
         "questions": asked.questions,
-        "accuracy": accuracies(asked.runs, asked.questions, held),
-        "distance": {name: distances(name, asked.distances, held) for name in embedded_names()},
+        "accuracy": accuracies(asked.runs, asked.questions, held, models),
+        "distance": {name: distances(name, asked.distances, held) for name in models},
     }
     asked.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"\n{asked.out} written")

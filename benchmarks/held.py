@@ -14,6 +14,7 @@ from vlmprune.bench.plan import Plan, Variant, variants_of
 from vlmprune.bench.runner import run_bench
 from vlmprune.bench.stats import mean_difference
 from vlmprune.bench.table import Table
+from vlmprune.tasks import tabled_tasks
 
 
 class Held(NamedTuple):
@@ -53,12 +54,12 @@ def named(held: Iterable[Held]) -> list[tuple[str, str | None]]:
 def accuracies(
     folder: Path, each: int, held: Sequence[Held], models: tuple[str, ...] = embedded_names()
 ) -> dict[str, dict[str, Any]]:
-    """By model, with `each` questions of every task. Runs what the folder does not hold yet."""
+    """By model, with `each` questions of every task about one scene. Runs what the folder does not hold yet."""
     sides = named(held)
     for positions in dict.fromkeys(policy for _, policy in sides):
         recipes = tuple(recipe for recipe, policy in sides if policy == positions)
         run_bench(
-            Comparisons(models=models, methods=recipes, limit=each, positions=positions),
+            Comparisons(models=models, methods=recipes, tasks=tabled_tasks(), limit=each, positions=positions),
             folder,
             lambda at: print(f"{at.model} {at.task} {at.variant}: {at.done} of {at.due}", end="\033[K\r", flush=True),
         )

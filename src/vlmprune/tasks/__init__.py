@@ -36,6 +36,11 @@ def default_tasks() -> tuple[str, ...]:
     return tuple(name for name, task in generated_tasks().items() if task.default)
 
 
+def tabled_tasks() -> tuple[str, ...]:
+    """The names of the generated tasks that are like what the papers' tables ask."""
+    return tuple(name for name, task in generated_tasks().items() if task.tabled)
+
+
 def get_task(name: str) -> Task:
     """The task of that name, or a task made of a file, folder or hub data set.
 
@@ -60,4 +65,4 @@ def get_task(name: str) -> Task:
     raise UserError(f"There is no task {name!r}: {hint}")
 
 
-__all__ = ["Task", "built_in_tasks", "default_tasks", "generated_tasks", "get_task"]
+__all__ = ["Task", "built_in_tasks", "default_tasks", "generated_tasks", "get_task", "tabled_tasks"]
