@@ -19,6 +19,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vlmprune
+from vlmprune.serve.wanted import KEEP
 
 from .models import place_of
 
@@ -104,15 +105,21 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def engine(variables: dict[str, str], tmp_path: Path, prompts: list[Prompt], models: Path) -> Engine:
-    """Runs the prompts, once each round, in an engine of their own."""
+    """Runs the prompts, once each round, in an engine of their own; once for each of the budgets, if there are any."""
 
-    def run(model: str, prune: list[Any], *, rounds: int = 1, **given: Any) -> list[list[Reply]]:
+    def run(
+        model: str, prune: list[Any], *, rounds: int = 1, keeps: tuple[str | None, ...] = (), **given: Any
+    ) -> list[list[Reply]]:
         place = place_of(model, models)
         processor = AutoProcessor.from_pretrained(place)
-        texts = [(written(prompt, processor), prompt.pictures) for prompt in prompts]
+        texts = [
+            (written(prompt, processor), prompt.pictures, {} if keep is None else {KEEP: keep})
+            for keep in keeps or [None]
+            for prompt in prompts
+        ]
         asked = {
             "model": str(place), "prune": prune, "rounds": [texts] * rounds,
-            "max_tokens": TOKENS, "engine": given, "out": str(tmp_path / "out.json"),
+            "max_tokens": TOKENS, "engine": given, "request_keep": bool(keeps), "out": str(tmp_path / "out.json"),
         }  # fmt: skip
         done = subprocess.run(
             [sys.executable, str(ROOT / "tests/vllm_plugin/engine.py")],

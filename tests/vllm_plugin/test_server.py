@@ -135,3 +135,12 @@ def test_a_method_that_does_not_exist_is_refused_in_one_sentence(variables: dict
     assert done.returncode == 2 and not done.stdout
     [sentence] = done.stderr.splitlines()
     assert "There is no method 'divprun'" in sentence
+
+
+def test_a_budget_of_a_request_is_refused(server: str, prompts: list[Prompt]) -> None:
+    """vLLM would take the one for a field that it does not know, and the other from nobody."""
+    asked = body_of(prompts[0].question, [picture_of(prompts[0])])
+    status, message = refusal(server, {**asked, "vlmprune_keep": 0.5})
+    assert status == 400 and "takes no vlmprune_keep" in message and "--allow-request-keep" in message
+    status, message = refusal(server, {**asked, "mm_processor_kwargs": {"vlmprune_keep": "0.5"}})
+    assert status == 400 and "mm_processor_kwargs are disabled" in message
