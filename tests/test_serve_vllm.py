@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +24,9 @@ from vlmprune.serve.vllm.families import TESTED
 from vlmprune.serve.vllm.launch import vllm_command
 from vlmprune.serve.vllm.limits import check_engine
 from vlmprune.serve.vllm.positions import shortened, with_offsets, without_offsets, written
+from vlmprune.serve.vllm.requests import CHAT, Budgets, NoBudgets, rewritten
+from vlmprune.serve.vllm.told import as_keep, as_number
+from vlmprune.serve.wanted import Allowed
 
 
 def test_overrides_carry_a_recipe_to_other_processes() -> None:
@@ -49,7 +55,7 @@ def engine_config(**changed: object) -> SimpleNamespace:
     parts: dict[str, dict[str, object]] = {
         "parallel_config": {"tensor_parallel_size": 1, "pipeline_parallel_size": 1},
         "compilation_config": {"compile_mm_encoder": False},
-        "multimodal_config": {"video_pruning_rate": None},
+        "multimodal_config": {"video_pruning_rate": None, "mm_processor_kwargs": None},
     }
     made = {name: SimpleNamespace(**{k: changed.get(k, v) for k, v in part.items()}) for name, part in parts.items()}
     model = SimpleNamespace(multimodal_config=made.pop("multimodal_config"))
@@ -71,6 +77,11 @@ UNTESTED = {
 def test_what_was_not_tested_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"not tested with {name}"):
         check_engine(engine_config(**UNTESTED[name]), "0.32.0")
+
+
+def test_an_engine_has_its_budget_in_the_overrides_alone() -> None:
+    with pytest.raises(UserError, match="vlmprune_keep is for requests alone"):
+        check_engine(engine_config(mm_processor_kwargs={"vlmprune_keep": "0.5"}), "0.32.0")
 
 
 def test_another_vllm_is_refused() -> None:
@@ -107,6 +118,22 @@ def test_serve_starts_vllm_with_the_overrides(installed: list[list[str]], capsys
     assert "divprune:0.25 with vLLM" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_serve_allows_budgets_of_requests(allowed: bool, installed: list[list[str]]) -> None:
+    options = ["--method", "divprune", "--keep", "0.25", *["--allow-request-keep"] * allowed]
+    assert cli.main(["serve", "llava", *options]) == 0
+    [command] = installed
+    assert json.loads(command[command.index("--hf-overrides") + 1])["vlmprune"]["request_keep"] is allowed
+    module, _, name = command[command.index("--middleware") + 1].rpartition(".")
+    assert getattr(import_module(module), name).allowed.keep is allowed
+    assert ("--trust-request-mm-kwargs" in command) is allowed
+
+
+def test_requests_cannot_set_the_budget_of_two_methods() -> None:
+    with pytest.raises(UserError, match="cannot set the budget of divprune"):
+        vllm_command("llava", vlmprune.recipe("divprune:0.5 > uniform:0.5"), request_keep=True)
+
+
 WRONG = {
     "fastv@2:0.5": "fastv prunes inside the LLM",
     "trim:0.5": "trim reads the question",
@@ -126,7 +153,7 @@ def test_what_vllm_cannot_do_is_one_sentence(
 
 OPTIONS = {
     "--canary 0.1": "--canary 0.1 is for --engine transformers only",
-    "--allow-request-keep": "--allow-request-keep is for --engine transformers only",
+    "--allow-request-query": "--allow-request-query is for --engine transformers only",
     "--device cpu": "--device cpu is for",
     "--positions original": "counts those of this model one by one: give --positions compact",
     "-- --hf-overrides={}": "--hf-overrides is what vlmprune sets itself",
@@ -152,6 +179,89 @@ def test_an_untested_family_is_refused(tmp_path: object) -> None:
     built("gemma3").config.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="this model is gemma3: serve it with engine='transformers'"):
         vllm_command(str(tmp_path), vlmprune.recipe("divprune:0.5"))
+
+
+# ---------------------------------------------------------------- budgets of requests
+
+
+@pytest.mark.parametrize("keep", [None, 0.1, 1.0, 5e-324, 1, 64, 1 << 40])
+def test_a_budget_survives_as_a_number(keep: float | int | None) -> None:
+    back = as_keep(int(torch.tensor(as_number(keep))))
+    assert back == keep and type(back) is type(keep)
+    assert as_keep(as_number(1 << 80)) == (1 << 62) - 1, "more than any image has"
+
+
+def sent(**body: object) -> bytes:
+    return json.dumps({"model": "llava", **body}).encode()
+
+
+@pytest.mark.parametrize("keep", [0.25, 1, 1.0])
+def test_a_requests_budget_goes_to_the_processor(keep: float) -> None:
+    body = json.loads(rewritten(sent(vlmprune_keep=keep), CHAT, Allowed(keep=True)))
+    assert body == {"model": "llava", "mm_processor_kwargs": {"vlmprune_keep": str(keep)}}
+
+
+@pytest.mark.parametrize("body", [sent(), b"no JSON", b"[1]", b"[" * 100_000, b"\xff"])
+def test_what_is_not_ours_stays_as_it_is(body: bytes) -> None:
+    assert rewritten(body, CHAT, Allowed(keep=True)) == body
+
+
+WRONG_BODIES: dict[str, tuple[bytes, bool, str, str]] = {
+    "not allowed": (sent(vlmprune_keep=0.5), False, CHAT, "takes no vlmprune_keep"),
+    "not a budget": (sent(vlmprune_keep="half"), True, CHAT, "must be a share above 0"),
+    "elsewhere": (sent(vlmprune_keep=0.5), True, "/v1/responses", "is for /v1/chat/completions alone"),
+    "other options": (sent(mm_processor_kwargs={"size": 9}), True, "/tokenize", "takes no mm_processor_kwargs"),
+    "in disguise": (b'{"mm_processor_\\u006bwargs": {"size": 9}}', True, CHAT, "takes no mm_processor_kwargs"),
+    "a question": (sent(vlmprune_query="a car"), True, CHAT, "leave out vlmprune_query"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_BODIES)
+def test_a_request_that_is_refused(name: str) -> None:
+    body, allowed, path, sentence = WRONG_BODIES[name]
+    with pytest.raises(UserError, match=sentence):
+        rewritten(body, path, Allowed(keep=allowed))
+
+
+class Client:
+    """What a server reads from a client that sends its body in two parts and then leaves, and answers it."""
+
+    def __init__(self, body: bytes) -> None:
+        half = len(body) // 2
+        parts = [(body[:half], True), (body[half:], False)]
+        self.left = [{"type": "http.request", "body": part, "more_body": more} for part, more in parts]
+        self.scope = {
+            "type": "http", "method": "POST", "path": CHAT, "headers": [(b"content-length", str(len(body)).encode())]
+        }  # fmt: skip
+        self.answered: list[dict[str, object]] = []
+
+    async def receive(self) -> dict[str, object]:
+        return self.left.pop(0) if self.left else {"type": "http.disconnect"}
+
+    async def send(self, message: dict[str, object]) -> None:
+        self.answered.append(message)
+
+
+def test_the_server_reads_a_whole_request_and_that_its_client_leaves() -> None:
+    read: list[object] = []
+
+    async def app(scope: dict[str, object], receive: Callable[[], Awaitable[object]], send: object) -> None:
+        read.extend([dict(scope["headers"]), await receive(), await receive()])  # type: ignore[call-overload]
+
+    client = Client(sent(vlmprune_keep=0.5))
+    asyncio.run(Budgets(app)(client.scope, client.receive, client.send))  # type: ignore[arg-type]
+    headers, request, end = read
+    assert end == {"type": "http.disconnect"} and not request["more_body"]  # type: ignore[index]
+    assert json.loads(request["body"])["mm_processor_kwargs"] == {"vlmprune_keep": "0.5"}  # type: ignore[index]
+    assert headers == {b"content-length": str(len(request["body"])).encode()}  # type: ignore[index]
+
+
+def test_a_refusal_has_the_form_of_vllms() -> None:
+    client = Client(sent(vlmprune_keep=0.5))
+    asyncio.run(NoBudgets(None)(client.scope, client.receive, client.send))  # type: ignore[arg-type]
+    start, content = client.answered
+    assert start["status"] == 400
+    assert "vlmprune_keep" in json.loads(content["body"])["error"]["message"]  # type: ignore[call-overload]
 
 
 # ---------------------------------------------------------------- positions

@@ -329,6 +329,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "results": results_summary,
     "run-commands": run_commands,
     "vllm-methods": made_by("docs_serving", "vllm_methods"),
+    "vllm-speed": made_by("docs_serving", "vllm_speed"),
     "speed": speed,
     **{
         name: made_by("docs_speed", name)

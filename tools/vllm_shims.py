@@ -1,5 +1,7 @@
 """What vLLM's build for CPUs lacks when its parts come from PyPI, put into its environment by tools/extras.py.
 
+`found` is for whoever starts vLLM there, where vlmprune itself is not installed.
+
 - PyPI's torchvision is built for CUDA, and cannot be imported beside torch for CPUs: its first line asks for operators
   that its library would bring. Declared before, they let its Python parts work, which processors of videos need.
 - `vllm serve` asks for the version of a distribution `vllm`, and takes a version with "cpu" in it for a build for CPUs.
@@ -8,7 +10,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import tomllib
 from pathlib import Path
 
 HOOK = '''"""Declares torchvision's operators before it is imported (see tools/vllm_shims.py of vlmprune)."""
@@ -54,3 +58,19 @@ def mend(python: Path) -> None:
     named = packages / f"vllm-{version}.dist-info"
     named.mkdir(exist_ok=True)
     (named / "METADATA").write_text(METADATA.format(version=version), encoding="utf-8")
+
+
+def found(checkout: Path, folder: Path) -> str:
+    """Places for PYTHONPATH under which vLLM finds the plugin of a checkout as if it were installed.
+
+    Args:
+        folder: an empty one, for what names the plugin.
+    """
+    project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = folder / "vlmprune-0.dist-info"
+    named.mkdir()
+    (named / "METADATA").write_text("Metadata-Version: 2.1\nName: vlmprune\nVersion: 0\n", encoding="utf-8")
+    group = "vllm.general_plugins"
+    points = [f"{name} = {place}" for name, place in project["entry-points"][group].items()]
+    (named / "entry_points.txt").write_text("\n".join([f"[{group}]", *points, ""]), encoding="utf-8")
+    return os.pathsep.join([str(checkout / "src"), str(folder)])

@@ -6,10 +6,9 @@ import json
 import os
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vlmprune
+from vlmprune.serve.wanted import KEEP
 
 from .models import place_of
 
@@ -69,16 +69,11 @@ def prompts(pictures: tuple[str, str]) -> list[Prompt]:
 @pytest.fixture(scope="session")
 def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Of a process in which this checkout is installed, as far as vLLM can tell."""
-    folder = tmp_path_factory.mktemp("installed")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    named = folder / "vlmprune-0.dist-info"
-    named.mkdir()
-    (named / "METADATA").write_text("Metadata-Version: 2.1\nName: vlmprune\nVersion: 0\n")
-    points = project["entry-points"]["vllm.general_plugins"]
-    lines = ["[vllm.general_plugins]", *(f"{name} = {place}" for name, place in points.items())]
-    (named / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    spec = spec_from_file_location("vllm_shims", ROOT / "tools/vllm_shims.py")
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(shims := module_from_spec(spec))
     return os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(folder)]),
+        "PYTHONPATH": shims.found(ROOT, tmp_path_factory.mktemp("installed")),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -104,15 +99,21 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def engine(variables: dict[str, str], tmp_path: Path, prompts: list[Prompt], models: Path) -> Engine:
-    """Runs the prompts, once each round, in an engine of their own."""
+    """Runs the prompts, once each round, in an engine of their own; once for each of the budgets, if there are any."""
 
-    def run(model: str, prune: list[Any], *, rounds: int = 1, **given: Any) -> list[list[Reply]]:
+    def run(
+        model: str, prune: list[Any], *, rounds: int = 1, keeps: tuple[str | None, ...] = (), **given: Any
+    ) -> list[list[Reply]]:
         place = place_of(model, models)
         processor = AutoProcessor.from_pretrained(place)
-        texts = [(written(prompt, processor), prompt.pictures) for prompt in prompts]
+        texts = [
+            (written(prompt, processor), prompt.pictures, {} if keep is None else {KEEP: keep})
+            for keep in keeps or [None]
+            for prompt in prompts
+        ]
         asked = {
             "model": str(place), "prune": prune, "rounds": [texts] * rounds,
-            "max_tokens": TOKENS, "engine": given, "out": str(tmp_path / "out.json"),
+            "max_tokens": TOKENS, "engine": given, "request_keep": bool(keeps), "out": str(tmp_path / "out.json"),
         }  # fmt: skip
         done = subprocess.run(
             [sys.executable, str(ROOT / "tests/vllm_plugin/engine.py")],

@@ -25,7 +25,7 @@ def main() -> None:
     asked = json.load(sys.stdin)
     model = LLM(
         model=asked["model"],
-        hf_overrides=overrides(*asked["prune"]) if asked["prune"] else None,
+        hf_overrides=overrides(*asked["prune"], request_keep=asked["request_keep"]) if asked["prune"] else None,
         dtype="float32",
         enforce_eager=True,
         max_model_len=512,
@@ -37,7 +37,10 @@ def main() -> None:
     sampling = SamplingParams(temperature=0, max_tokens=asked["max_tokens"], min_tokens=asked["max_tokens"])
     said = []
     for prompts in asked["rounds"]:
-        given = [{"prompt": text, "multi_modal_data": {"image": pictures(names)}} for text, names in prompts]
+        given = [
+            {"prompt": text, "multi_modal_data": {"image": pictures(names)}, "mm_processor_kwargs": options}
+            for text, names, options in prompts
+        ]
         replies = model.generate(given, sampling, use_tqdm=False)
         said.append(
             [

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from vlmprune.core.errors import UserError
+from vlmprune.serve.vllm.asked import Asked
 
 from .conftest import Engine, Reference
 
@@ -29,6 +33,33 @@ def test_tokens_are_those_of_transformers(name: str, engine: Engine, reference: 
     assert [reply.tokens for reply in first] == [reply.tokens for reply in again] == reference(model, recipe)
     assert all(reply.cached >= 32 for reply in again), "the second round must find its prompts in the cache"
     assert len({tuple(reply.tokens) for reply in first}) > 1, "replies that are all the same prove nothing"
+
+
+@pytest.mark.parametrize("model", ["llava", "qwen2_5_vl"])
+def test_prompts_have_budgets_of_their_own(model: str, engine: Engine, reference: Reference) -> None:
+    """The same prompts at once under several budgets, then again, as they were cached."""
+    keeps = ("0.5", None, "20", "1.0")
+    first, again = engine(model, ["vispruner:0.25"], rounds=2, keeps=keeps)
+    due = [tokens for keep in keeps for tokens in reference(model, f"vispruner:{keep or 0.25}")]
+    assert [reply.tokens for reply in first] == [reply.tokens for reply in again] == due
+    assert len({reply.prompt for reply in first}) >= len(keeps)
+
+
+def test_what_is_not_a_budget_of_a_prompt() -> None:
+    from vlmprune.serve.vllm.processor import PrunedProcessingInfo
+
+    def parted(allowed: bool, **options: Any) -> Any:
+        info: Any = SimpleNamespace(asked=Asked("divprune:0.25", request_keep=allowed))
+        return PrunedProcessingInfo.parted(info, options)
+
+    assert parted(True, vlmprune_keep="1.0", size=3) == (1.0, {"size": 3})
+    assert parted(False, size=3) == (None, {"size": 3})
+    for options, sentence in (
+        ((False, "0.5"), "takes no vlmprune_keep"), ((True, 0.5), "in words, as '0.5'"),
+        ((True, "2.0"), "is not a budget"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=sentence):
+            parted(options[0], vlmprune_keep=options[1])
 
 
 def test_every_token_is_what_vllm_says_without_the_plugin(engine: Engine) -> None:

@@ -1,95 +1,146 @@
-"""`vlmprune serve --engine vllm` answers OpenAI's clients, and lives through a picture that cannot be read."""
+"""`vlmprune serve --engine vllm` answers OpenAI's clients, many at once, and lives through what they do wrong."""
 
 from __future__ import annotations
 
-import base64
 import json
-import signal
+import random
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from io import BytesIO
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image
 
 from vlmprune.assets import load_embedded
 
-from .conftest import PATIENCE, TOKENS, Prompt, Reference, written
+from .conftest import PATIENCE, TOKENS, Prompt, Reference
+from .conftest import written as in_words
+from .server import ask, body_of, metric, refusal, served, text_of
 
 RECIPE = "divprune:0.25"
 DROPPED = 147  # of the 196 tokens of an image
+AT_ONCE = 200
+LEAVING = 10  # one client in so many does not wait for its reply
+LONG = 300  # tokens of a reply that nobody waits for: it lasts longer than its client's patience
 
 
 @pytest.fixture(scope="module")
 def server(variables: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "4"]
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    command = [sys.executable, "-m", "vlmprune", "serve", "llava", "--engine", "vllm", "--method", RECIPE]
-    with log.open("w") as said:
-        process = subprocess.Popen(
-            [*command, "--port", str(port), "--", *options], env=variables, stdout=said, stderr=subprocess.STDOUT
-        )
-        try:
-            at = f"http://127.0.0.1:{port}"
-            _wait(process, at, log)
-            yield at
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    folder = tmp_path_factory.mktemp("server")
+    with served("llava", variables, folder, ["--method", RECIPE], ["--max-num-seqs", "16"]) as at:
+        yield at
 
 
-def _wait(process: Any, at: str, log: Path) -> None:
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            break
-        try:
-            urlopen(f"{at}/health", timeout=5)
-            return
-        except (URLError, OSError):
-            time.sleep(2)
-    raise RuntimeError(f"The server did not start: {log.read_text()[-6000:]}")
+@pytest.fixture(scope="module")
+def asked(prompts: list[Prompt]) -> list[dict[str, Any]]:
+    """Requests that differ from one another in picture and question."""
+    scene = Image.open(prompts[0].pictures[0])
+    found = []
+    for angle in range(0, 360, 18):
+        file = BytesIO()
+        scene.rotate(angle).save(file, "PNG")
+        found.append(body_of(prompts[angle % 2].question, [file.getvalue()]))
+    return found
 
 
-def _ask(at: str, prompt: Prompt, picture: bytes | None = None) -> dict[str, Any]:
-    data = base64.b64encode(picture or Path(prompt.pictures[0]).read_bytes()).decode()
-    content = [
-        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}},
-        {"type": "text", "text": prompt.question},
-    ]
-    body = {
-        "model": "llava", "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": TOKENS,
-        "min_tokens": TOKENS,
-    }  # fmt: skip
-    headers = {"Content-Type": "application/json"}
-    with urlopen(Request(f"{at}/v1/chat/completions", json.dumps(body).encode(), headers), timeout=PATIENCE) as reply:
-        return json.load(reply)
+def picture_of(prompt: Prompt) -> bytes:
+    return Path(prompt.pictures[0]).read_bytes()
 
 
 def test_answers_as_transformers_does(server: str, prompts: list[Prompt], reference: Reference) -> None:
     processor: Any = load_embedded("llava")[1]
-    reply = _ask(server, prompts[0])
+    reply = ask(server, body_of(prompts[0].question, [picture_of(prompts[0])]))
     expected = processor.tokenizer.decode(reference("llava", RECIPE)[0], skip_special_tokens=True)
-    assert reply["choices"][0]["message"]["content"].strip() == expected.strip()
-    text = processor(text=written(prompts[0], processor), return_tensors="pt")  # one token for the image
+    assert text_of(reply) == expected.strip()
+    text = processor(text=in_words(prompts[0], processor), return_tensors="pt")  # one token for the image
     assert reply["usage"]["prompt_tokens"] == text["input_ids"].shape[1] - 1 + 196 - DROPPED
 
 
-def test_lives_through_a_picture_that_cannot_be_read(server: str, prompts: list[Prompt]) -> None:
-    before = _ask(server, prompts[1])["choices"][0]["message"]["content"]
-    with pytest.raises(HTTPError) as refused:
-        _ask(server, prompts[0], b"this is no picture")
-    assert refused.value.code == 400
-    assert _ask(server, prompts[1])["choices"][0]["message"]["content"] == before
+def leave(at: str, body: dict[str, Any], number: int) -> None:
+    """Ask for a long reply and hang up: after its first words, or some time after asking."""
+    stream = number % 2 == 0
+    connection = HTTPConnection(urlsplit(at).netloc, timeout=PATIENCE)
+    asked = json.dumps({**body, "max_tokens": LONG, "min_tokens": LONG, "stream": stream})
+    connection.request("POST", "/v1/chat/completions", asked, {"Content-Type": "application/json"})
+    if stream:
+        assert connection.getresponse().readline().startswith(b"data:")
+    else:
+        time.sleep(random.Random(number).uniform(0, 3))
+    assert connection.sock is not None or stream
+    if connection.sock is not None:
+        connection.sock.shutdown(socket.SHUT_RDWR)
+    connection.close()
+
+
+def test_many_at_once_of_whom_some_hang_up(server: str, asked: list[dict[str, Any]]) -> None:
+    ask(server, asked[0])
+    used, written = metric(server, "kv_cache_usage_perc"), metric(server, "generation_tokens_total")
+
+    def client(number: int) -> str | None:
+        body = asked[number % len(asked)]
+        if number % LEAVING == LEAVING - 1:
+            return leave(server, body, number // LEAVING)
+        return text_of(ask(server, body))
+
+    with ThreadPoolExecutor(AT_ONCE) as clients:
+        said = list(clients.map(client, range(AT_ONCE), timeout=PATIENCE))
+    alone = [text_of(ask(server, body)) for body in asked]
+    assert len({*alone}) > len(alone) // 2, "replies that are all the same prove nothing"
+    stayed = {number: text for number, text in enumerate(said) if text is not None}
+    assert len(stayed) == AT_ONCE - AT_ONCE // LEAVING
+    assert stayed == {number: alone[number % len(asked)] for number in stayed}
+    read = (len(stayed) + len(alone)) * TOKENS
+    assert metric(server, "generation_tokens_total") - written < read + AT_ONCE // LEAVING * LONG // 2, "for nobody"
+    assert metric(server, "num_requests_running") == metric(server, "num_requests_waiting") == 0
+    assert metric(server, "kv_cache_usage_perc") == used
+
+
+BROKEN = {
+    "no picture": lambda data: b"this is no picture",
+    "half of one": lambda data: data[: len(data) // 2],
+    "nothing": lambda data: b"",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_lives_through_a_picture_that_cannot_be_read(name: str, server: str, prompts: list[Prompt]) -> None:
+    right = body_of(prompts[1].question, [picture_of(prompts[1])])
+    before = text_of(ask(server, right))
+    status, message = refusal(server, body_of(prompts[0].question, [BROKEN[name](picture_of(prompts[0]))]))
+    assert status == 400 and "image" in message
+    assert text_of(ask(server, right)) == before
+
+
+def test_a_prompt_is_too_long_by_what_is_left_of_it(server: str, prompts: list[Prompt]) -> None:
+    picture = picture_of(prompts[0])
+    fits = ask(server, body_of(prompts[0].question, [picture] * 3))
+    assert fits["usage"]["prompt_tokens"] < 512 - 3 * DROPPED + DROPPED, "588 tokens of pictures alone without pruning"
+    status, message = refusal(server, body_of("plate " * 600, [picture]))
+    assert status == 400 and "maximum context length is 512 tokens" in message
+    assert text_of(ask(server, body_of(prompts[0].question, [picture] * 3))) == text_of(fits)
+
+
+def test_a_method_that_does_not_exist_is_refused_in_one_sentence(variables: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "vlmprune", "serve", "llava", "--engine", "vllm", "--method", "divprun:0.5"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2 and not done.stdout
+    [sentence] = done.stderr.splitlines()
+    assert "There is no method 'divprun'" in sentence
+
+
+def test_a_budget_of_a_request_is_refused(server: str, prompts: list[Prompt]) -> None:
+    """vLLM would take the one for a field that it does not know, and the other from nobody."""
+    asked = body_of(prompts[0].question, [picture_of(prompts[0])])
+    status, message = refusal(server, {**asked, "vlmprune_keep": 0.5})
+    assert status == 400 and "takes no vlmprune_keep" in message and "--allow-request-keep" in message
+    status, message = refusal(server, {**asked, "mm_processor_kwargs": {"vlmprune_keep": "0.5"}})
+    assert status == 400 and "mm_processor_kwargs are disabled" in message

@@ -63,14 +63,15 @@ def serve(
 
         refuse_options(
             {
-                "allow_request_keep": allow_request_keep, "allow_request_query": allow_request_query,
-                "canary": canary, "text_tower": text_tower, "device": device,
-                "continuous_batching": continuous_batching,
+                "allow_request_query": allow_request_query, "canary": canary, "text_tower": text_tower,
+                "device": device, "continuous_batching": continuous_batching,
             }
         )  # fmt: skip
         recipe = serving_recipe(method, None if keep is None else parse_budget(keep), *ages)
-        asked = {"positions": positions, "seed": seed, "host": host, "port": port}
-        command = vllm_command(model, recipe, **asked, arguments=arguments or ())  # type: ignore[arg-type]
+        command = vllm_command(
+            model, recipe, positions=positions, seed=seed, request_keep=allow_request_keep, host=host, port=port,
+            arguments=arguments or (),
+        )  # fmt: skip
         typer.echo(f"Serving {model} under {recipe} with vLLM (Ctrl-C stops it).")
         run_server(command)
         return

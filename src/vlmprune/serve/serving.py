@@ -13,7 +13,7 @@ from vlmprune.core.budget import ByAge
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.recipe import Recipe
 from vlmprune.serve.metrics import Metrics
-from vlmprune.serve.wanted import Allowed, Wanted
+from vlmprune.serve.wanted import Allowed, Wanted, check_request_keep, under
 
 if TYPE_CHECKING:
     from vlmprune.bench.load import Loaded
@@ -45,12 +45,8 @@ class Serving:
     def __post_init__(self) -> None:
         if not 0.0 <= self.canary <= 1.0:
             raise UserError(Option("canary", self.canary), " must be a share of the requests, from 0 to 1.")
-        if self.allowed.keep and not (len(self.recipe.stages) == 1 and self.recipe.stages[0].method.budgeted):
-            raise UserError(
-                f"Requests cannot set the budget of {self.recipe}: leave out ",
-                Option("allow_request_keep", True),
-                ", or serve a single method that takes a budget.",
-            )
+        if self.allowed.keep:
+            check_request_keep(self.recipe)
         reads = self.session(Wanted()).text
         if self.allowed.query and reads is None:
             raise UserError(
@@ -88,9 +84,7 @@ class Serving:
         Raises:
             UserError: the model cannot be pruned so.
         """
-        asked = self.recipe
-        if wanted.keep is not None:
-            asked = Recipe(tuple(replace(stage, keep=wanted.keep) for stage in asked.stages))
+        asked = under(self.recipe, wanted.keep)
         asked = Recipe(
             tuple(
                 replace(stage, keep=replace(stage.keep, images=latest)) if isinstance(stage.keep, ByAge) else stage

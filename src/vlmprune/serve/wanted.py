@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vlmprune.core.budget import Keep, check_keep
-from vlmprune.core.errors import UserError
+from vlmprune.core.errors import Option, UserError
+from vlmprune.core.recipe import Recipe
 
 KEEP, QUERY = "vlmprune_keep", "vlmprune_query"
 
@@ -53,6 +54,21 @@ def take_wanted(body: dict[str, Any], allowed: Allowed) -> Wanted:
     if query is not None and not (isinstance(query, str) and query.strip()):
         raise UserError(f"{QUERY} must be the text that images are compared with, not {_short(query)}.")
     return Wanted(keep, query)
+
+
+def check_request_keep(recipe: Recipe) -> None:
+    """Raise UserError if requests cannot set the budget of a server's recipe."""
+    if not (len(recipe.stages) == 1 and recipe.stages[0].method.budgeted):
+        raise UserError(
+            f"Requests cannot set the budget of {recipe}: leave out ",
+            Option("allow_request_keep", True),
+            ", or serve a single method that takes a budget.",
+        )
+
+
+def under(recipe: Recipe, keep: Keep | None) -> Recipe:
+    """A server's recipe with the budget of a request, if that has one."""
+    return recipe if keep is None else Recipe(tuple(replace(stage, keep=keep) for stage in recipe.stages))
 
 
 def check_template_options(options: object) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import POSITIONS
 from vlmprune.core.recipe import recipe
 from vlmprune.serve.vllm import ARCHITECTURE
+from vlmprune.serve.wanted import check_request_keep, under
 
 if TYPE_CHECKING:
-    from vlmprune.core.budget import Budget
+    from vlmprune.core.budget import Budget, Keep
     from vlmprune.core.method import Method
     from vlmprune.core.recipe import Recipe
 
@@ -28,11 +29,17 @@ class Asked:
         seed: for methods that draw.
         positions: "original" or "compact" where the user chose; None for what the methods' authors do, as far as the
             engine can (see `docs/serving.md`).
+        request_keep: whether a request may set the budget.
     """
 
     recipe: str
     seed: int = 0
     positions: str | None = None
+    request_keep: bool = False
+
+    def under(self, keep: Keep | None) -> Asked:
+        """The same with the budget of a request, if that has one."""
+        return self if keep is None else replace(self, recipe=str(under(recipe(self.recipe), keep)))
 
     def __str__(self) -> str:
         """Tells what is cached under this pruning from what is cached under another one."""
@@ -45,21 +52,26 @@ def overrides(
     *,
     positions: str | None = None,
     seed: int = 0,
+    request_keep: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """The `hf_overrides` of a vLLM engine that prunes: `LLM(model, hf_overrides=overrides("divprune", keep=0.25))`.
 
     Args:
         method, keep, positions, seed, options: as `vlmprune.prune` takes them.
+        request_keep: let a prompt set its own budget, by `mm_processor_kwargs={"vlmprune_keep": "0.5"}`.
 
     Raises:
         UserError: as `vlmprune.prune`. Whether the model can be pruned so is checked when vLLM loads it.
     """
-    written = str(recipe(method, keep, **options))
+    chosen = recipe(method, keep, **options)
+    if request_keep:
+        check_request_keep(chosen)
+    written = str(chosen)
     recipe(written)  # the other processes have only the words
     if positions is not None and positions not in POSITIONS:
         raise UserError(f"positions={positions!r}: choose from {' and '.join(POSITIONS)}.")
-    return {"architectures": [ARCHITECTURE], ENTRY: asdict(Asked(written, seed, positions))}
+    return {"architectures": [ARCHITECTURE], ENTRY: asdict(Asked(written, seed, positions, request_keep))}
 
 
 def asked_of(model_config: Any) -> Asked:

@@ -16,6 +16,7 @@ from vlmprune.serve.vllm.families import apart_of, on_meta
 if TYPE_CHECKING:
     from vlmprune.core.recipe import Recipe
 
+MIDDLEWARE = "vlmprune.serve.vllm.requests"
 OURS = ("--hf-overrides", "--model-impl")  # options of vLLM that say what the plugin says
 
 
@@ -25,6 +26,7 @@ def vllm_command(
     *,
     positions: str | None = None,
     seed: int = 0,
+    request_keep: bool = False,
     host: str = "127.0.0.1",
     port: int = 8000,
     arguments: Sequence[str] = (),
@@ -33,6 +35,7 @@ def vllm_command(
 
     Args:
         model: an embedded model's name, a local folder, or a hub id.
+        request_keep: let a request set its own budget.
         arguments: further options of `vllm serve`.
 
     Raises:
@@ -47,11 +50,13 @@ def vllm_command(
     find_model(model)
     folder = Path(model).expanduser()
     place = str(embedded_path(model)) if model in embedded_names() else str(folder) if folder.is_dir() else model
-    given = overrides(recipe, positions=positions, seed=seed)
+    given = overrides(recipe, positions=positions, seed=seed, request_keep=request_keep)
     check_model(place, asked_in(given))
     return [
         sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", place, "--served-model-name", model,
-        "--host", host, "--port", str(port), "--hf-overrides", json.dumps(given), *arguments,
+        "--host", host, "--port", str(port), "--hf-overrides", json.dumps(given),
+        "--middleware", f"{MIDDLEWARE}.{'Budgets' if request_keep else 'NoBudgets'}",
+        *(["--trust-request-mm-kwargs"] if request_keep else []), *arguments,
     ]  # fmt: skip
 
 

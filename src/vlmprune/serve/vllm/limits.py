@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vlmprune.core.errors import UserError
+from vlmprune.serve.wanted import KEEP
 
 VERSIONS = "0.32."  # the plugin stands on parts of vLLM that are not public
 
@@ -21,14 +22,16 @@ def check_engine(config: Any, version: str) -> None:
             f"vlmprune's plugin is tested with vLLM {VERSIONS}x, and this is {version}: install "
             "'vlmprune[vllm]', which holds vLLM to that."
         )
-    parallel = config.parallel_config
+    parallel, media = config.parallel_config, config.model_config.multimodal_config
+    if KEEP in (media.mm_processor_kwargs or {}):
+        raise UserError(f"{KEEP} is for requests alone: an engine's own budget is in the overrides that start it.")
     untested = {
         "--tensor-parallel-size": parallel.tensor_parallel_size > 1,  # the encoder's heads may lie on several GPUs
         "--pipeline-parallel-size": parallel.pipeline_parallel_size > 1,
         "--enable-lora": config.lora_config is not None,  # it counts an image's tokens by itself
         "--speculative-config": config.speculative_config is not None,
         "compile_mm_encoder": bool(config.compilation_config.compile_mm_encoder),  # nothing could be read inside it
-        "--video-pruning-rate": bool(config.model_config.multimodal_config.video_pruning_rate),
+        "--video-pruning-rate": bool(media.video_pruning_rate),
     }
     for name, used in untested.items():
         if used:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,12 +17,14 @@ from vllm.model_executor.models.transformers import MultiModalDummyInputsBuilder
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import PlaceholderRange
 
-from vlmprune.runtime.apart import Kept
+from vlmprune.core.budget import Keep
+from vlmprune.runtime.apart import Apart, Kept
 from vlmprune.serve.vllm.asked import asked_of
 from vlmprune.serve.vllm.families import apart_of
 from vlmprune.serve.vllm.limits import check_engine
 from vlmprune.serve.vllm.positions import AXES, shortened, with_offsets, without_offsets, written
-from vlmprune.serve.vllm.processor import PrunedProcessingInfo, PrunedProcessor, field
+from vlmprune.serve.vllm.processor import BUDGETS, PrunedProcessingInfo, PrunedProcessor, pixels_of_items
+from vlmprune.serve.vllm.told import Told, as_keep, field
 
 SECONDS = "vlmprune_seconds"
 NOTHING_DROPPED = 1e-17  # a rate of vLLM's own pruning that lets it ask for positions, and drops no token
@@ -40,9 +43,14 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.asked = asked_of(vllm_config.model_config)
         self.axes = vllm_config.model_config.uses_mrope
-        self.apart = apart_of(self.model, self.asked, self.axes)
+        self.under = lru_cache(BUDGETS, typed=True)(self._under)
+        self.apart = self.under(None)
         if self.axes:
             self._ask_for_positions(vllm_config.model_config.multimodal_config)
+
+    def _under(self, keep: Keep | None) -> Apart:
+        """The recipe on the model, under a request's budget or its own."""
+        return apart_of(self.model, self.asked.under(keep), self.axes)
 
     def _ask_for_positions(self, config: Any) -> None:
         """Let vLLM call `recompute_mrope_positions`; its runner for CPUs forgets to ask whether it shall."""
@@ -69,24 +77,30 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
     def _process_vision_input(
         self, modality: str, pixel_values: Any, num_patches: Tensor, **kwargs: Any
     ) -> list[Tensor]:
-        told, parts = kwargs.pop(field(modality)), num_patches.flatten().tolist()
-        if isinstance(pixel_values, Tensor):
+        told = [Told(*row) for row in kwargs.pop(field(modality)).tolist()]
+        parts = num_patches.flatten().tolist()
+        if isinstance(pixel_values, Tensor) and len({one.keep for one in told}) == 1:
             return self._pruned(modality, pixel_values, parts, told, kwargs)
         found: list[Tensor] = []
-        for item, pixels in enumerate(pixel_values):  # pictures of different sizes
-            own = self._select_item_kwargs(kwargs, item, len(pixel_values))
-            found += self._pruned(modality, pixels[None], parts[item : item + 1], told[item : item + 1], own)
+        pixels = pixels_of_items(pixel_values, parts)
+        for item, own in enumerate(pixels):
+            others = self._select_item_kwargs(kwargs, item, len(pixels))
+            found += self._pruned(modality, own, parts[item : item + 1], told[item : item + 1], others)
         return found
 
     def _pruned(
-        self, modality: str, pixels: Tensor, parts: Sequence[int], told: Tensor, kwargs: dict[str, Any]
+        self, modality: str, pixels: Tensor, parts: Sequence[int], told: Sequence[Told], kwargs: dict[str, Any]
     ) -> list[Tensor]:
-        """What the LLM reads of each image of one call of the encoder, [kept, D (+ CHANNELS)] each."""
+        """What the LLM reads of each image of one call of the encoder, [kept, D (+ CHANNELS)] each.
+
+        Args:
+            told: of the images, which have one and the same budget.
+        """
         seconds = kwargs.pop(SECONDS, None)
         call = {name: value.to(pixels.device) if isinstance(value, Tensor) else value for name, value in kwargs.items()}
         call[self.apart.adapter.pixels[modality]] = pixels
-        images = self.apart.encode(modality, call, parts, told[:, 2].tolist())
-        due = told[:, 1].tolist()
+        images = self.under(as_keep(told[0].keep)).encode(modality, call, parts, [one.seed for one in told])
+        due = [one.kept for one in told]
         if [len(image.features) for image in images] != due:
             raise RuntimeError(f"{self.asked.recipe} kept {[len(i.features) for i in images]} tokens instead of {due}")
         if not self.axes:
@@ -120,7 +134,7 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
         tokens, features, blocks = list(input_tokens), [], []
         grown = 0
         for feature in sorted(mm_features, key=lambda one: one.mm_position.offset):
-            whole, kept, _ = feature.data[field(feature.modality)].data.tolist()
+            whole, kept, *_ = feature.data[field(feature.modality)].data.tolist()
             place = feature.mm_position
             inside = [place.length] if place.is_embed is None else place.is_embed.nonzero().squeeze(1).tolist()
             first = place.offset + grown + (0 if place.is_embed is None else inside[0])

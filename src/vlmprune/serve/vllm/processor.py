@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,16 +21,16 @@ from vllm.model_executor.models.transformers.multimodal import (
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import PromptReplacement, PromptUpdateDetails
 
+from vlmprune.core.budget import Keep, parse_keep
+from vlmprune.core.errors import UserError
 from vlmprune.runtime.apart import Apart
 from vlmprune.serve.vllm.asked import Asked, asked_of
 from vlmprune.serve.vllm.families import apart_of, on_meta
+from vlmprune.serve.vllm.told import Told, as_number, field
+from vlmprune.serve.wanted import KEEP
 
 MODALITIES = ("image", "video")
-
-
-def field(modality: str) -> str:
-    """The name of what the counting half tells the selecting half of each item: [whole, kept, seed]."""
-    return f"vlmprune_{modality}"
+BUDGETS = 64  # of requests, whose recipes are kept
 
 
 class PrunedProcessingInfo(MultiModalProcessingInfo):
@@ -41,7 +41,8 @@ class PrunedProcessingInfo(MultiModalProcessingInfo):
         return asked_of(self.ctx.model_config)
 
     @cached_property
-    def apart(self) -> Apart:
+    def aparts(self) -> Callable[[Keep | None], Apart]:
+        """The recipe on the model, under a request's budget or its own."""
         model_config = self.ctx.model_config
         # vLLM changes the classes of a model that it has loaded, in this process, too: they ask for its config
         config: Any = SimpleNamespace(
@@ -49,7 +50,28 @@ class PrunedProcessingInfo(MultiModalProcessingInfo):
         )
         with set_current_vllm_config(config):
             model = on_meta(self.get_hf_config())
-        return apart_of(model, self.asked, model_config.uses_mrope)
+
+        @lru_cache(BUDGETS, typed=True)  # one token and all of them are 1 and 1.0
+        def under(keep: Keep | None) -> Apart:
+            return apart_of(model, self.asked.under(keep), model_config.uses_mrope)
+
+        return under
+
+    def parted(self, kwargs: Mapping[str, object]) -> tuple[Keep | None, dict[str, object]]:
+        """The budget among the options that a request gives a processor, and those that are the processor's own.
+
+        Raises:
+            UserError: the engine does not allow it, or it is not a budget in words.
+        """
+        others = dict(kwargs)
+        keep = others.pop(KEEP, None)
+        if keep is None:
+            return None, others
+        if not self.asked.request_keep:
+            raise UserError(f"This engine takes no {KEEP}: overrides(..., request_keep=True) allows it.")
+        if not isinstance(keep, str):
+            raise UserError(f"{KEEP} must be a budget in words, as '{keep}'.")  # vLLM's key of 1 is that of a share
+        return parse_keep(keep), others
 
     def get_supported_mm_limits(self) -> dict[str, int | None]:
         """No videos: the plugin was not tested with any, and vLLM refuses a request that has one."""
@@ -67,21 +89,23 @@ class PrunedProcessor(MultiModalProcessor):
     info: PrunedProcessingInfo
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        inputs = super()._apply_hf_processor_main(mm_items, hf_kwargs)
+        keep, others = self.info.parted(hf_kwargs)
+        inputs = super()._apply_hf_processor_main(mm_items, others)
         for modality in MODALITIES:
             if PARTS[modality] in inputs:
-                inputs[field(modality)] = self._told(modality, inputs)
+                inputs[field(modality)] = self._told(modality, inputs, keep)
         return inputs
 
-    def _told(self, modality: str, inputs: Mapping[str, Any]) -> Tensor:
-        """[items, 3] see `field`."""
-        apart, parts = self.info.apart, inputs[PARTS[modality]].flatten().tolist()
+    def _told(self, modality: str, inputs: Mapping[str, Any], keep: Keep | None) -> Tensor:
+        """[items, 4] each row as `Told`."""
+        apart, parts = self.info.aparts(keep), inputs[PARTS[modality]].flatten().tolist()
         counts = apart.counts(modality, dict(inputs), parts)
         seeds = [0] * len(parts)
         if apart.draws:
             pixels = inputs[apart.adapter.pixels[modality]]
-            seeds = [_seed(self.info.asked.seed, own) for own in _pixels_of_items(pixels, parts)]
-        return torch.tensor([[*count, seed] for count, seed in zip(counts, seeds, strict=True)], dtype=torch.long)
+            seeds = [_seed(self.info.asked.seed, own) for own in pixels_of_items(pixels, parts)]
+        rows = [Told(*count, seed, as_number(keep)) for count, seed in zip(counts, seeds, strict=True)]
+        return torch.tensor(rows, dtype=torch.long)
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
         told = {key: hf_inputs.pop(key) for key in map(field, MODALITIES) if key in hf_inputs}
@@ -96,16 +120,16 @@ class PrunedProcessor(MultiModalProcessor):
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
     ) -> Any:
         told = {
-            modality: [item[field(modality)].data.tolist() for item in items]
+            modality: [Told(*item[field(modality)].data.tolist()) for item in items]
             for modality, items in out_mm_kwargs.items()
         }
-        updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)
+        _, others = self.info.parted(hf_processor_mm_kwargs)
+        updates = super()._get_prompt_updates(mm_items, others, out_mm_kwargs)
         return [self._shorter(update, told[update.modality]) for update in updates]
 
-    def _shorter(self, update: PromptReplacement, told: Sequence[Sequence[int]]) -> PromptReplacement:
+    def _shorter(self, update: PromptReplacement, told: Sequence[Told]) -> PromptReplacement:
         def replacement(item: int) -> PromptUpdateDetails[Any]:
-            full = update.replacement(item)  # type: ignore[operator]
-            whole, kept, _ = told[item]
+            full, whole = update.replacement(item), told[item].whole  # type: ignore[operator]
             ids = torch.tensor(full.full)
             token = int(ids.mode().values)  # as vLLM finds the token that holds embeddings
             places = (ids == token).nonzero().squeeze(1)
@@ -114,7 +138,7 @@ class PrunedProcessor(MultiModalProcessor):
             if len(places) > 1 and int(places.diff().max()) > 1:
                 raise RuntimeError("The placeholders of one item stand apart, and vlmprune prunes those in one piece")
             stay = torch.ones(len(ids), dtype=torch.bool)
-            stay[places[kept:]] = False
+            stay[places[told[item].kept :]] = False
             return PromptUpdateDetails.select_token_id(ids[stay].tolist(), token)
 
         return PromptReplacement(modality=update.modality, target=update.target, replacement=replacement)
@@ -126,7 +150,10 @@ def _seed(seed: int, pixels: Tensor) -> int:
     return (seed * 1_000_003 + content) % (1 << 63)
 
 
-def _pixels_of_items(pixels: Any, parts: Sequence[int]) -> list[Tensor]:
-    if len(pixels) == len(parts):
-        return list(pixels)
-    return list(torch.split(pixels, list(parts)))
+def pixels_of_items(pixels: Any, parts: Sequence[int]) -> list[Tensor]:
+    """The rows of pixels of each image: as many as its parts, or one that holds them all."""
+    if isinstance(pixels, Tensor) and len(pixels) == sum(parts):
+        return list(torch.split(pixels, list(parts)))
+    if len(pixels) != len(parts):
+        raise RuntimeError(f"{len(pixels)} rows of pixels cannot be told apart as images of {list(parts)}")
+    return [own[None] for own in pixels]

@@ -1,0 +1,110 @@
+"""Servers in processes of their own, as a user starts them, and what a client asks them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from .conftest import PATIENCE, TOKENS
+
+VLLM = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--block-size", "32")
+
+
+@contextmanager
+def served(
+    model: str, variables: dict[str, str], folder: Path, ours: Sequence[str], theirs: Sequence[str] = ()
+) -> Iterator[str]:
+    """The address of a server that answers.
+
+    Args:
+        ours: options of `vlmprune serve`.
+        theirs: further options of `vllm serve`.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = folder / "log.txt"
+    command = [sys.executable, "-m", "vlmprune", "serve", model, "--engine", "vllm", *ours, "--port", str(port)]
+    with log.open("w") as said:
+        process = subprocess.Popen(
+            [*command, "--", *VLLM, *theirs], env=variables, stdout=said, stderr=subprocess.STDOUT
+        )
+        try:
+            at = f"http://127.0.0.1:{port}"
+            _wait(process, at, log)
+            yield at
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait(process: Any, at: str, log: Path) -> None:
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            break
+        try:
+            urlopen(f"{at}/health", timeout=5)
+            return
+        except (URLError, OSError):
+            time.sleep(2)
+    raise RuntimeError(f"The server did not start: {log.read_text()[-6000:]}")
+
+
+def body_of(question: str, pictures: Sequence[bytes], **more: Any) -> dict[str, Any]:
+    """A greedy request for a chat completion."""
+    images = [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(data).decode()}"}}
+        for data in pictures
+    ]
+    content = [*images, {"type": "text", "text": question}]
+    asked = {"model": "llava", "temperature": 0, "max_tokens": TOKENS, "min_tokens": TOKENS}
+    return {**asked, "messages": [{"role": "user", "content": content}], **more}
+
+
+def ask(at: str, body: dict[str, Any]) -> dict[str, Any]:
+    headers = {"Content-Type": "application/json"}
+    with urlopen(Request(f"{at}/v1/chat/completions", json.dumps(body).encode(), headers), timeout=PATIENCE) as reply:
+        return json.load(reply)
+
+
+def text_of(reply: dict[str, Any]) -> str:
+    return reply["choices"][0]["message"]["content"].strip()
+
+
+def refusal(at: str, body: dict[str, Any]) -> tuple[int, str]:
+    """Status and message of the error by which a request is answered."""
+    try:
+        reply = ask(at, body)
+    except HTTPError as error:
+        return error.code, json.load(error)["error"]["message"]
+    raise AssertionError(f"It was answered: {text_of(reply)}")
+
+
+def metric(at: str, name: str, **labels: str) -> float:
+    """The sum of a metric of vLLM over everything that has these labels."""
+    with urlopen(f"{at}/metrics", timeout=60) as reply:
+        lines = reply.read().decode().splitlines()
+    found = [
+        float(line.rpartition(" ")[2])
+        for line in lines
+        if re.match(rf"vllm:{name}(\{{|\s)", line) and all(f'{key}="{value}"' in line for key, value in labels.items())
+    ]
+    if not found:
+        raise AssertionError(f"The server has no metric {name}")
+    return sum(found)
