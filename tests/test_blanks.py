@@ -17,7 +17,7 @@ from vlmprune.core.report import RunReport
 from vlmprune.models import adapter_for
 from vlmprune.testing import FAMILIES
 
-WITH_BLANKS = ["llava_next", "llava_onevision", "llava_onevision video", "video_llava video"]
+WITH_BLANKS = ["llava_next", "llava_next_video", "llava_onevision", "llava_onevision video", "video_llava video"]
 METHODS = ["divprune", "hiprune", "fastv@2", "random", "pyramiddrop", "vcast"]
 SAMPLES: list[list[int | None]] = [[0], [1]]
 

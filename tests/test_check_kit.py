@@ -303,7 +303,7 @@ BROKEN: dict[str, list[type[Method]]] = {
 
 
 WHERE = {  # the tiny models that a check needs, where it is not LLaVA's
-    "needs_read": ["llava", "llava with SigLIP"],  # all that this family's images may be
+    "needs_read": ["llava", "llava with SigLIP", "llava with Pixtral"],  # all that this family's images may be
     "odd_shape_on_model": ["qwen2_5_vl"],
 }
 

@@ -148,6 +148,7 @@ def test_families_are_found_by_the_files_of_a_folder(tmp_path: Path, monkeypatch
 
 def test_what_a_family_lacks_is_a_mode_of_the_tests() -> None:
     with pytest.raises(
-        UserError, match=r"^llava: lacks='static' must be one of 'by hand', 'downsample', 'sampling', 'static cache'"
+        UserError,
+        match=r"^llava: lacks='static' must be one of 'encoder', 'by hand', 'downsample', 'sampling', 'static cache'",
     ):
         replace(FAMILIES["llava"], lacks={"static": "it does not"})

@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 _PLAIN = "vlmprune_plain"  # on a cache, while a step runs that the hooks let pass
 
 
-def passes(values: Any) -> bool:
-    """Whether a call, by its arguments or its output, is of such a step. The compiler traces it."""
-    if not isinstance(values, Mapping):
-        return False
-    cache = values.get(CACHE[0])
-    return getattr(values.get(CACHE[1]) if cache is None else cache, _PLAIN, False)
+def passes(given: Mapping[str, Any]) -> bool:
+    """Whether a call, by its arguments, is of such a step. The compiler traces it."""
+    cache = given.get(CACHE[0])
+    return getattr(given.get(CACHE[1]) if cache is None else cache, _PLAIN, False)
+
+
+def passed(output: Any) -> bool:
+    """The same of what a call returned; None where it raised."""
+    return output is not None and getattr(cache_of(output), _PLAIN, False)
 
 
 class CompiledSteps:

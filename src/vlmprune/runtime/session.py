@@ -23,7 +23,7 @@ from vlmprune.models import adapter_for
 from vlmprune.runtime.attributes import Attachments
 from vlmprune.runtime.cache import session_closed, session_opened, state_of
 from vlmprune.runtime.candidates import watch_candidates
-from vlmprune.runtime.compiled import CompiledSteps, passes
+from vlmprune.runtime.compiled import CompiledSteps, passed, passes
 from vlmprune.runtime.expected import EMBEDS, MASK, cache_in, interface, interface_of
 from vlmprune.runtime.expected import POSITIONS as POSITION_IDS
 from vlmprune.runtime.flow import Prompt, PromptImage
@@ -353,7 +353,7 @@ class Session:
             self._refuse_unseen(ids, embeds, known)
 
     def _after_inner(self, module: nn.Module, args: Any, output: Any) -> None:
-        if passes(output):
+        if passed(output):
             return
         call, self._text.running.call = self._text.running.call, None
         if output is not None and call is not None and call.concerned and not call.texts:

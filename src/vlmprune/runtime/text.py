@@ -20,7 +20,7 @@ from vlmprune.models.base import Adapter
 from vlmprune.runtime import deepstack
 from vlmprune.runtime.attributes import Attachments, Removable
 from vlmprune.runtime.cache import check_unknown, is_whole, mark_whole, state_of
-from vlmprune.runtime.compiled import passes
+from vlmprune.runtime.compiled import passed, passes
 from vlmprune.runtime.decoder_reading import check_readable
 from vlmprune.runtime.expected import EMBEDS, POSITIONS, Expected, cache_in, cache_of, interface_of, rotary_ids, same
 from vlmprune.runtime.flow import Prompt
@@ -296,7 +296,7 @@ class TextHooks:
             mark_whole(cache)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if passes(output):
+        if passed(output):
             return
         forward, step = self._end()
         if output is None:  # after an exception
