@@ -21,9 +21,8 @@ from vlmprune.testing import FAMILIES
 
 # on the others each frame, or each chunk of frames, is an image of its own
 VIDEOS = [key for key, family in FAMILIES.items() if key.endswith(" video") and family.slot_grid(0)[0].frames > 1]
-SIZES = {
-    key: [4, 2, 6] for key in ("llava_onevision video", "video_llava video", "llava_next_video video")
-}  # three frames, of nine slots
+OF_THREE = ("llava_onevision video", "video_llava video", "llava_next_video video")
+SIZES = {key: [4, 2, 6] for key in OF_THREE}  # three frames of nine slots
 SIZES |= {key: [5, 3] for key in VIDEOS if key not in SIZES}  # two frames of eight slots
 
 
