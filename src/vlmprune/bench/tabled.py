@@ -7,10 +7,16 @@ from vlmprune.bench.table import Table
 from vlmprune.tasks import generated_tasks
 
 
-def as_tabled(table: Table) -> Table:
-    """The table over the tasks that printed tables ask the like of."""
+def printed_kinds(table: Table) -> tuple[str, ...]:
+    """Its tasks that printed tables ask the like of; all where it has no such task."""
     others = {name for name, task in generated_tasks().items() if not task.tabled}
-    if not others & {*table.tasks} or others >= {*table.tasks}:
+    return tuple(task for task in table.tasks if task not in others) or table.tasks
+
+
+def as_tabled(table: Table) -> Table:
+    """The table over these tasks, computed anew where it has others."""
+    tasks = printed_kinds(table)
+    if tasks == table.tasks:
         return table
-    cells = (cell for row in table.rows for task, cell in row.cells.items() if task not in others)
+    cells = (cell for row in table.rows for task, cell in row.cells.items() if task in tasks)
     return tables_of(result for cell in cells for result in cell.results)[0]

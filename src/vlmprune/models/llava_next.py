@@ -58,10 +58,16 @@ class LlavaNextAdapter(LlavaAdapter):
         return found
 
     def pieces(self, modality: str, call: dict[str, Any]) -> list[int]:
-        return self.tiles(call)
+        """Tiles, or the frames of a video, which the families that have videos take one by one."""
+        if modality == "image":
+            return self.tiles(call)
+        videos, frames = call["pixel_values_videos"].shape[:2]
+        return [frames] * videos
 
     def pictures(self, modality: str, call: dict[str, Any]) -> Tensor:
         """Without the tiles that only fill the batch."""
+        if modality == "video":
+            return call["pixel_values_videos"].flatten(0, 1)
         pixels = call["pixel_values"]
         if pixels.ndim == 4:
             return pixels

@@ -35,15 +35,6 @@ class LlavaNextVideoAdapter(LlavaNextAdapter):
         videos, frames = call["pixel_values_videos"].shape[:2]
         return [raster(Grid(patches.rows // stride, patches.cols // stride, frames))] * videos
 
-    def pieces(self, modality: str, call: dict[str, Any]) -> list[int]:
-        if modality == "image":
-            return super().pieces(modality, call)
-        videos, frames = call["pixel_values_videos"].shape[:2]
-        return [frames] * videos
-
-    def pictures(self, modality: str, call: dict[str, Any]) -> Tensor:
-        return super().pictures(modality, call) if modality == "image" else call["pixel_values_videos"].flatten(0, 1)
-
     def laid_out(self, modality: str, call: dict[str, Any], values: Tensor) -> list[Tensor]:
         if modality == "image":
             return super().laid_out(modality, call, values)

@@ -43,15 +43,6 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
         grid = Grid(side, side, frames)
         return [Slots(grid, nn.functional.pad(torch.arange(grid.size), (0, 1), value=-1))] * videos
 
-    def pieces(self, modality: str, call: dict[str, Any]) -> list[int]:
-        if modality == "image":
-            return super().pieces(modality, call)
-        videos, frames = call["pixel_values_videos"].shape[:2]
-        return [frames] * videos
-
-    def pictures(self, modality: str, call: dict[str, Any]) -> Tensor:
-        return super().pictures(modality, call) if modality == "image" else call["pixel_values_videos"].flatten(0, 1)
-
     def laid_out(self, modality: str, call: dict[str, Any], values: Tensor) -> list[Tensor]:
         if modality == "image":
             return super().laid_out(modality, call, values)

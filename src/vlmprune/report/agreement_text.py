@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vlmprune.assets import embedded_names
 from vlmprune.bench.stats import Estimate
 from vlmprune.bench.table import Table
-from vlmprune.bench.tabled import as_tabled
+from vlmprune.bench.tabled import printed_kinds
 from vlmprune.published.averages import averages
 from vlmprune.report.agreement import FEWEST, SCOPES, Agreement, is_compared, uncompared
 from vlmprune.report.comma_separated import figure, lines_of
@@ -83,7 +83,7 @@ def sentences(table: Table, found: Sequence[Agreement]) -> list[str]:
     if not found:
         return []
     said = [PREPARED] if table.model in embedded_names() else []
-    asked = as_tabled(table).tasks
+    asked = printed_kinds(table)
     said += [TASKS.format(tasks=", ".join(asked))] if asked != table.tasks else []
     said += [f"{scope[0].upper()}{scope[1:]}: {SCOPE_WORDS[scope]}." for scope in SCOPES if _has(found, scope)]
     for paper in averages():

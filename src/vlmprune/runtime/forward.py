@@ -559,11 +559,7 @@ class Forward:
 
     def _is_plain(self, state: PrunedState, cache: Cache) -> bool:
         """Whether the plain model, told the right position ids, would make the masks that the layers got here."""
-        if self.adapter.only_before is not None or self.adapter.first_sharing < len(self.adapter.decoder_layers):
-            return False
-        if self.length > 1 or not self.handed_on or self.masks.flash or len(state.bands) > 1:
-            return False
-        if state.going_on is not None and (state.going_on.apart or not state.going_on.met):
+        if not self._tells_of_later(state) or not self.handed_on or self.masks.flash or len(state.bands) > 1:
             return False
         kinds = {self.expected.kinds[layer] for layer in self.expected.attention}
         layers = [cache.layers[layer] for layer in self.expected.attention]
@@ -573,13 +569,18 @@ class Forward:
             and all(segment.mask is None for segment in self.segments)
         )
 
-    def _is_steady(self, state: PrunedState, cache: Cache) -> bool:
-        """Whether later steps of one token need nothing but the right position ids."""
+    def _tells_of_later(self, state: PrunedState) -> bool:
+        """Whether this was a step of one token, watched at every layer, and its position ids go on in one way."""
         if self.adapter.only_before is not None or self.adapter.first_sharing < len(self.adapter.decoder_layers):
             return False  # no decoder layer was watched, or some store no keys
-        going_on, rotary = state.going_on, self.adapter.text_model.rotary_emb
-        if self.length > 1 or not self.alike or (going_on is not None and (going_on.apart or not going_on.met)):
+        going_on = state.going_on
+        return self.length == 1 and (going_on is None or (going_on.met and not going_on.apart))
+
+    def _is_steady(self, state: PrunedState, cache: Cache) -> bool:
+        """Whether later steps of one token need nothing but the right position ids."""
+        if not self._tells_of_later(state) or not self.alike:
             return False
+        rotary = self.adapter.text_model.rotary_emb
         by_length = any(kind in str(getattr(rotary, "rope_type", "")) for kind in BY_LENGTH)
         if (by_length or self.watch.turns != 1) and any(band.own_positions for band in state.bands):
             return False

@@ -18,7 +18,7 @@ def softmax_with_sinks(logits: Tensor, sinks: Tensor | None) -> Tensor:
     return torch.softmax(torch.cat([logits, apart], dim=-1), dim=-1)[..., :-1]
 
 
-def _logits(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, seen: Seen) -> Tensor:
+def logits_of(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, seen: Seen) -> Tensor:
     """[B, Hkv, G, R, S] as softmax sees them: heads that share a key stay grouped, so keys are never repeated."""
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     grouped = query.to(dtype).unflatten(1, (key.shape[1], -1))
@@ -30,7 +30,7 @@ def _logits(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, see
 
 def _softmax(query: Tensor, key: Tensor, scaling: float, mask: Tensor | None, seen: Seen) -> Tensor:
     """[B, Hkv, G, R, S] float32."""
-    return softmax_with_sinks(_logits(query.float(), key.float(), scaling, mask, seen), seen.sinks)
+    return softmax_with_sinks(logits_of(query.float(), key.float(), scaling, mask, seen), seen.sinks)
 
 
 def log_sum_exp(query: Tensor, key: Tensor, scaling: float, seen: Seen) -> Tensor:
@@ -39,7 +39,7 @@ def log_sum_exp(query: Tensor, key: Tensor, scaling: float, seen: Seen) -> Tenso
     found = []
     for i in range(0, queries, step):
         mask = seen.visible(i, min(i + step, queries), query, key)
-        found.append(_logits(query[:, :, i : i + step], key, scaling, mask, seen).logsumexp(-1).flatten(1, 2))
+        found.append(logits_of(query[:, :, i : i + step], key, scaling, mask, seen).logsumexp(-1).flatten(1, 2))
     lse = torch.cat(found, dim=-1)
     return lse if seen.sinks is None else torch.logaddexp(lse, seen.sinks.to(lse)[:, None])
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vlmprune.scores.choice import log_sum_exp
-from vlmprune.scores.chunked import CHUNK_ELEMENTS, softmax_with_sinks
+from vlmprune.scores.chunked import CHUNK_ELEMENTS, logits_of, softmax_with_sinks
 from vlmprune.scores.seen import Seen
 
 COLLAPSED = 1e-3  # a denominator that fell below this share of the old one has lost too many digits
@@ -58,13 +58,13 @@ class Rows:
         """How many queries to take at a time."""
         return max(1, CHUNK_ELEMENTS // max(1, self.query.shape[0] * self.key.shape[1]))
 
+    @property
+    def seen(self) -> Seen:
+        return Seen(self.visible[None], softcap=self.softcap, sinks=self.sinks)
+
     def logits(self) -> Tensor:
         """[Hkv, H / Hkv, R, S] as softmax sees them; heads that share a key stay grouped."""
-        grouped = self.query.to(self.dtype).unflatten(0, (self.key.shape[0], -1)) * self.scaling
-        logits = grouped @ self.key.to(self.dtype).transpose(-1, -2).unsqueeze(1)
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits.masked_fill(~self.visible, float("-inf"))
+        return logits_of(self.query[None], self.key[None], self.scaling, self.visible[None], self.seen)[0]
 
     def sum(self, weights: Tensor) -> Tensor:
         """Sum of the values with these weights: [Hkv, H / Hkv, R, dv]."""
@@ -72,8 +72,7 @@ class Rows:
 
     def log_sum_exp(self) -> Tensor:
         """[H, R]."""
-        seen = Seen(self.visible[None], softcap=self.softcap, sinks=self.sinks)
-        return log_sum_exp(self.query[None], self.key[None], self.scaling, seen)[0]
+        return log_sum_exp(self.query[None], self.key[None], self.scaling, self.seen)[0]
 
 
 def fused_attention(
