@@ -69,10 +69,11 @@ class AdapterSubject:
     def adapter(self) -> Adapter:
         """As `prune` finds it; `Failed` where that is another one."""
         found = adapter_for(self.ground.model)
-        if type(found) is not self.cls:
+        expected = self.cls.variant(found.inner.config)
+        if type(found) is not expected:
             kind = self.ground.model.config.model_type
             raise Failed(
-                f"expected that a {kind} model gets {self.cls.__name__}, but it gets {type(found).__name__} "
+                f"expected that a {kind} model gets {expected.__name__}, but it gets {type(found).__name__} "
                 "(see `families` and `knows`)"
             )
         return found
