@@ -9,7 +9,7 @@ from typing import Any
 
 from vlmprune.assets import embedded_path
 
-LAYERS, WIDTH, SMALL_LAYERS, SMALL_WIDTH = 8, 512, 2, 64
+LAYERS, WIDTH, SMALL_LAYERS, SMALL_WIDTH = 12, 768, 2, 64
 HEAD = 32  # numbers; vLLM's attention on CPUs takes no fewer
 SIDE = 336  # pixels
 PATCH = {"llava": 14, "qwen2_5_vl": 7}  # of which qwen2_5_vl merges 2 x 2: 24 x 24 visual tokens either way

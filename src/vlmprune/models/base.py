@@ -386,7 +386,7 @@ class Adapter:
         """Pixels with the processor's normalisation undone; `axis` (counted from the end) holds the channels."""
         shape = (-1, *[1] * (-axis - 1))
         mean, std = (torch.tensor(values, device=pixels.device).view(shape) for values in self.own_normalisation)
-        return pixels * std + mean
+        return (pixels * std).add_(mean)  # in place, as videos are large
 
     @cached_property
     def own_normalisation(self) -> Normalisation:
