@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from harness import RAGGED, STEPS, TOLERANCE, built, generate, inputs_of, largest, policies
 from torch import Tensor
 
@@ -96,6 +97,15 @@ def test_what_limits_the_length(change: Callable[[Any], None], limit: int | None
     adapter = adapter_for(FAMILIES["llama4"].build())
     change(adapter.text_config)
     assert adapter.longest == limit
+
+
+@pytest.mark.skipif(not transformers.__version__.startswith("5.24."), reason="of transformers 5.24 alone")
+def test_what_the_tiny_models_are_given() -> None:
+    """Without it, transformers 5.24 runs no Llama 4, pruned or not."""
+    model = FAMILIES["llama4"].build()
+    model.language_model._forward_hooks.clear()
+    with pytest.raises(AttributeError, match="no attribute 'image_outputs'"):
+        model(**inputs_of("llama4", [[0]]))
 
 
 def test_beams_are_refused() -> None:
