@@ -28,7 +28,7 @@ def shape_of(config: Any) -> Shape | None:
         **tower(config, config.vision_config, text.hidden_size),
         layers=text.num_hidden_layers,
         width=text.hidden_size,
-        mlp=getattr(text, "intermediate_size_mlp", None) or getattr(text, "intermediate_size", 0),
+        mlp=getattr(text, "intermediate_size_mlp", getattr(text, "intermediate_size", 0)),  # the former in Llama 4
         vocabulary=text.vocab_size,
         **(own or _latent(text) or _usual(text)),
         **({} if own else _experts(text)),

@@ -49,6 +49,7 @@ class LayerTap:
     def __init__(self, adapter: Adapter, layer: int, needs: Iterable[Need], hidden: Tensor) -> None:
         taps = taps_of(needs)
         self.layer = layer
+        self.shape = hidden.shape
         self.rotary: Turned | None = None  # that the layer was called with
         self.noted: dict[str, Tensor] = {"input": hidden} if "input" in taps else {}  # [B, P, D] by tap
         self._capture: Capture | None = None
@@ -73,7 +74,8 @@ class LayerTap:
 
     def _noter(self, tap: str) -> Callable[..., None]:
         def note(module: nn.Module, args: Any, output: Any) -> None:
-            self.noted[tap] = output[0] if isinstance(output, tuple) else output
+            rows = output[0] if isinstance(output, tuple) else output
+            self.noted[tap] = rows.reshape(self.shape)  # Llama 4's experts return the tokens of all samples in a row
 
         return note
 

@@ -21,9 +21,10 @@ def _ids(tiles: int) -> list[int]:
     return [IMAGE_BEGIN, *marked, WHOLE_IMAGE, *slots, IMAGE_END]
 
 
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 VISION = {
     **TOWER, "image_size": 24, "intermediate_size": 128, "vision_output_dim": 40, "projector_input_dim": 40,
-    "projector_output_dim": 40, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "projector_output_dim": 40, "rope_parameters": ROPE,
 }  # fmt: skip
 DECODER = {**TEXT, "head_dim": 8, "intermediate_size": 24, "intermediate_size_mlp": 48, "num_local_experts": 4}
 IDS = {"image_token_index": IMAGE, "boi_token_index": IMAGE_BEGIN, "eoi_token_index": IMAGE_END}
@@ -53,7 +54,9 @@ _scout = builder(
     "Llama4", VISION, {**DECODER, "no_rope_layer_interval": 2, "rope_parameters": SCALED, "use_qk_norm": True}, **IDS
 )
 # Like Maverick: experts in every other layer, no such norm
-_maverick = builder("Llama4", VISION, {**DECODER, "interleave_moe_layer_step": 2, "use_qk_norm": False}, **IDS)
+_maverick = builder(
+    "Llama4", VISION, {**DECODER, "interleave_moe_layer_step": 2, "rope_parameters": ROPE, "use_qk_norm": False}, **IDS
+)
 _family = Family(
     "llama4", _mended(_scout), tiled(_ids), cls=True, cls_last=True, lacks={"downsample": ONE_SIZE, "sampling": BEAMS}
 )
