@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+
+from transformers.masking_utils import create_chunked_causal_mask
 
 from vlmprune.testing.family import ONE_SIZE, Family
 from vlmprune.testing.images import tiled
 from vlmprune.testing.weights import IMAGE, IMAGE_BEGIN, IMAGE_END, TEXT, TOWER, WHOLE_IMAGE, builder
 
 COLUMN, ROW = 80, 81  # <|tile_x_separator|>, <|tile_y_separator|>
-BEAMS = "transformers does not repeat its encoded images with the prompt, and ends in an error"
+LACKS = {
+    "downsample": ONE_SIZE,
+    "sampling": "transformers does not repeat its encoded images with the prompt, and ends in an error",
+}
+if "block_sequence_ids" not in inspect.signature(create_chunked_causal_mask).parameters:  # 5.19
+    LACKS["static cache"] = "transformers hands its masks an argument that they do not take, and ends in an error"
 
 
 def _ids(tiles: int) -> list[int]:
@@ -57,7 +65,5 @@ _scout = builder(
 _maverick = builder(
     "Llama4", VISION, {**DECODER, "interleave_moe_layer_step": 2, "rope_parameters": ROPE, "use_qk_norm": False}, **IDS
 )
-_family = Family(
-    "llama4", _mended(_scout), tiled(_ids), cls=True, cls_last=True, lacks={"downsample": ONE_SIZE, "sampling": BEAMS}
-)
+_family = Family("llama4", _mended(_scout), tiled(_ids), cls=True, cls_last=True, lacks=LACKS)
 FAMILIES = {"llama4": _family, "llama4 with dense layers": replace(_family, build=_mended(_maverick))}
