@@ -28,11 +28,12 @@ def shape_of(config: Any) -> Shape | None:
         **tower(config, config.vision_config, text.hidden_size),
         layers=text.num_hidden_layers,
         width=text.hidden_size,
-        mlp=getattr(text, "intermediate_size", 0),
+        mlp=getattr(text, "intermediate_size_mlp", getattr(text, "intermediate_size", 0)),  # the former in Llama 4
         vocabulary=text.vocab_size,
         **(own or _latent(text) or _usual(text)),
         **({} if own else _experts(text)),
         **_routed(text),
+        **_all_experts(text),
         **recurrent,
         gated_query=bool(recurrent),  # Qwen3.5's other layers
     )
@@ -120,6 +121,18 @@ def _routed(text: Any) -> dict[str, Any]:
         "sparse": list(range(text.first_k_dense_replace, text.num_hidden_layers)),
         "sparse_mlp": text.hidden_size * (experts + 3 * active),
         "active": active,
+    }
+
+
+def _all_experts(text: Any) -> dict[str, Any]:
+    """Of a mixture of experts in which transformers lets every expert compute every token, as it does in Llama 4."""
+    if text.model_type != "llama4_text":
+        return {}
+    experts, chosen = text.num_local_experts, text.num_experts_per_tok
+    return {
+        "sparse": list(text.moe_layers),
+        "sparse_mlp": text.hidden_size * (experts + 3 * (experts + 1) * text.intermediate_size),
+        "active": (chosen + 1) * text.intermediate_size,
     }
 
 
@@ -340,6 +353,14 @@ def _ovis2(config: Any, vision: Any, width: int) -> Tower:
     return {**tower, "encoder_gated": True}
 
 
+def _llama4(config: Any, vision: Any, width: int) -> Tower:
+    """An MLP shuffles patches into slots at the end of the tower; its first matrix reads those of a slot."""
+    merge, out = round(1 / vision.pixel_shuffle_ratio) ** 2, vision.projector_output_dim
+    mlp = vision.intermediate_size * vision.projector_input_dim + out**2
+    projector = mlp + vision.vision_output_dim * width
+    return _vit(vision, merge=merge, projector=projector, tile=_patches(vision) // merge, cls=True)
+
+
 TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
     "llava": _llava,
     "paligemma": _paligemma,
@@ -365,6 +386,7 @@ TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
     "aya_vision": _cohere,
     "cohere2_vision": _cohere,
     "ovis2": _ovis2,
+    "llama4": _llama4,
     "qwen2_5_omni_thinker": _qwen2_5_omni,
     "qwen3_omni_moe_thinker": _qwen3_omni,
     "minicpmv4_6": _minicpm,

@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache, StaticLayer
 from vlmprune.core.act import Act
 from vlmprune.core.errors import UserError
 from vlmprune.core.report import RunReport
+from vlmprune.models.base import Turned, each, parts
 from vlmprune.runtime import deepstack
 from vlmprune.runtime.cache import (
     Band,
@@ -499,29 +500,26 @@ class Forward:
             )
         return gather_rows(value, index)
 
-    def _rotary(
-        self, segment: Segment, layer: int, incoming: tuple[Tensor, Tensor], last: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def _rotary(self, segment: Segment, layer: int, incoming: Turned, last: int | None = None) -> Turned:
         if last is not None and (segment.own_positions or segment.index is not None):
             ids = (self._rotary_ids(of)[..., -last:] for of in (segment, self.segments[0]))
             with self.watch.looking_ahead():
                 new, old = ids
                 return self.adapter.rotary_at(layer, new, incoming, old)
         if segment.own_positions:
-            key: object = ("rotary", id(incoming[0]))
+            key: object = ("rotary", id(parts(incoming)[0]))
             if key not in segment.memo:
                 new, old = self._rotary_ids(segment), self._rotary_ids(self.segments[0])
                 with self.watch.looking_ahead():
                     found = self.adapter.rotary_at(layer, new, incoming, old)
-                segment.memo[key] = incoming, found  # kept, lest another pair get its id
+                segment.memo[key] = incoming, found  # kept, lest another one get its id
             return segment.memo[key][1]
         if segment.index is None:
             return incoming
-        cos, sin = incoming
-        if id(cos) not in segment.memo:  # a model may have a pair for each kind of layer
-            taken = gather_rows(cos, segment.index), gather_rows(sin, segment.index)
-            segment.memo[id(cos)] = incoming, taken  # likewise
-        return segment.memo[id(cos)][1]
+        key, index = id(parts(incoming)[0]), segment.index
+        if key not in segment.memo:  # a model may have one for each kind of layer
+            segment.memo[key] = incoming, each(incoming, lambda turn: gather_rows(turn, index))  # likewise
+        return segment.memo[key][1]
 
     def _rotary_ids(self, segment: Segment) -> Tensor:
         """Its position ids without the row that counts text."""
