@@ -65,12 +65,12 @@ def test_without_a_matrix_the_picks_are_the_same(
 @KINDS
 def test_one_row_at_a_time_and_many_give_the_same_picks(kind: Callable[[int], Tensor]) -> None:
     rows, long = kind(2), lengths(2).float()
-    ahead, single = AheadSearch(rows, long, 30), Search(rows, long, 30)
+    ahead, single = AheadSearch(rows, long, 30), Search([rows], [long], 30)
     ahead.run(), single.run()
     assert ahead.picks.tolist() == single.picks.tolist()
     torch.testing.assert_close(ahead.lefts, single.lefts, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(ahead.basis, single.basis, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(ahead.basis @ ahead.basis.T, torch.eye(30), rtol=0, atol=1e-4)
+    torch.testing.assert_close(ahead.basis[0] @ ahead.basis[0].T, torch.eye(30), rtol=0, atol=1e-4)
 
 
 @KINDS
@@ -83,7 +83,7 @@ def test_what_float32_cannot_tell_is_found_in_float64() -> None:
     """All vectors are nearly one and the same: after the first pick, float32 would pick by its own rounding."""
     rows, long = randn(1, 64, seed=6) + 1e-4 * randn(120, 64, seed=7), 1 + torch.arange(120).double() / 1000
     due = definition(rows, long, 20)
-    assert volume._search(rows, long.float(), 20).picks.tolist() != due
+    assert volume._search([rows], [long], 20, torch.float32)[0].tolist() != [due]
     assert largest_volume(rows, long, 20).tolist() == due
 
 
@@ -93,8 +93,8 @@ def test_a_search_reads_no_number_where_that_would_be_a_wait() -> None:
     farthest = diversity._nearest_others(rows, matrix)
     matrix.fill_diagonal_(-torch.inf)
     with Reads() as reads:
-        picks = diversity._picks(lambda pick: matrix.index_select(0, pick)[0], farthest, 50)
-        Search(spread(8), lengths(8).float(), 50).run()
+        [picks] = diversity._picks(matrix[None], [farthest], 50)
+        Search([spread(8)], [lengths(8).float()], 50).run()
     assert not reads.found
     assert torch.equal(picks, most_diverse(spread(8), 50))
     with Reads() as reads:
