@@ -38,9 +38,9 @@ def largest_volume(rows: Tensor, lengths: Tensor, count: int) -> Tensor:
 @torch.no_grad()
 def largest_volume_of_each(sets: Sequence[Tensor], lengths: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
     """What `largest_volume` gives of each of several sets; on a GPU those of one size are picked from in one loop."""
-    groups: dict[tuple[int, int], list[int]] = {}
+    groups: dict[tuple[torch.Size, int], list[int]] = {}
     for place, (rows, count) in enumerate(zip(sets, counts, strict=True)):
-        groups.setdefault((len(rows), count), []).append(place)
+        groups.setdefault((rows.shape, count), []).append(place)
     found: dict[int, Tensor] = {}
     for (_, count), places in groups.items():
         own = [sets[place] for place in places], [lengths[place] for place in places]
