@@ -18,9 +18,10 @@ from vlmprune.core.roles import merges_inside
 from vlmprune.core.view import ModelInfo
 from vlmprune.models import adapter_for
 from vlmprune.models.base import Slots
+from vlmprune.runtime.before import Entering, run_vision_acts
 from vlmprune.runtime.prompt_reading import Picked
 from vlmprune.runtime.prompt_text import ImageText
-from vlmprune.runtime.select import Entering, Known, due_of, run_vision_acts
+from vlmprune.runtime.select import Known, due_of
 from vlmprune.runtime.vision import ImageTokens, VisionWrapper, check_merges_inside, current_names, joined, own_encoding
 
 One = TypeVar("One")

@@ -16,6 +16,7 @@ from vlmprune.core.act import Act
 from vlmprune.core.errors import UserError
 from vlmprune.core.report import RunReport
 from vlmprune.runtime import deepstack
+from vlmprune.runtime.before import Entering, run_vision_acts
 from vlmprune.runtime.cache import (
     Band,
     PrunedState,
@@ -37,7 +38,7 @@ from vlmprune.runtime.masks import Masks
 from vlmprune.runtime.outcome import Acted, Prefill, report_of
 from vlmprune.runtime.prompt_reading import Picked
 from vlmprune.runtime.prompt_text import ImageText, question_of
-from vlmprune.runtime.select import Entering, Known, prompt_seed, run_vision_acts
+from vlmprune.runtime.select import Known, prompt_seed
 from vlmprune.runtime.steady import steady_from
 from vlmprune.runtime.taps import AttentionCall
 from vlmprune.runtime.trimming import Cut, trim_caches

@@ -14,7 +14,7 @@ from torch import Tensor
 from vlmprune.core.act import Act
 from vlmprune.core.budget import Keeps, resolve_keep
 from vlmprune.core.errors import UserError
-from vlmprune.core.fates import DROPPED, Fate, Step
+from vlmprune.core.fates import Fate, Step
 from vlmprune.core.fusion import layers_before
 from vlmprune.core.method import Method, PixelMethod
 from vlmprune.core.plan import acts_of
@@ -26,7 +26,6 @@ from vlmprune.core.roles import (
     OrdersParts,
     SelectsTogether,
     all_kinds,
-    changes_encoding,
 )
 from vlmprune.core.view import ImageView, Merged, ModelInfo, Selection, frames_of
 from vlmprune.models.base import Adapter
@@ -153,72 +152,6 @@ def view_of(act: Act, image: ImageTokens, now: Picked, keep: int, known: Known) 
     return ImageView(keep, now.slots, image.grid, act.info, signals, known.seed, cells, image.count, memory, act)
 
 
-@dataclass
-class Entering:
-    """One image before the LLM.
-
-    Attributes:
-        image: its tokens.
-        acts: those before the LLM, taken `at` this image.
-        shown: [count] which of its slots the attention mask does not hide; None if it hides none.
-        known: changed by the acts, and handed on to those inside the LLM.
-        states: its tokens as they came from the tower, then after each act.
-    """
-
-    image: ImageTokens
-    acts: Sequence[Act]
-    shown: Tensor | None
-    known: Known
-    states: list[Picked] = field(init=False)
-
-    def __post_init__(self) -> None:
-        image, device = self.image, self.image.features.device
-        resized = image.features.shape[0] < image.count
-        whole = torch.arange(image.features.shape[0], device=device)
-        if self.shown is not None:
-            whole = whole[self.shown.to(device)[image.slots]]
-        origin = torch.full_like(whole, -1) if image.made else whole
-        self.states = [Picked(origin, image.slots[whole], image.features[whole] if resized else None)]
-        self.known.fate = Fate(_beginning(image, self.states[0].slots))
-
-    def asked(self, number: int) -> ImageView | None:
-        """What the act of this number is to choose from; None where everything stays. Methods that observe do so."""
-        act, now = self.acts[number], self.states[-1]
-        so_far = self.known.so_far[act.stage]
-        so_far.reached = so_far.reached or len(now.slots)
-        act = act.of(so_far.reached, self.image.grid, self.image.video)
-        keep = due_of(act, self.image, now.slots, so_far.reached)
-        acted, stays = changes_encoding(act.method), keep >= len(now.slots)
-        if acted or (stays and not isinstance(act.method, Observes)):
-            return None
-        view = view_of(act, self.image, now, min(keep, len(now.slots)), self.known)
-        observe(view)
-        return None if stays else view
-
-    def go_on(self, choice: Choice | None) -> None:
-        """With what an act chose, or with everything."""
-        now = self.states[-1]
-        self.states.append(now if choice is None else _apply(choice.selection, now, self.image))
-        self.known.note(None if choice is None else choice.step(now.slots, self.states[-1].slots))
-
-
-def run_vision_acts(images: Sequence[Entering]) -> None:
-    """Let the acts before the LLM choose, one after another, each of all images that have the same acts."""
-    for number in range(len(images[0].acts) if images else 0):
-        for image, choice in zip(images, choices_of(image.asked(number) for image in images), strict=True):
-            image.go_on(choice)
-
-
-def _beginning(image: ImageTokens, slots: Tensor) -> Tensor:
-    """The slot of the token that each of an image's slots is part of before any act (`Fate.start`)."""
-    own = torch.full((image.count,), DROPPED, device=slots.device)
-    own[slots] = slots
-    if image.members is None:
-        return own
-    into = image.slots[image.members.to(slots.device)]  # merged inside the encoder
-    return torch.where(own[into] >= 0, into, DROPPED)
-
-
 def due_of(act: Act, image: ImageTokens, slots: Tensor, reached: int) -> int:
     """How many tokens an act, taken `of` the image, keeps of those in these slots.
 
@@ -240,16 +173,6 @@ def observe(view: ImageView) -> None:
     """Show the image, whole, to a method that looks at every one."""
     if isinstance(view.act.method, Observes):
         view.act.method.observe(view)
-
-
-def _apply(chosen: Selection, now: Picked, image: ImageTokens) -> Picked:
-    if not isinstance(chosen, Merged):
-        features = None if now.features is None else now.features[chosen]
-        return Picked(now.origin[chosen], now.slots[chosen], features)
-    features = image.adapter.project(chosen.features) if chosen.space == "tower" else chosen.features
-    anchors = chosen.anchors.to(now.slots.device)
-    slots = torch.where(anchors >= 0, now.slots[anchors.clamp(min=0)], -1)
-    return Picked(torch.full_like(slots, -1), slots, features.to(image.features))
 
 
 def choose(view: ImageView) -> Selection:
@@ -426,21 +349,26 @@ def _selected(views: list[ImageView]) -> list[Choice]:
         chosen = _one_each(method, views, method.select_together(views))
     else:
         chosen = [method.select(view) for view in views]
-    checked = [_checked(view, one) for view, one in zip(views, chosen, strict=True)]
-    return [Choice(one, own, _ratings_of(view)) for one, own, view in zip(checked, parts, views, strict=True)]
+    chosen = _checked(views, chosen)
+    return [Choice(one, own, _ratings_of(view)) for one, own, view in zip(chosen, parts, views, strict=True)]
+
+
+def _checked(views: list[ImageView], chosen: Sequence[Selection]) -> list[Selection]:
+    indices = [one for one in chosen if not isinstance(one, Merged)]
+    if len(indices) == len(chosen):
+        return [*_check_selections(views, indices)]
+    checked: list[Selection] = []
+    for view, one in zip(views, chosen, strict=True):
+        if isinstance(one, Merged):
+            check_merged(view, one)
+        checked.append(one if isinstance(one, Merged) else check_selection(view, one))
+    return checked
 
 
 def _one_each(method: Method, views: list[ImageView], found: Sequence[One]) -> list[One]:
     if len(found) != len(views):
         raise RuntimeError(f"{method.name} was shown {len(views)} images together and answered for {len(found)}")
     return list(found)
-
-
-def _checked(view: ImageView, chosen: Selection) -> Selection:
-    if not isinstance(chosen, Merged):
-        return check_selection(view, chosen)
-    check_merged(view, chosen)
-    return chosen
 
 
 def _ratings_of(view: ImageView) -> Tensor | None:
@@ -455,19 +383,26 @@ def _ratings_of(view: ImageView) -> Tensor | None:
 
 def check_selection(view: ImageView, chosen: Tensor) -> Tensor:
     """The kept indices in increasing order; a method that broke the contract is a bug in the method."""
-    method = view.act.method
-    if chosen.dim() != 1:
-        shape = tuple(chosen.shape)
-        raise RuntimeError(f"{method.name} returned a tensor of shape {shape} where {view.keep} indices were due")
-    chosen = torch.sort(chosen.to(view.slots.device, torch.long)).values
-    exact = len(chosen) == view.keep or not method.exact
-    enough = len(chosen) >= method.least
-    right = (chosen.diff() > 0).all() & (chosen[:1] >= 0).all() & (chosen[-1:] < view.n).all()
+    return _check_selections([view], [chosen])[0]
+
+
+def _check_selections(views: Sequence[ImageView], chosen: Sequence[Tensor]) -> list[Tensor]:
+    """`check_selection` of images of one size."""
+    method, n, keep = views[0].act.method, views[0].n, views[0].keep
+    for one in chosen:
+        if one.dim() != 1:
+            raise RuntimeError(
+                f"{method.name} returned a tensor of shape {tuple(one.shape)} where {keep} indices were due"
+            )
+    if len({len(one) for one in chosen}) > 1:
+        return [check_selection(view, one) for view, one in zip(views, chosen, strict=True)]
+    rows = torch.stack([one.to(views[0].slots.device, torch.long) for one in chosen]).sort(dim=1).values
+    count = rows.shape[1]
+    exact, enough = count == keep or not method.exact, count >= method.least
+    right = (rows.diff(dim=1) > 0).all() & (rows[:, :1] >= 0).all() & (rows[:, -1:] < n).all()
     if not (exact and enough and bool(right)):  # one number is read, for which a GPU must be waited for
-        raise RuntimeError(
-            f"{method.name} returned {len(chosen)} indices where {view.keep} distinct ones of 0..{view.n - 1} were due"
-        )
-    return chosen
+        raise RuntimeError(f"{method.name} returned {count} indices where {keep} distinct ones of 0..{n - 1} were due")
+    return [*rows]
 
 
 def check_merged(view: ImageView, merged: Merged) -> None:
