@@ -33,15 +33,14 @@ class Search:
     """
 
     def __init__(self, sets: Sequence[Tensor], lengths: Sequence[Tensor], count: int) -> None:
-        first, norms = sets[0], torch.stack([rows.norm(dim=1) for rows in sets])
-        self.sets, self.count = sets, count
-        self.weights = (torch.stack([*lengths]) / norms.clamp(min=torch.finfo(first.dtype).tiny)).nan_to_num_(0, 0, 0)
+        self.sets, self.count, norms = sets, count, torch.stack([rows.norm(dim=1) for rows in sets])
+        self.weights = (torch.stack([*lengths]) / norms.clamp(min=torch.finfo(norms.dtype).tiny)).nan_to_num_(0, 0, 0)
         self.whole = (self.weights * norms).square_().nan_to_num_(0, 0, 0)
         self.left = self.whole.clone()
         self.floor = FLOOR * self.whole.amax(1, keepdim=True)
-        self.basis = first.new_zeros(len(sets), count, first.shape[1])
-        self.picks = torch.zeros(len(sets), count, dtype=torch.long, device=first.device)
-        self.lefts = first.new_zeros(len(sets), count)
+        self.basis = norms.new_zeros(len(sets), count, sets[0].shape[1])
+        self.picks = torch.zeros(len(sets), count, dtype=torch.long, device=norms.device)
+        self.lefts = norms.new_zeros(len(sets), count)
 
     @property
     def real(self) -> Tensor:
@@ -67,8 +66,7 @@ class Search:
         basis = self.basis[:, :done]
         passes = 2 if free.dtype == torch.float64 else 1  # the second removes what rounding left of the first
         for _ in range(passes if done else 0):
-            pairs = zip(free, basis, strict=True)
-            free = torch.stack([torch.addmm(own, own @ earlier.T, earlier, alpha=-1) for own, earlier in pairs])
+            free = torch.stack([torch.addmm(own, own @ q.T, q, alpha=-1) for own, q in zip(free, basis, strict=True)])
         return free
 
     def products(self, free: Tensor) -> Tensor:

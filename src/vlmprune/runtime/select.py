@@ -356,12 +356,14 @@ def _selected(views: list[ImageView]) -> list[Choice]:
 def _checked(views: list[ImageView], chosen: Sequence[Selection]) -> list[Selection]:
     indices = [one for one in chosen if not isinstance(one, Merged)]
     if len(indices) == len(chosen):
-        return [*_check_selections(views, indices)]
+        return [*check_selections(views, indices)]
     checked: list[Selection] = []
     for view, one in zip(views, chosen, strict=True):
         if isinstance(one, Merged):
             check_merged(view, one)
-        checked.append(one if isinstance(one, Merged) else check_selection(view, one))
+            checked.append(one)
+        else:
+            checked += check_selections([view], [one])
     return checked
 
 
@@ -381,13 +383,8 @@ def _ratings_of(view: ImageView) -> Tensor | None:
     return None if view.ratings is None else view.ratings.detach()
 
 
-def check_selection(view: ImageView, chosen: Tensor) -> Tensor:
-    """The kept indices in increasing order; a method that broke the contract is a bug in the method."""
-    return _check_selections([view], [chosen])[0]
-
-
-def _check_selections(views: Sequence[ImageView], chosen: Sequence[Tensor]) -> list[Tensor]:
-    """`check_selection` of images of one size."""
+def check_selections(views: Sequence[ImageView], chosen: Sequence[Tensor]) -> list[Tensor]:
+    """The kept indices of images of one size, in increasing order; what breaks the contract is a bug in the method."""
     method, n, keep = views[0].act.method, views[0].n, views[0].keep
     for one in chosen:
         if one.dim() != 1:
@@ -395,7 +392,7 @@ def _check_selections(views: Sequence[ImageView], chosen: Sequence[Tensor]) -> l
                 f"{method.name} returned a tensor of shape {tuple(one.shape)} where {keep} indices were due"
             )
     if len({len(one) for one in chosen}) > 1:
-        return [check_selection(view, one) for view, one in zip(views, chosen, strict=True)]
+        return [check_selections([view], [one])[0] for view, one in zip(views, chosen, strict=True)]
     rows = torch.stack([one.to(views[0].slots.device, torch.long) for one in chosen]).sort(dim=1).values
     count = rows.shape[1]
     exact, enough = count == keep or not method.exact, count >= method.least

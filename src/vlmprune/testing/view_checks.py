@@ -13,7 +13,7 @@ from torch import Tensor
 from vlmprune.core.method import Scorer
 from vlmprune.core.roles import SelectsTogether
 from vlmprune.core.view import Grid, ImageView, Merged, ModelInfo, Selection
-from vlmprune.runtime.select import check_merged, check_selection
+from vlmprune.runtime.select import check_merged, check_selections
 from vlmprune.testing.check import Failed, Noted, Skipped, check, in_words
 from vlmprune.testing.families import FAMILIES
 from vlmprune.testing.subject import Reading, Subject, cloned, mapped, same, tensors
@@ -52,7 +52,7 @@ def selected(view: ImageView, what: str) -> Selection:
         elif not isinstance(chosen, Tensor) or chosen.dim() != 1 or chosen.is_floating_point():
             raise Failed(f"expected a row of whole numbers or Merged of {what}, but got {_described(chosen)}")
         else:
-            check_selection(view, chosen)
+            check_selections([view], [chosen])
     except RuntimeError as error:
         raise Failed(f"expected {view.keep} distinct tokens of 0..{view.n - 1} of {what}, but {error}") from error
     return chosen
