@@ -18,7 +18,7 @@ SELECTORS = ("selectors", "gpu-selecting")
 
 
 def selectors() -> str:
-    """Selections beside the plain algorithms of their authors, and Hi-Lo's beside DivPrune's."""
+    """Selections beside the plain algorithms of their authors, Hi-Lo's beside DivPrune's, and those of batches."""
     return _each(SELECTORS, "selecting", _selectors)
 
 
@@ -185,9 +185,18 @@ def _selectors(found: dict[str, Any]) -> str:
             for line in found["hilo"]
         ],
     )  # fmt: skip
+    together = table(
+        ["selection", "features", "images", "one by one, ms", "together, ms", "times as fast", "same images", "noise"],
+        [
+            [*_what(line, line["method"])[:2], f"{line['images']} of {_what(line, '')[2]}",
+             *_times(line, "alone_ms", "together_ms"), f"{line['ratio']:.2f}",
+             f"{line['same']} of {line['images']}", f"{line['noise']:.2f}"]
+            for line in found["together"]
+        ],
+    )  # fmt: skip
     device = "One thread" if found.get("device", "cpu") == "cpu" else "A GPU"
     made = f"{device}, least time of at most {found['repeats']} runs in turns, torch {found['torch']}."
-    return f"{plain}\n\n{hilo}\n\n{made}"
+    return f"{plain}\n\n{hilo}\n\n{together}\n\n{made}"
 
 
 def _what(line: dict[str, Any], method: str) -> list[str]:
