@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import transformers
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
@@ -16,6 +20,7 @@ from transformers import (
     CLIPModel,
     CLIPVisionConfig,
     Gemma3Processor,
+    Idefics2Processor,
     Idefics3Processor,
     LlamaConfig,
     LlavaConfig,
@@ -32,18 +37,22 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.idefics2.image_processing_pil_idefics2 import Idefics2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.ovis2.image_processing_pil_ovis2 import Ovis2ImageProcessorPil
 from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import PaddleOCRVLImageProcessorPil
+from transformers.models.pixtral import image_processing_pil_pixtral
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from vlmprune.assets.questions import WORD_PATTERN, vocabulary
 from vlmprune.testing import FAMILIES, weights
+from vlmprune.testing.generic import USUAL
 from vlmprune.testing.weights import strengthen
 
 SPECIALS = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
@@ -140,6 +149,12 @@ OVIS_NAMES = {
 }  # fmt: skip
 
 
+LFM2_NAMES = {
+    **NAMES, weights.WHOLE_IMAGE: "<|img_thumbnail|>",
+    **dict(zip(weights.TILES, (f"<|img_row_{i}_col_{j}|>" for i in (1, 2) for j in (1, 2)), strict=True)),
+}  # fmt: skip
+
+
 def _family_tokenizer(names: Mapping[int, str] = NAMES, **tokens: str) -> PreTrainedTokenizerFast:
     ids = range(weights.VOCABULARY)
     ordinary = iter([*QUESTION_WORDS, *(f"w{k}" for k in ids)])
@@ -201,6 +216,45 @@ def _ovis2() -> ProcessorMixin:
     return Ovis2Processor(images, _family_tokenizer(OVIS_NAMES), image_seq_length=9, chat_template=TEMPLATE)
 
 
+def _idefics2() -> ProcessorMixin:
+    images = Idefics2ImageProcessorPil(size={"shortest_edge": 12, "longest_edge": 24})
+    tokenizer = _family_tokenizer(image_boundary_token="<fake_token_around_image>")
+    return Idefics2Processor(images, tokenizer, image_seq_len=5, chat_template=TEMPLATE)
+
+
+def _pixtral(side: int) -> ProcessorMixin:
+    """With `side` x `side` patches a slot.
+
+    The file of its processor imports torchvision through that of another image processor, for one function, which that
+    of PIL's has as well.
+    """
+    package = "transformers.models.pixtral"
+    with patch.dict(sys.modules, {f"{package}.image_processing_pixtral": image_processing_pil_pixtral}):
+        kind = import_module(f"{package}.processing_pixtral").PixtralProcessor
+    images = image_processing_pil_pixtral.PixtralImageProcessorPil(patch_size=4, size={"longest_edge": 32})
+    return kind(
+        images, _family_tokenizer(), patch_size=4, spatial_merge_size=side, chat_template=TEMPLATE,
+        image_token="<image>", image_break_token="\n", image_end_token="<end_of_image>",
+    )  # fmt: skip
+
+
+def _cohere2_vision() -> ProcessorMixin:
+    """Its image processor needs torchvision."""
+    images = transformers.Cohere2VisionImageProcessor(size={"height": 24, "width": 24}, patch_size=3, max_patches=4)
+    tokenizer = _family_tokenizer(boi_token="<start_of_image>", eoi_token="<end_of_image>", img_line_break_token="\n")
+    return transformers.Cohere2VisionProcessor(images, tokenizer, chat_template=TEMPLATE)
+
+
+def _lfm2_vl() -> ProcessorMixin:
+    """The same. A picture of more than nine slots is cut into tiles of 24 x 24 pixels."""
+    images = transformers.Lfm2VlImageProcessor(
+        encoder_patch_size=4, tile_size=24, min_tiles=2, max_tiles=4, min_image_tokens=4, max_image_tokens=9,
+        size={"height": 24, "width": 24},
+    )  # fmt: skip
+    tokenizer = _family_tokenizer(LFM2_NAMES, image_start_token="<start_of_image>", image_end_token="<end_of_image>")
+    return transformers.Lfm2VlProcessor(images, tokenizer, chat_template=TEMPLATE)
+
+
 def _paddleocr_vl() -> ProcessorMixin:
     images = PaddleOCRVLImageProcessorPil(patch_size=4, merge_size=2, size={"shortest_edge": 768, "longest_edge": 1536})
     return PaddleOCRVLProcessor(images, _family_tokenizer(), chat_template=TEMPLATE)
@@ -215,6 +269,11 @@ PROCESSORS: dict[str, Callable[[], ProcessorMixin]] = {
     "paddleocr_vl": _paddleocr_vl,
     "aya_vision": _aya_vision,
     "ovis2": _ovis2,
+    "idefics2": _idefics2,
+    "llava with Pixtral": lambda: _pixtral(1),
+    "mistral3": lambda: _pixtral(2),
+    "cohere2_vision": _cohere2_vision,
+    "lfm2_vl": _lfm2_vl,
 }
 QWEN_TEMPLATE = TEMPLATE.replace("<image> ", "<img><image></img>").replace("<video> ", "<img><video></img>")
 # Processors that name a video processor cannot be built without torchvision: their files, as checkpoints have them.
@@ -223,9 +282,13 @@ FILES: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
         lambda: Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, size={"shortest_edge": 768, "longest_edge": 1536}),
         {}, QWEN_TEMPLATE,
     ),
-    "glm": (  # its sizes count the pixels of both frames behind a patch
+    "glm4": (  # its sizes count the pixels of both frames behind a patch
         lambda: Glm4vImageProcessorPil(patch_size=4, merge_size=2, size={"shortest_edge": 1536, "longest_edge": 3072}),
         {}, TEMPLATE,
+    ),
+    "glm_ocr": (  # its model type has no processor, its checkpoints name one
+        lambda: Glm46VImageProcessorPil(patch_size=4, merge_size=2, size={"shortest_edge": 1536, "longest_edge": 3072}),
+        {"processor_class": "Glm46VProcessor"}, TEMPLATE,
     ),
     "internvl": (
         lambda: GotOcr2ImageProcessorPil(size={"height": 24, "width": 24}, crop_to_patches=True, max_patches=4),
@@ -245,6 +308,19 @@ FILES: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
         },
         TEMPLATE,
     ),
+    "llava_next_video": (
+        lambda: LlavaNextImageProcessorPil(
+            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16},
+            image_grid_pinpoints=weights.pinpoints(16),
+        ),
+        {
+            "processor_class": "LlavaNextVideoProcessor", "patch_size": 4, "num_additional_image_tokens": 1,
+            "vision_feature_select_strategy": "default",
+            # where torchvision is installed, transformers looks for it here
+            "video_processor": {"video_processor_type": "LlavaNextVideoVideoProcessor"},
+        },
+        TEMPLATE,
+    ),
     "video_llava": (
         lambda: VideoLlavaImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
         {"processor_class": "VideoLlavaProcessor", "patch_size": 4}, TEMPLATE,
@@ -254,11 +330,11 @@ FILES: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
 
 def save_family(family: str, folder: Path) -> Path:
     """Write a tiny model with the processor of its family."""
-    FAMILIES[family].build().save_pretrained(folder)
+    (FAMILIES.get(family) or USUAL[family]).build().save_pretrained(folder)
     if family in PROCESSORS:
         PROCESSORS[family]().save_pretrained(folder)
         return folder
-    images, settings, template = FILES[family.split("2")[0].split("3")[0].split("4")[0]]
+    images, settings, template = next(files for name, files in FILES.items() if family.startswith(name))
     images().save_pretrained(folder)
     tokens = {"image_token": "<image>", "video_token": "<video>"}
     if family == "internvl":

@@ -165,7 +165,7 @@ def surveyed_proved() -> str:
     words = {survey.PROVED: "proved", survey.PARTLY: "refused: "}
     rows = [
         [f"`{name}`", "proved", words[one.verdict] + (plain(one.words) if one.verdict == survey.PARTLY else "")]
-        for name, one in others().items()
+        for name, one in survey.surveyed().items()
         if one.verdict in words
     ]
     return table(["model_type", "before the language model", "inside it"], rows)
@@ -175,14 +175,10 @@ def surveyed_refused() -> str:
     """Types that are refused, and those of which nothing is proved, with the reason."""
     rows = [
         [f"`{name}`", "refused" if one.verdict == survey.REFUSED else "not proved", plain(one.words)]
-        for name, one in others().items()
+        for name, one in survey.surveyed().items()
         if one.verdict in (survey.REFUSED, survey.UNPROVED)
     ]
     return table(["model_type", "what vlmprune does", "reason"], rows)
-
-
-def others() -> dict[str, survey.Surveyed]:
-    return {name: found for name, found in survey.surveyed().items() if name not in FAMILIES}
 
 
 # ---------------------------------------------------------------- what the adapters say

@@ -8,16 +8,18 @@ decoder layer l a sequence of n_l tokens (text and the visual tokens that enter 
                 (windows that the picture's edge cuts are counted whole); layers behind a merger inside the encoder have
                 N / 4 tokens, and the merger costs 2 P times its multiplications per patch
     projector   2 S projector
+                The towers of Gemma 4 and LFM2-VL see padding, and that of Molmo 2 crops that overlap: a measurement,
+                which watches them, knows both parts; of recorded answers they are not known
     prefill     sum over l of a_l + 2 n_l 3 D M, and 2 D vocabulary once (for each token if it computes all logits)
                 a_l = 2 n_l (2 D q + 2 D kv) + 4 q n_l (n_l + 1) / 2 with attention (and 2 n_l D q where it is gated);
                 where keys and values come from latents, 2 n_l (latents + D v) + 2 (q + v) n_l (n_l + 1) / 2;
                 3 D M is a router D E and 3 D (k M_e + M_s) in a mixture of experts: k of E chosen, M_s shared.
                 Gemma 4's layers differ in q, kv and M, have both an MLP and experts or an input of their own, P wide:
                 2 n_l 2 D P, and 2 n_0 D P for each layer once; those that share keys make none, and compute the last
-                token alone: 2 (2 D q + 3 D M) + 4 q n_l. Its tower sees padding, and Molmo 2's crops that
-                overlap, so that `encoder` and `projector` are not known
+                token alone: 2 (2 D q + 3 D M) + 4 q n_l.
     recurrent   a_l = 2 n_l weights + H n (C (5 k + 3 v) + 6 k v): the gated delta rule in chunks of C = 64 tokens, with
-                H heads of keys k and values v wide, and n the next multiple of C above n_l
+                H heads of keys k and values v wide, and n the next multiple of C above n_l;
+                LFM2's are convolutions over K tokens, 2 n_l (4 D^2 + D K)
     selection   what the methods declare they need: attention scores 2 d N^2 (or one row of them; an upper bound in
                 layers of N / 4 tokens, or where layers differ), a comparison of all tokens with each other 2 n^2 width
                 (an upper bound for methods that compare only some of them); and in
@@ -135,7 +137,7 @@ def sample_flops(
         encoder=None if encoded is None else encoder_flops(shape, encoded.passes),
         projector=None if encoded is None else 2.0 * encoded.projected * shape.projector,
         prefill=prefill_flops(shape, lengths),
-        selection=_selection_flops(shape, recipe_text, text, slots, visual),
+        selection=_selection_flops(shape, recipe_text, text, slots, visual, encoded),
         papers=papers_prefill(shape, lengths, matrices=2),
         papers_gated=papers_prefill(shape, lengths, matrices=3),
     )
@@ -215,20 +217,23 @@ def papers_flops(width: int, mlp: int, lengths: Sequence[int], matrices: int = 2
     return float(sum(4 * n * width**2 + 2 * n * n * width + matrices * n * width * mlp for n in lengths))
 
 
-def _selection_flops(shape: Shape, recipe_text: str, text: int, encoded: int, visual: Sequence[int]) -> float | None:
+def _selection_flops(
+    shape: Shape, recipe_text: str, text: int, slots: int, visual: Sequence[int], encoded: Encoded | None
+) -> float | None:
     if recipe_text == _VANILLA:
         return 0.0
-    total, present, fused = 0.0, encoded, set[int]()
+    total, present, fused = 0.0, slots, set[int]()
+    seen = sum(patches + shape.has_cls for patches in encoded.passes) if encoded and shape.opaque else 0
     for act in recipe(recipe_text).on(shape.info).acts:
         layer = act.layer
         if layer is not None:
-            present = visual[layer - 1] if layer else encoded
+            present = visual[layer - 1] if layer else slots
             edited = [before for before in layers_before(layer) if before not in fused]
             total += sum(_act_fusion(shape, act, text, visual[before], visual[layer]) for before in edited)
             fused |= {*edited} if act.fusion else set()
-        load = Load(shape, encoded, present, text)
+        load = Load(shape, slots, present, text, seen)
         for need in act.needs.values():
-            unknown = shape.opaque and isinstance(need, EncoderNeed) and need.required
+            unknown = shape.opaque and encoded is None and isinstance(need, EncoderNeed) and need.required
             cost = None if unknown else need.flops(load)
             if cost is None:
                 return None

@@ -35,6 +35,15 @@ def from_slots(shape: Shape, slots: int, frames: int = 0) -> Encoded | None:
     Args:
         frames: of a video, where that is known; they are looked at where the slots do not tell them.
     """
+    if not slots:
+        return Encoded((), 0)
+    if shape.opaque:
+        return None
+    if shape.pooled:
+        video, picture = _pooled_video(shape, slots), _of_canvas(shape, slots)
+        if frames:
+            return video if video and len(video.passes) == frames else None
+        return None if video and picture else video or picture
     if shape.chunk and frames:
         return _of_chunks(shape, slots, frames)
     if shape.joins and frames:
@@ -42,8 +51,6 @@ def from_slots(shape: Shape, slots: int, frames: int = 0) -> Encoded | None:
         return None if slots % parts else of_passes(shape, (slots // parts * shape.merge,) * parts, slots)
     if shape.canvases:
         return _of_canvas(shape, slots)
-    if not slots:
-        return Encoded((), 0)
     if shape.cls_slots:
         with_cls, without = divmod(slots, shape.tile + 1), divmod(slots, shape.tile)
         if without[1] and with_cls[1]:
@@ -54,14 +61,23 @@ def from_slots(shape: Shape, slots: int, frames: int = 0) -> Encoded | None:
     return of_passes(shape, tuple(tile * shape.merge for tile in tiles), slots)
 
 
-def of_passes(shape: Shape, passes: tuple[int, ...], slots: int) -> Encoded | None:
-    """What the projector took of these passes of the tower, which made so many slots; None where no count tells."""
-    if shape.opaque:
-        return None
-    if shape.chunk:  # it stands behind the mean over a chunk's frames
+def of_passes(shape: Shape, passes: tuple[int, ...], slots: int) -> Encoded:
+    """What the projector took of these passes of the tower, which made so many slots.
+
+    Of Molmo 2 they must be a picture's.
+    """
+    if shape.opaque and not shape.projects_padding:
         return Encoded(passes, slots)
+    if shape.chunk or (shape.pooled and slots * shape.pooled == sum(passes)):
+        return Encoded(passes, slots)  # it stands behind the mean over a chunk's frames, or over patches
     with_cls = shape.cls_slots and slots == sum(passes) + len(passes)
     return Encoded(passes, sum(passes) // shape.merge + with_cls * len(passes))
+
+
+def _pooled_video(shape: Shape, slots: int) -> Encoded | None:
+    """Frames of a tile each, of whose patches several make a slot."""
+    count, rest = divmod(slots * shape.pooled, shape.tile)
+    return None if rest else Encoded((shape.tile,) * count, slots)
 
 
 def _of_chunks(shape: Shape, slots: int, frames: int) -> Encoded | None:

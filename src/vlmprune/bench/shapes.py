@@ -22,21 +22,31 @@ def shape_of(config: Any) -> Shape | None:
     own = _apart(text)
     if own is None:
         return None
-    recurrent = _recurrent(text)
     return Shape(
         family=config.model_type,
         **tower(config, config.vision_config, text.hidden_size),
         layers=text.num_hidden_layers,
         width=text.hidden_size,
-        mlp=getattr(text, "intermediate_size_mlp", getattr(text, "intermediate_size", 0)),  # the former in Llama 4
+        mlp=_mlp(text),
         vocabulary=text.vocab_size,
         **(own or _latent(text) or _usual(text)),
         **({} if own else _experts(text)),
         **_routed(text),
         **_all_experts(text),
-        **recurrent,
-        gated_query=bool(recurrent),  # Qwen3.5's other layers
+        **(_recurrent(text) or _convolving(text)),
     )
+
+
+def _mlp(text: Any) -> int:
+    """Width of the MLP; LFM2 takes two thirds of what its configuration says, rounded up, where that asks for it."""
+    width: int = getattr(text, "intermediate_size_mlp", getattr(text, "intermediate_size", 0))  # the former in Llama 4
+    if not getattr(text, "block_auto_adjust_ff_dim", False):
+        return width
+    width = int(2 * width / 3)
+    if text.block_ffn_dim_multiplier is None:
+        return width
+    step: int = text.block_multiple_of
+    return -(-int(text.block_ffn_dim_multiplier * width) // step) * step
 
 
 def _usual(text: Any) -> dict[str, Any]:
@@ -148,7 +158,15 @@ def _recurrent(text: Any) -> dict[str, Any]:
         "recurrent": layers,
         "recurrent_weights": projections + mixed * text.linear_conv_kernel_dim,
         "recurrent_heads": (heads, key, value),
+        "gated_query": True,  # in the other layers
     }
+
+
+def _convolving(text: Any) -> dict[str, Any]:
+    """Of layers that convolve over a few tokens, each channel by itself, as LFM2's configuration describes them."""
+    layers = [n for n, kind in enumerate(getattr(text, "layer_types", None) or ()) if kind == "conv"]
+    width = text.hidden_size
+    return {"recurrent": layers, "recurrent_weights": 4 * width**2 + width * text.conv_L_cache} if layers else {}
 
 
 Tower = dict[str, Any]
@@ -196,6 +214,10 @@ def _anyres(config: Any, vision: Any, width: int) -> Tower:
         "canvases": sorted((height // side, width // side) for height, width in config.image_grid_pinpoints),
         "most": int(aspect.removeprefix("anyres_max_") or 0),
     }
+
+
+def _next_video(config: Any, vision: Any, width: int) -> Tower:
+    return {**_anyres(config, vision, width), "pooled": config.spatial_pool_stride**2}
 
 
 def _video_llava(config: Any, vision: Any, width: int) -> Tower:
@@ -319,13 +341,28 @@ def _gemma4(config: Any, vision: Any, width: int) -> Tower:
     return {**tower, "encoder_gated": True, "opaque": True}
 
 
+def _lfm2_vl(config: Any, vision: Any, width: int) -> Tower:
+    """Padded rows of patches; the projector takes the padding, too, which transformers 5.19 still leaves out."""
+    merge, inside = config.downsample_factor**2, config.projector_hidden_size
+    projector = merge * vision.hidden_size * inside + inside * width
+    return {**_vit(vision, merge=merge, projector=projector, tile=0), "opaque": True, "projects_padding": True}
+
+
 def _molmo2(config: Any, vision: Any, width: int) -> Tower:
-    """Crops that overlap by a margin; attention, which is not counted either, pools the patches behind each slot."""
-    return {**_vit(vision, merge=4, projector=0, tile=0), "opaque": True}
+    """Crops that overlap by a margin. A slot of a picture asks the four patches behind it by attention.
+
+    In the released models nine stand behind a slot of a video, which no configuration says: this is for pictures.
+    """
+    pool, patches = config.adapter_config, 4
+    states = pool.hidden_size * len(pool.vision_feature_layer)
+    queries, keys = (pool.head_dim * heads for heads in (pool.num_attention_heads, pool.num_key_value_heads))
+    asked = states * queries + patches * 2 * (states * keys + queries) + queries * pool.hidden_size
+    projector = asked + pool.intermediate_size * (2 * pool.hidden_size + width)
+    return {**_vit(vision, merge=patches, projector=projector, tile=0), "opaque": True}
 
 
 def _gemma4_unified(config: Any, vision: Any, width: int) -> Tower:
-    """No encoder: a projection of patches, and one of what it makes of them."""
+    """No encoder: a projection of patches, padding too, and one of what it makes of them."""
     return {
         **dict.fromkeys(("encoder_layers", "encoder_mlp", "encoder_heads", "window", "full_layers"), 0),
         "encoder_width": vision.mm_embed_dim,
@@ -335,6 +372,7 @@ def _gemma4_unified(config: Any, vision: Any, width: int) -> Tower:
         "merge": 1,
         "projector": vision.mm_embed_dim * width,
         "opaque": True,
+        "projects_padding": True,
     }
 
 
@@ -376,6 +414,7 @@ TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
     "qwen3_5_moe": _qwen3_vl,
     "llava_next": _anyres,
     "llava_onevision": _anyres,
+    "llava_next_video": _next_video,
     "video_llava": _video_llava,
     "mistral3": _mistral3,
     "paddleocr_vl": _paddleocr_vl,
@@ -394,10 +433,8 @@ TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
     "kimi_k25": _kimi,
     "gemma4": _gemma4,
     "gemma4_unified": _gemma4_unified,
+    "lfm2_vl": _lfm2_vl,
     "molmo2": _molmo2,
 }
 # Families with an adapter whose operations the formula (`bench.flops`) does not describe: tables show a dash.
-UNCOUNTED: dict[str, str] = {
-    "lfm2_vl": "convolutions stand in place of attention in some decoder layers",
-    "llava_next_video": "token counts do not tell a video, whose frames are pooled before the projector, from an image",
-}
+UNCOUNTED: dict[str, str] = {}

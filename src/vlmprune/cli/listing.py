@@ -165,7 +165,7 @@ def _list_models() -> list[tuple[str, str, str]]:
 
     embedded = [(name, "embedded", "tiny, trained on a generated world, in the package") for name in embedded_names()]
     families = [(name, "family", summary(adapter)) for name, adapter in FAMILIES.items()]
-    others = [(name, found.verdict, found.words) for name, found in surveyed().items() if name not in FAMILIES]
+    others = [(name, found.verdict, found.words) for name, found in surveyed().items()]
     return [*embedded, *families, *others]
 
 

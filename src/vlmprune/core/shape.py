@@ -40,6 +40,8 @@ class Shape:
         all_logits: whether a forward computes the logits of all its tokens, not of the last alone.
         joins: pictures of a video that the tower takes together, 0 where it takes every one by itself.
         chunk: frames of a video that share their slots and see each other in the tower; 0 where each has its own.
+        pooled: patches of a video's frame behind each of its slots, averaged before the projector; 0 where a video is
+            projected as pictures are.
         shrunk_layers: encoder layers behind a merger inside the encoder, which see a token for four patches.
         midway: multiplications of that merger per patch.
         latent: multiplications of queries, keys and values per token where the decoder makes them from latents.
@@ -48,7 +50,9 @@ class Shape:
             per token, and the width of its queries; `q_width` and `kv_width` are then the largest.
         once: multiplications per token that enters the decoder, before its layers.
         last_alone: decoder layers at the end that compute the last token of a prompt only.
-        opaque: whether no count of tokens tells what the tower computes, which sees padding, or crops that overlap.
+        opaque: whether counts of tokens do not tell what the tower computes, which sees padding, or crops that overlap;
+            a measurement that watches it knows.
+        projects_padding: whether the projector then takes that padding, too.
     """
 
     family: str
@@ -82,6 +86,7 @@ class Shape:
     recurrent_heads: Sequence[int] = (0, 0, 0)
     joins: int = 0
     chunk: int = 0
+    pooled: int = 0
     shrunk_layers: int = 0
     midway: int = 0
     latent: int = 0
@@ -90,6 +95,7 @@ class Shape:
     once: int = 0
     last_alone: int = 0
     opaque: bool = False
+    projects_padding: bool = False
     all_logits: bool = False
 
     @property
@@ -116,17 +122,19 @@ class Load:
         slots: number of visual tokens that the encoder made.
         present: how many of them reach the method.
         text: number of text tokens in the prompt.
+        seen: tokens in the encoder where slots do not tell them (`Shape.opaque`).
     """
 
     shape: Shape
     slots: int
     present: int
     text: int
+    seen: int = 0
 
     @property
     def encoder_tokens(self) -> int:
         """Tokens in the encoder: patches and CLS."""
-        return self.slots * self.shape.merge + self.shape.has_cls
+        return self.seen or self.slots * self.shape.merge + self.shape.has_cls
 
     @property
     def row(self) -> float:

@@ -102,13 +102,13 @@ def frame_processor(model_type: str, path: str | Path) -> FrameProcessor | None:
 
 def _settings(path: str | Path) -> dict[str, Any]:
     """A checkpoint's settings of its video processor, or else of its image processor, where transformers looks."""
-    whole = _read(path, "processor_config.json")
+    whole = settings_of(path, "processor_config.json")
     if "video_processor" in whole:
         return whole["video_processor"]
-    return _read(path, "video_preprocessor_config.json") or _read(path, "preprocessor_config.json")
+    return settings_of(path, "video_preprocessor_config.json") or settings_of(path, "preprocessor_config.json")
 
 
-def _read(path: str | Path, name: str) -> dict[str, Any]:
+def settings_of(path: str | Path, name: str) -> dict[str, Any]:
     """A file of a checkpoint; nothing where it has none."""
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     found = cached_file(str(path), name, **quiet)

@@ -15,12 +15,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.utils import cached_file, is_torchvision_available
 
 from vlmprune.core.errors import UserError
-from vlmprune.models.frames import frame_processor
+from vlmprune.models.frames import frame_processor, settings_of
 from vlmprune.models.weights import first_sentence
 
 _QWEN_TYPES = ("qwen2_vl", "qwen2_5_vl")
@@ -130,7 +130,7 @@ def _without_torchvision(path: str | Path) -> ProcessorMixin | None:
 
 def _assemble(path: str | Path, config: Any) -> Any:
     """A processor without its video processor; None for a family whose processor has none."""
-    family: Any = PROCESSOR_MAPPING.get(type(config), None)
+    family: Any = PROCESSOR_MAPPING.get(type(config), None) or _named(path)
     if family is None or {*family.get_attributes()} != {"image_processor", "tokenizer", "video_processor"}:
         return None
     narrow: Any = type(f"ImageOnly{family.__name__}", (family, _WithoutVideo), {})
@@ -140,6 +140,14 @@ def _assemble(path: str | Path, config: Any) -> Any:
         "tokenizer": AutoTokenizer.from_pretrained(path),
     }
     return narrow.from_args_and_dict([parts.get(name) for name in family.get_attributes()], settings)
+
+
+def _named(path: str | Path) -> Any:
+    """The processor class that the files of a checkpoint name, as GLM-OCR's do, whose model type has none; or None."""
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if kind := settings_of(path, name).get("processor_class"):
+            return processor_class_from_name(kind)
+    return None
 
 
 def _assemble_qwen(path: str | Path) -> ImageOnlyQwenProcessor:

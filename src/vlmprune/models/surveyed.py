@@ -12,6 +12,8 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+from vlmprune.models import FAMILIES
+
 FILE = Path(__file__).with_name("surveyed.json")
 PROVED, PARTLY, REFUSED, UNPROVED = "proved", "partly", "refused", "unproved"
 NEW = "it is new in your transformers and was not surveyed: vlmprune doctor says what works"
@@ -34,12 +36,15 @@ class Surveyed:
 
 @cache
 def surveyed() -> dict[str, Surveyed]:
-    """By model_type, in alphabetical order: what was surveyed, and the types that the installed transformers adds."""
+    """By model_type, in alphabetical order: what was surveyed, and the types that the installed transformers adds.
+
+    Without those that have an adapter, of which the tests say more.
+    """
     held = json.loads(FILE.read_text(encoding="utf-8"))
     found = {name: Surveyed(**entry) for name, entry in held["types"].items()}
     if version("transformers") != held["transformers"]:  # asked without importing it, which takes a second
         found |= {name: Surveyed(UNPROVED, NEW) for name in image_text_types() if name not in found}
-    return dict(sorted(found.items()))
+    return {name: one for name, one in sorted(found.items()) if name not in FAMILIES}
 
 
 def image_text_types() -> Mapping[str, str]:
