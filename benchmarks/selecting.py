@@ -1,15 +1,19 @@
-"""How fast the greedy selections are beside the plain algorithms of their authors.
+"""How fast the greedy selections are beside the plain algorithms of their authors, and together beside one by one.
 
     python benchmarks/selecting.py
+    python benchmarks/selecting.py --part together      # the other parts stay as the file has them
 
 runs DivPrune, CDPruner and Hi-Lo's selection on one thread, in turns with the authors' way (the whole matrix of
 distances, or the whole kernel, in float32), on features of two kinds, and writes benchmarks/results/selectors.json:
-the least time of each in milliseconds, the ratio, and the ratio of the authors' way to itself as the noise.
+the least time of each in milliseconds, the ratio, and the ratio of the authors' way to itself as the noise. A batch of
+images is selected from image by image and together, likewise in turns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +22,7 @@ from beside import least, parser, timed
 from torch import Tensor
 
 from vlmprune.bench.store import write_json
+from vlmprune.core.roles import SelectsTogether
 from vlmprune.core.selectors import ascending
 from vlmprune.core.view import Aligned, Grid, ImageView, ModelInfo
 from vlmprune.methods.hybrid.hilo import HiLo
@@ -30,6 +35,9 @@ SHAPES = {  # (tokens, kept, dimensions), and the ratio to reach
     "cdpruner": (((576, 64, 4096), 1.8), ((2900, 320, 4096), 1.8), ((10000, 1000, 1024), 1.8)),
 }
 HILO, HILO_LIMIT = ((576, 64, 1024), (576, 64, 4096)), 2.5
+BATCHES = ((32, (576, 64, 4096)), (8, (2880, 320, 4096)))  # images, and what each is
+TOGETHER: dict[str, SelectsTogether] = {"divprune": DivPrune(), "cdpruner": CDPruner(), "hilo": HiLo()}
+KINDS = ("random", "clustered")
 PIXELS, COMMON = 588, 768  # of a patch of 14 x 14; dimensions in which tokens are compared with the question
 MANY = 5000  # tokens from which on each way runs a third as often
 
@@ -71,9 +79,9 @@ def cdpruner_plain(view: ImageView) -> Tensor:
 PLAIN = {"divprune": (DivPrune(), divprune_plain), "cdpruner": (CDPruner(), cdpruner_plain)}
 
 
-def image(kind: str, n: int, keep: int, width: int, device: str) -> ImageView:
+def image(kind: str, n: int, keep: int, width: int, device: str, seed: int = 0) -> ImageView:
     """An image of random features, or of features around twelve centres."""
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.Generator().manual_seed(seed)
     features = torch.randn(n, width, generator=draw)
     if kind == "clustered":
         features = torch.randn(12, width, generator=draw)[torch.arange(n) * 12 // n] + 0.6 * features
@@ -125,26 +133,77 @@ def hilo_against_divprune(kind: str, shape: tuple[int, int, int], repeats: int, 
     }  # fmt: skip
 
 
+def together_against_alone(
+    name: str, images: int, shape: tuple[int, int, int], repeats: int, device: str
+) -> dict[str, Any]:
+    views = [image("clustered", *shape, device, seed) for seed in range(images)]
+    method, found = TOGETHER[name], dict[str, list[Any]]()
+
+    def run(which: str, way: Callable[[], Any]) -> float:
+        for view in views:
+            view.memory.clear()
+        return timed(lambda: found.update({which: way()}), device)
+
+    def alone() -> float:
+        return run("alone", lambda: [method.select(view) for view in views])
+
+    times = least([alone, lambda: run("together", lambda: method.select_together(views)), alone], repeats)
+    pairs = zip(found["alone"], found["together"], strict=True)
+    return {
+        "method": name, "images": images, "features": "clustered", "tokens": shape[0], "kept": shape[1],
+        "width": shape[2], "same": sum(torch.equal(a.sort().values, b.sort().values) for a, b in pairs),
+        "alone_ms": round(times[0], 1), "together_ms": round(times[1], 1), "ratio": round(times[0] / times[1], 2),
+        "noise": round(times[0] / times[2], 2),
+    }  # fmt: skip
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     made = parser(__doc__, "selectors.json", repeats=9)
     made.add_argument("--largest", type=int, default=10000, help="leave out more tokens than that")
+    made.add_argument("--part", choices=PARTS, help="only this part; the others stay as the file has them")
     asked = made.parse_args(arguments)
     if asked.device == "cpu":
         torch.set_num_threads(1)
-    kinds = ("random", "clustered")
-    found: dict[str, Any] = {"torch": torch.__version__, "threads": 1, "repeats": asked.repeats}
-    found |= {"device": asked.device, "hilo": [], "selections": []}
+    if asked.part is not None and not asked.out.exists():
+        raise SystemExit(f"--part: there is no {asked.out} that has the other parts.")
+    found: dict[str, Any] = {} if asked.part is None else json.loads(asked.out.read_text())
+    about = {"torch": torch.__version__, "threads": 1, "repeats": asked.repeats, "device": asked.device}
+    if any(found.get(name, value) != value for name, value in about.items() if name != "repeats"):
+        raise SystemExit(f"--part: {asked.out} was measured otherwise, so all parts are to be measured again.")
+    found = {**about, **found}
+    for part in PARTS if asked.part is None else [asked.part]:
+        found[part] = []
+        for row in PARTS[part](asked):
+            found[part].append(row)
+            print(row, flush=True)
+            write_json(asked.out, found)
+
+
+def _hilo(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for shape in HILO:
-        found["hilo"] += [hilo_against_divprune(kind, shape, asked.repeats, asked.device) for kind in kinds]
-        write_json(asked.out, found)
+        for kind in KINDS:
+            yield hilo_against_divprune(kind, shape, asked.repeats, asked.device)
+
+
+def _selections(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name, shapes in SHAPES.items():
         for shape, target in shapes:
-            if shape[0] > asked.largest:
-                continue
-            for kind in kinds:
-                found["selections"].append(against_authors(name, kind, shape, target, asked.repeats, asked.device))
-                print(found["selections"][-1], flush=True)
-                write_json(asked.out, found)
+            for kind in KINDS if shape[0] <= asked.largest else ():
+                yield against_authors(name, kind, shape, target, asked.repeats, asked.device)
+
+
+def _together(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for name in TOGETHER:
+        for images, shape in BATCHES:
+            if shape[0] <= asked.largest:
+                yield together_against_alone(name, images, shape, asked.repeats, asked.device)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {
+    "hilo": _hilo,
+    "selections": _selections,
+    "together": _together,
+}
 
 
 if __name__ == "__main__":

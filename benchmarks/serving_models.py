@@ -9,15 +9,18 @@ from typing import Any
 
 from vlmprune.assets import embedded_path
 
-LAYERS, WIDTH, SMALL_LAYERS, SMALL_WIDTH = 8, 512, 2, 64
 HEAD = 32  # numbers; vLLM's attention on CPUs takes no fewer
 SIDE = 336  # pixels
 PATCH = {"llava": 14, "qwen2_5_vl": 7}  # of which qwen2_5_vl merges 2 x 2: 24 x 24 visual tokens either way
 MODELS = tuple(PATCH)
 
 
-def save(model: str, folder: Path, small: bool) -> Path:
-    """The folder of a model in the shape of an embedded one, with its tokenizer."""
+def save(model: str, folder: Path, layers: int, width: int) -> Path:
+    """The folder of a model in the shape of an embedded one, with its tokenizer.
+
+    Args:
+        layers, width: of the language model.
+    """
     source = embedded_path(model)
     folder.mkdir()
     for path in source.iterdir():
@@ -27,7 +30,6 @@ def save(model: str, folder: Path, small: bool) -> Path:
             videos = {**json.loads(path.read_text()), "patch_size": PATCH[model]}
             (folder / path.name).write_text(json.dumps(videos))
     config, processor = (json.loads((source / name).read_text()) for name in ("config.json", "processor_config.json"))
-    layers, width = (SMALL_LAYERS, SMALL_WIDTH) if small else (LAYERS, WIDTH)
     text, vision = config["text_config"], config["vision_config"]
     heads = width // HEAD
     text |= {

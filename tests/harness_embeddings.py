@@ -13,7 +13,7 @@ from vlmprune.testing.weights import IMAGE
 
 def greedy_on_embeddings(model: Any, embeds: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
     """Logits for each of `tokens` [T], every step an uncached forward of the text model on the whole sequence."""
-    text, logits = model.model.language_model, []
+    text, logits = adapter_for(model).text_model, []
     last = positions[..., -1:]
     for step in range(len(tokens)):
         new = model.get_input_embeddings()(tokens[None, :step])
@@ -24,7 +24,7 @@ def greedy_on_embeddings(model: Any, embeds: Tensor, positions: Tensor, tokens: 
             attention_mask=torch.ones(1, embeds.shape[1] + step, dtype=torch.long),
             use_cache=False,
         )
-        logits.append(model.lm_head(out.last_hidden_state[:, -1]))
+        logits.append(model.get_output_embeddings()(out.last_hidden_state[:, -1]))
     return torch.cat(logits)
 
 

@@ -29,6 +29,7 @@ from vlmprune.bench.shapes import TOWERS, UNCOUNTED, shape_of
 from vlmprune.core.shape import Shape
 from vlmprune.methods.decoder.autoprune_curve import keep_shares
 from vlmprune.models import FAMILIES as ADAPTERS
+from vlmprune.models import adapter_for
 from vlmprune.testing import FAMILIES
 from vlmprune.testing.families.gemma4 import ROOM
 from vlmprune.testing.weights import PATCH
@@ -146,7 +147,7 @@ def counted(family: str, seed: int) -> tuple[Shape, Encoded, int, int, int]:
     assert shape is not None
     passes: list[int] = []
     with contextlib.ExitStack() as stack:
-        towers = [tower_of(model), getattr(model.model, "video_tower", None)]
+        towers = [tower_of(model), getattr(adapter_for(model).inner, "video_tower", None)]
         seen = [stack.enter_context(watched(tower, PATCH)) for tower in towers if tower is not None]
         counter = stack.enter_context(FlopCounterMode(display=False))
         model(**inputs, use_cache=False, logits_to_keep=1)

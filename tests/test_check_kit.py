@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ from vlmprune.core.act import Act
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import DecoderMethod, Method, Scorer
 from vlmprune.core.needs import Need
+from vlmprune.core.roles import SelectsTogether
 from vlmprune.core.selectors import ascending, top_k
 from vlmprune.core.signals import ClsAttention, Features, HiddenStates, LayerInput
 from vlmprune.core.view import ImageView, Merged, ModelInfo
@@ -272,6 +273,36 @@ class ReadingElsewhere(Sound):
         return super().score(view) if view.info.has_cls else view["cls"] + 0 * super().score(view)
 
 
+class Together(Sound, SelectsTogether):
+    __doc__ = Sound.__doc__
+
+    def select_together(self, views: Sequence[ImageView]) -> list[Tensor]:
+        scores = torch.stack([view.rated(self.score(view)) for view in views])
+        return [*scores.sort(dim=1, descending=True, stable=True).indices[:, : views[0].keep]]
+
+
+class Averaging(Together):
+    """Scores count beside those of the other images."""
+
+    def select_together(self, views: Sequence[ImageView]) -> list[Tensor]:
+        scores = torch.stack([view.rated(self.score(view)) for view in views])
+        return [top_k(own - scores.mean(0), view.keep) for own, view in zip(scores, views, strict=True)]
+
+
+class Shortening(Together):
+    """The last image is forgotten."""
+
+    def select_together(self, views: Sequence[ImageView]) -> list[Tensor]:
+        return super().select_together(views)[: max(1, len(views) - 1)]
+
+
+class Unrated(Together):
+    """Images are rated alone, and not together."""
+
+    def select_together(self, views: Sequence[ImageView]) -> list[Tensor]:
+        return [top_k(self.score(view), view.keep) for view in views]
+
+
 class Halting(Sound):
     def score(self, view: ImageView) -> Tensor:
         raise ZeroDivisionError("no")
@@ -291,6 +322,7 @@ BROKEN: dict[str, list[type[Method]]] = {
     "odd_shape_on_model": [Upright],
     "inputs_unchanged": [Careless],
     "no_state": [Remembering],
+    "together": [Averaging, Shortening, Unrated],
     "needs_read": [Reading, ReadingOnce, ReadingElsewhere],
     "runs": [Halting],
     "exact_on_model": [Drifting],
@@ -322,9 +354,13 @@ def test_a_method_that_thins_out_what_is_alike_need_not_keep_the_first_ones() ->
     assert outcome.status == PASSED
 
 
+def test_a_method_that_selects_one_by_one_is_not_asked_for_more() -> None:
+    assert statuses(Sound(), "together") == {SKIPPED}
+
+
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_sound_method_passes(name: str) -> None:
-    assert statuses(Sound(), name) == {PASSED}
+    assert statuses(Together(), name) == {PASSED}
 
 
 @pytest.mark.parametrize(("name", "cls"), [(name, cls) for name, classes in BROKEN.items() for cls in classes])

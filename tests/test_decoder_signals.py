@@ -189,7 +189,7 @@ def test_looking_ahead_behind_a_cache_of_latents_is_refused() -> None:
     assert len(spy.seen) == 2
 
 
-@pytest.mark.parametrize("family", ["llava", "internvl"])
+@pytest.mark.parametrize("family", ["llava", "internvl", "llama4 with dense layers"])
 def test_rotary_gain_is_a_sum_of_cosines_of_the_distance(family: str) -> None:
     inputs, width = inputs_of(family, RAGGED), 8
     theta = 10000.0 ** (-torch.arange(width // 2) * 2 / width)
@@ -197,6 +197,11 @@ def test_rotary_gain_is_a_sum_of_cosines_of_the_distance(family: str) -> None:
         at = inputs["attention_mask"][row].cumsum(0) - 1
         angles = (at[text][:, None] - at[image])[..., None] * theta
         close(seen["gain"], 2 * width**-0.5 * angles.cos().sum(-1))
+
+
+def test_rotary_gain_of_a_layer_without_positions() -> None:
+    for seen in shown("llama4", 2, {"gain": RotaryGain()}):
+        assert bool((seen["gain"] == 8**0.5).all()) and seen["gain"].numel() > 0
 
 
 @pytest.mark.parametrize("family", SIX)

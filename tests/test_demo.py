@@ -184,7 +184,7 @@ def test_one_method_that_fails_leaves_the_others(desk: Desk, monkeypatch: pytest
     def broken(*_: object) -> None:
         raise RuntimeError("secret of the server")
 
-    monkeypatch.setattr(DivPrune, "select", broken)
+    monkeypatch.setattr(DivPrune, "select_together", broken)
     found = list(desk.results(picture(3, (112, 112)), QUESTION, ["divprune", "uniform", "fastv@99"], 0.25))
     assert [one.answer is None for one in found] == [False, True, False, True]
     assert "RuntimeError" in found[1].problem and "secret" not in found[1].problem

@@ -277,7 +277,11 @@ def test_merged_tokens_stand_where_their_frame_stands(family: str, seed: int) ->
     """VisionZip put together by hand, frame by frame, and run through the text model alone, deepstack included."""
     model, name = built(family), FAMILIES[family].name
     keep = 24 if name == "llava_next" else 7  # enough for contextual tokens of each tile, whose place is special there
-    method, info, inner = vlmprune.recipe("visionzip:7").stages[0].method, adapter_for(model).info, model.model
+    method, info, inner = (
+        vlmprune.recipe("visionzip:7").stages[0].method,
+        adapter_for(model).info,
+        adapter_for(model).inner,
+    )
     inputs = batch(FAMILIES[family], [[seed]])
     ids = inputs["input_ids"][0]
     [view] = whole_images(family, method, inputs)
@@ -314,7 +318,7 @@ def test_merged_tokens_stand_where_their_frame_stands(family: str, seed: int) ->
         given["position_ids"] = inner.get_rope_index(inputs["input_ids"], **known)[0][:, :, order]
     elif method.positions(info) == "compact":
         given["position_ids"] = torch.arange(len(order))[None]
-    text = inner.text_model if hasattr(inner, "text_model") else inner.language_model
+    text = adapter_for(model).text_model
     if hasattr(text, "_deepstack_process"):  # a new token gets what deepstack has for the slot of its anchor
         encode = inner.get_video_features if "video" in family else inner.get_image_features
         levels = encode(**FAMILIES[family].image(seed)[0]).deepstack_features
@@ -322,7 +326,9 @@ def test_merged_tokens_stand_where_their_frame_stands(family: str, seed: int) ->
         given["deepstack_visual_embeds"] = [torch.cat(level)[taken] for level in levels]
         given["visual_pos_masks"] = torch.tensor([[column in at for column in order]])
     embeds, ones = torch.stack([row for _, row in tokens])[None], torch.ones(1, len(order), dtype=torch.long)
-    expected = model.lm_head(text(inputs_embeds=embeds, attention_mask=ones, use_cache=False, **given)[0])[0]
+    expected = model.get_output_embeddings()(
+        text(inputs_embeds=embeds, attention_mask=ones, use_cache=False, **given)[0]
+    )[0]
     assert expected.shape == logits.shape and float((expected - logits).abs().max()) < TOLERANCE
     vanilla = model(**inputs).logits[0, -1]
     assert float((vanilla - logits[-1]).abs().max()) > 50 * TOLERANCE

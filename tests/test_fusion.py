@@ -139,6 +139,18 @@ def test_a_given_log_sum_exp_is_used_and_chunks_change_nothing(lse: bool, monkey
     assert largest(whole, again) < 1e-12
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_rows_that_cannot_have_a_raised_logit_are_left_alone(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told by few keys, whose log-sum-exp is less than the row's."""
+    rows, fusion = drawn(seed, 64, torch.float64, 4.0), Fusion(0.3, 0.4, 0.5)
+    groups, asked, own = [torch.arange(20, 30)], [0], Rows.log_sum_exp
+    monkeypatch.setattr("vlmprune.scores.fusion.EVERY", 5)
+    monkeypatch.setattr(Rows, "log_sum_exp", lambda self: asked.append(self.query.shape[1]) or own(self))
+    fused, raised = fused_attention(dense(rows, groups, NOTHING), rows, groups, **asdict(fusion))
+    assert largest(fused, dense(rows, groups, fusion)) <= 1e-10
+    assert 0 < int(raised.any(1).sum()) <= sum(asked) < len(raised)
+
+
 @pytest.fixture(autouse=True)
 def the_same_draws() -> None:
     """Errors of rounding depend on the numbers drawn, which must not depend on the tests that ran before."""

@@ -458,7 +458,6 @@ VISION = {
     "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 16,
     "patch_size": 4,
 }  # fmt: skip
-LLAMA4_TOWER = {**VISION, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32}
 
 
 @pytest.mark.parametrize(
@@ -495,12 +494,8 @@ LLAMA4_TOWER = {**VISION, "vision_output_dim": 32, "projector_input_dim": 32, "p
             "looked for layers",
         ),
         (gemma4(num_kv_shared_layers=2), "share keys and values"),
-        (
-            lambda: small("Llama4", vision_config=LLAMA4_TOWER, text_config={**TEXT, "intermediate_size_mlp": 32}),
-            "see chunks of the prompt .* stored tokens, and others scale attention by that count, so that",
-        ),
     ],
-    ids=["text model", "text only", "mllama", "florence2", "gemma4", "llama4"],
+    ids=["text model", "text only", "mllama", "florence2", "gemma4"],
 )  # fmt: skip
 def test_another_layout(build: Any, missing: str) -> None:
     with pytest.raises(UserError, match=rf"cannot prune a .*{missing}.*adding-a-family") as caught:
@@ -521,10 +516,10 @@ def test_each_thing_looked_for() -> None:
     inner.config.image_token_index = IMAGE
     assert misfit(inner) is None
     inner.config.layer_types = ["chunked_attention"] * 4
-    assert "see chunks of the prompt whose borders are counted in stored tokens, so" in str(misfit(inner))
-    inner.config.layer_types = ["wavelet_attention"] * 4
-    assert "of a kind unknown to vlmprune (wavelet_attention)" in str(misfit(inner))
-    inner.config.layer_types = None
+    assert "of a kind unknown to vlmprune (chunked_attention)" in str(misfit(inner))
+    inner.config.layer_types, inner.config.attention_chunk_size = None, 8192
+    assert "of a kind unknown to vlmprune (chunked_attention)" in str(misfit(inner))
+    inner.config.attention_chunk_size = None
     text.layers[2].self_attn.is_causal = False
     assert "decoder layer 2 attends in both directions" in str(misfit(inner))
     text.layers[1].self_attn = torch.nn.Identity()

@@ -89,7 +89,9 @@ def brightness_tower(family: str) -> Any:
             continue
         norm = "norm" in name or "ln_" in name
         weight.data.fill_(1.0 if norm and name.endswith("weight") else 0.0)
-        if "patch_" in name and (weight.dim() > 3 or name.endswith(("input_proj.weight", "patch_embedding.weight"))):
+        if "patch_" in name and (
+            weight.dim() > 3 or name.endswith(("input_proj.weight", "embedding.weight", "embedding.linear.weight"))
+        ):
             weight.data[0] = bright / weight[0].numel()
             weight.data[1] = -weight.data[0]  # a mean of zero passes LayerNorm
         elif name.endswith(("class_embedding", "cls_token")):

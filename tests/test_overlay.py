@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,28 @@ def test_the_window_is_what_clip_crops(size: tuple[int, int], crop: tuple[int, i
 def test_a_processor_without_a_crop_shows_everything() -> None:
     assert seen_window(Qwen2VLImageProcessorPil(), (300, 200)) == Window(0, 0, 300, 200)
     assert seen_window(None, (300, 200)) == Window(0, 0, 300, 200)
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "options"),
+    [
+        ((40, 20), (40, 40), {}),  # enlarged 1.2 times
+        ((20, 40), (40, 40), {}),
+        ((48, 48), (48, 48), {}),
+        ((47, 31), (47, 48), {}),  # 48 x 31, rounded down
+        ((100, 30), (100, 30), {}),  # three tiles and the whole picture
+        ((40, 20), (40, 20), {"resize_to_max_canvas": True}),  # two tiles
+        ((100, 30), (100, 30 * 48 / 14), {"max_patches": 1}),
+    ],
+)
+def test_a_picture_that_is_padded_in_its_one_tile(
+    size: tuple[int, int], window: tuple[float, float], options: dict[str, Any]
+) -> None:
+    """As Llama 4's processor does, which needs torchvision: with it, 900 sizes and options gave these windows."""
+    settings = SimpleNamespace(**{
+        "size": {"height": 48, "width": 48}, "max_patches": 4, "resize_to_max_canvas": False, **options
+    })  # fmt: skip
+    assert seen_window(settings, size) == pytest.approx((0, 0, *window))
 
 
 # ---------------------------------------------------------------- sheets

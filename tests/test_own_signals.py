@@ -148,6 +148,7 @@ def seen_by_hooks(family: str, need: DecoderNeed) -> list[Tensor]:
         states = rows.layers[LAYER - 1].values.transpose(1, 2).flatten(2)
     else:
         states = noted[0][0] if isinstance(noted[0], tuple) else noted[0]
+        states = states.unflatten(0, inputs["input_ids"].shape) if states.ndim == 2 else states  # Llama 4's experts
     numbers = image_numbers(FAMILIES[family], RAGGED)
     found = []
     for row, images in enumerate(RAGGED):

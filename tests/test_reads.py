@@ -22,7 +22,7 @@ REASONS = {
     "runtime/session.py:_copies": "as many placeholders as features, or an error; twice where videos may be, too",
     "runtime/session.py:_prompt": "the columns of the placeholders",
     # what the method gave
-    "runtime/select.py:check_selection": "a method that breaks the contract is an error",
+    "runtime/select.py:check_selections": "a method that breaks the contract is an error",
     "runtime/select.py:check_merged": "likewise",
     "runtime/prompt_reading.py:_origin": "merged tokens have no signals: an error, not another's",
     "models/base.py:within_rounding": "what enters the LLM is what the projector made, or an error",

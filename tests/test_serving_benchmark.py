@@ -40,9 +40,10 @@ def scripts() -> Iterator[tuple[Any, Any]]:
 @pytest.mark.parametrize("model", MODELS)
 def test_random_models_have_576_visual_tokens(model: str, scripts: tuple[Any, Any], tmp_path: Path) -> None:
     script, _ = scripts
-    place = script.save(model, tmp_path / model, False)
+    layers, width = (script.options_of([]).layers, script.options_of([]).width)
+    place = script.save(model, tmp_path / model, layers, width)
     config, processor = AutoConfig.from_pretrained(place), load_processor(place)
-    assert config.text_config.num_hidden_layers == 8 and config.text_config.hidden_size == 512
+    assert config.text_config.num_hidden_layers == layers and config.text_config.hidden_size == width
     shown = Image.new("RGB", (336, 336))
     inputs = dict(processor(text=processor.image_token, images=[shown], return_tensors="pt"))
     assert int((inputs["input_ids"] == config.image_token_id).sum()) == 576

@@ -10,7 +10,7 @@ import vlmprune
 from vlmprune.testing import FAMILIES
 
 # which tile shows the whole image, as the families' processors order them
-WHOLE = {"internvl": -1, "smolvlm": -1, "aya_vision": -1, "cohere2_vision": -1, "ovis2": 0}
+WHOLE = {"internvl": -1, "smolvlm": -1, "aya_vision": -1, "cohere2_vision": -1, "ovis2": 0, "llama4": -1}
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def test_the_tile_that_shows_all_of_an_image(family: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["internvl", "aya_vision", "cohere2_vision", "ovis2"])
+@pytest.mark.parametrize("family", ["internvl", "aya_vision", "cohere2_vision", "ovis2", "llama4"])
 def test_images_without_text_between_them_are_told_apart(family: str) -> None:
     parts = [FAMILIES[family].image(seed) for seed in (0, 1, 2)]
     ids = torch.tensor([[1, 5, *(token for _, own in parts for token in own), 6, 7]])

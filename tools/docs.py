@@ -333,7 +333,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "speed": speed,
     **{
         name: made_by("docs_speed", name)
-        for name in ("prefill", "scoring", "selectors", "decoding", "memory", "scaling")
+        for name in ("prefill", "prefill_wide", "scoring", "selectors", "decoding", "memory", "scaling")
     },
 }
 

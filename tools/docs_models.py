@@ -31,7 +31,10 @@ if str(TESTS) not in sys.path:
     sys.path.append(str(TESTS))
 
 MODALITIES = {"": "images", "video": "videos", "mixed": "both in a batch"}  # by the end of a tiny model's name
-LAYERS = {"full_attention": "full", "sliding_attention": "sliding", "linear_attention": "recurrent"}
+LAYERS = {
+    "full_attention": "full", "sliding_attention": "sliding", "chunked_attention": "chunked",
+    "linear_attention": "recurrent",
+}  # fmt: skip
 SKIPPED = {"skip", "skipif", "xfail"}
 UNNAMED = {INAPPLICABLE: "–", UNTESTED: "untested"}  # gaps that need no note
 SEEDS = range(6)  # of images and videos of every shape

@@ -5,23 +5,31 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from docs_text import table
+
+from vlmprune.bench.random_models import Architecture
 
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 SELECTORS = ("selectors", "gpu-selecting")
 
 
 def selectors() -> str:
-    """Selections beside the plain algorithms of their authors, and Hi-Lo's beside DivPrune's."""
+    """Selections beside the plain algorithms of their authors, Hi-Lo's beside DivPrune's, and those of batches."""
     return _each(SELECTORS, "selecting", _selectors)
 
 
 def prefill() -> str:
     """Pruned prefills over the bare text model's."""
     return _each(("prefill", "gpu-prefill", "gpu-prefill-6400"), "prefill", _prefill)
+
+
+def prefill_wide() -> str:
+    """What a method adds to the prefill of two layers of a large model's width, and what that is of all its layers."""
+    return _each(("prefill-wide",), "prefill", _wide)
 
 
 def scoring() -> str:
@@ -83,6 +91,22 @@ def _prefill(found: dict[str, Any]) -> str:
     )
     head = ["method", "target", *(f"{100 * keep:g} %" for keep in keeps)]
     return f"{table(head, lines)}\n\n{say} {unpruned} {_about(found)}"
+
+
+def _wide(found: dict[str, Any]) -> str:
+    some = Architecture.parse(found["settings"]["model"])
+    every, few = (one.config().text_config.num_hidden_layers for one in (replace(some, layers=None), some))
+    times = every / few
+    rows = [row for row in found["rows"] if row["keep"] < 1]
+    lines = [
+        [f"`{row['method']}`", f"{row['bare_ms']:.0f}", f"{row['forward_ms'] - row['bare_ms']:.0f}",
+         f"{1 + (row['ratio'] - 1) / times:.3f}"]
+        for row in rows
+    ]  # fmt: skip
+    over = sum(1 + (row["ratio"] - 1) / times > row["target"] for row in rows)
+    head = ["method", "bare, ms", "added, ms", "over all layers"]
+    say = f"{over} of {len(rows)} are above their target. {100 * rows[0]['keep']:g} % are kept."
+    return f"{table(head, lines)}\n\n{say} {_about(found)}"
 
 
 def _over(row: dict[str, Any] | None) -> str:
@@ -161,9 +185,18 @@ def _selectors(found: dict[str, Any]) -> str:
             for line in found["hilo"]
         ],
     )  # fmt: skip
+    together = table(
+        ["selection", "features", "images", "one by one, ms", "together, ms", "times as fast", "same images", "noise"],
+        [
+            [*_what(line, line["method"])[:2], f"{line['images']} of {_what(line, '')[2]}",
+             *_times(line, "alone_ms", "together_ms"), f"{line['ratio']:.2f}",
+             f"{line['same']} of {line['images']}", f"{line['noise']:.2f}"]
+            for line in found["together"]
+        ],
+    )  # fmt: skip
     device = "One thread" if found.get("device", "cpu") == "cpu" else "A GPU"
     made = f"{device}, least time of at most {found['repeats']} runs in turns, torch {found['torch']}."
-    return f"{plain}\n\n{hilo}\n\n{made}"
+    return f"{plain}\n\n{hilo}\n\n{together}\n\n{made}"
 
 
 def _what(line: dict[str, Any], method: str) -> list[str]:

@@ -24,7 +24,16 @@ from vlmprune.core.needs import (
     Tower,
 )
 from vlmprune.core.options import AtLeast, NotNegative, Positive, Share, ShareBelowOne
-from vlmprune.core.roles import Fusing, MergesInside, Merging, NamesParts, Observes, OrdersParts, goes_to
+from vlmprune.core.roles import (
+    Fusing,
+    MergesInside,
+    Merging,
+    NamesParts,
+    Observes,
+    OrdersParts,
+    SelectsTogether,
+    goes_to,
+)
 from vlmprune.core.selectors import ascending, top_k
 from vlmprune.core.shape import Load
 from vlmprune.core.signals import (
@@ -108,6 +117,7 @@ __all__ = [
     "RotaryGain",
     "Scorer",
     "Selection",
+    "SelectsTogether",
     "Share",
     "ShareBelowOne",
     "TextQueryAttention",

@@ -32,13 +32,14 @@ def shape_of(config: Any) -> Shape | None:
         **(own or _latent(text) or _usual(text)),
         **({} if own else _experts(text)),
         **_routed(text),
+        **_all_experts(text),
         **(_recurrent(text) or _convolving(text)),
     )
 
 
 def _mlp(text: Any) -> int:
     """Width of the MLP; LFM2 takes two thirds of what its configuration says, rounded up, where that asks for it."""
-    width: int = getattr(text, "intermediate_size", 0)
+    width: int = getattr(text, "intermediate_size_mlp", getattr(text, "intermediate_size", 0))  # the former in Llama 4
     if not getattr(text, "block_auto_adjust_ff_dim", False):
         return width
     width = int(2 * width / 3)
@@ -130,6 +131,18 @@ def _routed(text: Any) -> dict[str, Any]:
         "sparse": list(range(text.first_k_dense_replace, text.num_hidden_layers)),
         "sparse_mlp": text.hidden_size * (experts + 3 * active),
         "active": active,
+    }
+
+
+def _all_experts(text: Any) -> dict[str, Any]:
+    """Of a mixture of experts in which transformers lets every expert compute every token, as it does in Llama 4."""
+    if text.model_type != "llama4_text":
+        return {}
+    experts, chosen = text.num_local_experts, text.num_experts_per_tok
+    return {
+        "sparse": list(text.moe_layers),
+        "sparse_mlp": text.hidden_size * (experts + 3 * (experts + 1) * text.intermediate_size),
+        "active": (chosen + 1) * text.intermediate_size,
     }
 
 
@@ -378,6 +391,14 @@ def _ovis2(config: Any, vision: Any, width: int) -> Tower:
     return {**tower, "encoder_gated": True}
 
 
+def _llama4(config: Any, vision: Any, width: int) -> Tower:
+    """An MLP shuffles patches into slots at the end of the tower; its first matrix reads those of a slot."""
+    merge, out = round(1 / vision.pixel_shuffle_ratio) ** 2, vision.projector_output_dim
+    mlp = vision.intermediate_size * vision.projector_input_dim + out**2
+    projector = mlp + vision.vision_output_dim * width
+    return _vit(vision, merge=merge, projector=projector, tile=_patches(vision) // merge, cls=True)
+
+
 TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
     "llava": _llava,
     "paligemma": _paligemma,
@@ -404,6 +425,7 @@ TOWERS: dict[str, Callable[[Any, Any, int], Tower]] = {
     "aya_vision": _cohere,
     "cohere2_vision": _cohere,
     "ovis2": _ovis2,
+    "llama4": _llama4,
     "qwen2_5_omni_thinker": _qwen2_5_omni,
     "qwen3_omni_moe_thinker": _qwen3_omni,
     "minicpmv4_6": _minicpm,

@@ -32,8 +32,8 @@ class Method:
     `Literal["paper", "official"]`, `Annotated[float, Share]`, `Annotated[int, AtLeast(1)]`, `bool`, each with `| None`.
     Names in them are imported or defined at the top of the file, not under `if TYPE_CHECKING:`.
     It never touches a model, a cache, a mask or text. The runtime calls `select` once per image (or once per frame, see
-    `per`), only when the budget is below the number of tokens present, and checks the result: `view.keep` distinct
-    token indices, or `Merged`.
+    `per`; for many images at once see `core.roles.SelectsTogether`), only when the budget is below the number of tokens
+    present, and checks the result: `view.keep` distinct token indices, or `Merged`.
 
     Args:
         per: "image": all tokens of an image or video compete for its budget. "frame": the budget is spread evenly over

@@ -12,7 +12,15 @@ from vlmprune.core.budget import OWN, ByFrame, Keep, Keeps
 from vlmprune.core.errors import UserError
 from vlmprune.core.framed import framed
 from vlmprune.core.method import Method
-from vlmprune.core.roles import Fusing, MergesInside, Observes, OrdersParts, changes_encoding
+from vlmprune.core.roles import (
+    Fusing,
+    MergesInside,
+    NamesParts,
+    Observes,
+    OrdersParts,
+    SelectsTogether,
+    changes_encoding,
+)
 from vlmprune.core.view import ModelInfo
 
 
@@ -101,10 +109,18 @@ def _keeps_blanks(method: Method) -> bool:
 
 def _check_roles(method: Method) -> None:
     """Raise TypeError where a method has the functions of a role without its base, so that nobody would call them."""
-    for role in (Fusing, MergesInside, OrdersParts, Observes):
-        missing = [name for name in role.__abstractmethods__ if hasattr(method, name)]
+    name = type(method).__name__
+    for role in (Fusing, MergesInside, OrdersParts, SelectsTogether, Observes):
+        missing = [function for function in role.__abstractmethods__ if hasattr(method, function)]
         if missing and not isinstance(method, role):
-            raise TypeError(f"{type(method).__name__} has {missing[0]}, so it must be a {role.__name__}, too")
+            raise TypeError(f"{name} has {missing[0]}, so it must be a {role.__name__}, too")
+    if not isinstance(method, SelectsTogether):
+        return
+    if isinstance(method, NamesParts):
+        raise TypeError(f"{name} cannot be both a NamesParts and a SelectsTogether")
+    newest = next(cls for cls in type(method).__mro__ if {"select", "select_together"} & vars(cls).keys())
+    if "select_together" not in vars(newest):
+        raise TypeError(f"{newest.__name__} has a select of its own, so it needs a select_together of its own, too")
 
 
 def _by_image(method: Method, keep: Keeps, info: ModelInfo, stage: int, budget: str) -> tuple[Act, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlmprune.core.fusion import Fusion
 from vlmprune.core.method import Method, PixelMethod
-from vlmprune.core.view import ImageView, ModelInfo
+from vlmprune.core.view import ImageView, ModelInfo, Selection
 
 if TYPE_CHECKING:
     from vlmprune.core.act import Act
@@ -30,6 +30,10 @@ class Fusing(Method, ABC):
     @abstractmethod
     def candidates(self, view: ImageView) -> Tensor:
         """Indices of tokens that `select` drops from this view, and that fusion makes the other tokens attend to."""
+
+    def candidates_together(self, views: Sequence[ImageView]) -> Sequence[Tensor]:
+        """`candidates` of each of these views, several of which are given only to a method that `SelectsTogether`."""
+        return [self.candidates(view) for view in views]
 
     def candidate_count(self, act: Act, keep: int, n: int) -> int:
         """The most of an image's `n` tokens that `candidates` can name; used to count operations."""
@@ -128,6 +132,29 @@ class NamesParts(Method, ABC):
 def all_kinds(parts: Mapping[str, Tensor]) -> Tensor:
     """The tokens of all kinds, in increasing order, each once."""
     return torch.unique(torch.cat([*parts.values()]))
+
+
+class SelectsTogether(Method, ABC):
+    """A method that selects from many images at once, so that 32 of them need no more rounds of a loop than one does.
+
+    It implements `select_together` instead of `select`. Worth it where a loop over picks takes its time, as on a GPU,
+    where each operation has to be started. It cannot be one that `NamesParts`.
+    """
+
+    @abstractmethod
+    def select_together(self, views: Sequence[ImageView]) -> Sequence[Selection]:
+        """For each view exactly what would be selected if it came alone.
+
+        A sum may be rounded otherwise in a product of many matrices than in one of two, and may then decide a near tie
+        otherwise: compute such things view by view, and let the loop be common.
+
+        Args:
+            views: one or more images (or frames, or tiles) of any samples, at one act, each with as many tokens and as
+                high a budget as any other. They need not have the same grid, text or memory.
+        """
+
+    def select(self, view: ImageView) -> Selection:
+        return self.select_together([view])[0]
 
 
 class Observes(Method, ABC):

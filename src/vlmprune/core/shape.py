@@ -31,7 +31,8 @@ class Shape:
         cls_slots: whether a frame of a video keeps its CLS token as a slot.
         gated_query: whether attention's output is gated, by as many numbers as there are queries.
         sparse: decoder layers whose MLP is a mixture of experts.
-        sparse_mlp: multiplications of such a layer's router, chosen experts and shared expert a token.
+        sparse_mlp: multiplications of such a layer's router, chosen experts and shared expert a token; in Llama 4 of
+            all experts, as transformers lets each compute every token.
         active: width of the MLP that a token passes there: of the chosen experts and the shared one together.
         recurrent: decoder layers with linear attention (the gated delta rule).
         recurrent_weights: multiplications of such a layer's projections and convolution a token.

@@ -14,6 +14,7 @@ from vlmprune.models.generic import GenericAdapter
 KINDS = {
     "full_attention": "full attention",
     "sliding_attention": "sliding window of {window} tokens",
+    "chunked_attention": "attention within chunks of {chunk} tokens",
     "linear_attention": "recurrent (no keys per token)",
 }
 
@@ -84,7 +85,9 @@ def _decoder(adapter: Adapter) -> Iterator[str]:
     kinds = [adapter.layer_kind(layer) for layer in range(len(adapter.decoder_layers))]
     for kind in dict.fromkeys(kinds):
         layers = [layer for layer, own in enumerate(kinds) if own == kind]
-        words = KINDS.get(kind, kind).format(window=getattr(adapter.text_config, "sliding_window", None))
+        sizes = {"window": "sliding_window", "chunk": "attention_chunk_size"}
+        found = {word: getattr(adapter.text_config, name, None) for word, name in sizes.items()}
+        words = KINDS.get(kind, kind).format(**found)
         yield f"{words} in {'all' if len(layers) == len(kinds) else f'layers {ranges(layers)}'}"
 
 

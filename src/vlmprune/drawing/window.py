@@ -1,4 +1,4 @@
-"""The part of a picture that a model sees: what its processor's centre crop leaves."""
+"""The part of a picture that a model sees: what its processor's centre crop leaves, and with what padding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from PIL import Image
 
 
 class Window(NamedTuple):
-    """The part of a picture that the model saw, in pixels of that picture. The slot grid is stretched over it."""
+    """The part of a picture that the model saw, in pixels of that picture. The slot grid is stretched over it.
+
+    Where the processor has padded the picture, it reaches beyond it.
+    """
 
     left: float
     top: float
@@ -23,11 +26,14 @@ class Window(NamedTuple):
 def seen_window(processor: Any, size: tuple[int, int]) -> Window:
     """What is left of a picture of `size` (width, height) after the processor's resize and centre crop.
 
-    Every resize of transformers stretches the whole picture, so only a centre crop cuts anything off.
+    Every resize of transformers stretches the whole picture, so only a centre crop cuts anything off. Llama 4's pads a
+    picture that it does not cut into tiles.
     A processor that says nothing about a crop is taken to show the whole picture.
     """
     width, height = size
     settings = getattr(processor, "image_processor", processor)
+    if hasattr(settings, "resize_to_max_canvas"):
+        return _in_a_tile(settings, width, height)
     crop = _sizes(getattr(settings, "crop_size", None))
     if not getattr(settings, "do_center_crop", False) or "height" not in crop:
         return Window(0, 0, width, height)
@@ -48,6 +54,20 @@ def window_on(picture: Image.Image, image: Image.Image, processor: Any) -> Windo
 def _sizes(size: Any) -> dict[str, int]:
     """A processor's size settings as a plain dict without the entries that are not set."""
     return {key: value for key, value in dict(size or {}).items() if value}
+
+
+def _in_a_tile(settings: Any, width: int, height: int) -> Window:
+    """Llama 4's: one tile that a picture does not fill, or the one behind several, which shows it without padding."""
+    side, most = _sizes(settings.size)["height"], settings.max_patches
+    canvases = [(rows, cols) for rows in range(1, most + 1) for cols in range(1, most // rows + 1)]
+    scales = {(rows, cols): min(cols * side / width, rows * side / height) for rows, cols in canvases}
+    enlarging = [scale for scale in scales.values() if scale >= 1]
+    chosen = min(enlarging) if enlarging and not settings.resize_to_max_canvas else max(scales.values())
+    if scales[1, 1] != chosen:
+        return Window(0, 0, width, height)
+    across = max(1, min(int(width * (side / height)), side)) if width <= height else side
+    down = max(1, min(int(height * (side / width)), side)) if width > height else side
+    return Window(0, 0, width * side / across, height * side / down)
 
 
 def _resized(settings: Any, width: int, height: int) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ BLOCK = 128  # rows of it that are computed at once
 
 def unit_rows(features: Tensor) -> Tensor:
     """Rows [n, D] of length 1, in their own precision; one whose length overflows counts as a zero vector."""
-    return (features / lengths(features)[:, None]).nan_to_num_()
+    return _directions(features).nan_to_num_()
 
 
 def lengths(features: Tensor) -> Tensor:
@@ -33,7 +33,6 @@ def first_alike(rows: Tensor) -> Tensor:
     return torch.full_like(places, len(rows)).scatter_reduce(0, group, places, "amin")[group]
 
 
-@torch.no_grad()
 def most_diverse(features: Tensor, count: int, again: bool = False) -> Tensor:
     """The greedy order of max-min cosine distance.
 
@@ -50,33 +49,68 @@ def most_diverse(features: Tensor, count: int, again: bool = False) -> Tensor:
     Returns:
         Indices in the order in which they are picked, [count].
     """
-    directions, n = features / lengths(features)[:, None], len(features)
-    matrix = features.new_empty(n, n) if n * n * features.element_size() <= MATRIX_BYTES else None
-    farthest = _nearest_others(directions, matrix)
-    if matrix is not None and not again:
-        matrix.fill_diagonal_(-torch.inf)  # never the farthest again
-    if matrix is not None and matrix.is_cpu:
-        return _picks_here(_numbers(matrix), _numbers(farthest), count)
-
-    def row_of(pick: Tensor) -> Tensor:
-        if matrix is not None:
-            return matrix.index_select(0, pick)[0]
-        row = _distances(directions[pick], directions)[0]
-        return row if again else row.index_fill_(0, pick, -torch.inf)
-
-    return _picks(row_of, farthest, count)
+    return most_diverse_of_each([features], count, again)[0]
 
 
-def _picks(row_of: Callable[[Tensor], Tensor], farthest: Tensor, count: int) -> Tensor:
-    """The greedy order, without reading a number. `row_of` gives the distances [n] of a pick [1]."""
+@torch.no_grad()
+def most_diverse_of_each(sets: Sequence[Tensor], count: int, again: bool = False) -> list[Tensor]:
+    """What `most_diverse` gives of each of several sets of rows [n, D], n the same for all, in one loop over picks.
+
+    The distances are computed set by set, so that they are rounded as those of the set alone. On a GPU the loop is
+    common to as many sets as have their distances in `MATRIX_BYTES`. On a CPU one set
+    follows another in the same memory: a common loop would take longer, as it leaves the cache.
+    """
+    n, size = len(sets[0]), len(sets[0]) ** 2 * sets[0].element_size()
+    if size > MATRIX_BYTES:
+        return [_without_matrix(features, count, again) for features in sets]
+    here = is_here(sets[0])
+    at_once = 1 if here else min(len(sets), MATRIX_BYTES // size)
+    matrices, picks = sets[0].new_empty(at_once, n, n), list[Tensor]()
+    for first in range(0, len(sets), at_once):
+        some = sets[first : first + at_once]
+        farthest = [_nearest_others(_directions(one), own) for one, own in zip(some, matrices, strict=False)]
+        if not again:
+            matrices.diagonal(dim1=1, dim2=2).fill_(-torch.inf)  # never the farthest again
+        if here:
+            picks.append(_picks_here(_numbers(matrices[0]), _numbers(farthest[0]), count))
+        else:
+            picks += _picks(matrices[: len(some)], farthest, count)
+    return picks
+
+
+def is_here(rows: Tensor) -> bool:
+    """Whether they are in the memory of the CPU, where numbers are read at once and steps need not be started."""
+    return rows.is_cpu
+
+
+def _without_matrix(features: Tensor, count: int, again: bool) -> Tensor:
+    """The greedy order, with the distances of each pick computed again."""
+    directions = _directions(features)
+    farthest = _nearest_others(directions, None)
     picks, nearest = [farthest.argmax(keepdim=True)], torch.full_like(farthest, torch.inf)
     while len(picks) < count:
-        picks.append(torch.minimum(nearest, row_of(picks[-1]), out=nearest).argmax(keepdim=True))
+        row = _distances(directions[picks[-1]], directions)[0]
+        row = row if again else row.index_fill_(0, picks[-1], -torch.inf)
+        picks.append(torch.minimum(nearest, row, out=nearest).argmax(keepdim=True))
     return torch.cat(picks)
 
 
+def _picks(matrices: Tensor, farthest: Sequence[Tensor], count: int) -> list[Tensor]:
+    """The greedy orders of sets with these distances [B, n, n], without reading a number.
+
+    Args:
+        farthest: of each set, [n] how far the nearest other row is.
+    """
+    picks = [torch.stack([*farthest]).argmax(1, keepdim=True)]
+    nearest = matrices.new_full(matrices.shape[:2], torch.inf)
+    while len(picks) < count:
+        row = matrices.gather(1, picks[-1][:, :, None].expand(-1, 1, matrices.shape[2]))[:, 0]
+        picks.append(torch.minimum(nearest, row, out=nearest).argmax(1, keepdim=True))
+    return [*torch.cat(picks, 1)]
+
+
 def _picks_here(matrix: np.ndarray, farthest: np.ndarray, count: int) -> Tensor:
-    """The same on a CPU, where a step in numpy takes a third of the time that its calls of torch take."""
+    """The same of one set on a CPU, where a step in numpy takes a third of the time that its calls of torch take."""
     picks, nearest = [farthest.argmax()], np.full_like(farthest, np.inf)
     while len(picks) < count:
         picks.append(np.minimum(nearest, matrix[picks[-1]], out=nearest).argmax())
@@ -86,6 +120,11 @@ def _picks_here(matrix: np.ndarray, farthest: np.ndarray, count: int) -> Tensor:
 def _numbers(values: Tensor) -> np.ndarray:
     """Half precision as float32, which numpy has for all of it, and which holds the same numbers."""
     return (values.float() if values.element_size() < 4 else values).numpy()
+
+
+def _directions(features: Tensor) -> Tensor:
+    """The rows [n, D] with length 1, not a number where it is too small or too large for that."""
+    return features / lengths(features)[:, None]
 
 
 def _distances(some: Tensor, directions: Tensor) -> Tensor:

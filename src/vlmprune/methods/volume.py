@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from vlmprune.methods.diversity import is_here
 from vlmprune.methods.volume_search import AheadSearch, Search
 
 TRUSTED = 1e-3  # as a share of a vector's own d at the start: what is left below it may be float32's rounding
 
 
-@torch.no_grad()
 def largest_volume(rows: Tensor, lengths: Tensor, count: int) -> Tensor:
     """The greedy order in which vectors v make the determinant of their Gram matrix largest.
 
@@ -30,12 +32,32 @@ def largest_volume(rows: Tensor, lengths: Tensor, count: int) -> Tensor:
     Returns:
         Indices in the order in which they are picked, [count].
     """
-    search = _search(rows, lengths.to(rows.dtype), count)
-    enough = (search.lefts > TRUSTED * search.whole[search.picks]) & search.real
-    if bool(enough.all()):  # the one number that is read, after the loop
-        return search.picks
-    search = _search(rows.double(), lengths.double(), count)
-    return _filled(search.picks, search.real, lengths)
+    return largest_volume_of_each([rows], [lengths], [count])[0]
+
+
+@torch.no_grad()
+def largest_volume_of_each(sets: Sequence[Tensor], lengths: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """What `largest_volume` gives of each of several sets; on a GPU those of one size are picked from in one loop."""
+    groups: dict[tuple[torch.Size, int], list[int]] = {}
+    for place, (rows, count) in enumerate(zip(sets, counts, strict=True)):
+        groups.setdefault((rows.shape, count), []).append(place)
+    found: dict[int, Tensor] = {}
+    for (_, count), places in groups.items():
+        own = [sets[place] for place in places], [lengths[place] for place in places]
+        found.update(zip(places, _of_one_size(*own, count), strict=True))
+    return [found[place] for place in range(len(sets))]
+
+
+def _of_one_size(sets: Sequence[Tensor], lengths: Sequence[Tensor], count: int) -> list[Tensor]:
+    picks, real, sure = _search(sets, lengths, count, sets[0].dtype)
+    found = [*picks]
+    unsure = (~(real & sure).all(1)).nonzero().squeeze(1).tolist()  # the one thing that is read, after the loop
+    if unsure:
+        own = [sets[place] for place in unsure], [lengths[place] for place in unsure]
+        picks, real, _ = _search(*own, count, torch.float64)
+        for place, again, rank in zip(unsure, picks, real, strict=True):
+            found[place] = _filled(again, rank, lengths[place])
+    return found
 
 
 def _filled(picks: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
@@ -45,7 +67,17 @@ def _filled(picks: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
     return torch.where(real, picks, others[((~real).cumsum(0) - 1).clamp(min=0)])
 
 
-def _search(rows: Tensor, lengths: Tensor, count: int) -> Search:
-    search = (AheadSearch if rows.is_cpu else Search)(rows, lengths, count)
+def _search(
+    sets: Sequence[Tensor], lengths: Sequence[Tensor], count: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The picks of each set, whether more than rounding was left of each, and enough for float32; [B, count]."""
+    if is_here(sets[0]):
+        alone = [_outcome(AheadSearch(rows.to(dtype), long.to(dtype), count)) for rows, long in zip(sets, lengths)]
+        picks, real, sure = (torch.cat(parts) for parts in zip(*alone, strict=True))
+        return picks, real, sure
+    return _outcome(Search([rows.to(dtype) for rows in sets], [long.to(dtype) for long in lengths], count))
+
+
+def _outcome(search: Search) -> tuple[Tensor, Tensor, Tensor]:
     search.run()
-    return search
+    return search.picks, search.real, search.lefts > TRUSTED * search.whole.gather(1, search.picks)

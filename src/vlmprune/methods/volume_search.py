@@ -1,8 +1,9 @@
-"""How the greedy search for the largest volume goes: one vector at a time, or many together on a CPU."""
+"""How the greedy search for the largest volume goes: one vector of each set at a time, or many together on a CPU."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,61 +14,69 @@ AHEAD = (16, 64)  # the fewest and the most rows of the Gram matrix that are com
 
 
 class Search:
-    """A greedy search that works out one row of the Gram matrix for each pick, and reads no number.
+    """Greedy searches in B sets of n vectors, side by side, that read no number.
+
+    For each pick, one row of its set's Gram matrix is worked out. Products are made set by set, so that a set's are
+    rounded as if it were alone; everything else is done to the numbers of all sets at once.
 
     Attributes:
-        whole: [n] d at the start.
-        left: [n] d now; minus infinity for picks.
-        floor: [] below it, d is rounding.
-        basis: [count, D] the orthonormal q of the picks; 0 where nothing was left of a pick.
-        picks: [count] indices in the order in which they were picked.
-        lefts: [count] what was left of their d; 0 if nothing.
+        whole: [B, n] d at the start.
+        left: [B, n] d now; minus infinity for picks.
+        floor: [B, 1] below it, d is rounding.
+        basis: [B, count, D] the orthonormal q of the picks; 0 where nothing was left of a pick.
+        picks: [B, count] indices in the order in which they were picked.
+        lefts: [B, count] what was left of their d; 0 if nothing.
+
+    Args:
+        sets: x [n, D] of each.
+        lengths: l [n] of each.
     """
 
-    def __init__(self, rows: Tensor, lengths: Tensor, count: int) -> None:
-        norms = rows.norm(dim=1)
-        self.rows, self.count = rows, count
-        self.weights = (lengths / norms.clamp(min=torch.finfo(rows.dtype).tiny)).nan_to_num_(0, 0, 0)
+    def __init__(self, sets: Sequence[Tensor], lengths: Sequence[Tensor], count: int) -> None:
+        self.sets, self.count, norms = sets, count, torch.stack([rows.norm(dim=1) for rows in sets])
+        self.weights = (torch.stack([*lengths]) / norms.clamp(min=torch.finfo(norms.dtype).tiny)).nan_to_num_(0, 0, 0)
         self.whole = (self.weights * norms).square_().nan_to_num_(0, 0, 0)
         self.left = self.whole.clone()
-        self.floor = FLOOR * self.whole.max()
-        self.basis = rows.new_zeros(count, rows.shape[1])
-        self.picks = torch.zeros(count, dtype=torch.long, device=rows.device)
-        self.lefts = rows.new_zeros(count)
+        self.floor = FLOOR * self.whole.amax(1, keepdim=True)
+        self.basis = norms.new_zeros(len(sets), count, sets[0].shape[1])
+        self.picks = torch.zeros(len(sets), count, dtype=torch.long, device=norms.device)
+        self.lefts = norms.new_zeros(len(sets), count)
 
     @property
     def real(self) -> Tensor:
-        """[count] whether more than rounding was left of each pick."""
+        """[B, count] whether more than rounding was left of each pick."""
         return self.lefts > self.floor
 
     def run(self) -> None:
         for step in range(self.count):
-            pick = self.left.argmax(keepdim=True)
+            pick = self.left.argmax(1, keepdim=True)
             free = self.free(pick, step)
-            row = self.products(free)[0]
-            left, square = self.left[pick], row[pick]
+            row = self.products(free)[:, 0]
+            left, square = self.left.gather(1, pick), row.gather(1, pick)
             real = (left > self.floor) & (square > 0)
             part = torch.where(real, row * square.rsqrt(), 0)
-            self.picks[step : step + 1], self.lefts[step : step + 1] = pick, torch.where(real, left, 0)
-            self.basis[step] = torch.where(real, free[0] * square.rsqrt(), 0)
-            self.left.addcmul_(part, part, value=-1).index_fill_(0, pick, -torch.inf)
+            self.picks[:, step : step + 1], self.lefts[:, step : step + 1] = pick, torch.where(real, left, 0)
+            self.basis[:, step] = torch.where(real, free[:, 0] * square.rsqrt(), 0)
+            self.left.addcmul_(part, part, value=-1).scatter_(1, pick, -torch.inf)
 
     def free(self, chosen: Tensor, done: int) -> Tensor:
-        """[m, D] what of these vectors is orthogonal to the first `done` picks."""
-        free = (self.rows[chosen] * self.weights[chosen, None]).nan_to_num_(0, 0, 0)
-        basis = self.basis[:done]
+        """[B, m, D] what of these vectors [B, m] is orthogonal to the first `done` picks of their set."""
+        rows = torch.stack([own.index_select(0, at) for own, at in zip(self.sets, chosen, strict=True)])
+        free = (rows * self.weights.gather(1, chosen)[:, :, None]).nan_to_num_(0, 0, 0)
+        basis = self.basis[:, :done]
         passes = 2 if free.dtype == torch.float64 else 1  # the second removes what rounding left of the first
         for _ in range(passes if done else 0):
-            free = torch.addmm(free, free @ basis.T, basis, alpha=-1)
+            free = torch.stack([torch.addmm(own, own @ q.T, q, alpha=-1) for own, q in zip(free, basis, strict=True)])
         return free
 
     def products(self, free: Tensor) -> Tensor:
-        """[m, n] of what is free of m vectors with all vectors."""
-        return (free @ self.rows.T).mul_(self.weights).nan_to_num_(0, 0, 0)
+        """[B, m, n] of what is free of m vectors with all vectors of their set."""
+        found = torch.stack([own @ rows.T for own, rows in zip(free, self.sets, strict=True)])
+        return found.mul_(self.weights[:, None]).nan_to_num_(0, 0, 0)
 
 
 class AheadSearch(Search):
-    """The same on a CPU, where a product with many rows takes little longer than one with a single row.
+    """The same of one set on a CPU, where a product with many rows takes little longer than one with a single row.
 
     So the vectors of which most is left are worked out together, and picked from until another one is due. To know
     when is to read a number at each step; a GPU would have to wait for it.
@@ -79,7 +88,7 @@ class AheadSearch(Search):
     """
 
     def __init__(self, rows: Tensor, lengths: Tensor, count: int) -> None:
-        super().__init__(rows, lengths, count)
+        super().__init__([rows], [lengths], count)
         self.ready: list[int] = []
         self.loose, self.table = rows[:0], rows.new_empty(0, len(rows))
 
@@ -92,18 +101,18 @@ class AheadSearch(Search):
 
     def work_out(self, ahead: int, done: int) -> None:
         """Work out the `ahead` vectors of which most is left, of those that are not `ready`."""
-        left = self.left.numpy().copy()
+        left = self.left[0].numpy().copy()
         left[self.ready] = -np.inf
         fresh = np.argsort(-left, kind="stable")[: min(ahead, len(left) - done - len(self.ready))]
-        free = self.free(torch.from_numpy(fresh), done)
+        free = self.free(torch.from_numpy(fresh)[None], done)
         self.ready += fresh.tolist()
-        self.loose = torch.cat([self.loose, free])
-        self.table = torch.cat([self.table, self.products(free)])
+        self.loose = torch.cat([self.loose, free[0]])
+        self.table = torch.cat([self.table, self.products(free)[0]])
 
     def pick_from(self, done: int) -> int:
         """Pick until a vector is due that is not `ready`; how many were picked."""
-        table, left, floor = self.table.numpy(), self.left.numpy(), float(self.floor)
-        chosen, lefts = self.picks.numpy(), self.lefts.numpy()
+        table, left, floor = self.table.numpy(), self.left[0].numpy(), float(self.floor)
+        chosen, lefts = self.picks[0].numpy(), self.lefts[0].numpy()
         places = {number: place for place, number in enumerate(self.ready)}
         parts = np.empty((min(len(table), self.count - done), len(left)), table.dtype)
         picks: list[int] = []
@@ -125,7 +134,7 @@ class AheadSearch(Search):
         own = square.diagonal()
         own[own == 0] = 1  # nothing was left of it
         inverse = torch.linalg.solve_triangular(square, torch.eye(len(picks)).to(square), upper=False)
-        basis = torch.mm(inverse, self.loose[places], out=self.basis[done : done + len(picks)])
+        basis = torch.mm(inverse, self.loose[places], out=self.basis[0, done : done + len(picks)])
         stay = sorted(set(range(len(self.ready))) - set(places))
         self.ready = [self.ready[place] for place in stay]
         shares = parts[:, self.ready].T

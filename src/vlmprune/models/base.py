@@ -33,7 +33,8 @@ IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # something of the right dtype and device, position ids
+Turned = Tensor | tuple[Tensor, Tensor]  # a rotary embedding: cos and sin, or one complex tensor (Llama 4)
+Rotary = Callable[[Tensor, Tensor], Turned]  # of something of the right dtype and device, and position ids
 
 
 class Adapter:
@@ -52,6 +53,7 @@ class Adapter:
         side_by_side: the axis along which an argument's pictures stand, where that is not the first.
         renamed: arguments that processors still return under an older name: {older: name}.
         normalisation: that of the processor that the family is published with.
+        features_in: the field of the encoder's output that `features` are made of.
         whole_tile: of the tiles that make an image, the one that shows all of it.
     """
 
@@ -62,7 +64,9 @@ class Adapter:
     side_by_side: ClassVar[dict[str, int]] = {}
     renamed: ClassVar[dict[str, str]] = {}
     normalisation: Normalisation = HALF
+    features_in: ClassVar[str] = "pooler_output"
     whole_tile: ClassVar[int] = -1
+    cls_last: ClassVar[bool] = False  # whether the CLS token, if there is one, stands behind the patches
     tower_rows: ClassVar[bool] = False  # whether there is one row per slot before the projector
     later_token_type: ClassVar[int] = 0  # token_type_ids of what the model writes
     images_behind_caches: ClassVar[bool] = True  # whether a further turn may bring new images
@@ -195,7 +199,11 @@ class Adapter:
         """The MLP of a decoder layer; None where vlmprune does not find it."""
         return getattr(self.decoder_layers[layer], "mlp", None)
 
-    def rotary(self, hidden: Tensor, positions: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    def turns(self, layer: int) -> bool:
+        """Whether a decoder layer turns queries and keys by the rotary embedding that it is given."""
+        return True
+
+    def rotary(self, hidden: Tensor, positions: Tensor, layer: int) -> Turned:
         """cos and sin at a decoder layer of position ids [B, L], or [axes, B, L] for M-RoPE."""
         rotary = self.text_model.rotary_emb
         if "layer_type" in inspect.signature(rotary.forward).parameters:
@@ -206,9 +214,7 @@ class Adapter:
         """The modules that may make the rotary embedding of a decoder layer, the most likely one first."""
         return [partial(self.rotary, layer=layer)]
 
-    def rotary_at(
-        self, layer: int, positions: Tensor, given: tuple[Tensor, Tensor], given_positions: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def rotary_at(self, layer: int, positions: Tensor, given: Turned, given_positions: Tensor) -> Turned:
         """cos and sin that the model would give a decoder layer at other position ids.
 
         Args:
@@ -219,11 +225,12 @@ class Adapter:
         Raises:
             UserError: no module of the text model makes `given` from `given_positions`.
         """
-        like = given[0]
+        like = parts(given)[0]
         rotary = self._rotary_of.get(layer)
         if rotary is None:
             choices = self.rotaries(layer)
-            distances = [distance(choice(like, given_positions.to(like.device)), given) for choice in choices]
+            made = (parts(choice(like, given_positions.to(like.device))) for choice in choices)
+            distances = [distance(found, parts(given)) for found in made]
             best = min(distances)
             if best > rounding(like):
                 raise UserError(
@@ -283,6 +290,14 @@ class Adapter:
         """Whether a sliding window also limits what a block's tokens see of it, in a forward with this cache."""
         return True
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens of a pruned prompt and its answer, dropped ones and padding counted, that there may be at most.
+
+        None where more of them change nothing but positions.
+        """
+        return None
+
     def check_prompt(self, call: Mapping[str, Any]) -> None:
         """Raise UserError if a call of the text model with these arguments cannot be shortened. By default all can."""
 
@@ -327,7 +342,7 @@ class Adapter:
     # ------------------------------------------------------------------ from patches to slots
 
     def features(self, modality: str, call: dict[str, Any], pooled: Any) -> list[Tensor]:
-        """The output of a `get_*_features` call as one tensor [count, D] per piece."""
+        """What a `get_*_features` call returns in `features_in`, as one tensor [count, D] per piece."""
         return list(pooled)
 
     def slots(self, modality: str, call: dict[str, Any], counts: Sequence[int] | None = None) -> list[Slots]:
@@ -357,7 +372,7 @@ class Adapter:
         """Pixels with the processor's normalisation undone; `axis` (counted from the end) holds the channels."""
         shape = (-1, *[1] * (-axis - 1))
         mean, std = (torch.tensor(values, device=pixels.device).view(shape) for values in self.own_normalisation)
-        return pixels * std + mean
+        return (pixels * std).add_(mean)  # in place, as videos are large
 
     @cached_property
     def own_normalisation(self) -> Normalisation:
@@ -401,6 +416,16 @@ class Adapter:
         raise UserError(
             f"vlmprune cannot resize pictures for {self.family}: choose a method that drops tokens, such as random."
         )
+
+
+def parts(turned: Turned) -> tuple[Tensor, ...]:
+    """The tensors of a rotary embedding."""
+    return (turned,) if isinstance(turned, Tensor) else turned
+
+
+def each(turned: Turned, change: Callable[[Tensor], Tensor]) -> Turned:
+    """A rotary embedding whose tensors are all changed alike."""
+    return change(turned) if isinstance(turned, Tensor) else (change(turned[0]), change(turned[1]))
 
 
 def distance(found: Sequence[Tensor], given: Sequence[Tensor]) -> float:

@@ -12,7 +12,7 @@ from vlmprune.models.base import attention_of
 TEXT_MODELS = ("language_model", "text_model")
 ATTENTION_KINDS = ("full_attention", "sliding_attention")
 RECURRENT_KINDS = ("linear_attention", "conv")  # layers with a state instead of keys per token
-CHUNKED = "chunked_attention"
+CHUNKED = "chunked_attention"  # layers whose attention ends at the borders of chunks of the prompt
 INDEXED = "indexed_attention"  # layers that choose by an index of their own which keys a token sees
 
 
@@ -23,8 +23,6 @@ def misfit(inner: Any) -> str | None:
         return f"looked for {' or '.join(TEXT_MODELS)} in its {type(inner).__name__}, found neither"
     if not hasattr(inner, "get_image_features"):
         return f"looked for get_image_features in its {type(inner).__name__}, found none"
-    if CHUNKED in _kinds(config.get_text_config(), 1):
-        return _chunked(config.get_text_config())
     indexed = only_before(config.get_text_config()) is not None
     for part in ("layers",) if indexed else ("layers", "rotary_emb"):
         if not hasattr(text, part):
@@ -41,28 +39,13 @@ def only_before(text_config: Any) -> str | None:
     return None
 
 
-def _kinds(config: Any, depth: int) -> list[str]:
-    """How the decoder layers attend: by the config's list, or all alike."""
-    usual = CHUNKED if getattr(config, "attention_chunk_size", None) else "full_attention"
-    return getattr(config, "layer_types", None) or [usual] * depth
-
-
-def _chunked(config: Any) -> str:
-    """Llama 4, whose layers without positions make attention sharper the more tokens are stored."""
-    tuned = getattr(config, "attn_temperature_tuning", False)
-    also = ", and others scale attention by that count" if tuned else ""
-    return (
-        f"its decoder layers see chunks of the prompt whose borders are counted in stored tokens{also}, so that what a "
-        "token sees would depend on how many are dropped"
-    )
-
-
 def _uncuttable(text: Any, config: Any) -> str | None:
     if "inputs_embeds" not in inspect.signature(text.forward).parameters:
         return f"looked for inputs_embeds among the arguments of its {type(text).__name__}, found none"
     if getattr(config, "num_kv_shared_layers", None) or "reuse" in (getattr(config, "kv_sharing_modes", None) or ()):
         return "its decoder layers share keys and values, so a layer cannot hold fewer tokens than the one before"
-    kinds = _kinds(config, len(text.layers))
+    usual = CHUNKED if getattr(config, "attention_chunk_size", None) else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [usual] * len(text.layers)
     if unknown := sorted({*kinds} - {*ATTENTION_KINDS, *RECURRENT_KINDS, INDEXED}):
         return f"it has decoder layers of a kind unknown to vlmprune ({', '.join(unknown)})"
     if only_before(config):  # what they are given is left alone

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmprune.core.view import Grid, TowerRows, Whole
-from vlmprune.models.base import Adapter, Slots, raster, split_rows
+from vlmprune.models.base import Adapter, Slots, Turned, raster, split_rows
 from vlmprune.models.mixing import refuse_images_beside_videos
 
 
@@ -22,7 +22,7 @@ class Molmo2Adapter(Adapter):
 
     # ------------------------------------------------------------------ the language model
 
-    def rotary(self, hidden: Tensor, positions: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    def rotary(self, hidden: Tensor, positions: Tensor, layer: int) -> Turned:
         text = self.text_model
         return (text.rotary_emb if text.rope_types[layer] == "scaled" else text.rotary_emb_unscaled)(hidden, positions)
 

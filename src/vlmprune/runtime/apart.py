@@ -18,8 +18,10 @@ from vlmprune.core.roles import merges_inside
 from vlmprune.core.view import ModelInfo
 from vlmprune.models import adapter_for
 from vlmprune.models.base import Slots
+from vlmprune.runtime.before import Entering, run_vision_acts
+from vlmprune.runtime.prompt_reading import Picked
 from vlmprune.runtime.prompt_text import ImageText
-from vlmprune.runtime.select import Known, due_of, run_vision_acts
+from vlmprune.runtime.select import Known, due_of
 from vlmprune.runtime.vision import ImageTokens, VisionWrapper, check_merges_inside, current_names, joined, own_encoding
 
 One = TypeVar("One")
@@ -98,7 +100,12 @@ class Apart:
         wrapper = VisionWrapper(self.adapter, modality, [self.recipe], stage, lambda *_: None, self._scores)
         record = wrapper.run(current_names(self.adapter, call))["vlmprune_record"]
         images = [joined(own) for own in grouped(record.images, parts)]
-        return [self._pruned(image, seed) for image, seed in zip(images, seeds, strict=True)]
+        entering = [
+            Entering(image, self.acts, None, Known(_no_text(image), seed))
+            for image, seed in zip(images, seeds, strict=True)
+        ]
+        run_vision_acts(entering)
+        return [self._kept_of(one.image, one.states[-1]) for one in entering]
 
     def _empty(self, places: Slots, modality: str) -> ImageTokens:
         count = len(places.cells)
@@ -112,8 +119,8 @@ class Apart:
             left = _left(act.of(first, image.grid, image.video), image, left, first)
         return left
 
-    def _pruned(self, image: ImageTokens, seed: int) -> Kept:
-        picked = run_vision_acts(self.acts, image, None, Known(_no_text(image), seed))[-1]
+    @staticmethod
+    def _kept_of(image: ImageTokens, picked: Picked) -> Kept:
         features = picked.features
         return Kept(image.features[picked.origin] if features is None else features, picked.slots)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlmprune.core.errors import UserError
 from vlmprune.core.needs import DecoderNeed, Need
-from vlmprune.models.base import Adapter
+from vlmprune.models.base import Adapter, Turned
 from vlmprune.runtime.expected import CACHE, cache_in
 from vlmprune.runtime.flow import Segment
 from vlmprune.runtime.taps import AttentionCall, Capture, ahead
@@ -49,7 +49,8 @@ class LayerTap:
     def __init__(self, adapter: Adapter, layer: int, needs: Iterable[Need], hidden: Tensor) -> None:
         taps = taps_of(needs)
         self.layer = layer
-        self.rotary: tuple[Tensor, Tensor] | None = None  # cos and sin that the layer was called with
+        self.shape = hidden.shape
+        self.rotary: Turned | None = None  # that the layer was called with
         self.noted: dict[str, Tensor] = {"input": hidden} if "input" in taps else {}  # [B, P, D] by tap
         self._capture: Capture | None = None
         self._handles: list[Any] = []
@@ -73,7 +74,8 @@ class LayerTap:
 
     def _noter(self, tap: str) -> Callable[..., None]:
         def note(module: nn.Module, args: Any, output: Any) -> None:
-            self.noted[tap] = output[0] if isinstance(output, tuple) else output
+            rows = output[0] if isinstance(output, tuple) else output
+            self.noted[tap] = rows.reshape(self.shape)  # Llama 4's experts return the tokens of all samples in a row
 
         return note
 
@@ -211,8 +213,12 @@ class ImageAtLayer:
 
     def rotary_gain(self, queries: Tensor, keys: Tensor) -> Tensor:
         _, call = self.reader.called()
+        if not self.reader.adapter.turns(self.reader.layer):
+            size = len(queries), len(keys)
+            return torch.full(size, call.scaling * call.query.shape[-1], device=self.reader.device)
         assert self.reader.tap is not None and self.reader.tap.rotary is not None
-        cos, sin = (self._float(turn[self.row if len(turn) > 1 else 0]) for turn in self.reader.tap.rotary)
+        turned = _cos_and_sin(self.reader.tap.rotary)
+        cos, sin = (self._float(turn[self.row if len(turn) > 1 else 0]) for turn in turned)
         half = cos.shape[-1] // 2
         ones = torch.cat([(cos - sin)[:, :half], (cos + sin)[:, half:]], dim=1)
         still = call.query.shape[-1] - 2 * half  # dimensions that are not rotated
@@ -251,6 +257,14 @@ class ImageAtLayer:
 
     def _float(self, rows: Tensor) -> Tensor:
         return rows.float().to(self.reader.device)
+
+
+def _cos_and_sin(turned: Turned) -> tuple[Tensor, Tensor]:
+    """Both [B or 1, P, d], each frequency in either half."""
+    if not isinstance(turned, Tensor):
+        return turned
+    cos, sin = (torch.cat([part, part], dim=-1) for part in (turned.real, turned.imag))
+    return cos, sin
 
 
 def first_new(call: AttentionCall, segment: Segment) -> int:

@@ -13,7 +13,7 @@ from vlmprune.core.needs import USED, Depth, EncoderLayer, EncoderNeed, Need, Pr
 from vlmprune.core.recipe import Recipe
 from vlmprune.core.view import TowerRows
 from vlmprune.models.base import Adapter
-from vlmprune.runtime.taps import AttentionCall, capture, joined_heads
+from vlmprune.runtime.taps import AttentionCall, capture, cls_first, joined_heads
 from vlmprune.scores import attention_rows, received_attention
 
 
@@ -127,19 +127,22 @@ class EncoderReader:
         return value
 
     def calls(self, layer: EncoderLayer, joined: bool = False) -> list[AttentionCall]:
-        """The attention calls of a layer that was noted; `joined`: as if all heads were one."""
+        """The attention calls of a layer that was noted, the CLS token first; `joined`: as if all heads were one."""
         number = EncoderOf(self.adapter).layer(layer)
         if ("attention", number) not in self._tapped:
             raise RuntimeError(f"A need reads attention of encoder layer {number} without naming it in taps and layers")
         calls = self._calls[self._attentions[number]]
+        if self.adapter.cls_last:
+            calls = [cls_first(call) for call in calls]
         return [joined_heads(call) for call in calls] if joined else calls
 
     def states(self, layer: EncoderLayer) -> list[Tensor]:
-        """The outputs of a layer that was noted."""
+        """The outputs of a layer that was noted, the CLS token first."""
         number = EncoderOf(self.adapter).layer(layer)
         if number not in self._states:
             raise RuntimeError(f"A need reads states of encoder layer {number} without naming it in taps and layers")
-        return [rows if rows.ndim > 2 else rows[None] for rows in self._states[number]]
+        states = [rows if rows.ndim > 2 else rows[None] for rows in self._states[number]]
+        return [rows.roll(1, dims=1) for rows in states] if self.adapter.cls_last else states
 
     def once(self, key: Any, make: Callable[[], list[Tensor]]) -> list[TowerRows]:
         """Encoder tokens' values as rows of the slots of each image, made once for all needs."""

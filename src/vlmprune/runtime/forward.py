@@ -15,7 +15,9 @@ from transformers.cache_utils import Cache, StaticLayer
 from vlmprune.core.act import Act
 from vlmprune.core.errors import UserError
 from vlmprune.core.report import RunReport
+from vlmprune.models.base import Turned, each, parts
 from vlmprune.runtime import deepstack
+from vlmprune.runtime.before import Entering, run_vision_acts
 from vlmprune.runtime.cache import (
     Band,
     PrunedState,
@@ -32,12 +34,12 @@ from vlmprune.runtime.encoder_reading import layers_read
 from vlmprune.runtime.expected import EMBEDS, HIDDEN, MASK, POSITIONS, ROTARY, cache_in, cache_of
 from vlmprune.runtime.flow import ImageAt, Layout, Prompt, Segment, gather_rows, pad_left
 from vlmprune.runtime.fusion import FusedLayer
-from vlmprune.runtime.inside import Inside, candidates_of
+from vlmprune.runtime.inside import Inside, fusion_candidates
 from vlmprune.runtime.masks import Masks
 from vlmprune.runtime.outcome import Acted, Prefill, report_of
 from vlmprune.runtime.prompt_reading import Picked
 from vlmprune.runtime.prompt_text import ImageText, question_of
-from vlmprune.runtime.select import Known, prompt_seed, run_vision_acts
+from vlmprune.runtime.select import Known, prompt_seed
 from vlmprune.runtime.steady import steady_from
 from vlmprune.runtime.taps import AttentionCall
 from vlmprune.runtime.trimming import Cut, trim_caches
@@ -72,7 +74,6 @@ class Forward:
         self.seconds = 0.0
         self.scored: set[str] = set()  # what computed attention statistics of decoder layers
         self.acted = Acted()
-        self.known: dict[ImageAt, Known] = {}
         self.cuts: list[Cut] = []  # inside the LLM
         self.trimmed: dict[int, int] = {}  # as `RunReport.trimmed`
         self.gathered: dict[int, list[list[Tensor]]] = {}  # by cut, slots that fusion drew attention to
@@ -254,15 +255,17 @@ class Forward:
             self.segments.insert(position, replace(last, start=layer, memo={}))
 
     def _run_before_llm(self, prompt: Prompt) -> Tensor:
+        firsts = [row for row in range(self.batch) if not row or prompt.samples[row] != prompt.samples[row - 1]]
+        entering = {row: [self._entering(prompt, at) for at in prompt.images_of(row)] for row in firsts}
+        run_vision_acts([image for row in firsts for image in entering[row]])
         picked: list[list[list[Picked]]] = []
         for row, images in enumerate(prompt.by_row()):
-            if row and prompt.samples[row] == prompt.samples[row - 1]:
-                picked.append(picked[-1])  # another beam of the same sample
-                for at in images:
-                    before = self._known(ImageAt(row - 1, at.number))
-                    self._known(at).so_far = copy.deepcopy(before.so_far)
-            else:
-                picked.append([self._run_vision_acts(prompt, at) for at in images])
+            if row in entering:
+                picked.append([image.states for image in entering[row]])
+                continue
+            picked.append(picked[-1])  # another beam of the same sample
+            for at in images:
+                self.known[at].so_far = copy.deepcopy(self.known[ImageAt(row - 1, at.number)].so_far)
         for step in range(len(self.hooks.before_llm)):
             self.acted.note(0, [[states[step + 1].slots for states in row] for row in picked])
         states = [states for row in picked for states in row]
@@ -270,15 +273,16 @@ class Forward:
             return self.embeds  # whole, as they were
         return self._shorten(prompt, [[states[-1] for states in row] for row in picked])
 
-    def _run_vision_acts(self, prompt: Prompt, at: ImageAt) -> list[Picked]:
+    def _entering(self, prompt: Prompt, at: ImageAt) -> Entering:
         image, images = prompt[at], len(prompt.rows[at.row])
         acts = [act.at(prompt.samples[at.row], at.number, images) for act in self.hooks.before_llm]
-        return run_vision_acts(acts, image.tokens, self.shown(at.row, image.columns), self._known(at))
+        return Entering(image.tokens, acts, self.shown(at.row, image.columns), self.known[at])
 
-    def _known(self, at: ImageAt) -> Known:
-        if at not in self.known:
-            self.known[at] = Known(self._text(at), self._seed(at))
-        return self.known[at]
+    @cached_property
+    def known(self) -> dict[ImageAt, Known]:
+        """What the acts are told of each image beside its tokens."""
+        rows = [] if self.prompt is None else self.prompt.by_row()
+        return {at: Known(self._text(at), self._seed(at)) for row in rows for at in row}
 
     def _seed(self, at: ImageAt) -> int:
         assert self.prompt is not None
@@ -411,10 +415,7 @@ class Forward:
         """Let the attention of this layer be edited for the tokens that a cut soon after it will remove."""
         act = self.hooks.at_layer[self.hooks.fused[number]]
         assert act.fusion is not None
-        candidates = [
-            [candidates_of(act, segment.layout, prompt, at, self._known(at)) for at in images]
-            for images in prompt.by_row()
-        ]
+        candidates = fusion_candidates(act, segment.layout, prompt, self.known)
         if any(len(tokens) for row in candidates for tokens in row):
             slots = [[segment.layout.slot[row, tokens] for tokens in found] for row, found in enumerate(candidates)]
             self.gathered[self.hooks.fused[number]] = slots
@@ -442,8 +443,7 @@ class Forward:
         reader = DecoderReader(self.adapter, before, hidden, tap, prompt.tail, number - 1, next_call, entered)
         self._tap = None
         inside = Inside(act, number, prompt, reader)
-        for images in prompt.by_row():
-            inside.rows.append([inside.choose(at, self._known(at)) for at in images])
+        inside.choose(self.known)
         self.acted.note(number, [[chosen.slots for chosen in row] for row in inside.rows])
         if not inside.cut:
             return hidden
@@ -499,29 +499,26 @@ class Forward:
             )
         return gather_rows(value, index)
 
-    def _rotary(
-        self, segment: Segment, layer: int, incoming: tuple[Tensor, Tensor], last: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def _rotary(self, segment: Segment, layer: int, incoming: Turned, last: int | None = None) -> Turned:
         if last is not None and (segment.own_positions or segment.index is not None):
             ids = (self._rotary_ids(of)[..., -last:] for of in (segment, self.segments[0]))
             with self.watch.looking_ahead():
                 new, old = ids
                 return self.adapter.rotary_at(layer, new, incoming, old)
         if segment.own_positions:
-            key: object = ("rotary", id(incoming[0]))
+            key: object = ("rotary", id(parts(incoming)[0]))
             if key not in segment.memo:
                 new, old = self._rotary_ids(segment), self._rotary_ids(self.segments[0])
                 with self.watch.looking_ahead():
                     found = self.adapter.rotary_at(layer, new, incoming, old)
-                segment.memo[key] = incoming, found  # kept, lest another pair get its id
+                segment.memo[key] = incoming, found  # kept, lest another one get its id
             return segment.memo[key][1]
         if segment.index is None:
             return incoming
-        cos, sin = incoming
-        if id(cos) not in segment.memo:  # a model may have a pair for each kind of layer
-            taken = gather_rows(cos, segment.index), gather_rows(sin, segment.index)
-            segment.memo[id(cos)] = incoming, taken  # likewise
-        return segment.memo[id(cos)][1]
+        key, index = id(parts(incoming)[0]), segment.index
+        if key not in segment.memo:  # a model may have one for each kind of layer
+            segment.memo[key] = incoming, each(incoming, lambda turn: gather_rows(turn, index))  # likewise
+        return segment.memo[key][1]
 
     def _rotary_ids(self, segment: Segment) -> Tensor:
         """Its position ids without the row that counts text."""
@@ -603,7 +600,7 @@ class Forward:
             self.trimmed,
             {layer.number: layer.raised for layer in fused},
             self.gathered,
-            [[self._known(at).fate for at in images] for images in prompt.by_row()],
+            [[self.known[at].fate for at in images] for images in prompt.by_row()],
             self.past_places > 0,
             self.scored.union(prompt.scores, *(layer.scored for layer in fused)),
             self.seconds + sum(layer.seconds for layer in fused) + prompt.seconds,

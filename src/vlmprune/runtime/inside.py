@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor
 from vlmprune.core.act import Act
 from vlmprune.core.needs import DecoderNeed
 from vlmprune.core.roles import Fusing, Observes
-from vlmprune.core.view import Merged, Selection
+from vlmprune.core.view import ImageView, Merged, Selection
 from vlmprune.runtime.decoder_reading import DecoderReader
 from vlmprune.runtime.flow import ImageAt, Layout, Prompt
 from vlmprune.runtime.prompt_reading import Picked
-from vlmprune.runtime.select import Known, choice_of, due_of, fusion_candidates, observe, view_of
+from vlmprune.runtime.select import Known, candidates_of, choices_of, due_of, observe, view_of
 
 
 @dataclass
@@ -37,17 +37,25 @@ class Chosen:
     new: Tensor | None = None
 
 
-def candidates_of(act: Act, layout: Layout, prompt: Prompt, at: ImageAt, known: Known) -> Tensor:
-    """Physical indices of the tokens of one image to which fusion draws attention, of those that are there now."""
-    tokens = layout.tokens_of(at)
-    reached = known.so_far[act.stage].reached or len(tokens)
-    image = prompt[at].tokens
-    act = act.at(prompt.samples[at.row], at.number, len(prompt.rows[at.row])).of(reached, image.grid, image.video)
-    now = Picked(layout.origin[at.row, tokens], layout.slot[at.row, tokens])
-    keep = due_of(act, image, now.slots, reached)
-    if keep >= len(tokens) or not isinstance(act.method, Fusing):
-        return tokens[:0]
-    return tokens[fusion_candidates(act.method, view_of(act, image, now, keep, known))]
+def fusion_candidates(act: Act, layout: Layout, prompt: Prompt, known: Mapping[ImageAt, Known]) -> list[list[Tensor]]:
+    """Physical indices of the tokens of each image to which fusion draws attention, of those that are there now."""
+    tokens = {at: layout.tokens_of(at) for row in prompt.by_row() for at in row}
+
+    def asked(at: ImageAt) -> ImageView | None:
+        reached = known[at].so_far[act.stage].reached or len(tokens[at])
+        image = prompt[at].tokens
+        own = act.at(prompt.samples[at.row], at.number, len(prompt.rows[at.row]))
+        own = own.of(reached, image.grid, image.video)
+        now = Picked(layout.origin[at.row, tokens[at]], layout.slot[at.row, tokens[at]])
+        keep = due_of(own, image, now.slots, reached)
+        if keep >= len(tokens[at]) or not isinstance(own.method, Fusing):
+            return None
+        return view_of(own, image, now, keep, known[at])
+
+    found = dict(zip(tokens, candidates_of(asked(at) for at in tokens), strict=True))
+    return [
+        [tokens[at][:0] if (one := found[at]) is None else tokens[at][one] for at in row] for row in prompt.by_row()
+    ]
 
 
 @dataclass
@@ -67,32 +75,39 @@ class Inside:
     rows: list[list[Chosen]] = field(default_factory=list)
     cut: bool = False
 
-    def choose(self, at: ImageAt, known: Known) -> Chosen:
-        """Let the method choose among the tokens of one image that reach this layer."""
-        layout, so_far = self.reader.layout, known.so_far[self.act.stage]
+    def choose(self, known: Mapping[ImageAt, Known]) -> None:
+        """Let the method choose among the tokens of each image that reach this layer."""
+        whole = {at: self._whole(at) for row in self.prompt.by_row() for at in row}
+        choices = choices_of(self._asked(at, now, known[at]) for at, now in whole.items())
+        self.rows = [[] for _ in self.prompt.rows]
+        for (at, now), choice in zip(whole.items(), choices, strict=True):
+            found = now if choice is None else self._of_all(choice.selection, now.index, now.slots, now.origin)
+            known[at].note(None if choice is None else choice.step(now.slots, found.slots))
+            self.cut = self.cut or choice is not None
+            self.rows[at.row].append(found)
+
+    def _whole(self, at: ImageAt) -> Chosen:
+        """All tokens of an image that reach this layer."""
+        layout = self.reader.layout
         tokens = layout.tokens_of(at)
-        slots, origin = layout.slot[at.row, tokens], layout.origin[at.row, tokens]
+        return Chosen(tokens, layout.slot[at.row, tokens], layout.origin[at.row, tokens])
+
+    def _asked(self, at: ImageAt, now: Chosen, known: Known) -> ImageView | None:
+        """What the method is to choose from of one image; None where everything stays. Methods that observe do so."""
+        so_far, tokens = known.so_far[self.act.stage], now.index
         so_far.reached = so_far.reached or len(tokens)
         image, images = self.prompt[at].tokens, len(self.prompt.rows[at.row])
         act = self.act.at(self.prompt.samples[at.row], at.number, images).of(so_far.reached, image.grid, image.video)
-        keep = due_of(act, image, slots, so_far.reached)
+        keep = due_of(act, image, now.slots, so_far.reached)
         stays = keep >= len(tokens)
         if stays and not isinstance(act.method, Observes):
-            known.note(None)
-            return Chosen(tokens, slots, origin)
-        view = view_of(act, image, Picked(origin, slots), min(keep, len(tokens)), known)
+            return None
+        view = view_of(act, image, Picked(now.origin, now.slots), min(keep, len(tokens)), known)
         reading = self.reader.at(at.row, tokens, self.prompt[at].columns[-1])
         inner = {name: need.read(reading) for name, need in act.needs.items() if isinstance(need, DecoderNeed)}
         view = replace(view, signals={**view.signals, **inner})
         observe(view)
-        if stays:
-            known.note(None)
-            return Chosen(tokens, slots, origin)
-        self.cut = True
-        choice = choice_of(view)
-        found = self._of_all(choice.selection, tokens, slots, origin)
-        known.note(choice.step(slots, found.slots))
-        return found
+        return None if stays else view
 
     @staticmethod
     def _of_all(chosen: Selection, tokens: Tensor, slots: Tensor, origin: Tensor) -> Chosen:

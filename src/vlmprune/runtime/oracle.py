@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vlmprune.core.errors import UserError
 from vlmprune.core.report import RunReport
 from vlmprune.models import adapter_for
-from vlmprune.models.base import Adapter
+from vlmprune.models.base import Adapter, parts
 
 TYPES = "mm_token_type_ids"
 # Arguments with one number for each token of the prompt, [B, S].
@@ -127,7 +127,7 @@ def masking_oracle(
             # A query that may see nothing (padding) sees itself, lest its softmax be NaN.
             allowed = (sees & run.seen(number)) | run.itself
             given = kwargs["position_embeddings"]
-            key = stage, id(given[0])  # of a pair that lives as long as the forward
+            key = stage, id(parts(given)[0])  # which lives as long as the forward
             if key not in rotary:
                 rotary[key] = run.adapter.rotary_at(number, run.positions[stage], given, run.given_positions)
             changed = {"attention_mask": run.as_mask(allowed, hidden), "position_embeddings": rotary[key]}

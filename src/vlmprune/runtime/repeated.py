@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from vlmprune.core.errors import UserError
+from vlmprune.models.base import Adapter
 
 ADVICE = "ask for one answer without beams"
+REPEATED = "pooler_output"  # the field of an encoder's output that `generate` repeats with a prompt
 
 
 def pieces_of(output: Any, counts: Sequence[int] | None = None) -> list[Tensor] | None:
@@ -29,17 +31,25 @@ def pieces_of(output: Any, counts: Sequence[int] | None = None) -> list[Tensor] 
     return list(torch.cat(rows).split([*counts]))
 
 
-def check_encoded(family: str, encoded: Mapping[str, Any]) -> None:
+def check_encoded(adapter: Adapter, encoded: Mapping[str, Any], slots: Mapping[str, Tensor]) -> None:
     """Raise UserError if nobody read of the encoder what the methods need, or if transformers lost encoded images.
 
     Args:
         encoded: the encoder's output that a forward is handed, by modality.
+        slots: [B, S] where its prompt has placeholders, by modality.
     """
     for modality, output in encoded.items():
         if not hasattr(output, "vlmprune_record"):
             raise UserError("These images were encoded elsewhere: pass pixel_values, or use vlmprune.encode_images.")
-        if pieces_of(output) == [] and output.vlmprune_record.images:  # it looked for another id than the prompt has
-            raise UserError(f"transformers loses the {modality}s of {family} when it repeats a prompt: {ADVICE}.")
+        images = output.vlmprune_record.images
+        lost = pieces_of(output) == [] and images  # it looked for another id than the prompt has
+        if adapter.features_in != REPEATED:
+            features = sum(image.count for image in images)
+            lost = features and int(slots[modality].sum()) // features > 1
+        if lost:
+            raise UserError(
+                f"transformers loses the {modality}s of {adapter.family} when it repeats a prompt: {ADVICE}."
+            )
 
 
 def check_order(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,18 +14,28 @@ from torch import Tensor
 from vlmprune.core.act import Act
 from vlmprune.core.budget import Keeps, resolve_keep
 from vlmprune.core.errors import UserError
-from vlmprune.core.fates import DROPPED, Fate, Step
+from vlmprune.core.fates import Fate, Step
 from vlmprune.core.fusion import layers_before
 from vlmprune.core.method import Method, PixelMethod
 from vlmprune.core.plan import acts_of
 from vlmprune.core.recipe import Recipe
-from vlmprune.core.roles import Fusing, NamesParts, Observes, OrdersParts, all_kinds, changes_encoding
+from vlmprune.core.roles import (
+    Fusing,
+    NamesParts,
+    Observes,
+    OrdersParts,
+    SelectsTogether,
+    all_kinds,
+)
 from vlmprune.core.view import ImageView, Merged, ModelInfo, Selection, frames_of
 from vlmprune.models.base import Adapter
 from vlmprune.runtime.flow import Prompt, PromptImage
 from vlmprune.runtime.prompt_reading import Picked, prompt_signals
 from vlmprune.runtime.prompt_text import ImageText
+from vlmprune.runtime.together import Asking, Part, ask
 from vlmprune.runtime.vision import ImageTokens
+
+One = TypeVar("One")
 
 
 @dataclass
@@ -142,50 +152,6 @@ def view_of(act: Act, image: ImageTokens, now: Picked, keep: int, known: Known) 
     return ImageView(keep, now.slots, image.grid, act.info, signals, known.seed, cells, image.count, memory, act)
 
 
-def run_vision_acts(acts: Sequence[Act], image: ImageTokens, shown: Tensor | None, known: Known) -> list[Picked]:
-    """The image's tokens as they came from the tower, then after each act before the LLM, taken `at` this image.
-
-    Args:
-        shown: [count] which of the image's slots the attention mask does not hide; None if it hides none.
-        known: changed by the acts, and handed on to those inside the LLM.
-    """
-    device = image.features.device
-    resized = image.features.shape[0] < image.count
-    whole = torch.arange(image.features.shape[0], device=device)
-    if shown is not None:
-        whole = whole[shown.to(device)[image.slots]]
-    origin = torch.full_like(whole, -1) if image.made else whole
-    states = [Picked(origin, image.slots[whole], image.features[whole] if resized else None)]
-    known.fate = Fate(_beginning(image, states[0].slots))
-    for act in acts:
-        now = states[-1]
-        so_far = known.so_far[act.stage]
-        so_far.reached = so_far.reached or len(now.slots)
-        act = act.of(so_far.reached, image.grid, image.video)
-        keep = due_of(act, image, now.slots, so_far.reached)
-        acted, stays = changes_encoding(act.method), keep >= len(now.slots)
-        if acted or (stays and not isinstance(act.method, Observes)):
-            states.append(now)
-            known.note(None)
-            continue
-        view = view_of(act, image, now, min(keep, len(now.slots)), known)
-        observe(view)
-        choice = None if stays else choice_of(view)
-        states.append(now if choice is None else _apply(choice.selection, now, image))
-        known.note(None if choice is None else choice.step(now.slots, states[-1].slots))
-    return states
-
-
-def _beginning(image: ImageTokens, slots: Tensor) -> Tensor:
-    """The slot of the token that each of an image's slots is part of before any act (`Fate.start`)."""
-    own = torch.full((image.count,), DROPPED, device=slots.device)
-    own[slots] = slots
-    if image.members is None:
-        return own
-    into = image.slots[image.members.to(slots.device)]  # merged inside the encoder
-    return torch.where(own[into] >= 0, into, DROPPED)
-
-
 def due_of(act: Act, image: ImageTokens, slots: Tensor, reached: int) -> int:
     """How many tokens an act, taken `of` the image, keeps of those in these slots.
 
@@ -209,29 +175,25 @@ def observe(view: ImageView) -> None:
         view.act.method.observe(view)
 
 
-def _apply(chosen: Selection, now: Picked, image: ImageTokens) -> Picked:
-    if not isinstance(chosen, Merged):
-        features = None if now.features is None else now.features[chosen]
-        return Picked(now.origin[chosen], now.slots[chosen], features)
-    features = image.adapter.project(chosen.features) if chosen.space == "tower" else chosen.features
-    anchors = chosen.anchors.to(now.slots.device)
-    slots = torch.where(anchors >= 0, now.slots[anchors.clamp(min=0)], -1)
-    return Picked(torch.full_like(slots, -1), slots, features.to(image.features))
-
-
 def choose(view: ImageView) -> Selection:
-    """What `choice_of` selects: kept indices in increasing order, or merged tokens."""
-    return choice_of(view).selection
+    """What is selected of one image: kept indices in increasing order, or merged tokens."""
+    [choice] = choices_of([view])
+    assert choice is not None
+    return choice.selection
 
 
-def choice_of(view: ImageView) -> Choice:
-    """What the method selects at this act: tokens without a patch hidden from it, frame by frame where it acts so.
+def choices_of(views: Iterable[ImageView | None]) -> Iterator[Choice | None]:
+    """What the methods select at one act of each image, checked; None of those for which None is given.
 
-    It is checked.
+    Tokens without a patch may be hidden from the method, and frames may compete apart.
     """
+    return ask(views, _choice, _selected)
+
+
+def _choice(view: ImageView) -> Asking[Choice, Choice]:
     method = view.act.method
     if view.act.keeps_blanks and bool(view.blank.any()):
-        return _beside_blanks(view)
+        return (yield from _beside_blanks(view))
     shown = _shown(view)
     if _counts_itself(method):  # which of those that show a patch stay is its own business
         view = replace(view, keep=max(1, len(shown) - 1))
@@ -240,43 +202,56 @@ def choice_of(view: ImageView) -> Choice:
         others[shown] = False
         rest = others.nonzero().squeeze(1)[: view.keep - len(shown)]
         return Choice(torch.sort(torch.cat([shown, rest])).values, {})
-    found: list[tuple[Tensor, Choice, int]] = []
-    merges = False
-    for tokens, keep, frame in sorted(_competing(view, shown), key=lambda part: len(part[0]) == part[1]):
-        if keep == len(tokens) and not merges:
-            found.append((tokens, Choice(torch.arange(keep, device=tokens.device), {}), frame or 0))
-        elif keep > 0:  # a method that merges makes the tokens of a frame it keeps whole too
-            found.append((tokens, _checked(_part(view, tokens, keep, frame)), frame or 0))
-            merges = isinstance(found[-1][1].selection, Merged)
+    parts = _competing(view, shown)
+    some = [part for part in parts if 0 < part.keep < len(part.tokens)]
+    whole = [part for part in parts if part.keep == len(part.tokens)]
+    chosen = yield some
+    if any(isinstance(choice.selection, Merged) for choice in chosen):
+        chosen += yield whole  # a method that merges makes the tokens of a frame it keeps whole too
+    else:
+        chosen += [Choice(torch.arange(part.keep, device=part.tokens.device), {}) for part in whole]
+    found = [(part.tokens, choice, part.frame or 0) for part, choice in zip([*some, *whole], chosen, strict=True)]
     if len(found) > 1:
         found.sort(key=lambda part: int(part[0][0]))
     return _together(method, view, found) if found else Choice(shown[:0], {})
 
 
-def _beside_blanks(view: ImageView) -> Choice:
+def _beside_blanks(view: ImageView) -> Asking[Choice, Choice]:
     """All slots without a patch, and what the method selects of the other tokens."""
     blank = view.blank
     rest = (~blank).nonzero().squeeze(1)
     others = view.only(rest, view.keep - int(blank.sum()))
-    chosen, parts, ratings = choice_of(replace(others, act=replace(view.act, keeps_blanks=False)))
+    chosen, parts, ratings = yield from _choice(replace(others, act=replace(view.act, keeps_blanks=False)))
     assert isinstance(chosen, Tensor)  # `core.plan` has refused methods that merge
     kept = torch.sort(torch.cat([blank.nonzero().squeeze(1), rest[chosen.to(rest.device)]])).values
     named = {name: rest[tokens.to(rest.device)] for name, tokens in parts.items()}
     return Choice(kept, named, _laid_over([(rest, ratings)], view.n))
 
 
-def fusion_candidates(method: Fusing, view: ImageView) -> Tensor:
-    """What a method that fuses gives up last, of the same parts in which it selects: indices in increasing order."""
+def candidates_of(views: Iterable[ImageView | None]) -> Iterator[Tensor | None]:
+    """What a method that fuses gives up last of each image, of the same parts in which it selects.
+
+    Indices in increasing order; None of images for which None is given.
+    """
+    return ask(views, _candidates, _candidates_named)
+
+
+def _candidates(view: ImageView) -> Asking[Tensor, Tensor]:
     shown = _shown(view)
-    found = [shown[:0]]
-    for tokens, keep, frame in _competing(view, shown) if len(shown) > view.keep else []:
-        if 0 < keep < len(tokens):
-            part = _part(view, tokens, keep, frame)
-            found.append(tokens[method.candidates(part).to(tokens.device)])
+    parts = _competing(view, shown) if len(shown) > view.keep else []
+    parts = [part for part in parts if 0 < part.keep < len(part.tokens)]
+    named = yield parts
+    found = [shown[:0], *(part.tokens[own.to(part.tokens.device)] for part, own in zip(parts, named, strict=True))]
     candidates = torch.sort(torch.cat(found)).values
     if bool((candidates.diff() == 0).any()):
-        raise RuntimeError(f"{method.name} named a token twice among its candidates for fusion")
+        raise RuntimeError(f"{view.act.method.name} named a token twice among its candidates for fusion")
     return candidates
+
+
+def _candidates_named(views: list[ImageView]) -> list[Tensor]:
+    method = views[0].act.method
+    assert isinstance(method, Fusing)
+    return _one_each(method, views, method.candidates_together(views))
 
 
 def _counts_itself(method: Method) -> bool:
@@ -291,10 +266,10 @@ def _shown(view: ImageView) -> Tensor:
     return (view.cells >= 0).nonzero().squeeze(1)
 
 
-def _competing(view: ImageView, shown: Tensor) -> list[tuple[Tensor, int, int | None]]:
-    """Tokens that compete with each other, their budget, and their frame where that is what they have in common."""
+def _competing(view: ImageView, shown: Tensor) -> list[Part]:
+    """The parts of an image, of the tokens `shown`, that compete each by itself."""
     if view.act.pool == "image" or view.grid is None or view.grid.frames == 1:
-        return [(shown, view.keep, None)]
+        return [Part(view, shown, view.keep, None)]
     frames = view.frames[shown]
     numbers, sizes = (values.tolist() for values in torch.unique(frames, return_counts=True))
     if view.act.by_frame is not None:
@@ -303,14 +278,7 @@ def _competing(view: ImageView, shown: Tensor) -> list[tuple[Tensor, int, int | 
         budgets = [max(1, size - 1) for size in sizes]
     else:
         budgets = shares(sizes, view.keep)
-    return [(shown[frames == number], keep, number) for number, keep in zip(numbers, budgets, strict=True)]
-
-
-def _part(view: ImageView, tokens: Tensor, keep: int, frame: int | None) -> ImageView:
-    if frame is None and len(tokens) == view.n:
-        return view
-    part = view.only(tokens, keep, frame)
-    return part if part.act.by_frame is None else replace(part, act=part.act.in_frame(keep))
+    return [Part(view, shown[frames == number], keep, number) for number, keep in zip(numbers, budgets, strict=True)]
 
 
 def shares(sizes: list[int], keep: int) -> list[int]:
@@ -369,17 +337,40 @@ def _merged_together(method: Method, view: ImageView, found: list[tuple[Tensor, 
     return whole if order is None else whole.ordered(order)
 
 
-def _checked(view: ImageView) -> Choice:
-    method, parts = view.act.method, dict[str, Tensor]()
+def _selected(views: list[ImageView]) -> list[Choice]:
+    """What a method selects of images (or parts of them) of one size, checked."""
+    method = views[0].act.method
+    parts: list[dict[str, Tensor]] = [{} for _ in views]
+    chosen: list[Selection]
     if isinstance(method, NamesParts):
-        parts = dict(method.named(view))
-        chosen: Selection = all_kinds(parts)
+        parts = [dict(method.named(view)) for view in views]
+        chosen = [all_kinds(named) for named in parts]
+    elif isinstance(method, SelectsTogether):
+        chosen = _one_each(method, views, method.select_together(views))
     else:
-        chosen = method.select(view)
-    if isinstance(chosen, Merged):
-        check_merged(view, chosen)
-        return Choice(chosen, parts, _ratings_of(view))
-    return Choice(check_selection(view, chosen), parts, _ratings_of(view))
+        chosen = [method.select(view) for view in views]
+    chosen = _checked(views, chosen)
+    return [Choice(one, own, _ratings_of(view)) for one, own, view in zip(chosen, parts, views, strict=True)]
+
+
+def _checked(views: list[ImageView], chosen: Sequence[Selection]) -> list[Selection]:
+    indices = [one for one in chosen if not isinstance(one, Merged)]
+    if len(indices) == len(chosen):
+        return [*check_selections(views, indices)]
+    checked: list[Selection] = []
+    for view, one in zip(views, chosen, strict=True):
+        if isinstance(one, Merged):
+            check_merged(view, one)
+            checked.append(one)
+        else:
+            checked += check_selections([view], [one])
+    return checked
+
+
+def _one_each(method: Method, views: list[ImageView], found: Sequence[One]) -> list[One]:
+    if len(found) != len(views):
+        raise RuntimeError(f"{method.name} was shown {len(views)} images together and answered for {len(found)}")
+    return list(found)
 
 
 def _ratings_of(view: ImageView) -> Tensor | None:
@@ -392,18 +383,23 @@ def _ratings_of(view: ImageView) -> Tensor | None:
     return None if view.ratings is None else view.ratings.detach()
 
 
-def check_selection(view: ImageView, chosen: Tensor) -> Tensor:
-    """The kept indices in increasing order; a method that broke the contract is a bug in the method."""
-    method = view.act.method
-    chosen = torch.sort(chosen.to(view.slots.device, torch.long)).values
-    exact = len(chosen) == view.keep or not method.exact
-    enough = len(chosen) >= method.least
-    right = (chosen.diff() > 0).all() & (chosen[:1] >= 0).all() & (chosen[-1:] < view.n).all()
+def check_selections(views: Sequence[ImageView], chosen: Sequence[Tensor]) -> list[Tensor]:
+    """The kept indices of images of one size, in increasing order; what breaks the contract is a bug in the method."""
+    method, n, keep = views[0].act.method, views[0].n, views[0].keep
+    for one in chosen:
+        if one.dim() != 1:
+            raise RuntimeError(
+                f"{method.name} returned a tensor of shape {tuple(one.shape)} where {keep} indices were due"
+            )
+    if len({len(one) for one in chosen}) > 1:
+        return [check_selections([view], [one])[0] for view, one in zip(views, chosen, strict=True)]
+    rows = torch.stack([one.to(views[0].slots.device, torch.long) for one in chosen]).sort(dim=1).values
+    count = rows.shape[1]
+    exact, enough = count == keep or not method.exact, count >= method.least
+    right = (rows.diff(dim=1) > 0).all() & (rows[:, :1] >= 0).all() & (rows[:, -1:] < n).all()
     if not (exact and enough and bool(right)):  # one number is read, for which a GPU must be waited for
-        raise RuntimeError(
-            f"{method.name} returned {len(chosen)} indices where {view.keep} distinct ones of 0..{view.n - 1} were due"
-        )
-    return chosen
+        raise RuntimeError(f"{method.name} returned {count} indices where {keep} distinct ones of 0..{n - 1} were due")
+    return [*rows]
 
 
 def check_merged(view: ImageView, merged: Merged) -> None:

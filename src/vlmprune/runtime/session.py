@@ -336,7 +336,6 @@ class Session:
         if isinstance(mask, Tensor) and mask.ndim == 2:  # the model may hand the text model another one
             call.mask = mask
         encoded = {name: out for name, out in (given.get("mm_encoder_outputs") or {}).items() if out is not None}
-        check_encoded(self.adapter.family, encoded)
         pictures = {name for name, pixels in self.adapter.pixels.items() if given.get(pixels) is not None}
         begins = call.cache is None or (state_of(call.cache) is None and not bool(call.cache.get_seq_length()))
         if encoded or pictures or begins:
@@ -347,7 +346,9 @@ class Session:
                 "a new cache."
             )
         if encoded or pictures:
-            masks, blocks = self._placeholders(ids, embeds), self.adapter.blocks({**given, "cache": call.cache})
+            masks = self._placeholders(ids, embeds)
+            check_encoded(self.adapter, encoded, masks)
+            blocks = self.adapter.blocks({**given, "cache": call.cache})
             call.read = functools.partial(self._prompt, ids, embeds, masks, encoded, pictures, tail, blocks)
         elif (begins and not running.drafts) or embeds is not None:
             self._refuse_unseen(ids, embeds, known)
@@ -490,8 +491,8 @@ class EncodedInputs:
         copies = {}
         for modality, output in self._outputs.items():
             light = {name: value for name, value in output.items() if name not in ("hidden_states", "attentions")}
-            pooled = output.pooler_output
-            light["pooler_output"] = pooled if isinstance(pooled, Tensor) else list(pooled)
+            if isinstance(pooled := light.get("pooler_output"), list | tuple):
+                light["pooler_output"] = list(pooled)
             copies[modality] = type(output)(light)  # from a mapping, as the record is not a field of the class
         return {**self._inputs, "mm_encoder_outputs": copies}
 

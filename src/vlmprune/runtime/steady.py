@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
+from vlmprune.models.base import Turned, each, parts
 from vlmprune.runtime.expected import EMBEDS, MASK, POSITIONS, ROTARY, Expected, cache_of, interface_of
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class Step:
         self._before = self._stored()
         self.renumbers = steady.further is not None
         self._ids: Tensor | None = None  # [.., B, N] by band
-        self._turned: tuple[Tensor, Tensor] | None = None  # cos and sin [.., N, d] of these
+        self._turned: Turned | None = None  # cos and sin [.., N, d] of these
         self._own: dict[int, dict[str, Any]] = {}  # what layers of a band are given
 
     def enter(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -126,15 +127,14 @@ class Step:
         self._ids = value - further.to(value.device)
         return self._ids
 
-    def first(self, turned: Any) -> tuple[Tensor, Tensor]:
+    def first(self, turned: Turned) -> Turned:
         """Of the cos and sin of all bands, the first band's."""
-        cos, sin = turned
-        if self._ids is None or cos.shape[-2] != self._ids.shape[-1]:
+        if self._ids is None or parts(turned)[0].shape[-2] != self._ids.shape[-1]:
             self._expected.surprise(
                 "The language model made its rotary embedding of other position ids than were given"
             )
-        self._turned = cos, sin
-        return cos[..., :1, :], sin[..., :1, :]
+        self._turned = turned
+        return each(turned, lambda turn: turn[..., :1, :])
 
     def at_layer(self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A decoder layer's arguments, with the rotary embedding of its band."""
@@ -147,8 +147,7 @@ class Step:
         if band not in self._own:
             at = slice(band, band + 1)
             ids = self._ids[:, at] if self._steady.ids and self._ids.ndim == 2 else None
-            cos, sin = self._turned
-            self._own[band] = {ROTARY: (cos[..., at, :], sin[..., at, :]), POSITIONS: ids}
+            self._own[band] = {ROTARY: each(self._turned, lambda turn: turn[..., at, :]), POSITIONS: ids}
         if len(args) > 1:
             named = interface_of(module).named(args, kwargs)
             return (named.pop("hidden_states"),), {**named, **self._own[band]}

@@ -6,6 +6,7 @@ would lose its mask function), and only while a forward that is to be read is ru
 
 from __future__ import annotations
 
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -56,6 +57,12 @@ def joined_heads(call: AttentionCall) -> AttentionCall:
     """The call as if all heads were one, its logits over the root of their common width."""
     query, key, value = (rows.transpose(1, 2).flatten(2)[:, None] for rows in (call.query, call.key, call.value))
     return AttentionCall(query, key, value, query.shape[-1] ** -0.5, call.mask)
+
+
+def cls_first(call: AttentionCall) -> AttentionCall:
+    """The call of an encoder without a mask, its last token before all others."""
+    query, key, value = (rows.roll(1, dims=2) for rows in (call.query, call.key, call.value))
+    return AttentionCall(query, key, value, call.scaling)
 
 
 _WRAPPED: dict[str, int] = {}  # implementation name -> running captures, so that nested captures unwrap once
@@ -221,7 +228,14 @@ def _unwrap(name: str) -> None:
 
 
 def _eager_of(module: nn.Module) -> Callable[..., Any]:
-    """Eager attention is not an entry of the interface: each modeling file passes its own function as the default."""
+    """Eager attention is not an entry of the interface: each modeling file passes its own function as the default.
+
+    It is called `eager_attention_forward`, but for some that have another one for their encoder (Llama 4).
+    """
+    forward = inspect.unwrap(type(module).forward)
+    for name in forward.__code__.co_names:
+        if name.endswith("eager_attention_forward") and name in forward.__globals__:
+            return forward.__globals__[name]  # type: ignore[no-any-return]
     for cls in type(module).__mro__:
         function = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
         if function is not None:

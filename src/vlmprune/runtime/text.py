@@ -277,6 +277,7 @@ class TextHooks:
             raise UserError("This cache was pruned on another model: use it with that one, or start with a new cache.")
         if given.get(EMBEDS) is None:
             self.expected.surprise("The language model was given no inputs_embeds")
+        self._check_length(cache, given[EMBEDS])
         if prompt is None and (step := self._steps.begin(cache, given, call.mask)) is not None:
             self.running.step = step
             self._inner.unneeded()
@@ -294,6 +295,19 @@ class TextHooks:
             if reason := check_unknown(cache, self.adapter.attention_layers, given, mask):
                 self.expected.surprise(reason)
             mark_whole(cache)
+
+    def _check_length(self, cache: Cache | None, embeds: Tensor) -> None:
+        """Raise UserError where there are more tokens than can be pruned, cached ones and those dropped counted."""
+        most = self.adapter.longest
+        if most is None:
+            return
+        length = embeds.shape[1] + (0 if cache is None else int(cache.get_seq_length()))
+        if length > most:
+            raise UserError(
+                f"Beyond {most} tokens, attention in {self.adapter.family} depends on how many are stored, so a pruned "
+                f"prompt and its answer may have no more, those dropped and padding counted, and these are {length}: "
+                "give fewer images or tiles, or run outside vlmprune.prune()."
+            )
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if passed(output):

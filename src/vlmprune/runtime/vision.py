@@ -197,7 +197,7 @@ class VisionWrapper:
         finally:
             _RUNNING.discard(id(self.adapter.inner))
         start = time.perf_counter()
-        features = self.adapter.features(self.modality, used, getattr(output, "pooler_output", None))
+        features = self.adapter.features(self.modality, used, getattr(output, self.adapter.features_in, None))
         places = self.adapter.slots(self.modality, used, [len(piece) for piece in features])
         record = VisionRecord([_tokens(f, p, self.adapter) for f, p in zip(features, places, strict=True)])
         for image in record.images:

@@ -3,7 +3,9 @@
 With lse the log-sum-exp of a row, softmax gave each key exp(A - lse). Raising some logits from A to A' therefore
 changes the row's output o to
     (o + sum_j (e^(A'_j - lse) - e^(A_j - lse)) v_j) / (1 + sum_j (e^(A'_j - lse) - e^(A_j - lse))).
-Only the logits of rows x candidates are computed.
+The logits of rows x candidates are computed, and the log-sum-exp of the rows that may have a raised logit: a candidate
+whose share of what a query sees of the candidates and some other keys is not above the threshold has no larger share of
+the whole row.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from vlmprune.scores.choice import log_sum_exp
 from vlmprune.scores.chunked import CHUNK_ELEMENTS, logits_of, softmax_with_sinks
 from vlmprune.scores.seen import Seen
 
+FIRST, EVERY = 16, 4  # keys at the beginning, where attention has its sinks, and of the others every so many
 COLLAPSED = 1e-3  # a denominator that fell below this share of the old one has lost too many digits
 
 
@@ -102,35 +105,60 @@ def fused_attention(
         [R, H, dv] of the type of `output`, and [R, H] True where a logit was raised.
     """
     columns = torch.cat(groups)
-    heads = (rows.key.shape[0], -1)
-    whole = (rows.log_sum_exp() if lse is None else lse).to(rows.dtype).unflatten(0, heads)
-    few = rows.among(columns)
-    step, fused, raised = few.step(), output.clone(), []
+    keys = torch.arange(rows.key.shape[1], device=columns.device)
+    some = keys[(keys < FIRST) | (keys % EVERY == 0)]
+    near = rows.among(torch.cat([columns, some[~torch.isin(some, columns)]]))
+    sizes, count = [len(group) for group in groups], len(columns)
+    fused, raised = output.clone(), output.new_zeros(output.shape[:2], dtype=torch.bool)
+    step, heads = near.step(), (rows.key.shape[0], -1)
+    whole = None if lse is None else lse.to(rows.dtype).unflatten(0, heads)
     for i in range(0, len(output), step):
-        piece = slice(i, i + step)
-        part, total = few.part(piece), whole[..., piece, None]
-        logits = part.logits()
-        over = total if threshold_over == "row" else logits.logsumexp(-1, keepdim=True)
-        chosen = torch.exp(logits - over) > threshold  # NaN where a query sees no candidate: False
-        chosen &= _largest(logits, [len(group) for group in groups], top_share)
+        known = near.part(slice(i, i + step)).logits()
+        logits = known[..., :count]
+        among = logits.logsumexp(-1, keepdim=True) if threshold_over == "candidates" else None
+        over = among if among is not None else known.logsumexp(-1, keepdim=True)
+        able = torch.exp(logits - over) > threshold  # NaN where a query sees no candidate: False
+        # A GPU is waited for here: which queries may have a raised logit decides what is computed.
+        own = able.flatten(0, 1).any(-1).any(0).nonzero().squeeze(1)
+        if not len(own):
+            continue
+        part, logits, queries = rows.part(own + i), logits[:, :, own], own + i
+        total = (part.log_sum_exp().unflatten(0, heads) if whole is None else whole[:, :, queries])[..., None]
+        over = total if among is None else among[:, :, own]
+        chosen = torch.exp(logits - over) > threshold
+        chosen &= _largest(logits, sizes, top_share)
         if positive_only:
             chosen &= logits > 0
         edited = logits + strength * logits
-        shift = torch.maximum(total, edited.masked_fill(~chosen, float("-inf")).amax(-1, keepdim=True))
-        change = torch.where(chosen, torch.exp(edited - shift) - torch.exp(logits - shift), 0)
-        before = torch.exp(total - shift)
-        after = before + change.sum(-1, keepdim=True)
-        old = output[piece].to(rows.dtype).transpose(0, 1).unflatten(0, heads)
-        new = (before * old + part.sum(change)) / after
-        # A GPU is waited for here: how many rows need all of their logits decides what is computed.
-        if bool((lost := after < COLLAPSED * before).any()):
-            # Lowered logits held nearly all of these rows: what is left of the difference is rounding.
-            which = lost.flatten(0, 1).any(0).squeeze(-1).nonzero().squeeze(1)
-            exact = _dense(rows.part(which + i), columns, edited[:, :, which], chosen[:, :, which])
-            new[:, :, which] = torch.where(lost[:, :, which], exact, new[:, :, which])
-        fused[piece] = new.flatten(0, 1).transpose(0, 1).to(output.dtype)
-        raised.append(chosen.any(-1).flatten(0, 1).T)
-    return fused, torch.cat(raised)
+        new = _corrected(
+            output[queries].transpose(0, 1).unflatten(0, heads), part, columns, total, logits, edited, chosen
+        )
+        fused[queries] = new.flatten(0, 1).transpose(0, 1).to(output.dtype)
+        raised[queries] = chosen.any(-1).flatten(0, 1).T
+    return fused, raised
+
+
+def _corrected(
+    output: Tensor, rows: Rows, columns: Tensor, total: Tensor, logits: Tensor, edited: Tensor, chosen: Tensor
+) -> Tensor:
+    """[Hkv, H / Hkv, R, dv] the output [Hkv, H / Hkv, R, dv] once the `chosen` logits at `columns` are the edited ones.
+
+    Args:
+        total: [Hkv, H / Hkv, R, 1] log-sum-exp of all logits.
+        logits, edited, chosen: [Hkv, H / Hkv, R, F].
+    """
+    shift = torch.maximum(total, edited.masked_fill(~chosen, float("-inf")).amax(-1, keepdim=True))
+    change = torch.where(chosen, torch.exp(edited - shift) - torch.exp(logits - shift), 0)
+    before = torch.exp(total - shift)
+    after = before + change.sum(-1, keepdim=True)
+    new = (before * output.to(rows.dtype) + rows.among(columns).sum(change)) / after
+    # A GPU is waited for here: how many rows need all of their logits decides what is computed.
+    if bool((lost := after < COLLAPSED * before).any()):
+        # Lowered logits held nearly all of these rows: what is left of the difference is rounding.
+        which = lost.flatten(0, 1).any(0).squeeze(-1).nonzero().squeeze(1)
+        exact = _dense(rows.part(which), columns, edited[:, :, which], chosen[:, :, which])
+        new[:, :, which] = torch.where(lost[:, :, which], exact, new[:, :, which])
+    return new
 
 
 def _largest(logits: Tensor, sizes: list[int], part: float) -> Tensor:

@@ -73,6 +73,7 @@ def declared(subject: AdapterSubject) -> None:
     said = {
         "name": (family.name, adapter.config.model_type),
         "cls": (family.cls, adapter.has_cls),
+        "cls_last": (family.cls_last, adapter.cls_last),
         "used": (range(depth)[family.used] if depth else -1, adapter.used_layer),
         "tower_rows": (family.tower_rows, adapter.tower_rows),
         "window": (family.window > 0, adapter.full_layers is not None),

@@ -114,7 +114,7 @@ class AdapterSubject:
                     inside.pop()
                 if not inside:  # get_video_features of some families calls get_image_features
                     named = current_names(adapter, interface(own[name]).named(args, kwargs))
-                    pooled = output.pooler_output if hasattr(output, "pooler_output") else output
+                    pooled = getattr(output, adapter.features_in, output)
                     found.append(Encoded(modality, adapter.called_with(name, named), named, _copied(pooled)))
                 return output
 

@@ -44,6 +44,7 @@ class Family:
         along: the axis along which an argument's images stand side by side, where that is not the first.
         joined: what the arguments of a batch still need once those of its images stand one after another.
         cls: whether the encoder has a CLS token.
+        cls_last: whether that stands behind the patches.
         used: encoder layer whose output the projector reads, counted from the last (-1).
         tower_rows: whether there is a row of the encoder for each slot before the projector.
         window: slots along each side of the windows that some encoder layers see; 0 where all see the whole image.
@@ -62,6 +63,7 @@ class Family:
     along: Mapping[str, int] = field(default_factory=dict)
     joined: Callable[[Arguments], Arguments] = dict
     cls: bool = False
+    cls_last: bool = False
     used: int = -1
     tower_rows: bool = False
     window: int = 0

@@ -36,7 +36,7 @@ def inputs_for(adapter: Adapter) -> Arguments:
     for picture in _pictures(set(taken)):
         try:
             output = adapter.inner.get_image_features(**picture, **({"return_dict": True} if "kwargs" in taken else {}))
-            count = sum(map(len, adapter.features("image", picture, getattr(output, "pooler_output", None))))
+            count = sum(map(len, adapter.features("image", picture, getattr(output, adapter.features_in, None))))
         except UserError:
             raise
         except Exception as failed:  # whatever its code raises on pixels of another form

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlmprune.models.base import distance, rounding
+from vlmprune.models.base import Turned, distance, parts, rounding
 from vlmprune.testing.adapter_checks import modalities, of_adapter, singles
 from vlmprune.testing.adapter_subject import AdapterSubject, Encoded, embeddings
 from vlmprune.testing.check import Failed, Skipped
@@ -18,10 +18,10 @@ from vlmprune.testing.check import Failed, Skipped
 @of_adapter("the rotary embedding of other position ids is what the model makes of them", after=["parts"])
 def positions(subject: AdapterSubject) -> None:
     adapter, given = subject.adapter, _rotaries(subject)
-    for layer, (ids, pair) in given.items():
-        order = torch.arange(pair[0].shape[-2]).flip(0)[::2]  # some of them, the last first
-        got = adapter.rotary_at(layer, ids[..., order], pair, ids)
-        due = (pair[0][..., order, :], pair[1][..., order, :])
+    for layer, (ids, turned) in given.items():
+        order = torch.arange(parts(turned)[0].shape[-2]).flip(0)[::2]  # some of them, the last first
+        got = parts(adapter.rotary_at(layer, ids[..., order], turned, ids))
+        due = [turn[..., order, :] for turn in parts(turned)]
         if not distance(got, due) <= rounding(due[0]):
             raise Failed(
                 f"expected the rotary embedding that decoder layer {layer} gets, but `rotary_at` gives another"
@@ -29,11 +29,11 @@ def positions(subject: AdapterSubject) -> None:
 
 
 @torch.no_grad()
-def _rotaries(subject: AdapterSubject) -> dict[int, tuple[Tensor, tuple[Tensor, Tensor]]]:
+def _rotaries(subject: AdapterSubject) -> dict[int, tuple[Tensor, Turned]]:
     """By decoder layer, position ids of an unpruned forward and the cos and sin that it is given."""
     adapter, model = subject.adapter, subject.ground.model
     ids: list[Tensor | None] = []
-    pairs: dict[int, tuple[Tensor, Tensor]] = {}
+    pairs: dict[int, Turned] = {}
 
     def note_ids(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids.append(kwargs.get("position_ids"))
@@ -56,7 +56,7 @@ def _rotaries(subject: AdapterSubject) -> dict[int, tuple[Tensor, tuple[Tensor, 
             handle.remove()
     given = ids[0]
     if given is None:
-        given = torch.arange(next(iter(pairs.values()))[0].shape[-2])[None].to(model.device)
+        given = torch.arange(parts(next(iter(pairs.values())))[0].shape[-2])[None].to(model.device)
     given = given[1:] if given.ndim == 3 and given.shape[0] == 4 else given  # without the row that counts text
     return {layer: (given, pair) for layer, pair in pairs.items()}
 

@@ -117,7 +117,7 @@ def encoder_signals(subject: AdapterSubject) -> None:
             expect(f"the attention of the CLS token {where}", view["cls"], expected.attended)
             for part in ("queries", "keys", "values"):
                 expect(f"the {part} {where}", view[part].rows, expected.heads(part))
-            states = expected.mapped(layers[number].states)
+            states = expected.mapped(expected.layer.states)
             expect(f"the states {where}", view["states"].rows, states)
             if family.tower_rows and named == USED:
                 expect(f"what the projector reads in image {seed}", view["rows"].rows, states)

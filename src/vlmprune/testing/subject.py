@@ -16,7 +16,7 @@ from vlmprune.core.method import Method
 from vlmprune.core.plan import Plan
 from vlmprune.core.recipe import Recipe, recipe
 from vlmprune.core.report import RunReport
-from vlmprune.core.roles import Fusing, Observes, OrdersParts, changes_encoding
+from vlmprune.core.roles import Fusing, Observes, OrdersParts, SelectsTogether, changes_encoding
 from vlmprune.core.view import ImageView, Selection
 from vlmprune.models import adapter_for
 from vlmprune.runtime.expected import Unexpected
@@ -205,23 +205,28 @@ class Subject:
         """The recipe with a copy of the method that notes what it is shown and what it reads."""
         spy, method = copy.copy(self.method), self.method
 
-        def noting(function: Callable[..., Any], keeps_view: bool) -> Callable[..., Any]:
-            def call(view: ImageView, *more: Any) -> Any:
-                if keeps_view:
-                    self.seen.append(replace(cloned(view), act=replace(view.act, method=method)))
-                reading = Reading(view.signals)
+        def noting(function: Callable[..., Any], keeps_views: bool) -> Callable[..., Any]:
+            def call(given: ImageView | Sequence[ImageView], *more: Any) -> Any:
+                views = [given] if isinstance(given, ImageView) else given
+                if keeps_views:
+                    self.seen += [replace(cloned(view), act=replace(view.act, method=method)) for view in views]
+                readings = [Reading(view.signals) for view in views]
+                shown = [replace(view, signals=reading) for view, reading in zip(views, readings, strict=True)]
                 try:
-                    return function(replace(view, signals=reading), *more)
+                    return function(shown[0] if isinstance(given, ImageView) else shown, *more)
                 finally:
-                    for name in view.act.needs:
-                        key = view.act.number, name
-                        self.read[key] = self.read.get(key, False) or name in reading.read
+                    for view, reading in zip(views, readings, strict=True):
+                        for name in view.act.needs:
+                            key = view.act.number, name
+                            self.read[key] = self.read.get(key, False) or name in reading.read
 
             return call
 
         # Attributes of the one object, since the runtime asks which bases its class has.
         spy.__dict__["select"] = noting(method.select, True)
-        for role, name in ((Observes, "observe"), (Fusing, "candidates"), (OrdersParts, "reading_order")):
+        if isinstance(method, SelectsTogether):
+            spy.__dict__["select_together"] = noting(method.select_together, True)
+        for role, name in ((Observes, "observe"), (Fusing, "candidates_together"), (OrdersParts, "reading_order")):
             if isinstance(method, role):
                 spy.__dict__[name] = noting(getattr(method, name), False)
         return recipe(spy, KEEP if method.budgeted else None)

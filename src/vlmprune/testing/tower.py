@@ -44,7 +44,11 @@ def features(model: Any, arguments: Arguments) -> Tensor:
     }  # for positions only
     video = "pixel_values_videos" in arguments
     with torch.no_grad():
-        out = (model.model.get_video_features if video else model.model.get_image_features)(**arguments).pooler_output
+        inner = getattr(model, "model", model)
+        made = (inner.get_video_features if video else inner.get_image_features)(**arguments)
+        out = made.pooler_output
+        if out is None:  # Llama 4's are projected by the model
+            out = inner.multi_modal_projector(made.last_hidden_state)
     rows = torch.cat(list(out)) if isinstance(out, (tuple, list)) else out
     return rows.reshape(-1, rows.shape[-1])
 
@@ -88,10 +92,11 @@ def _noting(layer: Layer) -> Callable[..., None]:
 @contextmanager
 def recording(layers: dict[nn.Module, Layer]) -> Iterator[None]:
     """While transformers' eager attention notes, of these attention modules, what it is given, and its maps."""
-    own: dict[Any, Any] = {}
+    own: dict[tuple[Any, str], Any] = {}
     for modeling in {sys.modules[type(attention).__module__] for attention in layers}:
-        if hasattr(modeling, "eager_attention_forward"):  # else torch's own, in a head that nothing reads
-            own[modeling] = modeling.eager_attention_forward
+        for name, forward in vars(modeling).items():  # none is torch's own, in a head that nothing reads
+            if name.endswith("eager_attention_forward"):  # Llama 4 has two
+                own[modeling, name] = forward
 
     def recorder(forward: Any) -> Any:
         def record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -105,12 +110,12 @@ def recording(layers: dict[nn.Module, Layer]) -> Iterator[None]:
         return record
 
     try:
-        for modeling, forward in own.items():
-            modeling.eager_attention_forward = recorder(forward)
+        for (modeling, name), forward in own.items():
+            setattr(modeling, name, recorder(forward))
         yield
     finally:
-        for modeling, forward in own.items():
-            modeling.eager_attention_forward = forward
+        for (modeling, name), forward in own.items():
+            setattr(modeling, name, forward)
 
 
 def tower_order(family: Family, seed: int) -> list[Place]:
@@ -147,11 +152,22 @@ def slot_values(family: Family, seed: int, values: dict[Place, Tensor]) -> Tenso
     return torch.stack(rows)
 
 
+def _cls_first(layer: Layer) -> Layer:
+    """What a layer did, its last token before all others."""
+
+    def turned(name: str, *axes: int) -> list[Tensor]:
+        return [rows.roll((1,) * len(axes), axes) for rows in getattr(layer, name)]
+
+    heads = {name: turned(name, 2) for name in ("queries", "keys", "values")}
+    return Layer(maps=turned("maps", 2, 3), states=turned("states", 1), **heads)
+
+
 class Expected:
     """Statistics of one image at one encoder layer, as rows of the slots that have patches."""
 
     def __init__(self, family: Family, seed: int, layer: Layer) -> None:
-        self.family, self.seed, self.layer = family, seed, layer
+        self.family, self.seed = family, seed
+        self.layer = _cls_first(layer) if family.cls_last else layer
 
     def mapped(self, tokens: list[Tensor]) -> Tensor:
         """Of values of the tower's tokens [pictures, N, C], a tensor a call."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from vlmprune.core.method import Scorer
+from vlmprune.core.roles import SelectsTogether
 from vlmprune.core.view import Grid, ImageView, Merged, ModelInfo, Selection
-from vlmprune.runtime.select import check_merged, check_selection
+from vlmprune.runtime.select import check_merged, check_selections
 from vlmprune.testing.check import Failed, Noted, Skipped, check, in_words
 from vlmprune.testing.families import FAMILIES
 from vlmprune.testing.subject import Reading, Subject, cloned, mapped, same, tensors
@@ -51,7 +52,7 @@ def selected(view: ImageView, what: str) -> Selection:
         elif not isinstance(chosen, Tensor) or chosen.dim() != 1 or chosen.is_floating_point():
             raise Failed(f"expected a row of whole numbers or Merged of {what}, but got {_described(chosen)}")
         else:
-            check_selection(view, chosen)
+            check_selections([view], [chosen])
     except RuntimeError as error:
         raise Failed(f"expected {view.keep} distinct tokens of 0..{view.n - 1} of {what}, but {error}") from error
     return chosen
@@ -239,6 +240,40 @@ def no_state(subject: Subject) -> None:
                 f"expected that `select` leaves the method as it was, but it changed self.{changed[0]} (what an act "
                 "knows of an image for the next one belongs in `view.memory`)"
             )
+
+
+@check("of several images together each gets what it gets alone", after=("budget", "determinism"))
+def together(subject: Subject) -> None:
+    if not isinstance(subject.method, SelectsTogether):
+        raise Skipped("it selects from one image at a time")
+    for view in shown(subject):
+        views = _as_large(view, subject.seen)
+        alone, beside = [cloned(one) for one in views], [cloned(one) for one in views]
+        due = [view.act.method.select(one) for one in alone]
+        try:
+            found = subject.method.select_together(beside)
+        except Exception as error:  # a third party's method may raise anything
+            raise Failed(f"expected {len(views)} selections together, but {in_words(error)} was raised") from error
+        if len(found) != len(views):
+            raise Failed(f"expected a selection of each of {len(views)} images together, but got {len(found)}")
+        for number, (own, other) in enumerate(zip(due, found, strict=True)):
+            if not same(own, other):
+                raise Failed(f"expected image {number} of {len(views)} together to keep what it keeps alone")
+        if any(not _rated_alike(*pair) for pair in zip(alone, beside, strict=True)):
+            raise Failed(f"expected {len(views)} images together to be rated as each is alone")
+
+
+def _as_large(view: ImageView, seen: list[ImageView]) -> list[ImageView]:
+    """Images with as many tokens and the same budget, at the same act: those that there are, and this one turned."""
+    size = view.act.number, view.n, view.keep
+    found = [other for other in seen if (other.act.number, other.n, other.keep) == size][:_SHOWN]
+    return [view.only(torch.arange(view.n).flip(0), view.keep), *found]
+
+
+def _rated_alike(a: ImageView, b: ImageView) -> bool:
+    if a.ratings is None or b.ratings is None:
+        return a.ratings is b.ratings
+    return torch.equal(a.ratings.nan_to_num(), b.ratings.nan_to_num())
 
 
 @check("every act reads every signal that it declares, on each family", of="families")

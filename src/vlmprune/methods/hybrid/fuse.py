@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from vlmprune.author import Act, AtLeast, ImageView, Method, ModelInfo, Need, PixelMethod, Share, UserError
+from vlmprune.author import (
+    Act, AtLeast, ImageView, Method, ModelInfo, Need, PixelMethod, Selection, SelectsTogether, Share, UserError,
+)  # fmt: skip
 from vlmprune.core.method import layer_within
 from vlmprune.methods.hybrid.fusing import PruneAwareFusion
 from vlmprune.methods.vision.divprune import DivPrune
@@ -95,15 +98,22 @@ class Fuse(PruneAwareFusion):
     def candidate_count(self, act: Act, keep: int, n: int) -> int:
         return min(n - keep, round(self.share * n))
 
-    def plan(self, view: ImageView) -> tuple[Tensor, Tensor]:
-        kept = self._chosen(view)
-        more = view.keep + self.candidate_count(view.act, view.keep, view.n)
-        everything = torch.arange(view.n, device=view.slots.device)
-        wider = everything if more == view.n else self._chosen(replace(view, keep=more))
-        return kept, wider[~torch.isin(wider, kept)]
+    def plans(self, views: Sequence[ImageView]) -> list[tuple[Tensor, Tensor]]:
+        keep, n = views[0].keep, views[0].n
+        more = keep + self.candidate_count(views[0].act, keep, n)
+        kept = self._chosen(views)
+        everything = torch.arange(n, device=views[0].slots.device)
+        wider = [everything] * len(views) if more == n else self._chosen([replace(view, keep=more) for view in views])
+        return [(own, wide[~torch.isin(wide, own)]) for own, wide in zip(kept, wider, strict=True)]
 
-    def _chosen(self, view: ImageView) -> Tensor:
-        chosen = self.selector.select(view)
+    def _chosen(self, views: Sequence[ImageView]) -> list[Tensor]:
+        if isinstance(self.selector, SelectsTogether):
+            chosen = self.selector.select_together(views)
+        else:
+            chosen = [self.selector.select(view) for view in views]
+        return [self._indices(one, view) for one, view in zip(chosen, views, strict=True)]
+
+    def _indices(self, chosen: Selection, view: ImageView) -> Tensor:
         if not isinstance(chosen, Tensor):
             raise UserError(f"{self.name} takes a method that only drops tokens: {self.selector.name} makes new ones.")
         return chosen.to(view.slots.device)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from vlmprune.author import Fusing, Fusion, ImageView, Method, ModelInfo, NotNegative, Share
+from vlmprune.author import Fusing, Fusion, ImageView, Method, ModelInfo, NotNegative, SelectsTogether, Share
 
 HIGHER_TAU = ("qwen2_vl", "qwen2_5_vl")  # 0.1 there, 0.05 on Qwen3-VL and LLaVA
 
 
 @dataclass(kw_only=True)
-class PruneAwareFusion(Fusing):
-    """Base of these methods. A subclass says where it acts, and in `plan` what is kept and which tokens are candidates.
+class PruneAwareFusion(Fusing, SelectsTogether):
+    """Base of these methods. A subclass says where it acts, and in `plans` what is kept and which are candidates.
 
     Args:
         lambda_: strength of the edit; 0 turns fusion off.
@@ -45,23 +46,43 @@ class PruneAwareFusion(Fusing):
         return replace(self, lambda_=0) if self.lambda_ else self
 
     @abstractmethod
-    def plan(self, view: ImageView) -> tuple[Tensor, Tensor]:
-        """Indices of the `view.keep` tokens that are kept, and those of the candidates."""
+    def plans(self, views: Sequence[ImageView]) -> list[tuple[Tensor, Tensor]]:
+        """Of each view, indices of the `view.keep` tokens that are kept, and those of the candidates.
 
-    def select(self, view: ImageView) -> Tensor:
-        return self._planned(view)[0]
+        Args:
+            views: as of `select_together`.
+        """
+
+    def plan(self, view: ImageView) -> tuple[Tensor, Tensor]:
+        """The same of one view."""
+        return self.plans([view])[0]
+
+    def select_together(self, views: Sequence[ImageView]) -> list[Tensor]:
+        return [kept for kept, _ in self._planned(views)]
 
     def candidates(self, view: ImageView) -> Tensor:
-        return self._planned(view)[1]
+        return self.candidates_together([view])[0]
 
-    def _planned(self, view: ImageView) -> tuple[Tensor, Tensor]:
-        """The plan, made once for the same tokens: two layers and the cut ask for it."""
-        plans = view.memory.setdefault("plans", [])
-        for slots, keep, plan in plans:
-            if keep == view.keep and torch.equal(slots, view.slots):
-                return plan
-        plans.append((view.slots, view.keep, self.plan(view)))
-        return plans[-1][2]
+    def candidates_together(self, views: Sequence[ImageView]) -> list[Tensor]:
+        return [candidates for _, candidates in self._planned(views)]
+
+    def _planned(self, views: Sequence[ImageView]) -> list[tuple[Tensor, Tensor]]:
+        """The plans, each made once for the same tokens: two layers and the cut ask for it."""
+        plans = {place: plan for place, view in enumerate(views) if (plan := _noted(view)) is not None}
+        missing = [place for place in range(len(views)) if place not in plans]
+        if missing:
+            plans.update(zip(missing, self.plans([views[place] for place in missing]), strict=True))
+        for place in missing:
+            views[place].memory.setdefault("plans", []).append((views[place].slots, views[place].keep, plans[place]))
+        return [plans[place] for place in range(len(views))]
+
+
+def _noted(view: ImageView) -> tuple[Tensor, Tensor] | None:
+    """The plan that was made for these tokens before."""
+    for slots, keep, plan in view.memory.get("plans", []):
+        if keep == view.keep and torch.equal(slots, view.slots):
+            return plan
+    return None
 
 
 def remember_order(view: ImageView, order: Tensor) -> None:

@@ -13,7 +13,7 @@ from vlmprune.author import (
     Act, At, Features, ImageView, Keep, ModelInfo, Need, Pixels, Positive, Share, UserError, ascending, resolve_keep,
 )  # fmt: skip
 from vlmprune.methods.decoder.staged import Staged, share_of
-from vlmprune.methods.diversity import most_diverse
+from vlmprune.methods.diversity import most_diverse_of_each
 from vlmprune.methods.hybrid.fusing import PruneAwareFusion, earlier_order, remember_order
 
 SHARES = {"qwen2_vl": 0.6}  # and 0.9 on LLaVA, 0.3 elsewhere
@@ -95,15 +95,29 @@ class HiLo(PruneAwareFusion, Staged):
     def acts(self, info: ModelInfo, keep: Keep) -> Sequence[int | At | None]:
         return [At(layer, fuses=number < 2) for number, layer in enumerate(self.schedule(info))]
 
-    def plan(self, view: ImageView) -> tuple[Tensor, Tensor]:
+    def plans(self, views: Sequence[ImageView]) -> list[tuple[Tensor, Tensor]]:
         """R in the order of the fine choice, and F."""
-        earlier = earlier_order(view) if view.act.number else None
-        if earlier is not None:
-            return earlier[: view.keep], earlier[view.keep :]
-        coarse = self.coarse(view)
-        kept = coarse[most_diverse(view["features"][coarse], view.keep)]
-        remember_order(view, kept)
-        return kept, coarse[torch.isin(coarse, kept, invert=True)]
+        orders = [earlier_order(view) if view.act.number else None for view in views]
+        first = iter(self._first_plans([view for view, order in zip(views, orders, strict=True) if order is None]))
+        return [
+            next(first) if order is None else (order[: view.keep], order[view.keep :])
+            for view, order in zip(views, orders, strict=True)
+        ]
+
+    def _first_plans(self, views: Sequence[ImageView]) -> list[tuple[Tensor, Tensor]]:
+        """Those of views of which no earlier act noted an order."""
+        if not views:
+            return []
+        coarse = self._coarse_of_each(views)
+        features = [view["features"][tokens] for view, tokens in zip(views, coarse, strict=True)]
+        kept = [
+            tokens[picks] for tokens, picks in zip(coarse, most_diverse_of_each(features, views[0].keep), strict=True)
+        ]
+        for view, order in zip(views, kept, strict=True):
+            remember_order(view, order)
+        return [
+            (order, tokens[torch.isin(tokens, order, invert=True)]) for tokens, order in zip(coarse, kept, strict=True)
+        ]
 
     def coarse_count(self, info: ModelInfo, keep: int, n: int) -> int:
         """|C|."""
@@ -116,5 +130,10 @@ class HiLo(PruneAwareFusion, Staged):
 
     def coarse(self, view: ImageView) -> Tensor:
         """C in increasing order; at least as many tokens as are kept."""
-        count = self.coarse_count(view.info, view.keep, view.n)
-        return ascending(most_diverse(view["pixels"], count)) if count < view.n else torch.arange(view.n).to(view.slots)
+        return self._coarse_of_each([view])[0]
+
+    def _coarse_of_each(self, views: Sequence[ImageView]) -> list[Tensor]:
+        n, count = views[0].n, self.coarse_count(views[0].info, views[0].keep, views[0].n)
+        if count == n:
+            return [torch.arange(n).to(view.slots) for view in views]
+        return [ascending(picks) for picks in most_diverse_of_each([view["pixels"] for view in views], count)]

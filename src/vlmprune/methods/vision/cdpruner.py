@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from vlmprune.author import Alignment, Features, ImageView, Method, ModelInfo, Need, ShareBelowOne, ascending
+from vlmprune.author import Alignment, Features, ImageView, ModelInfo, Need, SelectsTogether, ShareBelowOne, ascending
 from vlmprune.methods.blocks import fill
 from vlmprune.methods.diversity import unit_rows
 from vlmprune.methods.relevance import mean_cosine, sign_of
-from vlmprune.methods.volume import largest_volume
+from vlmprune.methods.volume import largest_volume_of_each
 
 PORTS_THETA = 0.5
 
 
 @dataclass
-class CDPruner(Method):
+class CDPruner(SelectsTogether):
     """Diversity weighted by relevance: tokens that are unlike each other and relevant to the question.
 
     Paper: Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs (NeurIPS 2025,
@@ -62,19 +63,32 @@ class CDPruner(Method):
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"features": Features(), "aligned": Alignment()}
 
-    def select(self, view: ImageView) -> Tensor:
-        return ascending(torch.cat(self.picks(view)))
+    def select_together(self, views: Sequence[ImageView]) -> list[Tensor]:
+        return [ascending(torch.cat(picks)) for picks in self.picks_of_each(views)]
 
     def picks(self, view: ImageView) -> list[Tensor]:
         """For each tile that picks by itself, its token indices in the order in which they are picked."""
-        relevance, features = view.rated(self.relevance(view)), view["features"]
+        return self.picks_of_each([view])[0]
+
+    def picks_of_each(self, views: Sequence[ImageView]) -> list[list[Tensor]]:
+        """The same of several views."""
+        pools, vectors = [self.pools(view) for view in views], list[tuple[Tensor, Tensor]]()
+        for view, own in zip(views, pools, strict=True):
+            relevance = view.rated(self.relevance(view))
+            vectors += [self.vectors(view["features"], relevance, pool) for pool, _ in own]
+        rows, lengths = zip(*vectors, strict=True)
+        picks = iter(largest_volume_of_each(rows, lengths, [count for own in pools for _, count in own]))
+        return [[pool[next(picks)] for pool, _ in own] for own in pools]
+
+    def pools(self, view: ImageView) -> list[tuple[Tensor, int]]:
+        """The tokens that compete with each other, ascending, and how many of them are kept."""
         if not view.info.llava or self.per is not None or view.grid is None or view.grid.frames == 1:
-            return [self.greedy(features, relevance, view.keep)]
+            return [(torch.arange(view.n, device=view.slots.device), view.keep)]
         frames = view.frames
         pools = [(frames == frame).nonzero().squeeze(1) for frame in frames.unique()]
         sizes = [len(pool) for pool in pools]
         budgets = fill([view.keep * size // view.n for size in sizes], sizes, view.keep, range(len(sizes)))
-        return [pool[self.greedy(features[pool], relevance[pool], k)] for pool, k in zip(pools, budgets) if k]
+        return [(pool, count) for pool, count in zip(pools, budgets, strict=True) if count]
 
     def relevance(self, view: ImageView) -> Tensor:
         """r of each token, above 0, float64 [n]."""
@@ -86,9 +100,11 @@ class CDPruner(Method):
         theta = PORTS_THETA if self.theta is None and not aligned.clip else self.theta
         return scaled if theta is None else torch.exp((scaled - scaled.max()) * theta / (2 - 2 * theta))
 
-    def greedy(self, features: Tensor, relevance: Tensor, keep: int) -> Tensor:
-        """Indices of `keep` of the tokens [n, D], in the order in which they are picked."""
+    def vectors(self, features: Tensor, relevance: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors that span the volume, of these of an image's tokens: their directions, float32, and lengths."""
+        if len(pool) < len(features):
+            features, relevance = features[pool], relevance[pool]
         if self.score_dtype != "float32":  # directions, rounded as theirs are
             features = unit_rows(features.to(getattr(torch, self.score_dtype)))
             relevance = relevance * features.double().norm(dim=1)
-        return largest_volume(features.float(), relevance, keep)
+        return features.float(), relevance

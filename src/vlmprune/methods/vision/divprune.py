@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from vlmprune.author import Features, ImageView, Method, ModelInfo, Need, ascending
-from vlmprune.methods.diversity import most_diverse
+from vlmprune.author import Features, ImageView, ModelInfo, Need, SelectsTogether, ascending
+from vlmprune.methods.diversity import most_diverse_of_each
 
 
 @dataclass
-class DivPrune(Method):
+class DivPrune(SelectsTogether):
     """Max-min diversity: each pick is the token farthest from all picked so far.
 
     Paper: DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models (CVPR 2025, arXiv 2503.02175).
@@ -48,10 +49,14 @@ class DivPrune(Method):
     def needs(self, info: ModelInfo) -> dict[str, Need]:
         return {"features": Features()}
 
-    def select(self, view: ImageView) -> Tensor:
-        return ascending(self.picks(view)) if self.exact else torch.unique(self.picks(view))
+    def select_together(self, views: Sequence[ImageView]) -> list[Tensor]:
+        return [ascending(picks) if self.exact else torch.unique(picks) for picks in self.picks_of_each(views)]
 
     def picks(self, view: ImageView) -> Tensor:
         """Token indices in the order in which they are picked, [keep]."""
-        features = view["features"].to(getattr(torch, self.score_dtype))
-        return most_diverse(features, view.keep, again=not self.exact)
+        return self.picks_of_each([view])[0]
+
+    def picks_of_each(self, views: Sequence[ImageView]) -> list[Tensor]:
+        """The same of views with as many tokens and one budget."""
+        features = [view["features"].to(getattr(torch, self.score_dtype)) for view in views]
+        return most_diverse_of_each(features, views[0].keep, again=not self.exact)
