@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,39 +13,11 @@ from torch import Tensor, nn
 from transformers.image_processing_base import ImageProcessingMixin
 
 from vlmprune.core.errors import UserError
-from vlmprune.core.view import Grid, ModelInfo, TowerRows, Whole
+from vlmprune.core.view import Grid, ModelInfo, TowerRows
+from vlmprune.models.slots import Slots, raster
 
-
-@dataclass
-class Slots:
-    """Where the slots of one piece lie. A piece is what the tower returns as one: an image, a video or a tile.
-
-    Attributes:
-        grid: its slot grid, or None if the slots form no grid.
-        cells: [count] the cell of `grid` that each slot shows; -1 for a slot that shows none (image_newline, CLS).
-        wholes: how the slots cover the picture. By default all slots with a cell cover it, if the grid has one frame.
-    """
-
-    grid: Grid | None
-    cells: Tensor
-    wholes: tuple[Whole, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if self.wholes is None:
-            single = self.grid is not None and self.grid.frames == 1
-            self.wholes = (Whole("image", self.grid, self.cells),) if single else ()  # type: ignore[arg-type]
-
-    @property
-    def plain(self) -> bool:
-        """Whether slot i is cell i, for every cell of the grid."""
-        if self.grid is None or self.grid.size != len(self.cells):
-            return False
-        return bool((self.cells == torch.arange(len(self.cells), device=self.cells.device)).all())
-
-
-def raster(grid: Grid) -> Slots:
-    """A slot for each cell, in order."""
-    return Slots(grid, torch.arange(grid.size))
+# what adapters are written with
+__all__ = ["CLIP", "HALF", "IMAGENET", "Adapter", "Normalisation", "Rotary", "Slots", "raster", "split_rows"]
 
 
 class Normalisation(NamedTuple):
