@@ -97,13 +97,14 @@ def refusal(at: str, body: dict[str, Any]) -> tuple[int, str]:
 
 
 def metric(at: str, name: str, **labels: str) -> float:
-    """The sum of a metric of vLLM over everything that has these labels."""
+    """The sum of a metric of vLLM or of vlmprune over everything that has these labels."""
     with urlopen(f"{at}/metrics", timeout=60) as reply:
         lines = reply.read().decode().splitlines()
     found = [
         float(line.rpartition(" ")[2])
         for line in lines
-        if re.match(rf"vllm:{name}(\{{|\s)", line) and all(f'{key}="{value}"' in line for key, value in labels.items())
+        if re.match(rf"(vllm:|vlmprune_){name}(\{{|\s)", line)
+        and all(f'{key}="{value}"' in line for key, value in labels.items())
     ]
     if not found:
         raise AssertionError(f"The server has no metric {name}")
