@@ -83,6 +83,16 @@ def ask(at: str, body: dict[str, Any]) -> dict[str, Any]:
         return json.load(reply)
 
 
+def events_of(at: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a stream sends to its end."""
+    content = json.dumps({**body, "stream": True}).encode()
+    headers = {"Content-Type": "application/json"}
+    with urlopen(Request(f"{at}/v1/chat/completions", content, headers), timeout=PATIENCE) as reply:
+        *events, end = [line.decode().removeprefix("data: ").strip() for line in reply if line.strip()]
+    assert end == "[DONE]"
+    return [json.loads(event) for event in events]
+
+
 def text_of(reply: dict[str, Any]) -> str:
     return reply["choices"][0]["message"]["content"].strip()
 

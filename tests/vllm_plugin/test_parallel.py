@@ -13,7 +13,7 @@ import pytest
 from vlmprune.assets import load_embedded
 
 from .conftest import PATIENCE, Prompt, Reference
-from .server import ask, body_of, metric, refusal, served, text_of
+from .server import ask, body_of, events_of, metric, refusal, served, text_of
 
 METHOD = "divprune"
 WHOLE = 196  # tokens of an image
@@ -66,6 +66,15 @@ def test_engines_answer_as_transformers_does(
     assert metric(server, "visual_tokens_before_total") == len(asked) * WHOLE
     assert metric(server, "visual_tokens_after_total") == kept
     assert metric(server, "selection_seconds_total") > 0
+
+
+def test_a_sample_and_a_stream_are_compared_greedily(server: str, prompts: list[Prompt]) -> None:
+    """Of the unpruned model with itself, which differs from itself by chance alone."""
+    body = body_of(prompts[0].question, [Path(prompts[0].pictures[0]).read_bytes()], vlmprune_keep=1.0)
+    before = compared(server, 0)
+    ask(server, {**body, "temperature": 1.5, "seed": 1, "n": 2})
+    events_of(server, body)
+    assert compared(server, int(before["total"]) + 2) == {**before, "total": before["total"] + 2}
 
 
 def compared(at: str, count: int) -> dict[str, float]:

@@ -16,7 +16,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 import pytest
 from PIL import Image
@@ -25,7 +24,7 @@ from vlmprune.assets import load_embedded
 
 from .conftest import PATIENCE, TOKENS, Prompt, Reference
 from .conftest import written as in_words
-from .server import ask, body_of, metric, refusal, served, text_of
+from .server import ask, body_of, events_of, metric, refusal, served, text_of
 
 RECIPE = "divprune:0.25"
 DROPPED = 147  # of the 196 tokens of an image
@@ -93,12 +92,7 @@ def figures(at: str) -> dict[str, float]:
 def test_a_stream_tells_its_figures_with_its_usage(server: str, prompts: list[Prompt]) -> None:
     body = body_of(prompts[0].question, [picture_of(prompts[0])])
     whole = ask(server, body)
-    asked = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}}).encode()
-    headers = {"Content-Type": "application/json"}
-    with urlopen(Request(f"{server}/v1/chat/completions", asked, headers), timeout=PATIENCE) as reply:
-        lines = [line.decode().removeprefix("data: ").strip() for line in reply if line.strip()]
-    assert lines.pop() == "[DONE]"
-    *events, last = map(json.loads, lines)
+    *events, last = events_of(server, {**body, "stream_options": {"include_usage": True}})
     assert "".join(event["choices"][0]["delta"].get("content") or "" for event in events).strip() == text_of(whole)
     stated = {name: value for name, value in whole["usage"].items() if value is not None}
     assert last["usage"] == stated and stated["vlmprune"] == {"visual_tokens": 196, "kept": 196 - DROPPED}
