@@ -350,23 +350,14 @@ def test_only_so_many_comparisons_wait(counted: dict[str, float]) -> None:
 
 
 def test_all_gpus_go_on_with_the_firsts_choice() -> None:
-    firsts = [torch.rand(3, 4), torch.tensor([0, 2, 5])]
-
-    class Group:
-        world_size = 2
-
-        def __init__(self) -> None:
-            self.given = iter(firsts)
-
-        def broadcast(self, own: torch.Tensor) -> torch.Tensor:
-            return own.copy_(next(self.given))
-
-    images = [Kept(torch.zeros(2, 4), torch.tensor([0, 1])), Kept(torch.zeros(1, 4), torch.tensor([4]))]
-    found = first_ranks(Group(), images)
-    assert [len(image.slots) for image in found] == [2, 1]
-    assert torch.equal(torch.cat([image.features for image in found]), firsts[0])
-    assert torch.equal(torch.cat([image.slots for image in found]), firsts[1])
-    assert first_ranks(SimpleNamespace(world_size=1), images) == images
+    firsts = [Kept(torch.rand(2, 4), torch.tensor([0, 2])), Kept(torch.rand(1, 4), torch.tensor([5]))]
+    own = [Kept(torch.zeros(2, 4), torch.tensor([0, 1])), Kept(torch.zeros(1, 4), torch.tensor([4]))]
+    given = iter([part for image in firsts for part in (image.features, image.slots)])
+    group = SimpleNamespace(world_size=2, broadcast=lambda part: part.copy_(next(given)))
+    for found, due in zip(first_ranks(group, own), firsts, strict=True):
+        assert torch.equal(found.features, due.features) and torch.equal(found.slots, due.slots)
+    assert not own[0].features.any(), "what the encoder gave is left as it was"
+    assert first_ranks(SimpleNamespace(world_size=1), own) == own
 
 
 class Halves:
@@ -396,8 +387,10 @@ def test_shared_heads_are_read_together() -> None:
 def test_merging_among_shared_heads_is_refused() -> None:
     model = copy.deepcopy(built("llava"))
     group = SimpleNamespace(world_size=2)
-    assert on_ranks(Apart(model, recipe("tome(inside=True):0.5")), group).whole is None
+    assert on_ranks(Apart(model, recipe("tome(inside=True):0.5")), group, "llava").whole is None
     adapter_for(model).encoder_attentions()[0].out_proj.tp_size = 2  # type: ignore[union-attr, assignment]
-    assert on_ranks(Apart(model, recipe("vispruner:0.5")), group).whole is not None
+    assert on_ranks(Apart(model, recipe("vispruner:0.5")), group, "llava").whole is not None
     with pytest.raises(UserError, match="tome merges inside the encoder, whose heads vLLM has shared out"):
-        on_ranks(Apart(model, recipe("tome(inside=True):0.5")), group)
+        on_ranks(Apart(model, recipe("tome(inside=True):0.5")), group, "llava")
+    with pytest.raises(UserError, match="not tested with a gemma3 on several GPUs"):
+        on_ranks(Apart(model, recipe("vispruner:0.5")), group, "gemma3")

@@ -7,7 +7,17 @@ import pytest
 from .conftest import Engine, Reference
 
 SHARED = {"tensor_parallel_size": 2}
-CASES = {"llava": "visionzip:0.3", "qwen2_5_vl": "vispruner:0.25"}  # both read attention, and one merges
+CASES = {  # all read attention, and one merges
+    "llava": "visionzip:0.3",
+    "qwen2_vl": "vispruner:0.25",
+    "qwen2_5_vl": "vispruner:0.25",
+}
+
+
+def test_what_is_not_tested_is_refused() -> None:
+    from vlmprune.serve.vllm.ranks import SHARED
+
+    assert {*SHARED} == {*CASES}
 
 
 @pytest.mark.parametrize("model", CASES)

@@ -53,7 +53,7 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
     def _under(self, keep: Keep | None) -> Apart:
         """The recipe on the model, under a request's budget or its own."""
         apart = apart_of(self.model, self.asked.under(keep), self.axes)
-        return on_ranks(apart, self.tp_group)
+        return on_ranks(apart, self.tp_group, self.config.model_type)
 
     def _ask_for_positions(self, config: Any) -> None:
         """Let vLLM call `recompute_mrope_positions`; its runner for CPUs forgets to ask whether it shall."""

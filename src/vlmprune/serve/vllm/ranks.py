@@ -7,28 +7,37 @@ to each GPU. MLPs are shared out, too, but their output is whole again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vlmprune.core.errors import UserError
 from vlmprune.core.roles import merges_inside
 from vlmprune.runtime.apart import Apart, Kept
 from vlmprune.runtime.taps import AttentionCall
 
+SHARED = ("llava", "qwen2_vl", "qwen2_5_vl")  # tests/vllm_plugin/test_ranks.py
 
-def on_ranks(apart: Apart, group: Any) -> Apart:
+
+def on_ranks(apart: Apart, group: Any, family: str) -> Apart:
     """A recipe that reads all heads of an encoder whose heads are shared out.
 
     Args:
         group: vLLM's, of the GPUs that share the model.
+        family: `model_type` of the model.
 
     Raises:
-        UserError: a method works in the layers themselves, where each GPU has its own heads alone.
+        UserError: the model was not tested so, or a method works in the layers themselves, where each GPU has its own
+            heads alone.
     """
+    if group.world_size > 1 and family not in SHARED:
+        raise UserError(
+            f"vlmprune's plugin is not tested with a {family} on several GPUs: leave out --tensor-parallel-size, or "
+            "serve several engines side by side (--data-parallel-size)."
+        )
     if any(map(is_shared, apart.adapter.encoder_attentions())):
         for stage in apart.recipe.stages:
             if merges_inside(stage.method):
@@ -59,7 +68,13 @@ def first_ranks(group: Any, images: Sequence[Kept]) -> list[Kept]:
     """What the first GPU has kept of the images of a call: equal scores may be ranked otherwise on another one."""
     if group.world_size == 1:
         return list(images)
-    sizes = [len(image.features) for image in images]
-    features = group.broadcast(torch.cat([image.features for image in images]))
-    slots = group.broadcast(torch.cat([image.slots for image in images]))
-    return [Kept(*own) for own in zip(features.split(sizes), slots.split(sizes), strict=True)]
+    return [
+        Kept(**{part.name: _firsts(group, getattr(image, part.name)) for part in fields(image)}) for image in images
+    ]
+
+
+def _firsts(group: Any, own: Any) -> Any:
+    """A tensor, or several, as the first GPU has them."""
+    if isinstance(own, Tensor):
+        return group.broadcast(own.clone(memory_format=torch.contiguous_format))
+    return tuple(_firsts(group, one) for one in own)
