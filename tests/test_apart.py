@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +13,7 @@ from harness import built, inputs_of
 import vlmprune
 from vlmprune.models import adapter_for
 from vlmprune.runtime.apart import Apart, grouped
+from vlmprune.runtime.taps import AttentionCall
 
 FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "internvl")
 TILED = {"internvl": [3, 1]}  # rows of pixels of the two images, where an image has several
@@ -111,3 +113,22 @@ def test_pieces_that_fit_no_image_are_an_error() -> None:
     assert grouped("abc", [2, 1]) == [["a", "b"], ["c"]]
     with pytest.raises(RuntimeError, match="3 pieces cannot be told apart"):
         grouped("abc", [2, 2])
+
+
+@torch.no_grad()
+def test_an_engine_that_shares_heads_out_hands_in_whole_calls() -> None:
+    """What a method reads is what the engine made of each call of the layers that it names."""
+    model, (_, call, parts) = built("llava"), call_of("llava")
+    spec = vlmprune.recipe("vispruner:0.3")
+    plain, mirrored = Apart(model, spec), Apart(model, spec)
+    attentions, seen = list(adapter_for(model).encoder_attentions()), list[int]()
+
+    def mirror(module: torch.nn.Module, own: AttentionCall) -> AttentionCall:
+        seen.append(attentions.index(module))
+        return replace(own, query=-own.query)
+
+    mirrored.whole = mirror
+    kept, others = (apart.encode("image", call, parts, SEEDS) for apart in (plain, mirrored))
+    assert seen and {*seen} <= {*range(len(attentions))}
+    assert any(not torch.equal(a.slots, b.slots) for a, b in zip(kept, others, strict=True))
+    assert plain.seconds > 0

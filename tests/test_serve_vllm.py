@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -24,7 +22,7 @@ from vlmprune.serve.vllm.families import TESTED
 from vlmprune.serve.vllm.launch import vllm_command
 from vlmprune.serve.vllm.limits import check_engine
 from vlmprune.serve.vllm.positions import shortened, with_offsets, without_offsets, written
-from vlmprune.serve.vllm.requests import CHAT, Budgets, NoBudgets, rewritten
+from vlmprune.serve.vllm.requests import CHAT, rewritten
 from vlmprune.serve.vllm.told import as_keep, as_number
 from vlmprune.serve.wanted import Allowed
 
@@ -53,7 +51,7 @@ def test_wrong_overrides_are_refused_at_once() -> None:
 
 def engine_config(**changed: object) -> SimpleNamespace:
     parts: dict[str, dict[str, object]] = {
-        "parallel_config": {"tensor_parallel_size": 1, "pipeline_parallel_size": 1},
+        "parallel_config": {"pipeline_parallel_size": 1},
         "compilation_config": {"compile_mm_encoder": False},
         "multimodal_config": {"video_pruning_rate": None, "mm_processor_kwargs": None},
     }
@@ -64,7 +62,6 @@ def engine_config(**changed: object) -> SimpleNamespace:
 
 
 UNTESTED = {
-    "--tensor-parallel-size": {"tensor_parallel_size": 2},
     "--pipeline-parallel-size": {"pipeline_parallel_size": 2},
     "--enable-lora": {"lora_config": object()},
     "--speculative-config": {"speculative_config": object()},
@@ -118,15 +115,17 @@ def test_serve_starts_vllm_with_the_overrides(installed: list[list[str]], capsys
     assert "divprune:0.25 with vLLM" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("canary", [0.0, 0.02])
 @pytest.mark.parametrize("allowed", [False, True])
-def test_serve_allows_budgets_of_requests(allowed: bool, installed: list[list[str]]) -> None:
+def test_serve_allows_budgets_of_requests(allowed: bool, canary: float, installed: list[list[str]]) -> None:
     options = ["--method", "divprune", "--keep", "0.25", *["--allow-request-keep"] * allowed]
-    assert cli.main(["serve", "llava", *options]) == 0
+    assert cli.main(["serve", "llava", *options, *(["--canary", str(canary)] if canary else [])]) == 0
     [command] = installed
-    assert json.loads(command[command.index("--hf-overrides") + 1])["vlmprune"]["request_keep"] is allowed
+    given = json.loads(command[command.index("--hf-overrides") + 1])["vlmprune"]
+    assert given["request_keep"] is allowed and given["canary"] == canary
     module, _, name = command[command.index("--middleware") + 1].rpartition(".")
-    assert getattr(import_module(module), name).allowed.keep is allowed
-    assert ("--trust-request-mm-kwargs" in command) is allowed
+    assert callable(getattr(import_module(module), name))
+    assert ("--trust-request-mm-kwargs" in command) is (allowed or canary > 0)
 
 
 def test_requests_cannot_set_the_budget_of_two_methods() -> None:
@@ -152,11 +151,19 @@ def test_what_vllm_cannot_do_is_one_sentence(
 
 
 OPTIONS = {
-    "--canary 0.1": "--canary 0.1 is for --engine transformers only",
+    "--canary 2": "--canary 2.0 must be a share of the requests",
     "--allow-request-query": "--allow-request-query is for --engine transformers only",
     "--device cpu": "--device cpu is for",
     "--positions original": "counts those of this model one by one: give --positions compact",
     "-- --hf-overrides={}": "--hf-overrides is what vlmprune sets itself",
+    "-- --hf_overrides.vlmprune x": "--hf-overrides is what vlmprune sets itself",
+    "-- --trust-request-mm-kwargs": "--trust-request-mm-kwargs is what vlmprune sets itself",
+    "-- --grpc": "--grpc answers clients without vLLM's HTTP server",
+    "-- --grpc_port=1": "--grpc-port answers clients without vLLM's HTTP server",
+    "-- --headless": "--headless starts an engine whose server is on another machine",
+    "-- --config file.yaml": "--config has further options, which vlmprune does not see",
+    "-- --tokens-only": "--tokens-only takes prompts in which images were counted elsewhere",
+    "-- --data-parallel-multi-port-external-lb": "would add up each other's figures, and was not tested",
 }
 
 
@@ -167,6 +174,19 @@ def test_options_that_vllm_has_not(
     assert cli.main(["serve", "llava", "--method", "divprune", "--keep", "0.5", *options.split()]) == 2
     err = capsys.readouterr().err
     assert OPTIONS[options] in err and err.count("\n") == 1 and not installed
+
+
+def test_vllms_server_in_rust_is_refused(
+    installed: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    assert cli.main(["serve", "llava", "--method", "divprune", "--keep", "0.5"]) == 2
+    assert "VLLM_USE_RUST_FRONTEND answers clients without" in capsys.readouterr().err and not installed
+
+
+def test_a_method_without_a_budget_has_no_canary() -> None:
+    with pytest.raises(UserError, match=r"prumerge takes no budget: leave out canary=0\.02"):
+        overrides("prumerge(adaptive=True)", canary=0.5)
 
 
 def test_compact_positions_are_refused_on_mrope() -> None:
@@ -197,13 +217,13 @@ def sent(**body: object) -> bytes:
 
 @pytest.mark.parametrize("keep", [0.25, 1, 1.0])
 def test_a_requests_budget_goes_to_the_processor(keep: float) -> None:
-    body = json.loads(rewritten(sent(vlmprune_keep=keep), CHAT, Allowed(keep=True)))
+    body = json.loads(rewritten(sent(vlmprune_keep=keep), CHAT, Allowed(keep=True), True))
     assert body == {"model": "llava", "mm_processor_kwargs": {"vlmprune_keep": str(keep)}}
 
 
 @pytest.mark.parametrize("body", [sent(), b"no JSON", b"[1]", b"[" * 100_000, b"\xff"])
 def test_what_is_not_ours_stays_as_it_is(body: bytes) -> None:
-    assert rewritten(body, CHAT, Allowed(keep=True)) == body
+    assert rewritten(body, CHAT, Allowed(keep=True), True) == body
 
 
 WRONG_BODIES: dict[str, tuple[bytes, bool, str, str]] = {
@@ -212,6 +232,7 @@ WRONG_BODIES: dict[str, tuple[bytes, bool, str, str]] = {
     "elsewhere": (sent(vlmprune_keep=0.5), True, "/v1/responses", "is for /v1/chat/completions alone"),
     "other options": (sent(mm_processor_kwargs={"size": 9}), True, "/tokenize", "takes no mm_processor_kwargs"),
     "in disguise": (b'{"mm_processor_\\u006bwargs": {"size": 9}}', True, CHAT, "takes no mm_processor_kwargs"),
+    "for the canary alone": (sent(mm_processor_kwargs={"vlmprune_keep": "1.0"}), False, CHAT, "leave it out"),
     "a question": (sent(vlmprune_query="a car"), True, CHAT, "leave out vlmprune_query"),
 }
 
@@ -220,48 +241,7 @@ WRONG_BODIES: dict[str, tuple[bytes, bool, str, str]] = {
 def test_a_request_that_is_refused(name: str) -> None:
     body, allowed, path, sentence = WRONG_BODIES[name]
     with pytest.raises(UserError, match=sentence):
-        rewritten(body, path, Allowed(keep=allowed))
-
-
-class Client:
-    """What a server reads from a client that sends its body in two parts and then leaves, and answers it."""
-
-    def __init__(self, body: bytes) -> None:
-        half = len(body) // 2
-        parts = [(body[:half], True), (body[half:], False)]
-        self.left = [{"type": "http.request", "body": part, "more_body": more} for part, more in parts]
-        self.scope = {
-            "type": "http", "method": "POST", "path": CHAT, "headers": [(b"content-length", str(len(body)).encode())]
-        }  # fmt: skip
-        self.answered: list[dict[str, object]] = []
-
-    async def receive(self) -> dict[str, object]:
-        return self.left.pop(0) if self.left else {"type": "http.disconnect"}
-
-    async def send(self, message: dict[str, object]) -> None:
-        self.answered.append(message)
-
-
-def test_the_server_reads_a_whole_request_and_that_its_client_leaves() -> None:
-    read: list[object] = []
-
-    async def app(scope: dict[str, object], receive: Callable[[], Awaitable[object]], send: object) -> None:
-        read.extend([dict(scope["headers"]), await receive(), await receive()])  # type: ignore[call-overload]
-
-    client = Client(sent(vlmprune_keep=0.5))
-    asyncio.run(Budgets(app)(client.scope, client.receive, client.send))  # type: ignore[arg-type]
-    headers, request, end = read
-    assert end == {"type": "http.disconnect"} and not request["more_body"]  # type: ignore[index]
-    assert json.loads(request["body"])["mm_processor_kwargs"] == {"vlmprune_keep": "0.5"}  # type: ignore[index]
-    assert headers == {b"content-length": str(len(request["body"])).encode()}  # type: ignore[index]
-
-
-def test_a_refusal_has_the_form_of_vllms() -> None:
-    client = Client(sent(vlmprune_keep=0.5))
-    asyncio.run(NoBudgets(None)(client.scope, client.receive, client.send))  # type: ignore[arg-type]
-    start, content = client.answered
-    assert start["status"] == 400
-    assert "vlmprune_keep" in json.loads(content["body"])["error"]["message"]  # type: ignore[call-overload]
+        rewritten(body, path, Allowed(keep=allowed), True)
 
 
 # ---------------------------------------------------------------- positions

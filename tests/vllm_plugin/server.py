@@ -83,6 +83,16 @@ def ask(at: str, body: dict[str, Any]) -> dict[str, Any]:
         return json.load(reply)
 
 
+def events_of(at: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a stream sends to its end."""
+    content = json.dumps({**body, "stream": True}).encode()
+    headers = {"Content-Type": "application/json"}
+    with urlopen(Request(f"{at}/v1/chat/completions", content, headers), timeout=PATIENCE) as reply:
+        *events, end = [line.decode().removeprefix("data: ").strip() for line in reply if line.strip()]
+    assert end == "[DONE]"
+    return [json.loads(event) for event in events]
+
+
 def text_of(reply: dict[str, Any]) -> str:
     return reply["choices"][0]["message"]["content"].strip()
 
@@ -97,13 +107,14 @@ def refusal(at: str, body: dict[str, Any]) -> tuple[int, str]:
 
 
 def metric(at: str, name: str, **labels: str) -> float:
-    """The sum of a metric of vLLM over everything that has these labels."""
+    """The sum of a metric of vLLM or of vlmprune over everything that has these labels."""
     with urlopen(f"{at}/metrics", timeout=60) as reply:
         lines = reply.read().decode().splitlines()
     found = [
         float(line.rpartition(" ")[2])
         for line in lines
-        if re.match(rf"vllm:{name}(\{{|\s)", line) and all(f'{key}="{value}"' in line for key, value in labels.items())
+        if re.match(rf"(vllm:|vlmprune_){name}(\{{|\s)", line)
+        and all(f'{key}="{value}"' in line for key, value in labels.items())
     ]
     if not found:
         raise AssertionError(f"The server has no metric {name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,36 +12,80 @@ import pytest
 
 from vlmprune.assets import load_embedded
 
-from .conftest import Prompt, Reference
-from .server import ask, body_of, metric, refusal, served, text_of
+from .conftest import PATIENCE, Prompt, Reference
+from .server import ask, body_of, events_of, metric, refusal, served, text_of
 
 METHOD = "divprune"
+WHOLE = 196  # tokens of an image
+COUNTERS = ("total", "disagreements_total", "failures_total", "skipped_total")
 KEEPS = {None: 0.25, 0.5: 0.5, 20: 20, 1.0: 1.0}  # what a request says, and what that comes to
 
 
 @pytest.fixture(scope="module")
-def server(variables: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    ours = ["--method", METHOD, "--keep", "0.25", "--allow-request-keep"]
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("parallel")
+
+
+@pytest.fixture(scope="module")
+def server(variables: dict[str, str], folder: Path) -> Iterator[str]:
+    ours = ["--method", METHOD, "--keep", "0.25", "--allow-request-keep", "--canary", "1"]
     theirs = ["--data-parallel-size", "2", "--max-num-seqs", "4"]
     own = variables | {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # each would take all cores for itself
-    with served("llava", own, tmp_path_factory.mktemp("parallel"), ours, theirs) as at:
+    with served("llava", own, folder, ours, theirs) as at:
         yield at
 
 
-def test_engines_answer_as_transformers_does(server: str, prompts: list[Prompt], reference: Reference) -> None:
+def test_engines_answer_as_transformers_does(
+    server: str, prompts: list[Prompt], reference: Reference, folder: Path
+) -> None:
+    """Figures and comparisons with the unpruned model are those of both engines, and of the server's two processes."""
     decode: Any = load_embedded("llava")[1].tokenizer
-    asked, due = [], []
+
+    def texts(keep: float) -> list[str]:
+        found = reference("llava", f"{METHOD}:{keep}")[:2]
+        return [decode.decode(tokens, skip_special_tokens=True).strip() for tokens in found]
+
+    asked, due, kept, unpruned = [], [], 0, texts(1.0) * len(KEEPS)
     for said, keep in KEEPS.items():
         more = {} if said is None else {"vlmprune_keep": said}
-        for prompt, tokens in zip(prompts[:2], reference("llava", f"{METHOD}:{keep}"), strict=False):
-            asked.append(body_of(prompt.question, [Path(prompt.pictures[0]).read_bytes()], **more))
-            due.append(decode.decode(tokens, skip_special_tokens=True).strip())
+        asked += [body_of(one.question, [Path(one.pictures[0]).read_bytes()], **more) for one in prompts[:2]]
+        due += texts(keep)
+        kept += 2 * (keep if isinstance(keep, int) else round(keep * WHOLE))
     with ThreadPoolExecutor(len(asked)) as clients:
         replies = [*clients.map(lambda body: ask(server, body), asked)]
     assert [text_of(reply) for reply in replies] == due
     assert len({reply["usage"]["prompt_tokens"] for reply in replies}) >= len(KEEPS)
     for engine in ("0", "1"):
         assert metric(server, "request_success_total", engine=engine) > 0, "one engine had nothing to do"
+    found = compared(server, len(asked))
+    apart = sum(ours != theirs for ours, theirs in zip(due, unpruned, strict=True))
+    assert found == {"total": len(asked), "disagreements_total": apart, "failures_total": 0, "skipped_total": 0}
+    assert 0 < apart < len(asked), "these pictures prove nothing"
+    assert (folder / "log.txt").read_text().count("they differ from character") == apart
+    assert metric(server, "images_total") == len(asked), "those of the canary are not counted"
+    assert metric(server, "visual_tokens_before_total") == len(asked) * WHOLE
+    assert metric(server, "visual_tokens_after_total") == kept
+    assert metric(server, "selection_seconds_total") > 0
+
+
+def test_a_sample_and_a_stream_are_compared_greedily(server: str, prompts: list[Prompt]) -> None:
+    """Of the unpruned model with itself, which differs from itself by chance alone."""
+    body = body_of(prompts[0].question, [Path(prompts[0].pictures[0]).read_bytes()], vlmprune_keep=1.0)
+    before = compared(server, 0)
+    ask(server, {**body, "temperature": 1.5, "seed": 1, "n": 2})
+    events_of(server, body)
+    assert compared(server, int(before["total"]) + 2) == {**before, "total": before["total"] + 2}
+
+
+def compared(at: str, count: int) -> dict[str, float]:
+    """The canary's counters once so many comparisons have been made: they come behind the replies."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        found = {name: metric(at, f"canary_{name}") for name in COUNTERS}
+        if found["total"] + found["failures_total"] + found["skipped_total"] >= count:
+            return found
+        time.sleep(1)
+    raise AssertionError(f"No comparison was made: {found}")
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +24,7 @@ from vlmprune.assets import load_embedded
 
 from .conftest import PATIENCE, TOKENS, Prompt, Reference
 from .conftest import written as in_words
-from .server import ask, body_of, metric, refusal, served, text_of
+from .server import ask, body_of, events_of, metric, refusal, served, text_of
 
 RECIPE = "divprune:0.25"
 DROPPED = 147  # of the 196 tokens of an image
@@ -63,6 +64,38 @@ def test_answers_as_transformers_does(server: str, prompts: list[Prompt], refere
     assert text_of(reply) == expected.strip()
     text = processor(text=in_words(prompts[0], processor), return_tensors="pt")  # one token for the image
     assert reply["usage"]["prompt_tokens"] == text["input_ids"].shape[1] - 1 + 196 - DROPPED
+
+
+def test_figures(server: str, prompts: list[Prompt]) -> None:
+    """Of a picture that is new to the engine, and of the same one again, which the engine has in its caches."""
+    file = BytesIO()
+    Image.open(prompts[0].pictures[0]).rotate(7).save(file, "PNG")
+    body = body_of(prompts[0].question, [file.getvalue(), picture_of(prompts[1])])
+    seen = [figures(server)]
+    for _ in range(2):
+        assert ask(server, body)["usage"]["vlmprune"] == {"visual_tokens": 392, "kept": 392 - 2 * DROPPED}
+        seen.append(figures(server))
+    for before, after in pairwise(seen):
+        raised = [after[name] - before[name] for name in FIGURES]
+        assert raised == [2, 392, 392 - 2 * DROPPED]
+    start, first, again = (one["seconds"] for one in seen)
+    assert start < first == again, "the second time nothing is selected"
+
+
+FIGURES = ("images_total", "visual_tokens_before_total", "visual_tokens_after_total")
+
+
+def figures(at: str) -> dict[str, float]:
+    return {"seconds": metric(at, "selection_seconds_total"), **{name: metric(at, name) for name in FIGURES}}
+
+
+def test_a_stream_tells_its_figures_with_its_usage(server: str, prompts: list[Prompt]) -> None:
+    body = body_of(prompts[0].question, [picture_of(prompts[0])])
+    whole = ask(server, body)
+    *events, last = events_of(server, {**body, "stream_options": {"include_usage": True}})
+    assert "".join(event["choices"][0]["delta"].get("content") or "" for event in events).strip() == text_of(whole)
+    stated = {name: value for name, value in whole["usage"].items() if value is not None}
+    assert last["usage"] == stated and stated["vlmprune"] == {"visual_tokens": 196, "kept": 196 - DROPPED}
 
 
 def leave(at: str, body: dict[str, Any], number: int) -> None:

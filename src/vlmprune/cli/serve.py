@@ -63,14 +63,14 @@ def serve(
 
         refuse_options(
             {
-                "allow_request_query": allow_request_query, "canary": canary, "text_tower": text_tower,
-                "device": device, "continuous_batching": continuous_batching,
+                "allow_request_query": allow_request_query, "text_tower": text_tower, "device": device,
+                "continuous_batching": continuous_batching,
             }
         )  # fmt: skip
         recipe = serving_recipe(method, None if keep is None else parse_budget(keep), *ages)
         command = vllm_command(
-            model, recipe, positions=positions, seed=seed, request_keep=allow_request_keep, host=host, port=port,
-            arguments=arguments or (),
+            model, recipe, positions=positions, seed=seed, request_keep=allow_request_keep, canary=canary, host=host,
+            port=port, arguments=arguments or (),
         )  # fmt: skip
         typer.echo(f"Serving {model} under {recipe} with vLLM (Ctrl-C stops it).")
         run_server(command)
@@ -86,6 +86,7 @@ def serve(
         )
     check_packages("serve")
     from vlmprune.bench.load import load_model
+    from vlmprune.serve.comparison import FORMAT
     from vlmprune.serve.serving import Serving
     from vlmprune.serve.wanted import Allowed
 
@@ -94,7 +95,7 @@ def serve(
     from vlmprune.serve.app import build_app, run
 
     quiet()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    logging.basicConfig(level=logging.INFO, format=FORMAT)
     with listen(host, port) as at:
         loaded = load_model(model, device, text_tower)
         allowed = Allowed(allow_request_keep, allow_request_query)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +20,7 @@ from vlmprune.core.view import ModelInfo
 from vlmprune.models import adapter_for
 from vlmprune.models.base import Slots
 from vlmprune.runtime.before import Entering, run_vision_acts
+from vlmprune.runtime.encoder_reading import WholeCall
 from vlmprune.runtime.prompt_reading import Picked
 from vlmprune.runtime.prompt_text import ImageText
 from vlmprune.runtime.select import Known, due_of
@@ -55,6 +57,10 @@ class Apart:
     Args:
         model: of transformers; its weights may be on the device "meta" where nothing is encoded.
 
+    Attributes:
+        seconds: time spent on reading the encoder and on selecting, in all.
+        whole: for an engine that shares attention out over GPUs, see `EncoderReader`.
+
     Raises:
         UserError: `check_apart` refuses the recipe on this model.
     """
@@ -64,6 +70,8 @@ class Apart:
         check_apart(recipe, self.adapter.info)
         check_merges_inside(self.adapter, recipe)
         self.acts = tuple(act.at(0, 0, 1) for act in recipe.on(self.adapter.info).acts)
+        self.seconds = 0.0
+        self.whole: WholeCall | None = None
 
     @property
     def draws(self) -> bool:
@@ -97,14 +105,16 @@ class Apart:
             seeds: one for each image, for methods that draw.
         """
         stage = own_encoding(self.recipe)
-        wrapper = VisionWrapper(self.adapter, modality, [self.recipe], stage, lambda *_: None, self._scores)
+        wrapper = VisionWrapper(self.adapter, modality, [self.recipe], stage, lambda *_: None, self._scores, self.whole)
         record = wrapper.run(current_names(self.adapter, call))["vlmprune_record"]
+        start = time.perf_counter()
         images = [joined(own) for own in grouped(record.images, parts)]
         entering = [
             Entering(image, self.acts, None, Known(_no_text(image), seed))
             for image, seed in zip(images, seeds, strict=True)
         ]
         run_vision_acts(entering)
+        self.seconds += record.seconds + time.perf_counter() - start
         return [self._kept_of(one.image, one.states[-1]) for one in entering]
 
     def _empty(self, places: Slots, modality: str) -> ImageTokens:

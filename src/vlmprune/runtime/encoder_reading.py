@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlmprune.core.errors import UserError
 from vlmprune.core.needs import USED, Depth, EncoderLayer, EncoderNeed, Need, PromptNeed
@@ -70,15 +70,21 @@ def layers_read(adapter: Adapter, recipe: Recipe) -> dict[str, int]:
     return found
 
 
+WholeCall = Callable[[nn.Module, AttentionCall], AttentionCall]
+
+
 class EncoderReader:
     """Notes what the needs' taps name while the tower runs, then reads the needs.
 
     Args:
         needs: as `resolved` on this model.
+        whole: makes a call of an attention module that has a part of the heads one of all heads.
     """
 
-    def __init__(self, adapter: Adapter, modality: str, needs: Iterable[EncoderNeed]) -> None:
-        self.adapter, self.modality, self.needs = adapter, modality, list(needs)
+    def __init__(
+        self, adapter: Adapter, modality: str, needs: Iterable[EncoderNeed], whole: WholeCall | None = None
+    ) -> None:
+        self.adapter, self.modality, self.needs, self._whole = adapter, modality, list(needs), whole
         tower = EncoderOf(adapter)
         self._tapped = {(tap, tower.layer(layer)) for need in self.needs for tap in need.taps for layer in need.layers}
         self._attentions = adapter.encoder_attentions(modality)
@@ -99,6 +105,8 @@ class EncoderReader:
                 stack.callback(module.register_forward_hook(self._noter(layer)).remove)
             self._calls = stack.enter_context(capture([self._attentions[layer] for layer in attention]))
             yield
+        if whole := self._whole:
+            self._calls = {module: [whole(module, call) for call in calls] for module, calls in self._calls.items()}
 
     def _noter(self, layer: int) -> Callable[..., None]:
         seen = self._states[layer] = []

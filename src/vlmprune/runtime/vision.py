@@ -30,7 +30,7 @@ from vlmprune.models.base import Adapter, Slots
 from vlmprune.models.patches import PatchAdapter
 from vlmprune.runtime.attributes import Attachments
 from vlmprune.runtime.encoder_merging import EncoderMerging
-from vlmprune.runtime.encoder_reading import EncoderReader, encoder_needs
+from vlmprune.runtime.encoder_reading import EncoderReader, WholeCall, encoder_needs
 from vlmprune.runtime.repeated import pieces_of
 from vlmprune.scores import computed_by
 
@@ -142,6 +142,7 @@ class VisionWrapper:
     Args:
         recipes: what will be run on the images; UserError where their methods cannot read this encoder.
         scores: how attention statistics are computed (`scores.computed_by`).
+        whole: see `EncoderReader`.
     """
 
     def __init__(
@@ -152,8 +153,9 @@ class VisionWrapper:
         stage: Stage | None,
         seen: Callable[[str, VisionRecord], None],
         scores: str = "auto",
+        whole: WholeCall | None = None,
     ) -> None:
-        self.scores = scores
+        self.scores, self.whole = scores, whole
         self.adapter, self.modality, self.recipes, self.stage, self.seen = adapter, modality, recipes, stage, seen
         self.needs = encoder_needs(adapter, recipes)
         self.name = adapter.feature_functions[modality]
@@ -189,7 +191,7 @@ class VisionWrapper:
             return self._merged(call, self.stage, self.stage.method)
         budgets = self._budgets(call)
         whole, used = self._resized(call, budgets) if self.stage is not None else (None, call)
-        reader = EncoderReader(self.adapter, self.modality, self.needs)
+        reader = EncoderReader(self.adapter, self.modality, self.needs, self.whole)
         try:
             _RUNNING.add(id(self.adapter.inner))
             with reader.noting():

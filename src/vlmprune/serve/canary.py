@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor
 
+from vlmprune.serve.comparison import compare, failed
 from vlmprune.serve.serving import Serving, StoppedError
-
-LOG = logging.getLogger("vlmprune.serve")
-SHOWN = 80  # characters of a reply in the log
 
 
 class Canary:
@@ -47,17 +44,16 @@ class Canary:
         except StoppedError:
             return
         except Exception:
-            metrics.add({"canary_failures_total": 1})
-            LOG.exception("canary %s: the comparison failed", self._request_id)
+            failed(metrics.add, self._request_id)
             return
-        ours, theirs = self._reply(sequences), self._reply(unpruned)
-        metrics.add({"canary_total": 1, "canary_disagreements_total": ours != theirs})
-        if ours == theirs:
-            LOG.info("canary %s: the pruned and the unpruned reply agree", self._request_id)
-            return
-        agree = next((at for at, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
-        texts = (repr(self._serving.processor.decode(ids, skip_special_tokens=True)[:SHOWN]) for ids in (ours, theirs))
-        LOG.info("canary %s: they differ from token %d: pruned %s, unpruned %s", self._request_id, agree, *texts)
+        compare(
+            metrics.add,
+            self._request_id,
+            self._reply(sequences),
+            self._reply(unpruned),
+            unit="token",
+            words=self._words,
+        )
 
     def _generate(self, context: AbstractContextManager[None]) -> Tensor:
         with self._serving.lock, context:
@@ -65,3 +61,6 @@ class Canary:
 
     def _reply(self, sequences: Tensor) -> list[int]:
         return sequences[0, self._arguments["input_ids"].shape[-1] :].tolist()
+
+    def _words(self, ids: list[int]) -> str:
+        return self._serving.processor.decode(ids, skip_special_tokens=True)

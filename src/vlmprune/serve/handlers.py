@@ -25,6 +25,7 @@ from vlmprune.core.errors import UserError, sentence_of
 from vlmprune.serve.media import open_media
 from vlmprune.serve.serving import Serving
 from vlmprune.serve.turn import Turn, UnseenError
+from vlmprune.serve.usage import with_usage
 
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, TemplateError)  # of a wrong request
 KINDS = {"client": "invalid_request_error", "server": "server_error"}
@@ -106,7 +107,7 @@ class _Pruned:
             return response
         if turn.tokens is None:
             raise UnseenError("it answered without a forward of the model")
-        return JSONResponse(with_usage(json.loads(response.body), turn))
+        return JSONResponse(with_usage(json.loads(response.body), turn.usage))
 
     def get_processor_inputs_from_messages(self, messages: list[dict[str, Any]], modality: Any) -> Any:
         _TURN.get().read(messages)
@@ -119,14 +120,6 @@ class PrunedChat(_Pruned, ChatCompletionHandler):
 
 class PrunedResponses(_Pruned, ResponseHandler):
     """`POST /v1/responses`."""
-
-
-def with_usage(reply: dict[str, Any], turn: Turn) -> dict[str, Any]:
-    """A reply, or an event of a stream, with the visual tokens beside the usage that it states, if it does."""
-    for holder in (reply, reply.get("response")):
-        if isinstance(holder, dict) and isinstance(holder.get("usage"), dict):
-            holder["usage"]["vlmprune"] = turn.usage
-    return reply
 
 
 def error_event(error: BaseException) -> str:
@@ -155,7 +148,7 @@ async def told(chunks: Any, turn: Turn) -> AsyncIterator[str]:
                         failed = True
                         yield error_event(turn.error or RuntimeError(event.removeprefix("data: ")))
                     else:
-                        yield f"data: {json.dumps(with_usage(read, turn), ensure_ascii=False)}\n\n"
+                        yield f"data: {json.dumps(with_usage(read, turn.usage), ensure_ascii=False)}\n\n"
         if turn.tokens is None and turn.error is None:
             turn.error = UnseenError("a stream ended without a forward of the model")
             yield error_event(turn.error)

@@ -12,6 +12,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from vlmprune.core.budget import ByAge
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.recipe import Recipe
+from vlmprune.serve.comparison import check_share
 from vlmprune.serve.metrics import Metrics
 from vlmprune.serve.wanted import Allowed, Wanted, check_request_keep, under
 
@@ -43,8 +44,7 @@ class Serving:
     _stopped: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.canary <= 1.0:
-            raise UserError(Option("canary", self.canary), " must be a share of the requests, from 0 to 1.")
+        check_share(self.canary)
         if self.allowed.keep:
             check_request_keep(self.recipe)
         reads = self.session(Wanted()).text

@@ -14,6 +14,7 @@ from vlmprune.core.errors import UserError
 from vlmprune.serve.canary import Canary
 from vlmprune.serve.media import count_media, parts_of, text_of
 from vlmprune.serve.serving import Serving
+from vlmprune.serve.usage import usage_of
 from vlmprune.serve.wanted import check_template_options, take_wanted, torch_seed
 
 SEEN = "transformers' server went another way than vlmprune knows, so the reply is not known to be pruned: {}."
@@ -51,8 +52,7 @@ class Turn:
     @property
     def usage(self) -> dict[str, int]:
         """What the reply says about the request's visual tokens."""
-        before, kept = self.tokens or (0, 0)
-        return {"visual_tokens": before, "kept": kept}
+        return usage_of(*(self.tokens or (0, 0)))
 
     def read(self, messages: list[dict[str, Any]]) -> None:
         """Look at the conversation in transformers' own words, before it becomes a prompt.

@@ -66,6 +66,16 @@ def check_request_keep(recipe: Recipe) -> None:
         )
 
 
+def check_keeps_all(recipe: Recipe) -> None:
+    """Raise UserError if no budget makes a recipe keep every token, which a canary asks of the engine."""
+    for stage in recipe.stages:
+        if not stage.method.budgeted:
+            raise UserError(
+                f"The canary has the engine keep all tokens, and {stage.method.name} takes no budget: leave out ",
+                Option("canary", 0.02), ", or serve with ", Option("engine", "transformers"), ".",
+            )  # fmt: skip
+
+
 def under(recipe: Recipe, keep: Keep | None) -> Recipe:
     """A server's recipe with the budget of a request, if that has one."""
     return recipe if keep is None else Recipe(tuple(replace(stage, keep=keep) for stage in recipe.stages))

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import POSITIONS
 from vlmprune.core.recipe import recipe
+from vlmprune.serve.comparison import check_share
 from vlmprune.serve.vllm import ARCHITECTURE
-from vlmprune.serve.wanted import check_request_keep, under
+from vlmprune.serve.wanted import check_keeps_all, check_request_keep, under
 
 if TYPE_CHECKING:
     from vlmprune.core.budget import Budget, Keep
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vlmprune.core.recipe import Recipe
 
 ENTRY = "vlmprune"
+PROCESSOR = "mm_processor_kwargs"  # of a request, in which its budget travels
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,19 @@ class Asked:
         positions: "original" or "compact" where the user chose; None for what the methods' authors do, as far as the
             engine can (see `docs/serving.md`).
         request_keep: whether a request may set the budget.
+        canary: the share of the requests that a server also asks of the unpruned model.
     """
 
     recipe: str
     seed: int = 0
     positions: str | None = None
     request_keep: bool = False
+    canary: float = 0.0
+
+    @property
+    def takes_keeps(self) -> bool:
+        """Whether the engine runs prompts under budgets of their own, those of the canary among them."""
+        return self.request_keep or self.canary > 0
 
     def under(self, keep: Keep | None) -> Asked:
         """The same with the budget of a request, if that has one."""
@@ -53,6 +62,7 @@ def overrides(
     positions: str | None = None,
     seed: int = 0,
     request_keep: bool = False,
+    canary: float = 0.0,
     **options: Any,
 ) -> dict[str, Any]:
     """The `hf_overrides` of a vLLM engine that prunes: `LLM(model, hf_overrides=overrides("divprune", keep=0.25))`.
@@ -60,6 +70,7 @@ def overrides(
     Args:
         method, keep, positions, seed, options: as `vlmprune.prune` takes them.
         request_keep: let a prompt set its own budget, by `mm_processor_kwargs={"vlmprune_keep": "0.5"}`.
+        canary: for `vlmprune serve`, the share of the requests that are also run unpruned.
 
     Raises:
         UserError: as `vlmprune.prune`. Whether the model can be pruned so is checked when vLLM loads it.
@@ -67,11 +78,14 @@ def overrides(
     chosen = recipe(method, keep, **options)
     if request_keep:
         check_request_keep(chosen)
+    check_share(canary)
+    if canary:
+        check_keeps_all(chosen)
     written = str(chosen)
     recipe(written)  # the other processes have only the words
     if positions is not None and positions not in POSITIONS:
         raise UserError(f"positions={positions!r}: choose from {' and '.join(POSITIONS)}.")
-    return {"architectures": [ARCHITECTURE], ENTRY: asdict(Asked(written, seed, positions, request_keep))}
+    return {"architectures": [ARCHITECTURE], ENTRY: asdict(Asked(written, seed, positions, request_keep, canary))}
 
 
 def asked_of(model_config: Any) -> Asked:

@@ -12,12 +12,24 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vlmprune.core.errors import Option, UserError
 from vlmprune.serve.vllm.asked import Asked, asked_in, overrides
 from vlmprune.serve.vllm.families import apart_of, on_meta
+from vlmprune.serve.vllm.figures import share_folder
 
 if TYPE_CHECKING:
     from vlmprune.core.recipe import Recipe
 
-MIDDLEWARE = "vlmprune.serve.vllm.requests"
-OURS = ("--hf-overrides", "--model-impl")  # options of vLLM that say what the plugin says
+MIDDLEWARE = "vlmprune.serve.vllm.requests.Requests"
+OURS = ("--hf-overrides", "--model-impl", "--trust-request-mm-kwargs")  # options of vLLM that say what the plugin says
+AROUND = "answers clients without vLLM's HTTP server, in which vlmprune stands"
+ELSEWHERE = {
+    "--grpc": AROUND,
+    "--grpc-port": AROUND,
+    "--tokens-only": "takes prompts in which images were counted elsewhere",
+    "--enable-scale-out": "takes prompts in which images were counted elsewhere",
+    "--headless": "starts an engine whose server is on another machine, which may have been told to prune otherwise",
+    "--data-parallel-multi-port-external-lb": "starts several servers, which would add up each other's figures",
+    "--config": "has further options, which vlmprune does not see",
+}  # options of vLLM that vlmprune was not tested with
+RUST = "VLLM_USE_RUST_FRONTEND"
 
 
 def vllm_command(
@@ -27,6 +39,7 @@ def vllm_command(
     positions: str | None = None,
     seed: int = 0,
     request_keep: bool = False,
+    canary: float = 0.0,
     host: str = "127.0.0.1",
     port: int = 8000,
     arguments: Sequence[str] = (),
@@ -36,6 +49,7 @@ def vllm_command(
     Args:
         model: an embedded model's name, a local folder, or a hub id.
         request_keep: let a request set its own budget.
+        canary: the share of the requests that are also run unpruned.
         arguments: further options of `vllm serve`.
 
     Raises:
@@ -44,20 +58,30 @@ def vllm_command(
     from vlmprune.assets import embedded_names, embedded_path
     from vlmprune.bench.load import find_model
 
-    for argument in arguments:
-        if argument.partition("=")[0] in OURS:
-            raise UserError(f"{argument.partition('=')[0]} is what vlmprune sets itself: leave it out.")
+    check_arguments(arguments)
     find_model(model)
     folder = Path(model).expanduser()
     place = str(embedded_path(model)) if model in embedded_names() else str(folder) if folder.is_dir() else model
-    given = overrides(recipe, positions=positions, seed=seed, request_keep=request_keep)
-    check_model(place, asked_in(given))
+    given = overrides(recipe, positions=positions, seed=seed, request_keep=request_keep, canary=canary)
+    asked = asked_in(given)
+    check_model(place, asked)
     return [
         sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", place, "--served-model-name", model,
         "--host", host, "--port", str(port), "--hf-overrides", json.dumps(given),
-        "--middleware", f"{MIDDLEWARE}.{'Budgets' if request_keep else 'NoBudgets'}",
-        *(["--trust-request-mm-kwargs"] if request_keep else []), *arguments,
+        "--middleware", MIDDLEWARE, *(["--trust-request-mm-kwargs"] if asked.takes_keeps else []), *arguments,
     ]  # fmt: skip
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raise UserError for an option of `vllm serve` that vlmprune sets itself, or that leads past its middleware."""
+    for argument in arguments:
+        name = argument.partition("=")[0].partition(".")[0].replace("_", "-")  # vLLM reads all of them
+        if name in OURS:
+            raise UserError(f"{name} is what vlmprune sets itself: leave it out.")
+        if name in ELSEWHERE:
+            raise UserError(f"{name} {ELSEWHERE[name]}, and was not tested: leave it out.")
+    if os.environ.get(RUST, "0") != "0":
+        raise UserError(f"{RUST} {AROUND}, and was not tested: unset it.")
 
 
 def check_model(place: str, asked: Asked) -> None:
@@ -79,6 +103,7 @@ def has_axes(config: Any) -> bool:
 
 def run_server(command: Sequence[str]) -> NoReturn:
     """Become the server, so that signals reach it."""
+    share_folder(os.environ)
     sys.stdout.flush()
     os.execv(command[0], list(command))
 

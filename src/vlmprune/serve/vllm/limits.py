@@ -26,7 +26,6 @@ def check_engine(config: Any, version: str) -> None:
     if KEEP in (media.mm_processor_kwargs or {}):
         raise UserError(f"{KEEP} is for requests alone: an engine's own budget is in the overrides that start it.")
     untested = {
-        "--tensor-parallel-size": parallel.tensor_parallel_size > 1,  # the encoder's heads may lie on several GPUs
         "--pipeline-parallel-size": parallel.pipeline_parallel_size > 1,
         "--enable-lora": config.lora_config is not None,  # it counts an image's tokens by itself
         "--speculative-config": config.speculative_config is not None,

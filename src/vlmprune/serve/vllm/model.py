@@ -21,9 +21,11 @@ from vlmprune.core.budget import Keep
 from vlmprune.runtime.apart import Apart, Kept
 from vlmprune.serve.vllm.asked import asked_of
 from vlmprune.serve.vllm.families import apart_of
+from vlmprune.serve.vllm.figures import SELECTION, counters
 from vlmprune.serve.vllm.limits import check_engine
 from vlmprune.serve.vllm.positions import AXES, shortened, with_offsets, without_offsets, written
 from vlmprune.serve.vllm.processor import BUDGETS, PrunedProcessingInfo, PrunedProcessor, pixels_of_items
+from vlmprune.serve.vllm.ranks import first_ranks, on_ranks
 from vlmprune.serve.vllm.told import Told, as_keep, field
 
 SECONDS = "vlmprune_seconds"
@@ -50,7 +52,8 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
 
     def _under(self, keep: Keep | None) -> Apart:
         """The recipe on the model, under a request's budget or its own."""
-        return apart_of(self.model, self.asked.under(keep), self.axes)
+        apart = apart_of(self.model, self.asked.under(keep), self.axes)
+        return on_ranks(apart, self.tp_group, self.config.model_type)
 
     def _ask_for_positions(self, config: Any) -> None:
         """Let vLLM call `recompute_mrope_positions`; its runner for CPUs forgets to ask whether it shall."""
@@ -99,7 +102,7 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
         seconds = kwargs.pop(SECONDS, None)
         call = {name: value.to(pixels.device) if isinstance(value, Tensor) else value for name, value in kwargs.items()}
         call[self.apart.adapter.pixels[modality]] = pixels
-        images = self.under(as_keep(told[0].keep)).encode(modality, call, parts, [one.seed for one in told])
+        images = self._encoded(self.under(as_keep(told[0].keep)), modality, call, parts, told)
         due = [one.kept for one in told]
         if [len(image.features) for image in images] != due:
             raise RuntimeError(f"{self.asked.recipe} kept {[len(i.features) for i in images]} tokens instead of {due}")
@@ -111,6 +114,16 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
             )
             for item, image in enumerate(images)
         ]
+
+    def _encoded(
+        self, apart: Apart, modality: str, call: dict[str, Any], parts: Sequence[int], told: Sequence[Told]
+    ) -> list[Kept]:
+        """What is left of each image, on all GPUs that share the model what the first of them chose."""
+        before = apart.seconds
+        images = apart.encode(modality, call, parts, [one.seed for one in told])
+        if self.tp_group.is_first_rank:
+            counters(SELECTION).add({SELECTION[0]: apart.seconds - before})
+        return first_ranks(self.tp_group, images)
 
     def _offsets(self, modality: str, image: Kept, thw: Tensor, seconds: Tensor | None, item: int) -> Tensor:
         """[m, AXES] positions of an image's kept tokens, counted from its first one."""

@@ -31,6 +31,7 @@ from vlmprune.serve.wanted import KEEP
 
 MODALITIES = ("image", "video")
 BUDGETS = 64  # of requests, whose recipes are kept
+LATEST = 1 << 16  # images whose tokens are remembered until their prompt is run
 
 
 class PrunedProcessingInfo(MultiModalProcessingInfo):
@@ -67,7 +68,7 @@ class PrunedProcessingInfo(MultiModalProcessingInfo):
         keep = others.pop(KEEP, None)
         if keep is None:
             return None, others
-        if not self.asked.request_keep:
+        if not self.asked.takes_keeps:
             raise UserError(f"This engine takes no {KEEP}: overrides(..., request_keep=True) allows it.")
         if not isinstance(keep, str):
             raise UserError(f"{KEEP} must be a budget in words, as '{keep}'.")  # vLLM's key of 1 is that of a share
@@ -83,10 +84,28 @@ class PrunedProcessingInfo(MultiModalProcessingInfo):
         return f"{super().model_id}:{self.asked}"
 
 
+class Embeds:
+    """Which ids of a replacement hold embeddings. vLLM caches it with the item, so it has the item's count, too."""
+
+    def __init__(self, token: int, whole: int) -> None:
+        self._token, self.whole = token, whole
+
+    def __call__(self, ids: list[int]) -> Tensor:
+        return torch.tensor(ids) == self._token
+
+
 class PrunedProcessor(MultiModalProcessor):
-    """transformers' processor, with fewer placeholders."""
+    """transformers' processor, with fewer placeholders.
+
+    Attributes:
+        whole: tokens before pruning of the latest images, by vLLM's key of each.
+    """
 
     info: PrunedProcessingInfo
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.whole: dict[str, int] = {}
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         keep, others = self.info.parted(hf_kwargs)
@@ -127,8 +146,17 @@ class PrunedProcessor(MultiModalProcessor):
         updates = super()._get_prompt_updates(mm_items, others, out_mm_kwargs)
         return [self._shorter(update, told[update.modality]) for update in updates]
 
+    def _maybe_apply_prompt_updates(self, mm_items: Any, mm_res: Any) -> Any:
+        for modality, keys in mm_res.hashes.items():
+            for key, updates in zip(keys, mm_res.prompt_updates[modality], strict=True):
+                self.whole.pop(key, None)  # it is the latest again
+                self.whole[key] = updates[0].content.is_embed.whole
+        while len(self.whole) > LATEST:
+            del self.whole[next(iter(self.whole))]
+        return super()._maybe_apply_prompt_updates(mm_items, mm_res)
+
     def _shorter(self, update: PromptReplacement, told: Sequence[Told]) -> PromptReplacement:
-        def replacement(item: int) -> PromptUpdateDetails[Any]:
+        def replacement(item: int) -> PromptUpdateDetails:
             full, whole = update.replacement(item), told[item].whole  # type: ignore[operator]
             ids = torch.tensor(full.full)
             token = int(ids.mode().values)  # as vLLM finds the token that holds embeddings
@@ -139,7 +167,7 @@ class PrunedProcessor(MultiModalProcessor):
                 raise RuntimeError("The placeholders of one item stand apart, and vlmprune prunes those in one piece")
             stay = torch.ones(len(ids), dtype=torch.bool)
             stay[places[told[item].kept :]] = False
-            return PromptUpdateDetails.select_token_id(ids[stay].tolist(), token)
+            return PromptUpdateDetails(ids[stay].tolist(), Embeds(token, whole))
 
         return PromptReplacement(modality=update.modality, target=update.target, replacement=replacement)
 

@@ -1,4 +1,4 @@
-"""Between the clients and vLLM: the budget that a request gives itself, where the server allows that.
+"""Between the clients and vLLM: what a request may ask of vlmprune, what its reply says of it, and the canary.
 
 vLLM adds this to its server by `--middleware`. It knows a field for options of a model's processor, which reaches both
 halves of the plugin and is part of the key under which an image is cached; that is where the budget travels. Everything
@@ -8,55 +8,89 @@ else that clients could put into that field stays refused, as vLLM does by itsel
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, ClassVar
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from vlmprune.core.errors import UserError
+from vlmprune.serve.comparison import log_comparisons
+from vlmprune.serve.vllm.asked import PROCESSOR, asked_of
+from vlmprune.serve.vllm.canary import Canary
+from vlmprune.serve.vllm.figures import OF_SERVER, counters
+from vlmprune.serve.vllm.replies import Message, Reply, Send
+from vlmprune.serve.vllm.turn import TURN, Turn, watch
 from vlmprune.serve.wanted import KEEP, QUERY, Allowed, take_wanted
 
-Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+App = Callable[..., Awaitable[None]]
 
 CHAT = "/v1/chat/completions"
-PROCESSOR = "mm_processor_kwargs"
+RESPONSES = "/v1/responses"
 TRUSTED = (PROCESSOR, "media_io_kwargs")  # what `--trust-request-mm-kwargs` lets requests set
 
 
-class NoBudgets:
-    """For a server whose requests have no budget of their own: refuses one, which vLLM would drop without a word."""
+class Requests:
+    """The middleware, which finds in vLLM's own configuration how the server was started."""
 
-    allowed: ClassVar[Allowed] = Allowed()
-
-    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+    def __init__(self, app: App) -> None:
         self.app = app
+        self._server: Server | None = None
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        server = self._server = self._server or Server(self.app, scope["app"].state)
+        if scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
         given = await _body(receive)
-        if given is None:
-            return
+        if given is not None:
+            await server.answer(scope, given, receive, send)
+
+
+class Server:
+    """One process of vLLM's server.
+
+    Args:
+        app: what is behind the middleware.
+        state: vLLM's, of the whole application.
+    """
+
+    def __init__(self, app: App, state: Any) -> None:
+        asked = asked_of(state.vllm_config.model_config)
+        self._app, self._allowed, self._trusts = app, Allowed(keep=asked.request_keep), asked.takes_keeps
+        self._add = counters(OF_SERVER).add
+        self._canary = Canary(app, asked.canary, self._add) if asked.canary else None
+        if self._canary:
+            log_comparisons()
+        watch(state.engine_client)
+
+    async def answer(self, scope: Message, given: bytes, receive: Receive, send: Send) -> None:
         try:
-            body = rewritten(given, scope["path"], self.allowed)
+            body = rewritten(given, scope["path"], self._allowed, self._trusts)
         except UserError as error:
             await _refuse(str(error), send)
             return
         if len(body) != len(given):
             headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
             scope = {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
-        await self.app(scope, _again(body, receive), send)
+        turn, asked = Turn(self._add), dict(scope)  # the server writes into a scope
+        reply = Reply(turn, send) if scope["path"].endswith((CHAT, RESPONSES)) else None
+        token = TURN.set(turn)
+        try:
+            await self._app(scope, _again(body, receive), reply.send if reply else send)
+        finally:
+            TURN.reset(token)
+        chat = reply is not None and reply.answered and scope["path"].endswith(CHAT)
+        if self._canary and reply and chat and turn.images.number and self._canary.due():
+            self._canary.begin(turn.request_id, asked, body, reply.read)
 
 
-class Budgets(NoBudgets):
-    """For a server that was started with --allow-request-keep."""
-
-    allowed = Allowed(keep=True)
-
-
-def rewritten(body: bytes, path: str, allowed: Allowed) -> bytes:
+def rewritten(body: bytes, path: str, allowed: Allowed, trusts: bool) -> bytes:
     """A request's body as vLLM is to read it.
+
+    Args:
+        trusts: whether vLLM takes `TRUSTED` from requests, as it must for budgets.
 
     Raises:
         UserError: it asks what this server does not allow, or cannot do.
@@ -70,8 +104,9 @@ def rewritten(body: bytes, path: str, allowed: Allowed) -> bytes:
     if asked.get(QUERY) is not None:
         raise UserError(f"vLLM encodes an image apart from its question: leave out {QUERY}.")
     keep = take_wanted(asked, allowed).keep
-    if allowed.keep and (other := next((name for name in TRUSTED if asked.get(name)), None)):
-        raise UserError(f"This server takes no {other}: a request can set {KEEP} alone.")
+    if trusts and (other := next((name for name in TRUSTED if asked.get(name)), None)):
+        instead = f"a request can set {KEEP} alone" if allowed.keep else "leave it out"
+        raise UserError(f"This server takes no {other}: {instead}.")
     if keep is not None:
         if not path.endswith(CHAT):
             raise UserError(f"{KEEP} is for {CHAT} alone: leave it out.")

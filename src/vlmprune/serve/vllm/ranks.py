@@ -1,0 +1,80 @@
+"""One model on several GPUs: all heads of the encoder are read on each, and what the first one chose holds for all.
+
+vLLM's backend for transformers' models shares out the heads of some encoders (CLIP) and copies others (Qwen2-VL)
+to each GPU. MLPs are shared out, too, but their output is whole again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlmprune.core.errors import UserError
+from vlmprune.core.roles import merges_inside
+from vlmprune.runtime.apart import Apart, Kept
+from vlmprune.runtime.taps import AttentionCall
+
+SHARED = ("llava", "qwen2_vl", "qwen2_5_vl")  # tests/vllm_plugin/test_ranks.py
+
+
+def on_ranks(apart: Apart, group: Any, family: str) -> Apart:
+    """A recipe that reads all heads of an encoder whose heads are shared out.
+
+    Args:
+        group: vLLM's, of the GPUs that share the model.
+        family: `model_type` of the model.
+
+    Raises:
+        UserError: the model was not tested so, or a method works in the layers themselves, where each GPU has its own
+            heads alone.
+    """
+    if group.world_size > 1 and family not in SHARED:
+        raise UserError(
+            f"vlmprune's plugin is not tested with a {family} on several GPUs: leave out --tensor-parallel-size, or "
+            "serve several engines side by side (--data-parallel-size)."
+        )
+    if any(map(is_shared, apart.adapter.encoder_attentions())):
+        for stage in apart.recipe.stages:
+            if merges_inside(stage.method):
+                raise UserError(
+                    f"{stage.method.name} merges inside the encoder, whose heads vLLM has shared out over GPUs: leave "
+                    "out --tensor-parallel-size."
+                )
+        apart.whole = partial(all_heads, group)
+    return apart
+
+
+def is_shared(attention: nn.Module) -> bool:
+    """Whether an attention module has a part of its heads on this GPU."""
+    return any(getattr(layer, "tp_size", 1) > 1 for layer in attention.modules())
+
+
+def all_heads(group: Any, attention: nn.Module, call: AttentionCall) -> AttentionCall:
+    """The call of an attention module with the heads of all GPUs, in their order."""
+    if not is_shared(attention):
+        return call
+    if call.mask is not None and call.mask.shape[1] > 1:
+        raise RuntimeError("A mask for each head is shared out with the heads, and vlmprune does not gather it")
+    rows = (group.all_gather(own.contiguous(), dim=1) for own in (call.query, call.key, call.value))
+    return replace(call, **dict(zip(("query", "key", "value"), rows, strict=True)))
+
+
+def first_ranks(group: Any, images: Sequence[Kept]) -> list[Kept]:
+    """What the first GPU has kept of the images of a call: equal scores may be ranked otherwise on another one."""
+    if group.world_size == 1:
+        return list(images)
+    return [
+        Kept(**{part.name: _firsts(group, getattr(image, part.name)) for part in fields(image)}) for image in images
+    ]
+
+
+def _firsts(group: Any, own: Any) -> Any:
+    """A tensor, or several, as the first GPU has them."""
+    if isinstance(own, Tensor):
+        return group.broadcast(own.clone(memory_format=torch.contiguous_format))
+    return tuple(_firsts(group, one) for one in own)

@@ -1,0 +1,30 @@
+"""One model shared by two processes: each has the whole encoder, and both go on with the choice of the first."""
+
+from __future__ import annotations
+
+import pytest
+
+from .conftest import Engine, Reference
+
+SHARED = {"tensor_parallel_size": 2}
+CASES = {  # all read attention, and one merges
+    "llava": "visionzip:0.3",
+    "qwen2_vl": "vispruner:0.25",
+    "qwen2_5_vl": "vispruner:0.25",
+}
+
+
+def test_what_is_not_tested_is_refused() -> None:
+    from vlmprune.serve.vllm.ranks import SHARED
+
+    assert {*SHARED} == {*CASES}
+
+
+@pytest.mark.parametrize("model", CASES)
+def test_tokens_are_those_of_transformers_on_two_ranks(
+    model: str, engine: Engine, reference: Reference, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(variables, "VLLM_CPU_OMP_THREADS_BIND", "nobind")  # each would take all cores for itself
+    first, again = engine(model, [CASES[model]], rounds=2, **SHARED)
+    assert [reply.tokens for reply in first] == [reply.tokens for reply in again] == reference(model, CASES[model])
+    assert len({tuple(reply.tokens) for reply in first}) > 1, "replies that are all the same prove nothing"
