@@ -17,7 +17,8 @@ from vlmprune.core.recipe import Recipe
 from vlmprune.core.roles import merges_inside
 from vlmprune.core.view import ModelInfo
 from vlmprune.models import adapter_for
-from vlmprune.models.base import Slots
+from vlmprune.models.base import Adapter, Slots
+from vlmprune.runtime.encoder_reading import encoder_needs
 from vlmprune.runtime.prompt_text import ImageText
 from vlmprune.runtime.select import Known, due_of, run_vision_acts
 from vlmprune.runtime.vision import ImageTokens, VisionWrapper, check_merges_inside, current_names, joined, own_encoding
@@ -41,10 +42,12 @@ class Kept:
     Attributes:
         features: [m, D] what the LLM reads.
         slots: [m] the slot that lends each token its position, counted from the image's first slot; -1 for none.
+        levels: [m, D] each, what the first decoder layers add to their outputs (DeepStack); none on most models.
     """
 
     features: Tensor
     slots: Tensor
+    levels: tuple[Tensor, ...] = ()
 
 
 class Apart:
@@ -61,6 +64,8 @@ class Apart:
         self.adapter, self.recipe, self._scores = adapter_for(model), recipe, scores
         check_apart(recipe, self.adapter.info)
         check_merges_inside(self.adapter, recipe)
+        encoder_needs(self.adapter, [recipe])  # a method that cannot read this encoder says so
+        check_resizes(self.adapter, recipe)
         self.acts = tuple(act.at(0, 0, 1) for act in recipe.on(self.adapter.info).acts)
 
     @property
@@ -96,9 +101,11 @@ class Apart:
         """
         stage = own_encoding(self.recipe)
         wrapper = VisionWrapper(self.adapter, modality, [self.recipe], stage, lambda *_: None, self._scores)
-        record = wrapper.run(current_names(self.adapter, call))["vlmprune_record"]
-        images = [joined(own) for own in grouped(record.images, parts)]
-        return [self._pruned(image, seed) for image, seed in zip(images, seeds, strict=True)]
+        output = wrapper.run(current_names(self.adapter, call))
+        images = [joined(own) for own in grouped(output["vlmprune_record"].images, parts)]
+        deep = getattr(output, "deepstack_features", None)
+        levels = zip(*deep, strict=True) if deep else [()] * len(images)
+        return [self._pruned(*of_image) for of_image in zip(images, levels, seeds, strict=True)]
 
     def _empty(self, places: Slots, modality: str) -> ImageTokens:
         count = len(places.cells)
@@ -112,10 +119,11 @@ class Apart:
             left = _left(act.of(first, image.grid, image.video), image, left, first)
         return left
 
-    def _pruned(self, image: ImageTokens, seed: int) -> Kept:
+    def _pruned(self, image: ImageTokens, levels: Sequence[Tensor], seed: int) -> Kept:
         picked = run_vision_acts(self.acts, image, None, Known(_no_text(image), seed))[-1]
-        features = picked.features
-        return Kept(image.features[picked.origin] if features is None else features, picked.slots)
+        features = image.features[picked.origin] if picked.features is None else picked.features
+        lent = picked.slots.clamp(min=0)
+        return Kept(features, picked.slots, tuple(level[lent] for level in levels))
 
 
 def check_apart(recipe: Recipe, info: ModelInfo) -> None:
@@ -148,6 +156,16 @@ def check_apart(recipe: Recipe, info: ModelInfo) -> None:
                 f"{name} decides from the image how many tokens it keeps, and the engine must know that before: choose "
                 "a method with an exact budget, such as divprune",
                 *OTHERWISE,
+            )
+
+
+def check_resizes(adapter: Adapter, recipe: Recipe) -> None:
+    """Raise UserError where a method shrinks pictures and the encoder takes one size alone."""
+    for stage in recipe.stages:
+        if isinstance(stage.method, PixelMethod) and not adapter.resizes:
+            raise UserError(
+                f"{stage.method.name} shrinks pictures, and those of {adapter.family} have one size: "
+                "choose a method that drops tokens, such as divprune."
             )
 
 
