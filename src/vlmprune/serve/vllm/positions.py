@@ -15,6 +15,7 @@ from torch import Tensor
 AXES = 3
 BASE = 128  # digits of a position: every dtype of a model holds whole numbers up to 256
 CHANNELS = 2 * AXES
+DELTA = "vlmprune_delta"
 
 
 def with_offsets(features: Tensor, offsets: Tensor) -> Tensor:
@@ -42,6 +43,20 @@ def shortened(positions: Tensor, blocks: Sequence[tuple[int, int, int]]) -> Tens
     for first, whole, kept in blocks:
         stay[first + kept : first + whole] = False
     return positions[:, stay]
+
+
+def with_delta(positions: Tensor, delta: int) -> Tensor:
+    """Positions that say how far those of new tokens lie from their place in the prompt.
+
+    That follows from the largest position of the whole prompt, which in a video may be that of a token that is gone.
+    """
+    setattr(positions, DELTA, delta)
+    return positions
+
+
+def delta_of(positions: Tensor) -> int | None:
+    """That of `with_delta`, as long as vLLM hands back the same tensor; None for another one."""
+    return getattr(positions, DELTA, None)
 
 
 def written(positions: Tensor, visual: Tensor, offsets: Tensor, computed: int) -> Tensor:
