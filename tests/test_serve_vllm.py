@@ -24,7 +24,7 @@ from vlmprune.serve.vllm.deepstack import Levels, levels_of
 from vlmprune.serve.vllm.families import TESTED
 from vlmprune.serve.vllm.launch import vllm_command
 from vlmprune.serve.vllm.limits import check_engine
-from vlmprune.serve.vllm.positions import delta_of, shortened, with_delta, with_offsets, without_offsets, written
+from vlmprune.serve.vllm.positions import going_on, shortened, with_offsets, without_offsets, written
 from vlmprune.serve.vllm.requests import CHAT, Budgets, NoBudgets, rewritten
 from vlmprune.serve.vllm.told import as_keep, as_number
 from vlmprune.serve.wanted import Allowed
@@ -308,10 +308,9 @@ def test_positions_are_those_of_a_session(cut: int) -> None:
         written(positions, left, torch.cat([flat, flat]), 0)
 
 
-def test_positions_say_where_new_tokens_go_on() -> None:
-    positions = with_delta(torch.zeros(3, 4, dtype=torch.long), 7)
-    positions.copy_(torch.ones(3, 4))  # as vLLM writes them
-    assert delta_of(positions) == 7 and delta_of(positions.clone()) is None
+def test_new_tokens_go_on_behind_the_last_one() -> None:
+    positions = torch.tensor([[0, 1, 14, 4], [0, 1, 2, 4], [0, 1, 3, 4]])  # the third is of a long video's last frame
+    assert positions.shape[1] + going_on(positions) == 5
 
 
 # ---------------------------------------------------------------- DeepStack

@@ -70,15 +70,20 @@ def prompts(pictures: tuple[str, str]) -> list[Prompt]:
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory, pictures: tuple[str, str]) -> list[Prompt]:
-    """A video, and one of other frames behind a picture."""
+    """A video, one behind a picture, and one that lasts longer than the prompt behind it, by its positions."""
     folder = tmp_path_factory.mktemp("frames")
     scene = Image.open(pictures[0]).resize((100, 60))
-    names = [str(folder / f"{number}.png") for number in range(12)]
-    for number, name in enumerate(names):
-        scene.rotate(11 * number).crop((2 * number, 0, 2 * number + 60, 60)).save(name)
+
+    def frames(count: int, side: int) -> tuple[str, ...]:
+        names = tuple(str(folder / f"{side}-{number}.png") for number in range(count))
+        for number, name in enumerate(names):
+            scene.rotate(11 * number).crop((2 * number, 0, 2 * number + side, side)).save(name)
+        return names
+
     return [
-        Prompt("What happens first?", (), tuple(names[:8])),
-        Prompt("What color is the sign?", pictures[1:], tuple(names[6:])),
+        Prompt("What happens first?", (), frames(8, 60)),
+        Prompt("What color is the sign?", pictures[1:], frames(6, 50)),
+        Prompt("Why?", (), frames(28, 30)),
     ]
 
 

@@ -78,7 +78,7 @@ def test_every_token_is_what_vllm_says_without_the_plugin(engine: Engine) -> Non
     assert [(reply.tokens, reply.prompt) for reply in pruned] == [(reply.tokens, reply.prompt) for reply in native]
 
 
-@pytest.mark.parametrize("model", ["usual_llava", "usual_qwen2_5_vl"])
+@pytest.mark.parametrize("model", ["usual_llava", "usual_qwen2_5_vl", "qwen3_vl"])
 def test_every_token_is_what_vllms_own_model_says(model: str, engine: Engine) -> None:
     """Another implementation of encoder, projector and LLM, without transformers."""
     [pruned] = engine(model, ["divprune:1.0"])
@@ -87,7 +87,7 @@ def test_every_token_is_what_vllms_own_model_says(model: str, engine: Engine) ->
     assert len({tuple(reply.tokens) for reply in own}) > 1, "replies that are all the same prove nothing"
 
 
-VIDEOS = {
+VIDEOS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen2_5_vl-features": ("qwen2_5_vl", "divprune:0.25", PARTS),
     "qwen2_5_vl-merging": ("qwen2_5_vl", "visionzip:0.3", {}),
     "qwen2_vl-attention": ("qwen2_vl", "vispruner:0.25", PARTS),

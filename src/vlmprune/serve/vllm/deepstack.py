@@ -70,8 +70,8 @@ def levels_of(model: nn.Module, vllm_config: Any) -> Levels | None:
         return None
     if vllm_config.parallel_config.use_ubatching:
         raise UserError("vlmprune's plugin is not tested with --enable-dbo: leave it out.")
-    layers = model.language_model.layers[: len(indexes)]  # type: ignore[union-attr, index]
-    width = model.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
+    text: Any = model.language_model
+    layers, width = text.layers[: len(indexes)], text.config.hidden_size
     most = vllm_config.scheduler_config.max_num_batched_tokens
     return Levels(layers, most, width, vllm_config.model_config.dtype, vllm_config.device_config.device)
 

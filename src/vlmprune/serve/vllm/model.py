@@ -23,15 +23,7 @@ from vlmprune.serve.vllm.asked import asked_of
 from vlmprune.serve.vllm.deepstack import levels_of
 from vlmprune.serve.vllm.families import apart_of
 from vlmprune.serve.vllm.limits import check_engine
-from vlmprune.serve.vllm.positions import (
-    AXES,
-    delta_of,
-    shortened,
-    with_delta,
-    with_offsets,
-    without_offsets,
-    written,
-)
+from vlmprune.serve.vllm.positions import AXES, going_on, shortened, with_offsets, without_offsets, written
 from vlmprune.serve.vllm.processor import BUDGETS, PrunedProcessingInfo, PrunedProcessor, pixels_of_items
 from vlmprune.serve.vllm.told import Told, as_keep, field
 
@@ -175,8 +167,9 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
             blocks.append((first, whole, kept))
             features.append(replace(feature, mm_position=PlaceholderRange(first, whole)))
             grown += whole - kept
-        positions, delta = super().get_mrope_input_positions(tokens, features)
-        return with_delta(shortened(positions, blocks), delta + grown), delta + grown
+        whole, _ = super().get_mrope_input_positions(tokens, features)
+        positions = shortened(whole, blocks)
+        return positions, going_on(positions)
 
     def recompute_mrope_positions(
         self,
@@ -193,12 +186,7 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
             tokens = torch.tensor([*self.apart.adapter.placeholder_ids.values()], device=ids.device)
             offsets = torch.cat([own for _, own in apart]).to(positions.device)
             positions = written(positions, torch.isin(ids, tokens), offsets, num_computed_tokens)
-        delta = delta_of(mrope_positions)
-        if delta is None:
-            if bool((ids == self.apart.adapter.placeholder_ids.get("video", -1)).any()):
-                raise RuntimeError("This runner of vLLM does not keep the positions behind a video for the plugin")
-            delta = int(positions.max()) + 1 - len(ids)
-        return [features for features, _ in apart], positions, delta
+        return [features for features, _ in apart], positions, going_on(positions)
 
 
 def _asks(runner: Any) -> bool:

@@ -15,7 +15,6 @@ from torch import Tensor
 AXES = 3
 BASE = 128  # digits of a position: every dtype of a model holds whole numbers up to 256
 CHANNELS = 2 * AXES
-DELTA = "vlmprune_delta"
 
 
 def with_offsets(features: Tensor, offsets: Tensor) -> Tensor:
@@ -45,18 +44,12 @@ def shortened(positions: Tensor, blocks: Sequence[tuple[int, int, int]]) -> Tens
     return positions[:, stay]
 
 
-def with_delta(positions: Tensor, delta: int) -> Tensor:
-    """Positions that say how far those of new tokens lie from their place in the prompt.
+def going_on(positions: Tensor) -> int:
+    """How far the positions of new tokens lie from their place: they go on behind the last one of [AXES, S] positions.
 
-    That follows from the largest position of the whole prompt, which in a video may be that of a token that is gone.
+    So does transformers' `generate`. vLLM goes on behind the largest one, which a long video's last frame may have.
     """
-    setattr(positions, DELTA, delta)
-    return positions
-
-
-def delta_of(positions: Tensor) -> int | None:
-    """That of `with_delta`, as long as vLLM hands back the same tensor; None for another one."""
-    return getattr(positions, DELTA, None)
+    return int(positions[:, -1].max()) + 1 - positions.shape[1]
 
 
 def written(positions: Tensor, visual: Tensor, offsets: Tensor, computed: int) -> Tensor:

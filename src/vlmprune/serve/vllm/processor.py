@@ -23,6 +23,7 @@ from vllm.multimodal.processing import PromptReplacement, PromptUpdateDetails
 
 from vlmprune.core.budget import Keep, parse_keep
 from vlmprune.core.errors import UserError
+from vlmprune.models.llava_next import LlavaNextAdapter
 from vlmprune.runtime.apart import Apart
 from vlmprune.serve.vllm.asked import Asked, asked_of
 from vlmprune.serve.vllm.families import VIDEOS, apart_of, on_meta
@@ -30,7 +31,6 @@ from vlmprune.serve.vllm.told import Told, as_number, field
 from vlmprune.serve.wanted import KEEP
 
 MODALITIES = ("image", "video")
-TILED = 5  # dimensions of pixels, in which each image has tiles
 BUDGETS = 64  # of requests, whose recipes are kept
 
 
@@ -93,9 +93,9 @@ class PrunedProcessor(MultiModalProcessor):
     def _unpad_images(self, hf_inputs: Any) -> None:
         """Also take off the tiles that fill an image up to those of another: it is cached, and shown beside others."""
         super()._unpad_images(hf_inputs)
-        pixels = hf_inputs.get("pixel_values")
-        if isinstance(pixels, Tensor) and pixels.ndim == TILED:
-            tiles = self.info.aparts(None).adapter.pieces("image", hf_inputs)
+        adapter, pixels = self.info.aparts(None).adapter, hf_inputs.get("pixel_values")
+        if pixels is not None and isinstance(adapter, LlavaNextAdapter):
+            tiles = adapter.tiles(hf_inputs)
             hf_inputs["pixel_values"] = [own[:count] for own, count in zip(pixels, tiles, strict=True)]
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
