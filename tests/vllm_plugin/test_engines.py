@@ -105,6 +105,11 @@ def test_tokens_of_videos_are_those_of_transformers(
     assert all(reply.cached >= 32 for reply in again), "the second round must find its prompts in the cache"
 
 
+def test_a_video_of_another_model_is_refused(engine: Engine, clips: list[Prompt]) -> None:
+    with pytest.raises(RuntimeError, match=r"At most 0 video\(s\) may be provided"):
+        engine("qwen3_vl", ["divprune:0.25"], asked=clips[:1])
+
+
 def test_a_method_that_the_plugin_cannot_run_stops_the_engine(engine: Engine) -> None:
     with pytest.raises(RuntimeError, match="fastv prunes inside the LLM"):
         engine("llava", ["fastv@2:0.5"])
