@@ -15,7 +15,7 @@ from vlmprune.models import adapter_for
 from vlmprune.runtime.apart import Apart, grouped
 from vlmprune.runtime.taps import AttentionCall
 
-FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "internvl")
+FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "internvl")
 TILED = {"internvl": [3, 1]}  # rows of pixels of the two images, where an image has several
 SEEDS = [0, 0]
 
@@ -84,6 +84,23 @@ def test_merged_tokens_are_those_of_a_session() -> None:
         assert any(torch.equal(rows[start : start + len(own.features)], own.features) for start in starts)
 
 
+@pytest.mark.parametrize("spec", ["divprune:0.4", "visionzip:0.4", "prunesid:0.4", "downsample:0.4"])
+@torch.no_grad()
+def test_deepstack_goes_with_the_slot_that_lends_the_position(spec: str) -> None:
+    model = built("qwen3_vl")
+    _, call, parts = call_of("qwen3_vl")
+    recipe = vlmprune.recipe(spec)
+    kept = Apart(model, recipe).encode("image", call, parts, SEEDS)
+    if spec.startswith("downsample"):  # encodes smaller images
+        assert all(len(own.levels) == 3 and own.levels[0].abs().sum() > 0 for own in kept)
+        return
+    whole = model.model.get_image_features(**call, return_dict=True).deepstack_features
+    for image, own in enumerate(kept):
+        assert len(own.levels) == len(whole) == 3
+        for level, rows in zip(own.levels, whole, strict=True):
+            torch.testing.assert_close(level, rows[image][own.slots.clamp(min=0)])
+
+
 REFUSED = {
     "fastv@2:0.5": "fastv prunes inside the LLM",
     "divprune:0.5 > fastv@2:0.5": "fastv prunes inside the LLM",
@@ -98,6 +115,12 @@ REFUSED = {
 def test_refuses_what_an_engine_cannot_do(spec: str) -> None:
     with pytest.raises(vlmprune.UserError, match=REFUSED[spec]):
         Apart(built("llava"), vlmprune.recipe(spec))
+
+
+@pytest.mark.parametrize("family", ["llava_next", "internvl"])
+def test_refuses_to_shrink_pictures_of_one_size(family: str) -> None:
+    with pytest.raises(vlmprune.UserError, match=f"downsample shrinks pictures, and those of {family} have one size"):
+        Apart(built(family), vlmprune.recipe("downsample:0.5"))
 
 
 def test_draws_by_the_seed_of_the_image() -> None:

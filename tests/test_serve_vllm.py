@@ -18,10 +18,11 @@ from vlmprune.assets import embedded_path
 from vlmprune.core.errors import UserError
 from vlmprune.serve import overrides
 from vlmprune.serve.vllm.asked import Asked, asked_of
+from vlmprune.serve.vllm.deepstack import Levels, levels_of
 from vlmprune.serve.vllm.families import TESTED
 from vlmprune.serve.vllm.launch import vllm_command
 from vlmprune.serve.vllm.limits import check_engine
-from vlmprune.serve.vllm.positions import shortened, with_offsets, without_offsets, written
+from vlmprune.serve.vllm.positions import going_on, shortened, with_offsets, without_offsets, written
 from vlmprune.serve.vllm.requests import CHAT, rewritten
 from vlmprune.serve.vllm.told import as_keep, as_number
 from vlmprune.serve.wanted import Allowed
@@ -285,3 +286,45 @@ def test_positions_are_those_of_a_session(cut: int) -> None:
     assert torch.equal(positions, whole[:, stay])
     with pytest.raises(RuntimeError, match="do not fit"):
         written(positions, left, torch.cat([flat, flat]), 0)
+
+
+def test_new_tokens_go_on_behind_the_last_one() -> None:
+    positions = torch.tensor([[0, 1, 14, 4], [0, 1, 2, 4], [0, 1, 3, 4]])  # the third is of a long video's last frame
+    assert positions.shape[1] + going_on(positions) == 5
+
+
+# ---------------------------------------------------------------- DeepStack
+
+
+def test_levels_are_added_where_the_images_stand() -> None:
+    layers = [torch.nn.Identity(), torch.nn.Identity()]
+    levels = Levels(layers, most=6, width=2, dtype=torch.float32, device="cpu")
+    images = [torch.tensor([[0.0, 0, 1, 2, 3, 4]]), torch.tensor([[9.0, 9, 5, 6, 7, 8]])]
+    left = levels.put(images, torch.tensor([False, True, False, True]), 4)
+    assert [own.tolist() for own in left] == [[[0, 0]], [[9, 9]]]
+    hidden = torch.ones(1, 5, 2)  # a step may be filled up
+    assert layers[0](hidden)[0].tolist() == [[1, 1], [2, 3], [1, 1], [6, 7], [1, 1]]
+    assert layers[1](hidden)[0].tolist() == [[1, 1], [4, 5], [1, 1], [8, 9], [1, 1]]
+    levels.check(torch.zeros(4, 2))
+    for embeddings in (None, torch.zeros(3, 2)):
+        with pytest.raises(RuntimeError, match="runs a step on other tokens"):
+            levels.check(embeddings)
+    assert levels.put([], None, 6) == []
+    levels.check(None)
+    assert all(torch.equal(layer(hidden), hidden) for layer in layers), "nothing is left of the step before"
+
+
+@pytest.mark.parametrize(
+    ("channels", "visual", "sentence"), [(5, 2, "channels do not hold"), (6, 1, "do not fit its placeholders")]
+)
+def test_levels_that_do_not_fit_are_an_error(channels: int, visual: int, sentence: str) -> None:
+    levels = Levels([torch.nn.Identity(), torch.nn.Identity()], most=6, width=2, dtype=torch.float32, device="cpu")
+    with pytest.raises(RuntimeError, match=sentence):
+        levels.put([torch.zeros(2, channels)], torch.arange(4) < visual, 4)
+
+
+def test_steps_that_vllm_cuts_in_two_are_refused() -> None:
+    config = SimpleNamespace(parallel_config=SimpleNamespace(use_ubatching=True))
+    assert levels_of(built("qwen2_5_vl").model, config) is None
+    with pytest.raises(UserError, match="not tested with --enable-dbo"):
+        levels_of(built("qwen3_vl").model, config)

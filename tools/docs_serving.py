@@ -20,19 +20,20 @@ FIGURES = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "s
 
 
 def vllm_methods() -> str:
-    """The methods that the plugin runs on each model, by their defaults."""
+    """The methods that the plugin runs on each model, by their defaults, and those that need to be told positions."""
     rows = []
     for family in TESTED:
         model = FAMILIES[family].build()
         works = [name for name in built_in() if _runs(name, model)]
-        rows.append([f"`{family}`", ", ".join(f"`{name}`" for name in works)])
-    return table(("model", "methods"), rows)
+        told = [name for name in built_in() if name not in works and _runs(name, model, "compact")]
+        rows.append([f"`{family}`", *(", ".join(f"`{name}`" for name in names) or "-" for names in (works, told))])
+    return table(("model", "methods", "with `--positions compact`"), rows)
 
 
-def _runs(name: str, model: object) -> bool:
+def _runs(name: str, model: object, positions: str | None = None) -> bool:
     keep = 0.5 if vlmprune.METHODS[name]().budgeted else None
     try:
-        asked = asked_in(overrides(name, keep))
+        asked = asked_in(overrides(name, keep, positions=positions))
         apart_of(model, asked, has_axes(model.config))  # type: ignore[arg-type, attr-defined]
     except UserError:
         return False

@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import vlmprune
 from vlmprune.serve.wanted import KEEP
 
-from .models import place_of
+from .models import place_of, positions_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = 12
@@ -31,6 +32,7 @@ PATIENCE = 1500  # seconds for an engine, most of which it takes to start
 class Prompt:
     question: str
     pictures: tuple[str, ...]
+    frames: tuple[str, ...] = ()  # of a video
 
 
 @dataclass
@@ -52,7 +54,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     scene = Image.open(ROOT / "docs/images/scene.png").convert("RGB")
     folder = tmp_path_factory.mktemp("pictures")
     scene.save(folder / "wide.png")
-    scene.transpose(Image.Transpose.ROTATE_90).resize((84, 120)).save(folder / "high.png")
+    scene.transpose(Image.Transpose.ROTATE_90).resize((72, 144)).save(folder / "high.png")
     return str(folder / "wide.png"), str(folder / "high.png")
 
 
@@ -63,6 +65,25 @@ def prompts(pictures: tuple[str, str]) -> list[Prompt]:
         Prompt("What number is on the plate?", (wide,)),
         Prompt("What color is the sign?", (high,)),
         Prompt("Which picture shows a house?", (wide, high)),
+    ]
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory, pictures: tuple[str, str]) -> list[Prompt]:
+    """A video, one behind a picture, and one that lasts longer than the prompt behind it, by its positions."""
+    folder = tmp_path_factory.mktemp("frames")
+    scene = Image.open(pictures[0]).resize((100, 60))
+
+    def frames(count: int, side: int) -> tuple[str, ...]:
+        names = tuple(str(folder / f"{side}-{number}.png") for number in range(count))
+        for number, name in enumerate(names):
+            scene.rotate(11 * number).crop((2 * number, 0, 2 * number + side, side)).save(name)
+        return names
+
+    return [
+        Prompt("What happens first?", (), frames(8, 60)),
+        Prompt("What color is the sign?", pictures[1:], frames(6, 50)),
+        Prompt("Why?", (), frames(28, 30)),
     ]
 
 
@@ -84,8 +105,16 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def written(prompt: Prompt, processor: Any) -> str:
-    content = [{"type": "image"} for _ in prompt.pictures] + [{"type": "text", "text": prompt.question}]
+    content: list[dict[str, str]] = [{"type": "image"} for _ in prompt.pictures]
+    content += [{"type": "video"}] * bool(prompt.frames) + [{"type": "text", "text": prompt.question}]
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+def media(prompt: Prompt) -> dict[str, Any]:
+    """What a processor is given of a prompt besides its text."""
+    images = [Image.open(name).convert("RGB") for name in prompt.pictures]
+    video = [np.asarray(Image.open(name).convert("RGB")) for name in prompt.frames]
+    return ({"images": images} if images else {}) | ({"videos": [np.stack(video)]} if video else {})
 
 
 Engine = Callable[..., list[list[Reply]]]
@@ -102,22 +131,23 @@ def engine(variables: dict[str, str], tmp_path: Path, prompts: list[Prompt], mod
     """Runs the prompts, once each round, in an engine of their own; once for each of the budgets, if there are any."""
 
     def run(
-        model: str, prune: list[Any], *, rounds: int = 1, keeps: tuple[str | None, ...] = (), **given: Any
-    ) -> list[list[Reply]]:
+        model: str, prune: list[Any], *, asked: Sequence[Prompt] = (), rounds: int = 1,
+        keeps: tuple[str | None, ...] = (), **given: Any,
+    ) -> list[list[Reply]]:  # fmt: skip
         place = place_of(model, models)
         processor = AutoProcessor.from_pretrained(place)
         texts = [
-            (written(prompt, processor), prompt.pictures, {} if keep is None else {KEEP: keep})
+            (written(prompt, processor), prompt.pictures, prompt.frames, {} if keep is None else {KEEP: keep})
             for keep in keeps or [None]
-            for prompt in prompts
+            for prompt in asked or prompts
         ]
-        asked = {
-            "model": str(place), "prune": prune, "rounds": [texts] * rounds,
+        told = {
+            "model": str(place), "prune": prune, "positions": positions_of(model), "rounds": [texts] * rounds,
             "max_tokens": TOKENS, "engine": given, "request_keep": bool(keeps), "out": str(tmp_path / "out.json"),
         }  # fmt: skip
         done = subprocess.run(
             [sys.executable, str(ROOT / "tests/vllm_plugin/engine.py")],
-            input=json.dumps(asked), env=variables, capture_output=True, text=True, timeout=PATIENCE,
+            input=json.dumps(told), env=variables, capture_output=True, text=True, timeout=PATIENCE,
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(done.stderr[-6000:])
@@ -127,22 +157,21 @@ def engine(variables: dict[str, str], tmp_path: Path, prompts: list[Prompt], mod
     return run
 
 
-Reference = Callable[[str, str], list[list[int]]]
+Reference = Callable[..., list[list[int]]]
 
 
 @pytest.fixture(scope="session")
 def reference(prompts: list[Prompt], models: Path) -> Reference:
     """The tokens of transformers' replies to the same prompts, greedily, under `vlmprune.prune`."""
 
-    def run(model: str, recipe: str) -> list[list[int]]:
+    def run(model: str, recipe: str, asked: Sequence[Prompt] = ()) -> list[list[int]]:
         place = place_of(model, models)
         loaded = AutoModelForImageTextToText.from_pretrained(place, dtype=torch.float32).eval()
         processor = AutoProcessor.from_pretrained(place)
         said = []
-        for prompt in prompts:
-            images = [Image.open(name).convert("RGB") for name in prompt.pictures]
-            inputs = processor(text=written(prompt, processor), images=images, return_tensors="pt")
-            with torch.no_grad(), vlmprune.prune(loaded, recipe):
+        for prompt in asked or prompts:
+            inputs = processor(text=written(prompt, processor), **media(prompt), return_tensors="pt")
+            with torch.no_grad(), vlmprune.prune(loaded, recipe, positions=positions_of(model)):
                 out = loaded.generate(**inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False)
             said.append(out[0, inputs["input_ids"].shape[1] :].tolist())
         return said

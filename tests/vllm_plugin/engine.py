@@ -17,15 +17,23 @@ def pictures(names: list[str]) -> list[Any]:
     return [Image.open(name).convert("RGB") for name in names]
 
 
+def media(names: list[str], frames: list[str]) -> dict[str, Any]:
+    import numpy as np
+
+    videos = {"video": [np.stack([np.asarray(frame) for frame in pictures(frames)])]} if frames else {}
+    return ({"image": pictures(names)} if names else {}) | videos
+
+
 def main() -> None:
     from vllm import LLM, SamplingParams
 
     from vlmprune.serve import overrides
 
     asked = json.load(sys.stdin)
+    prune = {"positions": asked["positions"], "request_keep": asked["request_keep"]}
     model = LLM(
         model=asked["model"],
-        hf_overrides=overrides(*asked["prune"], request_keep=asked["request_keep"]) if asked["prune"] else None,
+        hf_overrides=overrides(*asked["prune"], **prune) if asked["prune"] else None,
         dtype="float32",
         enforce_eager=True,
         max_model_len=512,
@@ -38,8 +46,8 @@ def main() -> None:
     said = []
     for prompts in asked["rounds"]:
         given = [
-            {"prompt": text, "multi_modal_data": {"image": pictures(names)}, "mm_processor_kwargs": options}
-            for text, names, options in prompts
+            {"prompt": text, "multi_modal_data": media(names, frames), "mm_processor_kwargs": options}
+            for text, names, frames, options in prompts
         ]
         replies = model.generate(given, sampling, use_tqdm=False)
         said.append(

@@ -10,19 +10,28 @@ import pytest
 from vlmprune.core.errors import UserError
 from vlmprune.serve.vllm.asked import Asked
 
-from .conftest import Engine, Reference
+from .conftest import Engine, Prompt, Reference
 
 PARTS = {"max_num_batched_tokens": 48}  # prompts are longer, and images are cut in two
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llava-features": ("llava", "divprune:0.25", {}),
     "llava-attention": ("llava", "vispruner:0.25", PARTS),
     "llava-merging": ("llava", "visionzip:0.3", {}),
+    "llava_next-features": ("llava_next", "divprune:0.5", PARTS),
+    "llava_next-attention": ("llava_next", "vispruner:0.5", {}),
+    "llava_next-merging": ("llava_next", "visionzip:0.5", {}),
+    "internvl-features": ("internvl", "divprune:0.5", PARTS),
+    "internvl-attention": ("internvl", "vispruner:0.5", {}),
+    "internvl-merging": ("internvl", "visionzip:0.5", {}),
     "qwen2_5_vl-features": ("qwen2_5_vl", "divprune:0.25", PARTS),
     "qwen2_5_vl-attention": ("qwen2_5_vl", "vispruner:0.25", {}),
     "qwen2_5_vl-merging": ("qwen2_5_vl", "visionzip:0.3", {}),
     "qwen2_vl-features": ("qwen2_vl", "divprune:0.25", PARTS),
     "qwen2_vl-attention": ("qwen2_vl", "vispruner:0.25", {}),
     "qwen2_vl-merging": ("qwen2_vl", "visionzip:0.3", PARTS),
+    "qwen3_vl-features": ("qwen3_vl", "divprune:0.25", PARTS),
+    "qwen3_vl-attention": ("qwen3_vl", "vispruner:0.25", {}),
+    "qwen3_vl-merging": ("qwen3_vl", "visionzip:0.3", PARTS),
 }
 
 
@@ -67,6 +76,38 @@ def test_every_token_is_what_vllm_says_without_the_plugin(engine: Engine) -> Non
     [pruned] = engine("qwen2_5_vl", ["divprune:1.0"])
     [native] = engine("qwen2_5_vl", [], model_impl="transformers")
     assert [(reply.tokens, reply.prompt) for reply in pruned] == [(reply.tokens, reply.prompt) for reply in native]
+
+
+@pytest.mark.parametrize("model", ["usual_llava", "usual_qwen2_5_vl", "qwen3_vl"])
+def test_every_token_is_what_vllms_own_model_says(model: str, engine: Engine) -> None:
+    """Another implementation of encoder, projector and LLM, without transformers."""
+    [pruned] = engine(model, ["divprune:1.0"])
+    [own] = engine(model, [], model_impl="vllm")
+    assert [(reply.tokens, reply.prompt) for reply in pruned] == [(reply.tokens, reply.prompt) for reply in own]
+    assert len({tuple(reply.tokens) for reply in own}) > 1, "replies that are all the same prove nothing"
+
+
+VIDEOS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "qwen2_5_vl-features": ("qwen2_5_vl", "divprune:0.25", PARTS),
+    "qwen2_5_vl-merging": ("qwen2_5_vl", "visionzip:0.3", {}),
+    "qwen2_vl-attention": ("qwen2_vl", "vispruner:0.25", PARTS),
+    "qwen2_vl-frames": ("qwen2_vl", "evs:0.25", {}),
+}
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_tokens_of_videos_are_those_of_transformers(
+    name: str, engine: Engine, reference: Reference, clips: list[Prompt]
+) -> None:
+    model, recipe, given = VIDEOS[name]
+    first, again = engine(model, [recipe], asked=clips, rounds=2, **given)
+    assert [reply.tokens for reply in first] == [reply.tokens for reply in again] == reference(model, recipe, clips)
+    assert all(reply.cached >= 32 for reply in again), "the second round must find its prompts in the cache"
+
+
+def test_a_video_of_another_model_is_refused(engine: Engine, clips: list[Prompt]) -> None:
+    with pytest.raises(RuntimeError, match=r"At most 0 video\(s\) may be provided"):
+        engine("qwen3_vl", ["divprune:0.25"], asked=clips[:1])
 
 
 def test_a_method_that_the_plugin_cannot_run_stops_the_engine(engine: Engine) -> None:

@@ -18,9 +18,9 @@ from vlmprune.core.recipe import Recipe
 from vlmprune.core.roles import merges_inside
 from vlmprune.core.view import ModelInfo
 from vlmprune.models import adapter_for
-from vlmprune.models.base import Slots
+from vlmprune.models.base import Adapter, Slots
 from vlmprune.runtime.before import Entering, run_vision_acts
-from vlmprune.runtime.encoder_reading import WholeCall
+from vlmprune.runtime.encoder_reading import WholeCall, encoder_needs
 from vlmprune.runtime.prompt_reading import Picked
 from vlmprune.runtime.prompt_text import ImageText
 from vlmprune.runtime.select import Known, due_of
@@ -45,10 +45,12 @@ class Kept:
     Attributes:
         features: [m, D] what the LLM reads.
         slots: [m] the slot that lends each token its position, counted from the image's first slot; -1 for none.
+        levels: [m, D] each, what the first decoder layers add to their outputs (DeepStack); none on most models.
     """
 
     features: Tensor
     slots: Tensor
+    levels: tuple[Tensor, ...] = ()
 
 
 class Apart:
@@ -69,6 +71,8 @@ class Apart:
         self.adapter, self.recipe, self._scores = adapter_for(model), recipe, scores
         check_apart(recipe, self.adapter.info)
         check_merges_inside(self.adapter, recipe)
+        encoder_needs(self.adapter, [recipe])  # a method that cannot read this encoder says so
+        check_resizes(self.adapter, recipe)
         self.acts = tuple(act.at(0, 0, 1) for act in recipe.on(self.adapter.info).acts)
         self.seconds = 0.0
         self.whole: WholeCall | None = None
@@ -106,8 +110,8 @@ class Apart:
         """
         stage = own_encoding(self.recipe)
         wrapper = VisionWrapper(self.adapter, modality, [self.recipe], stage, lambda *_: None, self._scores, self.whole)
-        record = wrapper.run(current_names(self.adapter, call))["vlmprune_record"]
-        start = time.perf_counter()
+        output = wrapper.run(current_names(self.adapter, call))
+        record, start = output["vlmprune_record"], time.perf_counter()
         images = [joined(own) for own in grouped(record.images, parts)]
         entering = [
             Entering(image, self.acts, None, Known(_no_text(image), seed))
@@ -115,7 +119,9 @@ class Apart:
         ]
         run_vision_acts(entering)
         self.seconds += record.seconds + time.perf_counter() - start
-        return [self._kept_of(one.image, one.states[-1]) for one in entering]
+        deep = getattr(output, "deepstack_features", None)
+        levels = zip(*deep, strict=True) if deep else [()] * len(images)
+        return [_kept_of(one.image, one.states[-1], own) for one, own in zip(entering, levels, strict=True)]
 
     def _empty(self, places: Slots, modality: str) -> ImageTokens:
         count = len(places.cells)
@@ -129,10 +135,11 @@ class Apart:
             left = _left(act.of(first, image.grid, image.video), image, left, first)
         return left
 
-    @staticmethod
-    def _kept_of(image: ImageTokens, picked: Picked) -> Kept:
-        features = picked.features
-        return Kept(image.features[picked.origin] if features is None else features, picked.slots)
+
+def _kept_of(image: ImageTokens, picked: Picked, levels: Sequence[Tensor]) -> Kept:
+    features = image.features[picked.origin] if picked.features is None else picked.features
+    lent = picked.slots.clamp(min=0)
+    return Kept(features, picked.slots, tuple(level[lent] for level in levels))
 
 
 def check_apart(recipe: Recipe, info: ModelInfo) -> None:
@@ -165,6 +172,16 @@ def check_apart(recipe: Recipe, info: ModelInfo) -> None:
                 f"{name} decides from the image how many tokens it keeps, and the engine must know that before: choose "
                 "a method with an exact budget, such as divprune",
                 *OTHERWISE,
+            )
+
+
+def check_resizes(adapter: Adapter, recipe: Recipe) -> None:
+    """Raise UserError where a method shrinks pictures and the encoder takes one size alone."""
+    for stage in recipe.stages:
+        if isinstance(stage.method, PixelMethod) and not adapter.resizes:
+            raise UserError(
+                f"{stage.method.name} shrinks pictures, and those of {adapter.family} have one size: "
+                "choose a method that drops tokens, such as divprune."
             )
 
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from vlmprune.serve.vllm.asked import Asked
 
-TESTED = ("llava", "qwen2_vl", "qwen2_5_vl")  # tests/vllm_plugin
+TESTED = ("llava", "llava_next", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # tests/vllm_plugin
+VIDEOS = ("qwen2_vl", "qwen2_5_vl")  # of these, with videos
 
 
 def apart_of(model: nn.Module, asked: Asked, axes: bool) -> Apart:

@@ -20,10 +20,11 @@ from vllm.multimodal.inputs import PlaceholderRange
 from vlmprune.core.budget import Keep
 from vlmprune.runtime.apart import Apart, Kept
 from vlmprune.serve.vllm.asked import asked_of
+from vlmprune.serve.vllm.deepstack import levels_of
 from vlmprune.serve.vllm.families import apart_of
 from vlmprune.serve.vllm.figures import SELECTION, counters
 from vlmprune.serve.vllm.limits import check_engine
-from vlmprune.serve.vllm.positions import AXES, shortened, with_offsets, without_offsets, written
+from vlmprune.serve.vllm.positions import AXES, going_on, shortened, with_offsets, without_offsets, written
 from vlmprune.serve.vllm.processor import BUDGETS, PrunedProcessingInfo, PrunedProcessor, pixels_of_items
 from vlmprune.serve.vllm.ranks import first_ranks, on_ranks
 from vlmprune.serve.vllm.told import Told, as_keep, field
@@ -47,6 +48,7 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
         self.axes = vllm_config.model_config.uses_mrope
         self.under = lru_cache(BUDGETS, typed=True)(self._under)
         self.apart = self.under(None)
+        self.levels = levels_of(self.model, vllm_config)
         if self.axes:
             self._ask_for_positions(vllm_config.model_config.multimodal_config)
 
@@ -94,7 +96,7 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
     def _pruned(
         self, modality: str, pixels: Tensor, parts: Sequence[int], told: Sequence[Told], kwargs: dict[str, Any]
     ) -> list[Tensor]:
-        """What the LLM reads of each image of one call of the encoder, [kept, D (+ CHANNELS)] each.
+        """What the LLM reads of each image of one call of the encoder, [kept, D (+ levels * D) (+ CHANNELS)] each.
 
         Args:
             told: of the images, which have one and the same budget.
@@ -106,13 +108,12 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
         due = [one.kept for one in told]
         if [len(image.features) for image in images] != due:
             raise RuntimeError(f"{self.asked.recipe} kept {[len(i.features) for i in images]} tokens instead of {due}")
+        rows = [torch.cat([image.features, *image.levels], dim=1) for image in images]
         if not self.axes:
-            return [image.features for image in images]
+            return rows
         return [
-            with_offsets(
-                image.features, self._offsets(modality, image, kwargs[f"{modality}_grid_thw"][item], seconds, item)
-            )
-            for item, image in enumerate(images)
+            with_offsets(own, self._offsets(modality, image, kwargs[f"{modality}_grid_thw"][item], seconds, item))
+            for item, (own, image) in enumerate(zip(rows, images, strict=True))
         ]
 
     def _encoded(
@@ -140,6 +141,29 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
         offsets = positions[-AXES:, 0].T.to(image.slots.device)
         return offsets[image.slots.clamp(min=0)]
 
+    # ------------------------------------------------------------------ DeepStack
+
+    def embed_input_ids(
+        self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Tensor | None = None
+    ) -> Tensor:
+        """What a step reads; its levels are kept for `forward`."""
+        if self.levels is not None:
+            multimodal_embeddings = self.levels.put(multimodal_embeddings or (), is_multimodal, len(input_ids))
+        return super().embed_input_ids(input_ids, multimodal_embeddings, is_multimodal=is_multimodal)
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As vLLM's own, with the levels added in the first layers."""
+        if self.levels is not None:
+            self.levels.check(inputs_embeds)
+        return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)
+
     # ------------------------------------------------------------------ positions
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
@@ -156,8 +180,9 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
             blocks.append((first, whole, kept))
             features.append(replace(feature, mm_position=PlaceholderRange(first, whole)))
             grown += whole - kept
-        positions, delta = super().get_mrope_input_positions(tokens, features)
-        return shortened(positions, blocks), delta + grown
+        whole, _ = super().get_mrope_input_positions(tokens, features)
+        positions = shortened(whole, blocks)
+        return positions, going_on(positions)
 
     def recompute_mrope_positions(
         self,
@@ -174,8 +199,7 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
             tokens = torch.tensor([*self.apart.adapter.placeholder_ids.values()], device=ids.device)
             offsets = torch.cat([own for _, own in apart]).to(positions.device)
             positions = written(positions, torch.isin(ids, tokens), offsets, num_computed_tokens)
-        delta = int(positions.max()) + 1 - len(ids)
-        return [features for features, _ in apart], positions, delta
+        return [features for features, _ in apart], positions, going_on(positions)
 
 
 def _asks(runner: Any) -> bool:

@@ -44,6 +44,14 @@ def shortened(positions: Tensor, blocks: Sequence[tuple[int, int, int]]) -> Tens
     return positions[:, stay]
 
 
+def going_on(positions: Tensor) -> int:
+    """How far the positions of new tokens lie from their place: they go on behind the last one of [AXES, S] positions.
+
+    So does transformers' `generate`. vLLM goes on behind the largest one, which a long video's last frame may have.
+    """
+    return int(positions[:, -1].max()) + 1 - positions.shape[1]
+
+
 def written(positions: Tensor, visual: Tensor, offsets: Tensor, computed: int) -> Tensor:
     """[AXES, S] positions with those of visual tokens written.
 

@@ -23,9 +23,10 @@ from vllm.multimodal.processing import PromptReplacement, PromptUpdateDetails
 
 from vlmprune.core.budget import Keep, parse_keep
 from vlmprune.core.errors import UserError
+from vlmprune.models.llava_next import LlavaNextAdapter
 from vlmprune.runtime.apart import Apart
 from vlmprune.serve.vllm.asked import Asked, asked_of
-from vlmprune.serve.vllm.families import apart_of, on_meta
+from vlmprune.serve.vllm.families import VIDEOS, apart_of, on_meta
 from vlmprune.serve.vllm.told import Told, as_number, field
 from vlmprune.serve.wanted import KEEP
 
@@ -75,8 +76,9 @@ class PrunedProcessingInfo(MultiModalProcessingInfo):
         return parse_keep(keep), others
 
     def get_supported_mm_limits(self) -> dict[str, int | None]:
-        """No videos: the plugin was not tested with any, and vLLM refuses a request that has one."""
-        return {**super().get_supported_mm_limits(), "video": 0}
+        """No videos where the plugin was not tested with them: vLLM refuses a request that has one."""
+        limits = super().get_supported_mm_limits()
+        return limits if self.get_hf_config().model_type in VIDEOS else {**limits, "video": 0}
 
     @property
     def model_id(self) -> str:
@@ -106,6 +108,14 @@ class PrunedProcessor(MultiModalProcessor):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.whole: dict[str, int] = {}
+
+    def _unpad_images(self, hf_inputs: Any) -> None:
+        """Also take off the tiles that fill an image up to those of another: it is cached, and shown beside others."""
+        super()._unpad_images(hf_inputs)
+        adapter, pixels = self.info.aparts(None).adapter, hf_inputs.get("pixel_values")
+        if pixels is not None and isinstance(adapter, LlavaNextAdapter):
+            tiles = adapter.tiles(hf_inputs)
+            hf_inputs["pixel_values"] = [own[:count] for own, count in zip(pixels, tiles, strict=True)]
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         keep, others = self.info.parted(hf_kwargs)
