@@ -19,6 +19,7 @@ from vlmprune.core.roles import merges_inside
 from vlmprune.core.view import ModelInfo
 from vlmprune.models import adapter_for
 from vlmprune.models.base import Adapter, Slots
+from vlmprune.models.llava_next import LlavaNextAdapter
 from vlmprune.runtime.before import Entering, run_vision_acts
 from vlmprune.runtime.encoder_reading import WholeCall, encoder_needs
 from vlmprune.runtime.prompt_reading import Picked
@@ -122,6 +123,10 @@ class Apart:
         deep = getattr(output, "deepstack_features", None)
         levels = zip(*deep, strict=True) if deep else [()] * len(images)
         return [_kept_of(one.image, one.states[-1], own) for one, own in zip(entering, levels, strict=True)]
+
+    def tiles(self, call: dict[str, Any]) -> list[int] | None:
+        """How many tiles each image of a call has of those that its pixels have room for; None where they fill it."""
+        return self.adapter.tiles(call) if isinstance(self.adapter, LlavaNextAdapter) else None
 
     def _empty(self, places: Slots, modality: str) -> ImageTokens:
         count = len(places.cells)

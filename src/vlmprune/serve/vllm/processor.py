@@ -23,7 +23,6 @@ from vllm.multimodal.processing import PromptReplacement, PromptUpdateDetails
 
 from vlmprune.core.budget import Keep, parse_keep
 from vlmprune.core.errors import UserError
-from vlmprune.models.llava_next import LlavaNextAdapter
 from vlmprune.runtime.apart import Apart
 from vlmprune.serve.vllm.asked import Asked, asked_of
 from vlmprune.serve.vllm.families import VIDEOS, apart_of, on_meta
@@ -112,9 +111,8 @@ class PrunedProcessor(MultiModalProcessor):
     def _unpad_images(self, hf_inputs: Any) -> None:
         """Also take off the tiles that fill an image up to those of another: it is cached, and shown beside others."""
         super()._unpad_images(hf_inputs)
-        adapter, pixels = self.info.aparts(None).adapter, hf_inputs.get("pixel_values")
-        if pixels is not None and isinstance(adapter, LlavaNextAdapter):
-            tiles = adapter.tiles(hf_inputs)
+        pixels = hf_inputs.get("pixel_values")
+        if pixels is not None and (tiles := self.info.aparts(None).tiles(hf_inputs)) is not None:
             hf_inputs["pixel_values"] = [own[:count] for own, count in zip(pixels, tiles, strict=True)]
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
