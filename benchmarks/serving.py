@@ -8,7 +8,7 @@ Four servers of a model run at once, and are asked in turns, one at a time, so t
 of them: vLLM's own implementation of the model, its backend for transformers' models, and the plugin that keeps all
 tokens and a share of them. Options behind `--` are for `vllm serve`; on a GPU the four share its memory. Every picture
 is another one, so no cache hides the encoder. The random models are small, and most of their work is the language
-model's, as in large ones: 24 layers, 1,024 wide, 576 visual tokens, 8 new ones.
+model's, as in large ones: 12 layers, 768 wide, 576 visual tokens, 8 new ones.
 
 On a CPU this needs the environment that `python3 tools/extras.py vllm` makes; from a checkout:
 
@@ -117,12 +117,12 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     made.add_argument("--model", nargs="+", default=[*MODELS], help="(default: %(default)s, with random weights)")
     made.add_argument("--method", default="divprune", help="(default: %(default)s)")
     made.add_argument("--keep", type=float, default=0.25, help="(default: %(default)s)")
-    made.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 8], help="requests (default: %(default)s)")
-    made.add_argument("--requests", type=int, default=8, help="of a server in a turn, at most (default: %(default)s)")
+    made.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16], help="requests (default: %(default)s)")
+    made.add_argument("--requests", type=int, default=16, help="of a server in a turn, at most (default: %(default)s)")
     made.add_argument("--new-tokens", type=int, default=8, help="of a reply (default: %(default)s)")
     made.add_argument("--side", type=int, default=336, help="of the pictures, in pixels (default: %(default)s)")
-    made.add_argument("--layers", type=int, default=24, help="of the random models (default: %(default)s)")
-    made.add_argument("--width", type=int, default=1024, help="of the random models (default: %(default)s)")
+    made.add_argument("--layers", type=int, default=12, help="of the random models (default: %(default)s)")
+    made.add_argument("--width", type=int, default=768, help="of the random models (default: %(default)s)")
     made.add_argument("--small", action="store_true", help="tiny models, few requests: no figures to keep")
     asked = made.parse_args(arguments)
     if asked.small:
