@@ -73,7 +73,8 @@ def test_nothing_is_imported_that_no_command_asks_for() -> None:
         assert third_party(path) <= core | asked | OPTIONAL, path
 
 
-OPTIONAL = {"triton", "pytest", "torchvision", "pynvml"}  # looked for, and done without; pytest by `vlmprune.testing`
+# looked for, and done without; pytest by `vlmprune.testing`; the last by vLLM, which needs it
+OPTIONAL = {"triton", "pytest", "torchvision", "pynvml", "prometheus_client"}
 
 
 @pytest.mark.parametrize(("command", "package"), NEEDED)
