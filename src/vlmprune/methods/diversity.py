@@ -57,8 +57,8 @@ def most_diverse_of_each(sets: Sequence[Tensor], count: int, again: bool = False
     """What `most_diverse` gives of each of several sets of rows [n, D], n the same for all, in one loop over picks.
 
     The distances are computed set by set, so that they are rounded as those of the set alone. On a GPU the loop is
-    common to as many sets as have their distances in `MATRIX_BYTES`. On a CPU one set
-    follows another in the same memory: a common loop would take longer, as it leaves the cache.
+    common to as many sets as have their distances in `MATRIX_BYTES`. On a CPU one set follows another in the same
+    memory: a common loop would take longer, as it leaves the cache.
     """
     n, size = len(sets[0]), len(sets[0]) ** 2 * sets[0].element_size()
     if size > MATRIX_BYTES:

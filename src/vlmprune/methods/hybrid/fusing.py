@@ -53,10 +53,6 @@ class PruneAwareFusion(Fusing, SelectsTogether):
             views: as of `select_together`.
         """
 
-    def plan(self, view: ImageView) -> tuple[Tensor, Tensor]:
-        """The same of one view."""
-        return self.plans([view])[0]
-
     def select_together(self, views: Sequence[ImageView]) -> list[Tensor]:
         return [kept for kept, _ in self._planned(views)]
 
