@@ -122,7 +122,7 @@ def hilo_against_divprune(kind: str, shape: tuple[int, int, int], repeats: int, 
 
     def hilo() -> Any:
         view.memory.clear()
-        return HiLo().plan(view)
+        return HiLo().plans([view])[0]
 
     plain = partial(timed, lambda: divprune.select(view), device)
     times = least([plain, lambda: timed(hilo, device), plain], repeats)
