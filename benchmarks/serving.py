@@ -1,14 +1,14 @@
 """Requests a second, time to the first token and tokens in the cache under vLLM, pruned beside not pruned.
 
-    python benchmarks/serving.py                       # two models with random weights, on a CPU: some 10 minutes
+    python benchmarks/serving.py                       # two models with random weights, on a CPU: some 25 minutes
     python benchmarks/serving.py --small               # whether it runs: tiny models, few requests
     python benchmarks/serving.py --device cuda --model llava-hf/llava-1.5-7b-hf -- --gpu-memory-utilization 0.22
 
 Four servers of a model run at once, and are asked in turns, one at a time, so that a machine that slows down slows all
 of them: vLLM's own implementation of the model, its backend for transformers' models, and the plugin that keeps all
 tokens and a share of them. Options behind `--` are for `vllm serve`; on a GPU the four share its memory. Every picture
-is another one, so no cache hides the encoder. The random models are small, and most of their work is the language
-model's, as in large ones: 12 layers, 768 wide, 576 visual tokens, 8 new ones.
+is another one, so no cache hides the encoder. Nearly all of the random models' work is the language model's, as in large
+ones: 24 layers, 1,024 wide, 576 visual tokens, 8 new ones.
 
 On a CPU this needs the environment that `python3 tools/extras.py vllm` makes; from a checkout:
 
@@ -113,16 +113,16 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def options_of(arguments: Sequence[str]) -> argparse.Namespace:
-    made = parser(__doc__, "serving.json", repeats=2)
+    made = parser(__doc__, "serving.json", repeats=3)
     made.add_argument("--model", nargs="+", default=[*MODELS], help="(default: %(default)s, with random weights)")
     made.add_argument("--method", default="divprune", help="(default: %(default)s)")
     made.add_argument("--keep", type=float, default=0.25, help="(default: %(default)s)")
-    made.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 16], help="requests (default: %(default)s)")
-    made.add_argument("--requests", type=int, default=16, help="of a server in a turn, at most (default: %(default)s)")
+    made.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 8], help="requests (default: %(default)s)")
+    made.add_argument("--requests", type=int, default=8, help="of a server in a turn, at most (default: %(default)s)")
     made.add_argument("--new-tokens", type=int, default=8, help="of a reply (default: %(default)s)")
     made.add_argument("--side", type=int, default=336, help="of the pictures, in pixels (default: %(default)s)")
-    made.add_argument("--layers", type=int, default=12, help="of the random models (default: %(default)s)")
-    made.add_argument("--width", type=int, default=768, help="of the random models (default: %(default)s)")
+    made.add_argument("--layers", type=int, default=24, help="of the random models (default: %(default)s)")
+    made.add_argument("--width", type=int, default=1024, help="of the random models (default: %(default)s)")
     made.add_argument("--small", action="store_true", help="tiny models, few requests: no figures to keep")
     asked = made.parse_args(arguments)
     if asked.small:

@@ -70,6 +70,7 @@ def _measured(found: dict[str, Any]) -> str:
     machine, settings = found["machine"], found["settings"]
     noises = [row["noise"] for row in found["rows"]]
     return (
+        f"{settings['layers']} layers, {settings['width']} wide, {settings['new_tokens']} new tokens. "
         f"On {machine['device']}; the best of {settings['repeats']} turns; noise "
         f"{min(noises):.2f} to {max(noises):.2f}. vLLM {machine['vllm']}, transformers {machine['transformers']}, "
         f"torch {machine['torch']}, commit {str(machine['commit'])[:12]}."
