@@ -49,7 +49,8 @@ def test_a_dry_run_writes_the_figures_of_every_part(
     assert [row["tokens"] for row in pruned] == [64 + 40, 64 + 40]
     decoded = json.loads((tmp_path / "gpu-decoding.json").read_text())["rows"]
     assert decoded[0]["stored"][0] == 616 > decoded[0]["stored"][-1]
-    assert json.loads((tmp_path / "gpu-selecting.json").read_text())["hilo"]
+    selected = json.loads((tmp_path / "gpu-selecting.json").read_text())
+    assert selected["hilo"] and {row["way"] for row in selected["loops"]} == {"numpy", "many at once"}
 
 
 def test_a_part_that_fails_or_takes_too_long_stops_no_other(

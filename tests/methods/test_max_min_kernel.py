@@ -7,7 +7,10 @@ Triton's interpreter.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -161,3 +164,14 @@ def test_a_kernel_that_does_not_work_is_told_and_not_used(
 def test_it_is_for_gpus() -> None:
     matrices, _ = given(70)
     assert max_min.chosen(matrices) == ("triton" if matrices.is_cuda else "torch")
+
+
+@pytest.mark.slow  # a process of its own, as this one has the interpreter
+def test_the_kernel_compiles_for_gpus_that_are_not_here(tmp_path: Path) -> None:
+    """For two of NVIDIA's and one of AMD's, up to the largest blocks that there are."""
+    script = Path(__file__).parent.parent / "harness_compiling.py"
+    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    variables["TRITON_CACHE_DIR"] = str(tmp_path)
+    made = subprocess.run([sys.executable, str(script)], env=variables, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.count("\n") == 18

@@ -46,7 +46,7 @@ def tapes(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
     """Those that are recorded instead of graphs."""
     made: list[Tape] = []
 
-    def record(run: Callable[[], Sequence[Tensor]], device: torch.device) -> Any:
+    def record(run: Callable[[], Sequence[Tensor]], queue: object) -> Any:
         made.append(Tape())
         with made[-1]:
             outputs = run()
@@ -165,11 +165,11 @@ def test_a_recording_made_in_inference_mode_is_good_outside(tapes: list[Tape]) -
     assert len(tapes) == 1
 
 
-def fails(run: Callable[[], Sequence[Tensor]], device: torch.device) -> Any:
+def fails(run: Callable[[], Sequence[Tensor]], queue: object) -> Any:
     raise RuntimeError("operation not permitted")
 
 
-def other(run: Callable[[], Sequence[Tensor]], device: torch.device) -> Any:
+def other(run: Callable[[], Sequence[Tensor]], queue: object) -> Any:
     return lambda: None, [torch.zeros_like(own) for own in run()]
 
 

@@ -35,6 +35,11 @@ def block_of(n: int) -> int:
     return max(32, triton.next_power_of_2(n))
 
 
+def warps_of(block: int) -> int:
+    """Eight numbers for each thread, and more where a program on an AMD GPU would need more than its 1024 threads."""
+    return max(1, min(16, block // 256))
+
+
 def picks_of_each(matrices: Tensor, farthest: Tensor, count: int, block: int) -> Tensor:
     """The greedy orders [B, count] of sets with distances [B, n, n], as `max_min.in_steps` finds them.
 
@@ -47,6 +52,6 @@ def picks_of_each(matrices: Tensor, farthest: Tensor, count: int, block: int) ->
         _max_min[(len(matrices),)](
             matrices.contiguous(), farthest.contiguous(), picks, matrices.shape[1], count,
             NUMBER=tl.float64 if matrices.dtype == torch.float64 else tl.float32, BLOCK=block,
-            num_warps=max(1, min(16, block // 256)),  # more threads than that, AMD's GPUs do not have in a program
+            num_warps=warps_of(block),
         )  # fmt: skip
     return picks

@@ -28,7 +28,7 @@ class Recording:
         with torch.inference_mode(False), torch.no_grad():  # what is made in inference mode cannot be filled outside
             self.inputs = [given.clone() for given in inputs]
             with _ONE:
-                self.replay, self.outputs = record(lambda: work(self.inputs, count), inputs[0].device)
+                self.replay, self.outputs = record(lambda: work(self.inputs, count), queue(inputs[0]))
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         for own, given in zip(self.inputs, inputs, strict=True):
@@ -43,6 +43,7 @@ class _Seen(threading.local):
     def __init__(self) -> None:
         self.works = True
         self.shapes: dict[Hashable, Recording | None] = {}  # the latest last
+        self.sides: dict[torch.cuda.Stream, torch.cuda.Stream] = {}  # in which is recorded what is for a queue
 
     def note(self, shape: Hashable, recording: Recording | None) -> None:
         self.shapes.pop(shape, None)
@@ -109,9 +110,9 @@ def records(tensor: Tensor) -> bool:
     return tensor.is_cuda
 
 
-def queue(tensor: Tensor) -> Hashable:
-    """In which the work is now; what stands in two queues of a GPU is done in no order."""
-    return tensor.device, torch.cuda.current_stream(tensor.device)
+def queue(tensor: Tensor) -> torch.cuda.Stream:
+    """That of the GPU in which the work now stands; what stands in two queues is done in no order."""
+    return torch.cuda.current_stream(tensor.device)
 
 
 def settings(device: str) -> Hashable:
@@ -120,12 +121,18 @@ def settings(device: str) -> Hashable:
     return precision, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
 
-def record(run: Callable[[], Sequence[Tensor]], device: torch.device) -> tuple[Callable[[], None], Sequence[Tensor]]:
-    """A graph's replay, and the tensors that it writes. Other threads may go on meanwhile."""
+def record(run: Callable[[], Sequence[Tensor]], here: torch.cuda.Stream) -> tuple[Callable[[], None], Sequence[Tensor]]:
+    """A graph's replay in the queue `here`, and the tensors that it writes. Other threads may go on meanwhile.
+
+    What is replayed in one queue is recorded in one other: cuBLAS has a workspace for each, so graphs that share one
+    never run at the same time, and there are no more workspaces than queues.
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device):
-        recorder = torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local")
+    with torch.cuda.device(here.device):
+        if here not in _SEEN.sides:
+            _SEEN.sides[here] = torch.cuda.Stream()
+        recorder = torch.cuda.graph(graph, stream=_SEEN.sides[here], capture_error_mode="thread_local")
         # The outer context brings the present queue back, also where the inner one fails in the middle.
-        with torch.cuda.stream(torch.cuda.current_stream()), recorder:
+        with torch.cuda.stream(here), recorder:
             outputs = run()
     return graph.replay, outputs

@@ -38,7 +38,11 @@ def largest_volume(rows: Tensor, lengths: Tensor, count: int) -> Tensor:
 
 @torch.no_grad()
 def largest_volume_of_each(sets: Sequence[Tensor], lengths: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
-    """What `largest_volume` gives of each of several sets; on a GPU those of one size are picked from in one loop."""
+    """What `largest_volume` gives of each of several sets; on a GPU those of one size are picked from in one loop.
+
+    There, for sizes that come up again, the loop is a CUDA graph of torch's operations. It is no kernel of its own: one
+    program would have to read n D numbers for each pick, and several have no sure way to wait for each other.
+    """
     groups: dict[tuple[torch.Size, int], list[int]] = {}
     for place, (rows, count) in enumerate(zip(sets, counts, strict=True)):
         groups.setdefault((rows.shape, count), []).append(place)
