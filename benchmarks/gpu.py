@@ -79,7 +79,7 @@ PARTS = [
          f"--model {TINY_QWEN} --visual-tokens 16 --methods fastv --keep 0.25 --repeats 2"),
     Part("scoring", 40, scoring.main, "--model llava-1.5-7b --tower llava-1.5-7b --repeats 10",
          f"--model {TINY} --tower {TINY} --tokens 64 --repeats 2"),
-    Part("selecting", 60, selecting.main, "--repeats 5", "--repeats 2 --largest 600"),
+    Part("selecting", 60, selecting.main, "--repeats 5", "--repeats 2 --largest 100"),
     Part("decoding", 60, decoding.main, "--random llava-1.5-7b --repeats 4",
          f"--random {TINY} --methods fastv --repeats 2 --steps 2"),
     Part("matrix", 150, gpu_matrix.main, "", "--models llava --checks identity --new-tokens 2"),

@@ -275,13 +275,13 @@ def _together(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def _loops(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for name in LOOPS:
-        for most, shape in BATCHES:
+        for most, (tokens, kept, width) in BATCHES:
+            n = min(tokens, asked.largest)  # not left out, as it checks, too
             for images in (1, most):
-                if shape[0] <= asked.largest:
-                    row = loop_against_steps(name, images, shape, asked.repeats, asked.device)
-                    yield row
-                    if asked.device == "cuda" and row["same"] < images:  # they calculate the same; a CPU does not
-                        raise AssertionError(f"{name}: {row['way']} picks otherwise than the steps of torch")
+                row = loop_against_steps(name, images, (n, kept * n // tokens, width), asked.repeats, asked.device)
+                yield row
+                if asked.device == "cuda" and row["same"] < images:  # they calculate the same; a CPU does not
+                    raise AssertionError(f"{name}: {row['way']} picks otherwise than the steps of torch")
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {
