@@ -200,7 +200,7 @@ def _selectors(found: dict[str, Any]) -> str:
             table(
                 ["loop", "images", "in steps, ms", "as it runs, ms", "by", "times as fast", "same images", "noise"],
                 [
-                    [line["loop"], f"{line['images']} of {_what(line, '')[2]}", f"{line['steps_ms']:.2f}",
+                    [line["loop"], f"{line['images']} of {line['tokens']} > {line['kept']}", f"{line['steps_ms']:.2f}",
                      f"{line['whole_ms']:.2f}", line["way"], f"{line['ratio']:.2f}",
                      f"{line['same']} of {line['images']}", f"{line['noise']:.2f}"]
                     for line in found["loops"]
