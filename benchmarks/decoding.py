@@ -53,8 +53,12 @@ class Decoding:
         def step(at: int) -> None:
             self.model(input_ids=token, **{self.cache: cache}, position_ids=torch.tensor([[at]], device=self.device))
 
+        def steps() -> None:
+            for number in range(self.steps):
+                step(self.columns + 1 + number)
+
         step(self.columns)
-        return timed(lambda: [step(self.columns + 1 + n) for n in range(self.steps)], self.device) / self.steps
+        return timed(steps, self.device) / self.steps
 
     def inside(self, recipe: str) -> float:
         with vlmprune.prune(self.model, recipe):
@@ -75,6 +79,7 @@ class Decoding:
 
 def embedded(name: str, device: str) -> tuple[Any, dict[str, Tensor]]:
     """An embedded model, and the first question of its benchmark."""
+    model: Any
     model, processor = vlmprune.load_embedded(name)
     task = next(iter(generated_tasks().values()))
     asker = Asker(protocol_for(processor), task, processor, model.config.model_type)

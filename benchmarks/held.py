@@ -77,12 +77,13 @@ def accuracy(table: Table, held: Sequence[Held]) -> dict[str, Any]:
     found = []
     for one in held:
         own, other = (rows[side] for side in one.sides)
+        scored, against = (units[side] for side in one.sides)
         figures = {
             "mean": round(own.abs_mean or 0.0, 2),
             "against_mean": round(other.abs_mean or 0.0, 2),
             "entering": round(own.tokens_entering, 1),
             "against_entering": round(other.tokens_entering, 1),
-            "change": rounded(mean_difference(*(units[side] for side in one.sides))),
+            "change": rounded(mean_difference(scored, against)),
         }
         found.append(one._asdict() | figures)
     return {"vanilla": round(table.vanilla.abs_mean, 2), "tasks": list(table.averaged), "rows": found}

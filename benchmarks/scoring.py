@@ -45,7 +45,7 @@ class Read:
         self,
         module: Any,
         attentions: Sequence[nn.Module],
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         statistic: Callable[[AttentionCall], Tensor],
         device: str,
     ) -> None:

@@ -6,7 +6,9 @@
 runs DivPrune, CDPruner and Hi-Lo's selection on one thread, in turns with the authors' way (the whole matrix of
 distances, or the whole kernel, in float32), on features of two kinds, and writes benchmarks/results/selectors.json:
 the least time of each in milliseconds, the ratio, and the ratio of the authors' way to itself as the noise. A batch of
-images is selected from image by image and together, likewise in turns.
+images is selected from image by image and together, likewise in turns. The loops over picks alone, without what comes
+before them, are run in steps of torch and as this device runs them, which "way" says: numpy on a CPU, Triton's kernel
+or a CUDA graph on a GPU. There it is an error if the host waits for a loop.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -25,7 +28,10 @@ from vlmprune.bench.store import write_json
 from vlmprune.core.roles import SelectsTogether
 from vlmprune.core.selectors import ascending
 from vlmprune.core.view import Aligned, Grid, ImageView, ModelInfo
+from vlmprune.methods import max_min, volume
+from vlmprune.methods.diversity import is_here
 from vlmprune.methods.hybrid.hilo import HiLo
+from vlmprune.methods.recorded import is_recorded
 from vlmprune.methods.vision.cdpruner import CDPruner
 from vlmprune.methods.vision.divprune import DivPrune
 
@@ -157,6 +163,74 @@ def together_against_alone(
     }  # fmt: skip
 
 
+@contextmanager
+def never_waiting(device: str) -> Iterator[None]:
+    """What makes the host wait for a GPU is an error."""
+    if device != "cuda":
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def loop_against_steps(
+    name: str, images: int, shape: tuple[int, int, int], repeats: int, device: str
+) -> dict[str, Any]:
+    steps, whole, way = LOOPS[name](images, *shape, device)
+    picks = [steps(), whole(), steps(), whole()]  # a graph is recorded the second time
+    with never_waiting(device):
+        picks += [steps(), whole()]
+    times = least([lambda: timed(steps, device), lambda: timed(whole, device), lambda: timed(steps, device)], repeats)
+    return {
+        "loop": name, "images": images, "tokens": shape[0], "kept": shape[1], "width": shape[2], "way": way(),
+        "same": int((picks[-1] == picks[-2]).all(1).sum()), "steps_ms": round(times[0], 2),
+        "whole_ms": round(times[1], 2), "ratio": round(times[0] / times[1], 2), "noise": round(times[0] / times[2], 2),
+    }  # fmt: skip
+
+
+Loop = tuple[Callable[[], Tensor], Callable[[], Tensor], Callable[[], str]]
+
+
+def max_min_loop(images: int, n: int, keep: int, width: int, device: str) -> Loop:
+    """In steps, as the device does it, and how that is; of distances that are random, as they need no width."""
+    matrices = torch.rand(images, n, n, device=device)
+    farthest = matrices.amax(2)
+    matrices.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+    here = is_here(matrices)
+
+    def whole() -> Tensor:
+        if here:
+            return torch.stack([max_min.picks_here(*own, keep) for own in zip(matrices, farthest, strict=True)])
+        return max_min.picks_there(matrices, farthest, keep)
+
+    steps = partial(max_min.in_steps, matrices, farthest, keep)
+    return steps, whole, lambda: "numpy" if here else max_min.chosen(matrices)
+
+
+def volume_loop(images: int, n: int, keep: int, width: int, device: str) -> Loop:
+    sets = [image("clustered", n, keep, width, device, seed)["features"] for seed in range(images)]
+    lengths = [torch.rand(n, generator=torch.Generator().manual_seed(seed)).to(device) for seed in range(images)]
+    vectors = [*sets, *lengths]
+
+    def way() -> str:
+        if is_here(sets[0]):
+            return "many at once"
+        return "graph" if is_recorded(volume.in_steps, vectors, keep) else "torch"
+
+    return (
+        lambda: volume.in_steps(vectors, keep)[0],
+        lambda: volume.search(sets, lengths, keep, torch.float32)[0],
+        way,
+    )
+
+
+LOOPS: dict[str, Callable[[int, int, int, int, str], Loop]] = {"max-min": max_min_loop, "volume": volume_loop}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     made = parser(__doc__, "selectors.json", repeats=9)
     made.add_argument("--largest", type=int, default=10000, help="leave out more tokens than that")
@@ -199,10 +273,22 @@ def _together(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 yield together_against_alone(name, images, shape, asked.repeats, asked.device)
 
 
+def _loops(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for name in LOOPS:
+        for most, (tokens, kept, width) in BATCHES:
+            n = min(tokens, asked.largest)  # not left out, as it checks, too
+            for images in (1, most):
+                row = loop_against_steps(name, images, (n, kept * n // tokens, width), asked.repeats, asked.device)
+                yield row
+                if asked.device == "cuda" and row["same"] < images:  # they calculate the same; a CPU does not
+                    raise AssertionError(f"{name}: {row['way']} picks otherwise than the steps of torch")
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {
     "hilo": _hilo,
     "selections": _selections,
     "together": _together,
+    "loops": _loops,
 }
 
 

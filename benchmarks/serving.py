@@ -199,9 +199,9 @@ def measure(model: str, servers: Sequence[Server], asked: argparse.Namespace, fi
     for many in asked.at_once:
         for server in servers:
             mine, own = spans[many, server.name], times[many, NATIVE]
-            said = times[many, server.name]
-            ttft, due = (min(float(np.mean([one.first for one in turn])) for turn in turns) for turns in (said, own))
-            prompt, whole = (float(np.mean([one.prompt for one in turns[0]])) for turns in (said, own))
+            both = times[many, server.name], own
+            ttft, due = (min(float(np.mean([one.first for one in turn])) for turn in turns) for turns in both)
+            prompt, whole = (float(np.mean([one.prompt for one in turns[0]])) for turns in both)
             figures.add(
                 model=model, server=server.name, at_once=many, requests_s=1 / min(mine), ttft_ms=1e3 * ttft,
                 prompt=prompt, times_requests=min(spans[many, NATIVE]) / min(mine), times_ttft=ttft / due,

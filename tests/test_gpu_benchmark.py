@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+ROOT = Path(__file__).parent.parent
+FOLDERS = [str(ROOT / "benchmarks"), str(ROOT / "tools")]
 ROWS = {
     "prefill": {"ratio", "noise", "target", "unpruned"},
     "scoring": {"share", "eager_share", "noise", "target"},
@@ -25,11 +26,12 @@ ROWS = {
 
 @pytest.fixture(scope="module")
 def gpu() -> Iterator[Any]:
-    sys.path.insert(0, str(BENCHMARKS))
+    sys.path[:0] = FOLDERS
     try:
         yield importlib.import_module("gpu")
     finally:
-        sys.path.remove(str(BENCHMARKS))
+        for folder in FOLDERS:
+            sys.path.remove(folder)
 
 
 @pytest.mark.slow
@@ -49,7 +51,10 @@ def test_a_dry_run_writes_the_figures_of_every_part(
     assert [row["tokens"] for row in pruned] == [64 + 40, 64 + 40]
     decoded = json.loads((tmp_path / "gpu-decoding.json").read_text())["rows"]
     assert decoded[0]["stored"][0] == 616 > decoded[0]["stored"][-1]
-    assert json.loads((tmp_path / "gpu-selecting.json").read_text())["hilo"]
+    selected = json.loads((tmp_path / "gpu-selecting.json").read_text())
+    assert selected["hilo"] and {row["way"] for row in selected["loops"]} == {"numpy", "many at once"}
+    tables = importlib.import_module("docs_speed")._selectors(selected)
+    assert "| max-min | 32 of 100 > 11 |" in tables and "| volume | 8 of 100 > 11 |" in tables
 
 
 def test_a_part_that_fails_or_takes_too_long_stops_no_other(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +256,37 @@ def test_packed_sequences_see_themselves_alone() -> None:
         for a, b in zip(borders[:-1].tolist(), borders[1:].tolist())
     ]
     assert float((found - torch.cat(parts, 1)).abs().max()) < EXACT
+
+
+def test_kernels_run_on_the_gpu_that_has_the_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current GPU, which need not be that of a layer; here it is noted whose is made current."""
+    current: list[torch.Tensor | None] = [None]
+    seen: list[torch.Tensor | None] = []
+
+    @contextmanager
+    def device_of(tensor: torch.Tensor) -> Iterator[None]:
+        current.append(tensor)
+        yield
+        current.pop()
+
+    class Noting:
+        @staticmethod
+        def attention_rows(*given: object) -> torch.Tensor:
+            seen.append(current[-1])
+            return chunked.attention_rows(*given)  # type: ignore[arg-type]
+
+        @staticmethod
+        def received_sum(*given: object) -> torch.Tensor:
+            seen.append(current[-1])
+            return chunked.received_sum(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr("vlmprune.scores.choice._kernels", lambda: Noting)
+    query, key = tensors(4, 2, 9, 20)
+    with choice.computed_by("triton"):
+        attention_rows(query, key, 0.3)
+    assert len(seen) == 1 and seen[0] is query
+    choice._proven.cache_clear()
+    assert choice._proven(torch.device("cpu"), torch.float32, 16)
+    choice._proven.cache_clear()
+    assert len(seen) == 3 and all(tensor is not None for tensor in seen)

@@ -81,9 +81,9 @@ class Encoder:
 
 def signals() -> list[type[Need]]:
     """All signals of vlmprune: those of core, then those in the files of methods."""
-    for name, cls in methods():
-        assert cls.name == name  # imported
-    found, stack = [], [Need]
+    for name, method in methods():
+        assert method.name == name  # imported
+    found, stack = list[type[Need]](), [Need]
     while stack:
         cls = stack.pop()
         stack += reversed(cls.__subclasses__())

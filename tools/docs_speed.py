@@ -194,9 +194,22 @@ def _selectors(found: dict[str, Any]) -> str:
             for line in found["together"]
         ],
     )  # fmt: skip
+    tables = [plain, hilo, together]
+    if found.get("loops"):
+        tables.append(
+            table(
+                ["loop", "images", "in steps, ms", "as it runs, ms", "by", "times as fast", "same images", "noise"],
+                [
+                    [line["loop"], f"{line['images']} of {line['tokens']} > {line['kept']}", f"{line['steps_ms']:.2f}",
+                     f"{line['whole_ms']:.2f}", line["way"], f"{line['ratio']:.2f}",
+                     f"{line['same']} of {line['images']}", f"{line['noise']:.2f}"]
+                    for line in found["loops"]
+                ],
+            )
+        )  # fmt: skip
     device = "One thread" if found.get("device", "cpu") == "cpu" else "A GPU"
     made = f"{device}, least time of at most {found['repeats']} runs in turns, torch {found['torch']}."
-    return f"{plain}\n\n{hilo}\n\n{together}\n\n{made}"
+    return "\n\n".join([*tables, made])
 
 
 def _what(line: dict[str, Any], method: str) -> list[str]:

@@ -11,7 +11,7 @@ from harness_reads import Reads
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vlmprune.methods import diversity, volume
+from vlmprune.methods import diversity, max_min, volume
 from vlmprune.methods.diversity import most_diverse, most_diverse_of_each
 from vlmprune.methods.volume import largest_volume, largest_volume_of_each
 from vlmprune.methods.volume_search import AheadSearch, Search
@@ -85,7 +85,7 @@ def test_what_float32_cannot_tell_is_found_in_float64() -> None:
     """All vectors are nearly one and the same: after the first pick, float32 would pick by its own rounding."""
     rows, long = randn(1, 64, seed=6) + 1e-4 * randn(120, 64, seed=7), 1 + torch.arange(120).double() / 1000
     due = definition(rows, long, 20)
-    assert volume._search([rows], [long], 20, torch.float32)[0].tolist() != [due]
+    assert volume.search([rows], [long], 20, torch.float32)[0].tolist() != [due]
     assert largest_volume(rows, long, 20).tolist() == due
 
 
@@ -150,8 +150,8 @@ def operations(run: Callable[[], object]) -> int:
 
 def test_a_pick_of_32_sets_takes_no_more_operations_than_one_of_one_set() -> None:
     def picking(sets: int, count: int) -> int:
-        matrices, farthest = torch.rand(sets, 50, 50), [*torch.rand(sets, 50)]
-        return operations(lambda: diversity._picks(matrices, farthest, count))
+        matrices, farthest = torch.rand(sets, 50, 50), torch.rand(sets, 50)
+        return operations(lambda: max_min.in_steps(matrices, farthest, count))
 
     one, many = (picking(sets, 40) - picking(sets, 20) for sets in (1, 32))
     assert one == many == 3 * 20
@@ -170,7 +170,7 @@ def test_a_search_reads_no_number_where_that_would_be_a_wait() -> None:
     farthest = diversity._nearest_others(rows, matrix)
     matrix.fill_diagonal_(-torch.inf)
     with Reads() as reads:
-        [picks] = diversity._picks(matrix[None], [farthest], 50)
+        [picks] = max_min.in_steps(matrix[None], farthest[None], 50)
         Search([spread(8)], [lengths(8).float()], 50).run()
     assert not reads.found
     assert torch.equal(picks, most_diverse(spread(8), 50))

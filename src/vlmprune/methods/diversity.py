@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from vlmprune.methods.max_min import picks_here, picks_there
 
 MATRIX_BYTES = 1 << 30  # the largest matrix of distances that is kept
 BLOCK = 128  # rows of it that are computed at once
@@ -39,11 +40,11 @@ def most_diverse(features: Tensor, count: int, again: bool = False) -> Tensor:
     The first row is the one whose nearest other row is farthest; each next row is the one farthest from all picked so
     far. Ties go to the lower index; a zero vector is given the length of the smallest normal number. Time O(n^2 D / 2 +
     n count), memory n^2 numbers. Where these take more than `MATRIX_BYTES`, time O(n^2 D / 2 + n count D), memory
-    O(n D). A GPU is not waited for in the loop.
+    O(n D). A GPU is not waited for in the loop; where Triton is installed, it is sent the loop as one kernel.
 
     Args:
         features: [n, D], in the precision in which distances are to be computed.
-        count: how many rows to pick, at most n.
+        count: how many rows to pick, 1 to n.
         again: whether a row may be picked more than once, as happens among exact duplicates.
 
     Returns:
@@ -61,6 +62,8 @@ def most_diverse_of_each(sets: Sequence[Tensor], count: int, again: bool = False
     memory: a common loop would take longer, as it leaves the cache.
     """
     n, size = len(sets[0]), len(sets[0]) ** 2 * sets[0].element_size()
+    if not 1 <= count <= n:
+        raise ValueError(f"count={count}: of {n} rows, 1 to {n} can be picked.")
     if size > MATRIX_BYTES:
         return [_without_matrix(features, count, again) for features in sets]
     here = is_here(sets[0])
@@ -72,9 +75,9 @@ def most_diverse_of_each(sets: Sequence[Tensor], count: int, again: bool = False
         if not again:
             matrices.diagonal(dim1=1, dim2=2).fill_(-torch.inf)  # never the farthest again
         if here:
-            picks.append(_picks_here(_numbers(matrices[0]), _numbers(farthest[0]), count))
+            picks.append(picks_here(matrices[0], farthest[0], count))
         else:
-            picks += _picks(matrices[: len(some)], farthest, count)
+            picks += picks_there(matrices[: len(some)], torch.stack(farthest), count)
     return picks
 
 
@@ -84,7 +87,11 @@ def is_here(rows: Tensor) -> bool:
 
 
 def _without_matrix(features: Tensor, count: int, again: bool) -> Tensor:
-    """The greedy order, with the distances of each pick computed again."""
+    """The greedy order, with the distances of each pick computed again.
+
+    On a GPU these are operations of torch, too: a step multiplies n D numbers, which is work for the whole GPU, and the
+    one program of a kernel would take far longer.
+    """
     directions = _directions(features)
     farthest = _nearest_others(directions, None)
     picks, nearest = [farthest.argmax(keepdim=True)], torch.full_like(farthest, torch.inf)
@@ -93,33 +100,6 @@ def _without_matrix(features: Tensor, count: int, again: bool) -> Tensor:
         row = row if again else row.index_fill_(0, picks[-1], -torch.inf)
         picks.append(torch.minimum(nearest, row, out=nearest).argmax(keepdim=True))
     return torch.cat(picks)
-
-
-def _picks(matrices: Tensor, farthest: Sequence[Tensor], count: int) -> list[Tensor]:
-    """The greedy orders of sets with these distances [B, n, n], without reading a number.
-
-    Args:
-        farthest: of each set, [n] how far the nearest other row is.
-    """
-    picks = [torch.stack([*farthest]).argmax(1, keepdim=True)]
-    nearest = matrices.new_full(matrices.shape[:2], torch.inf)
-    while len(picks) < count:
-        row = matrices.gather(1, picks[-1][:, :, None].expand(-1, 1, matrices.shape[2]))[:, 0]
-        picks.append(torch.minimum(nearest, row, out=nearest).argmax(1, keepdim=True))
-    return [*torch.cat(picks, 1)]
-
-
-def _picks_here(matrix: np.ndarray, farthest: np.ndarray, count: int) -> Tensor:
-    """The same of one set on a CPU, where a step in numpy takes a third of the time that its calls of torch take."""
-    picks, nearest = [farthest.argmax()], np.full_like(farthest, np.inf)
-    while len(picks) < count:
-        picks.append(np.minimum(nearest, matrix[picks[-1]], out=nearest).argmax())
-    return torch.from_numpy(np.array(picks))
-
-
-def _numbers(values: Tensor) -> np.ndarray:
-    """Half precision as float32, which numpy has for all of it, and which holds the same numbers."""
-    return (values.float() if values.element_size() < 4 else values).numpy()
 
 
 def _directions(features: Tensor) -> Tensor:

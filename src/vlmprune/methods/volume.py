@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vlmprune.methods.diversity import is_here
+from vlmprune.methods.recorded import repeated
 from vlmprune.methods.volume_search import AheadSearch, Search
 
 TRUSTED = 1e-3  # as a share of a vector's own d at the start: what is left below it may be float32's rounding
@@ -37,7 +38,11 @@ def largest_volume(rows: Tensor, lengths: Tensor, count: int) -> Tensor:
 
 @torch.no_grad()
 def largest_volume_of_each(sets: Sequence[Tensor], lengths: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
-    """What `largest_volume` gives of each of several sets; on a GPU those of one size are picked from in one loop."""
+    """What `largest_volume` gives of each of several sets; on a GPU those of one size are picked from in one loop.
+
+    There, for sizes that come up again, the loop is a CUDA graph of torch's operations. It is no kernel of its own: one
+    program would have to read n D numbers for each pick, and several have no sure way to wait for each other.
+    """
     groups: dict[tuple[torch.Size, int], list[int]] = {}
     for place, (rows, count) in enumerate(zip(sets, counts, strict=True)):
         groups.setdefault((rows.shape, count), []).append(place)
@@ -49,12 +54,12 @@ def largest_volume_of_each(sets: Sequence[Tensor], lengths: Sequence[Tensor], co
 
 
 def _of_one_size(sets: Sequence[Tensor], lengths: Sequence[Tensor], count: int) -> list[Tensor]:
-    picks, real, sure = _search(sets, lengths, count, sets[0].dtype)
+    picks, real, sure = search(sets, lengths, count, sets[0].dtype)
     found = [*picks]
     unsure = (~(real & sure).all(1)).nonzero().squeeze(1).tolist()  # the one thing that is read, after the loop
     if unsure:
         own = [sets[place] for place in unsure], [lengths[place] for place in unsure]
-        picks, real, _ = _search(*own, count, torch.float64)
+        picks, real, _ = search(*own, count, torch.float64)
         for place, again, rank in zip(unsure, picks, real, strict=True):
             found[place] = _filled(again, rank, lengths[place])
     return found
@@ -67,15 +72,22 @@ def _filled(picks: Tensor, real: Tensor, lengths: Tensor) -> Tensor:
     return torch.where(real, picks, others[((~real).cumsum(0) - 1).clamp(min=0)])
 
 
-def _search(
+def search(
     sets: Sequence[Tensor], lengths: Sequence[Tensor], count: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The picks of each set, whether more than rounding was left of each, and enough for float32; [B, count]."""
     if is_here(sets[0]):
         alone = [_outcome(AheadSearch(rows.to(dtype), long.to(dtype), count)) for rows, long in zip(sets, lengths)]
         picks, real, sure = (torch.cat(parts) for parts in zip(*alone, strict=True))
-        return picks, real, sure
-    return _outcome(Search([rows.to(dtype) for rows in sets], [long.to(dtype) for long in lengths], count))
+    else:
+        picks, real, sure = repeated(in_steps, [own.to(dtype) for own in (*sets, *lengths)], count)
+    return picks, real, sure
+
+
+def in_steps(vectors: Sequence[Tensor], count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of sets and their lengths, given one after the other, without reading a number."""
+    sets, lengths = vectors[: len(vectors) // 2], vectors[len(vectors) // 2 :]
+    return _outcome(Search(sets, lengths, count))
 
 
 def _outcome(search: Search) -> tuple[Tensor, Tensor, Tensor]:

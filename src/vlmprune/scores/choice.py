@@ -123,7 +123,8 @@ def log_sum_exp(query: Tensor, key: Tensor, scaling: float, seen: Seen) -> Tenso
 def _run(name: str, query: Tensor, key: Tensor, *rest: Any) -> Tensor:
     way = chosen(query)
     _ASKED.ran.add(way)
-    return getattr(_kernels() if way == "triton" else chunked, name)(query, key, *rest)
+    with torch.cuda.device_of(query):  # Triton launches on the current GPU, wherever its arguments are
+        return getattr(_kernels() if way == "triton" else chunked, name)(query, key, *rest)
 
 
 def chosen(query: Tensor) -> str:
@@ -156,7 +157,8 @@ def _proven(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     seen = Seen(causal=True)
     try:
         for name in ("attention_rows", "received_sum"):
-            own, due = (getattr(way, name)(query, key, width**-0.5, seen) for way in (kernels, chunked))
+            with torch.cuda.device_of(query):
+                own, due = (getattr(way, name)(query, key, width**-0.5, seen) for way in (kernels, chunked))
             if float((own - due).abs().max()) > BOUND * max(1.0, float(due.max())):
                 raise ArithmeticError(f"{name} differs from torch's")
     except Exception as error:
