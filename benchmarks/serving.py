@@ -7,8 +7,8 @@
 Four servers of a model run at once, and are asked in turns, one at a time, so that a machine that slows down slows all
 of them: vLLM's own implementation of the model, its backend for transformers' models, and the plugin that keeps all
 tokens and a share of them. Options behind `--` are for `vllm serve`; on a GPU the four share its memory. Every picture
-is another one, so no cache hides the encoder. Nearly all of the random models' work is the language model's, as in large
-ones: 24 layers, 1,024 wide, 576 visual tokens, 8 new ones.
+is another one, so no cache hides the encoder. Nearly all of the random models' work is the language model's, as in
+large ones: 24 layers, 1,024 wide, 576 visual tokens, 8 new ones.
 
 On a CPU this needs the environment that `python3 tools/extras.py vllm` makes; from a checkout:
 

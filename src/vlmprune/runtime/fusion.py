@@ -103,6 +103,7 @@ class FusedLayer:
             return
         query, key, value = call.query[row][:, queries], call.key[row, :, :end], call.value[row, :, :end]
         rows = Rows(query, key, value, call.scaling, visible, call.softcap, call.sinks)
-        output[row, queries], raised = fused_attention(output[row, queries], rows, columns, **asdict(self.fusion))
+        with torch.autocast(query.device.type, enabled=False):
+            output[row, queries], raised = fused_attention(output[row, queries], rows, columns, **asdict(self.fusion))
         seen, before = self._counts
         self._counts = seen + raised.numel(), before + int(raised.sum())

@@ -172,7 +172,13 @@ def due_of(act: Act, image: ImageTokens, slots: Tensor, reached: int) -> int:
 def observe(view: ImageView) -> None:
     """Show the image, whole, to a method that looks at every one."""
     if isinstance(view.act.method, Observes):
-        view.act.method.observe(view)
+        with _own_precision(view):
+            view.act.method.observe(view)
+
+
+def _own_precision(view: ImageView) -> torch.autocast:
+    """While a method computes: an autocast around the model would round the products of its float32 signals."""
+    return torch.autocast(view.slots.device.type, enabled=False)
 
 
 def choose(view: ImageView) -> Selection:
@@ -251,7 +257,8 @@ def _candidates(view: ImageView) -> Asking[Tensor, Tensor]:
 def _candidates_named(views: list[ImageView]) -> list[Tensor]:
     method = views[0].act.method
     assert isinstance(method, Fusing)
-    return _one_each(method, views, method.candidates_together(views))
+    with _own_precision(views[0]):
+        return _one_each(method, views, method.candidates_together(views))
 
 
 def _counts_itself(method: Method) -> bool:
@@ -342,13 +349,14 @@ def _selected(views: list[ImageView]) -> list[Choice]:
     method = views[0].act.method
     parts: list[dict[str, Tensor]] = [{} for _ in views]
     chosen: list[Selection]
-    if isinstance(method, NamesParts):
-        parts = [dict(method.named(view)) for view in views]
-        chosen = [all_kinds(named) for named in parts]
-    elif isinstance(method, SelectsTogether):
-        chosen = _one_each(method, views, method.select_together(views))
-    else:
-        chosen = [method.select(view) for view in views]
+    with _own_precision(views[0]):
+        if isinstance(method, NamesParts):
+            parts = [dict(method.named(view)) for view in views]
+            chosen = [all_kinds(named) for named in parts]
+        elif isinstance(method, SelectsTogether):
+            chosen = _one_each(method, views, method.select_together(views))
+        else:
+            chosen = [method.select(view) for view in views]
     chosen = _checked(views, chosen)
     return [Choice(one, own, _ratings_of(view)) for one, own, view in zip(chosen, parts, views, strict=True)]
 

@@ -123,7 +123,8 @@ def log_sum_exp(query: Tensor, key: Tensor, scaling: float, seen: Seen) -> Tenso
 def _run(name: str, query: Tensor, key: Tensor, *rest: Any) -> Tensor:
     way = chosen(query)
     _ASKED.ran.add(way)
-    with torch.cuda.device_of(query):  # Triton launches on the current GPU, wherever its arguments are
+    # Triton launches on the current GPU, wherever its arguments are; and autocast would round what is told as float32.
+    with torch.cuda.device_of(query), torch.autocast(query.device.type, enabled=False):
         return getattr(_kernels() if way == "triton" else chunked, name)(query, key, *rest)
 
 
