@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import pytest
 
+from vlmprune.serve.vllm.families import TESTED
+
 from .conftest import Engine, Reference
 
 SHARED = {"tensor_parallel_size": 2}
-CASES = {  # all read attention, and one merges
+CASES = {  # all read attention, and some merge
     "llava": "visionzip:0.3",
+    "llava_next": "visionzip:0.5",
+    "internvl": "vispruner:0.5",
     "qwen2_vl": "vispruner:0.25",
     "qwen2_5_vl": "vispruner:0.25",
+    "qwen3_vl": "visionzip:0.3",
 }
 
 
-def test_what_is_not_tested_is_refused() -> None:
-    from vlmprune.serve.vllm.ranks import SHARED
-
-    assert {*SHARED} == {*CASES}
+def test_every_family_is_tested() -> None:
+    assert {*TESTED} == {*CASES}
 
 
 @pytest.mark.parametrize("model", CASES)
