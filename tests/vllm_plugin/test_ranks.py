@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 from vlmprune.serve.vllm.families import TESTED
+from vlmprune.serve.vllm.ranks import is_shared
 
 from .conftest import Engine, Reference
 
@@ -21,6 +23,17 @@ CASES = {  # all read attention, and some merge
 
 def test_every_family_is_tested() -> None:
     assert {*TESTED} == {*CASES}
+
+
+@pytest.mark.parametrize("name", ["ColumnParallelLinear", "ReplicatedLinear"])
+def test_a_copied_layer_is_not_gathered(name: str) -> None:
+    """Both kinds know how many GPUs there are."""
+    from vllm.model_executor.layers import linear
+
+    layer = getattr(linear, name).__new__(getattr(linear, name))
+    nn.Module.__init__(layer)
+    layer.tp_size = 2
+    assert is_shared(nn.Sequential(layer)) is (name == "ColumnParallelLinear")
 
 
 @pytest.mark.parametrize("model", CASES)

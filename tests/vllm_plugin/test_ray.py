@@ -18,7 +18,7 @@ import pytest
 
 from vlmprune.assets import load_embedded
 
-from .conftest import PATIENCE, ROOT, Engine, Prompt, Reference
+from .conftest import ROOT, Engine, Prompt, Reference
 from .server import VLLM, ask, body_of, free_port, metric, running, text_of
 
 HEAD = """
@@ -90,7 +90,5 @@ def test_a_cluster_shares_out_one_model(
 ) -> None:  # fmt: skip
     for name, value in cluster.items():
         monkeypatch.setitem(variables, name, value)
-    [replies] = engine(
-        "llava", ["vispruner:0.25"], tensor_parallel_size=2, distributed_executor_backend="ray"
-    )
+    [replies] = engine("llava", ["vispruner:0.25"], tensor_parallel_size=2, distributed_executor_backend="ray")
     assert [reply.tokens for reply in replies] == reference("llava", "vispruner:0.25")

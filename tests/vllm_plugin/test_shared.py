@@ -22,7 +22,9 @@ def test_two_ranks_answer_and_count_as_one(
     ours = ["--method", METHOD, "--keep", "0.25", "--canary", "1"]
     due, unpruned = (texts_of(reference("llava", f"{METHOD}:{keep}")) for keep in (0.25, 1.0))
     with served("llava", own, tmp_path, ours, ["--tensor-parallel-size", "2", "--max-num-seqs", "4"]) as at:
-        replies = [ask(at, body_of(one.question, [Path(name).read_bytes() for name in one.pictures])) for one in prompts]
+        replies = [
+            ask(at, body_of(one.question, [Path(name).read_bytes() for name in one.pictures])) for one in prompts
+        ]
         found = compared(at, len(prompts))
         images = sum(len(one.pictures) for one in prompts)
         counters = ("images_total", "visual_tokens_before_total", "visual_tokens_after_total")

@@ -35,11 +35,11 @@ def check_ranks(parallel: Any, config: Any) -> None:
             f"The encoder of this {config.model_type} normalises queries and keys over all of its heads, which vLLM "
             "shares out over GPUs: leave out --tensor-parallel-size."
         )
-    heads = getattr(tower, "num_attention_heads", ranks)  # those of the Qwen models, which have another name, are copied
+    heads = getattr(tower, "num_attention_heads", ranks)  # the Qwen models have another name, and are copied
     if heads % ranks:
         raise UserError(
-            f"vLLM shares out the {heads} heads of this model's encoder over GPUs, and {ranks} GPUs do not divide them: "
-            "give another --tensor-parallel-size."
+            f"vLLM shares out the {heads} heads of this model's encoder over GPUs, and {ranks} GPUs do not divide "
+            "them: give another --tensor-parallel-size."
         )
 
 
