@@ -61,6 +61,12 @@ def cluster(variables: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
         head.communicate(timeout=60)  # the end of its input ends it, and the cluster with it
 
 
+def test_vllms_own_platform_for_cpus_gives_ray_nothing_to_count() -> None:
+    from vllm.platforms.cpu import CpuPlatform
+
+    assert not CpuPlatform.ray_device_key, "then cpus_on_ray.py is not needed"
+
+
 def test_the_script_starts_engines_on_a_cluster(
     cluster: dict[str, str], prompts: list[Prompt], reference: Reference, tmp_path: Path
 ) -> None:
@@ -79,6 +85,7 @@ def test_the_script_starts_engines_on_a_cluster(
         images = 2 * sum(len(one.pictures) for one in prompts)
         assert metric(at, "visual_tokens_before_total") == WHOLE * images
         assert metric(at, "visual_tokens_after_total") == KEPT * images
+    assert "(RayWorkerProc pid=" in (tmp_path / "log.txt").read_text(), "no process was Ray's"
     decode: Any = load_embedded("llava")[1].tokenizer.decode
     due = [decode(tokens, skip_special_tokens=True).strip() for tokens in reference("llava", "divprune:0.25")]
     assert [text_of(reply) for reply in replies] == due * 2
