@@ -8,7 +8,7 @@ from torch import nn
 from vlmprune.serve.vllm.families import TESTED
 from vlmprune.serve.vllm.ranks import is_shared
 
-from .conftest import Engine, Reference
+from .conftest import Engine, Prompt, Reference
 
 SHARED = {"tensor_parallel_size": 2}
 CASES = {  # all read attention, and some merge
@@ -36,11 +36,18 @@ def test_a_copied_layer_is_not_gathered(name: str) -> None:
     assert is_shared(nn.Sequential(layer)) is (name == "ColumnParallelLinear")
 
 
-@pytest.mark.parametrize("model", CASES)
-def test_tokens_are_those_of_transformers_on_two_ranks(
-    model: str, engine: Engine, reference: Reference, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(autouse=True)
+def unbound(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(variables, "VLLM_CPU_OMP_THREADS_BIND", "nobind")  # each would take all cores for itself
+
+
+@pytest.mark.parametrize("model", CASES)
+def test_tokens_are_those_of_transformers_on_two_ranks(model: str, engine: Engine, reference: Reference) -> None:
     first, again = engine(model, [CASES[model]], rounds=2, **SHARED)
     assert [reply.tokens for reply in first] == [reply.tokens for reply in again] == reference(model, CASES[model])
     assert len({tuple(reply.tokens) for reply in first}) > 1, "replies that are all the same prove nothing"
+
+
+def test_videos_on_two_ranks(engine: Engine, reference: Reference, clips: list[Prompt]) -> None:
+    [replies] = engine("qwen2_vl", ["vispruner:0.25"], asked=clips, max_num_batched_tokens=48, **SHARED)
+    assert [reply.tokens for reply in replies] == reference("qwen2_vl", "vispruner:0.25", clips)
