@@ -16,6 +16,7 @@ import vlmprune
 from vlmprune import cli
 from vlmprune.assets import embedded_path
 from vlmprune.core.errors import UserError
+from vlmprune.runtime.apart import Apart
 from vlmprune.serve import overrides
 from vlmprune.serve.vllm.asked import Asked, asked_of
 from vlmprune.serve.vllm.deepstack import Levels, levels_of
@@ -23,6 +24,7 @@ from vlmprune.serve.vllm.families import TESTED
 from vlmprune.serve.vllm.launch import vllm_command
 from vlmprune.serve.vllm.limits import check_engine
 from vlmprune.serve.vllm.positions import going_on, shortened, with_offsets, without_offsets, written
+from vlmprune.serve.vllm.ranks import check_ranks, on_ranks
 from vlmprune.serve.vllm.requests import CHAT, rewritten
 from vlmprune.serve.vllm.told import as_keep, as_number
 from vlmprune.serve.wanted import Allowed
@@ -86,6 +88,26 @@ def test_another_vllm_is_refused() -> None:
     check_engine(engine_config(), "0.32.1")
     with pytest.raises(UserError, match=r"tested with vLLM 0\.32\.x, and this is 0\.33\.0"):
         check_engine(engine_config(), "0.33.0")
+
+
+def test_an_encoder_that_cannot_be_shared_out_is_refused() -> None:
+    def check(ranks: int, **tower: object) -> None:
+        config = SimpleNamespace(model_type="internvl", vision_config=SimpleNamespace(**tower))
+        check_ranks(SimpleNamespace(tensor_parallel_size=ranks), config)
+
+    check(2, num_attention_heads=16, use_qk_norm=False)
+    check(8, num_heads=12)  # copied
+    check(1, num_attention_heads=25, use_qk_norm=True)
+    with pytest.raises(UserError, match="this internvl normalises queries and keys over all of its heads"):
+        check(2, num_attention_heads=16, use_qk_norm=True)
+    with pytest.raises(UserError, match="the 25 heads of this model's encoder over GPUs, and 2 GPUs do not divide"):
+        check(2, num_attention_heads=25)
+
+
+def test_a_method_that_merges_inside_a_shared_encoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlmprune.serve.vllm.ranks.is_shared", lambda attention: True)
+    with pytest.raises(UserError, match="tome merges inside the encoder, whose heads vLLM has shared out"):
+        on_ranks(Apart(built("llava"), vlmprune.recipe("tome(inside=True):0.5")), None)
 
 
 def test_the_entry_point_imports_next_to_nothing() -> None:

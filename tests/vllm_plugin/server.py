@@ -19,6 +19,7 @@ from urllib.request import Request, urlopen
 
 from .conftest import PATIENCE, TOKENS
 
+COMPARISONS = ("total", "disagreements_total", "failures_total", "skipped_total")  # counters of the canary
 VLLM = ("--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--block-size", "32")
 
 
@@ -32,15 +33,24 @@ def served(
         ours: options of `vlmprune serve`.
         theirs: further options of `vllm serve`.
     """
+    port = free_port()
+    command = [sys.executable, "-m", "vlmprune", "serve", model, "--engine", "vllm", *ours, "--port", str(port)]
+    with running([*command, "--", *VLLM, *theirs], port, variables, folder) as at:
+        yield at
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+@contextmanager
+def running(command: Sequence[str], port: int, variables: dict[str, str], folder: Path) -> Iterator[str]:
+    """The address of a server that a command starts, once it answers."""
     log = folder / "log.txt"
-    command = [sys.executable, "-m", "vlmprune", "serve", model, "--engine", "vllm", *ours, "--port", str(port)]
     with log.open("w") as said:
-        process = subprocess.Popen(
-            [*command, "--", *VLLM, *theirs], env=variables, stdout=said, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, env=variables, stdout=said, stderr=subprocess.STDOUT)
         try:
             at = f"http://127.0.0.1:{port}"
             _wait(process, at, log)
@@ -119,3 +129,14 @@ def metric(at: str, name: str, **labels: str) -> float:
     if not found:
         raise AssertionError(f"The server has no metric {name}")
     return sum(found)
+
+
+def compared(at: str, count: int) -> dict[str, float]:
+    """The canary's counters once so many comparisons have been made: they come behind the replies."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        found = {name: metric(at, f"canary_{name}") for name in COMPARISONS}
+        if found["total"] + found["failures_total"] + found["skipped_total"] >= count:
+            return found
+        time.sleep(1)
+    raise AssertionError(f"No comparison was made: {found}")

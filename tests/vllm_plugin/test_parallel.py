@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,12 +11,11 @@ import pytest
 
 from vlmprune.assets import load_embedded
 
-from .conftest import PATIENCE, Prompt, Reference
-from .server import ask, body_of, events_of, metric, refusal, served, text_of
+from .conftest import Prompt, Reference
+from .server import ask, body_of, compared, events_of, metric, refusal, served, text_of
 
 METHOD = "divprune"
 WHOLE = 196  # tokens of an image
-COUNTERS = ("total", "disagreements_total", "failures_total", "skipped_total")
 KEEPS = {None: 0.25, 0.5: 0.5, 20: 20, 1.0: 1.0}  # what a request says, and what that comes to
 
 
@@ -75,17 +73,6 @@ def test_a_sample_and_a_stream_are_compared_greedily(server: str, prompts: list[
     ask(server, {**body, "temperature": 1.5, "seed": 1, "n": 2})
     events_of(server, body)
     assert compared(server, int(before["total"]) + 2) == {**before, "total": before["total"] + 2}
-
-
-def compared(at: str, count: int) -> dict[str, float]:
-    """The canary's counters once so many comparisons have been made: they come behind the replies."""
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end:
-        found = {name: metric(at, f"canary_{name}") for name in COUNTERS}
-        if found["total"] + found["failures_total"] + found["skipped_total"] >= count:
-            return found
-        time.sleep(1)
-    raise AssertionError(f"No comparison was made: {found}")
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -3,28 +3,51 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
-from .conftest import Engine, Reference
+from vlmprune.serve.vllm.families import TESTED
+from vlmprune.serve.vllm.ranks import is_shared
+
+from .conftest import Engine, Prompt, Reference
 
 SHARED = {"tensor_parallel_size": 2}
-CASES = {  # all read attention, and one merges
+CASES = {  # all read attention, and some merge
     "llava": "visionzip:0.3",
+    "llava_next": "visionzip:0.5",
+    "internvl": "vispruner:0.5",
     "qwen2_vl": "vispruner:0.25",
     "qwen2_5_vl": "vispruner:0.25",
+    "qwen3_vl": "visionzip:0.3",
 }
 
 
-def test_what_is_not_tested_is_refused() -> None:
-    from vlmprune.serve.vllm.ranks import SHARED
+def test_every_family_is_tested() -> None:
+    assert {*TESTED} == {*CASES}
 
-    assert {*SHARED} == {*CASES}
+
+@pytest.mark.parametrize("name", ["ColumnParallelLinear", "ReplicatedLinear"])
+def test_a_copied_layer_is_not_gathered(name: str) -> None:
+    """Both kinds know how many GPUs there are."""
+    from vllm.model_executor.layers import linear
+
+    layer = getattr(linear, name).__new__(getattr(linear, name))
+    nn.Module.__init__(layer)
+    layer.tp_size = 2
+    assert is_shared(nn.Sequential(layer)) is (name == "ColumnParallelLinear")
+
+
+@pytest.fixture(autouse=True)
+def unbound(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(variables, "VLLM_CPU_OMP_THREADS_BIND", "nobind")  # each would take all cores for itself
 
 
 @pytest.mark.parametrize("model", CASES)
-def test_tokens_are_those_of_transformers_on_two_ranks(
-    model: str, engine: Engine, reference: Reference, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(variables, "VLLM_CPU_OMP_THREADS_BIND", "nobind")  # each would take all cores for itself
+def test_tokens_are_those_of_transformers_on_two_ranks(model: str, engine: Engine, reference: Reference) -> None:
     first, again = engine(model, [CASES[model]], rounds=2, **SHARED)
     assert [reply.tokens for reply in first] == [reply.tokens for reply in again] == reference(model, CASES[model])
     assert len({tuple(reply.tokens) for reply in first}) > 1, "replies that are all the same prove nothing"
+
+
+def test_videos_on_two_ranks(engine: Engine, reference: Reference, clips: list[Prompt]) -> None:
+    [replies] = engine("qwen2_vl", ["vispruner:0.25"], asked=clips, max_num_batched_tokens=48, **SHARED)
+    assert [reply.tokens for reply in replies] == reference("qwen2_vl", "vispruner:0.25", clips)

@@ -26,7 +26,7 @@ from vlmprune.serve.vllm.figures import SELECTION, counters
 from vlmprune.serve.vllm.limits import check_engine
 from vlmprune.serve.vllm.positions import AXES, going_on, shortened, with_offsets, without_offsets, written
 from vlmprune.serve.vllm.processor import BUDGETS, PrunedProcessingInfo, PrunedProcessor, pixels_of_items
-from vlmprune.serve.vllm.ranks import first_ranks, on_ranks
+from vlmprune.serve.vllm.ranks import check_ranks, first_ranks, on_ranks
 from vlmprune.serve.vllm.told import Told, as_keep, field
 
 SECONDS = "vlmprune_seconds"
@@ -43,6 +43,7 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         check_engine(vllm_config, vllm.__version__)
+        check_ranks(vllm_config.parallel_config, vllm_config.model_config.hf_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.asked = asked_of(vllm_config.model_config)
         self.axes = vllm_config.model_config.uses_mrope
@@ -55,7 +56,7 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
     def _under(self, keep: Keep | None) -> Apart:
         """The recipe on the model, under a request's budget or its own."""
         apart = apart_of(self.model, self.asked.under(keep), self.axes)
-        return on_ranks(apart, self.tp_group, self.config.model_type)
+        return on_ranks(apart, self.tp_group)
 
     def _ask_for_positions(self, config: Any) -> None:
         """Let vLLM call `recompute_mrope_positions`; its runner for CPUs forgets to ask whether it shall."""
