@@ -141,7 +141,7 @@ def engine(variables: dict[str, str], tmp_path: Path, prompts: list[Prompt], mod
 
     def run(
         model: str, prune: list[Any], *, asked: Sequence[Prompt] = (), rounds: int = 1,
-        keeps: tuple[str | None, ...] = (), **given: Any,
+        keeps: tuple[str | None, ...] = (), penalty: float = 1.0, **given: Any,
     ) -> list[list[Reply]]:  # fmt: skip
         place = place_of(model, models)
         processor = AutoProcessor.from_pretrained(place)
@@ -153,7 +153,7 @@ def engine(variables: dict[str, str], tmp_path: Path, prompts: list[Prompt], mod
         told = {
             "model": str(place), "prune": prune, "positions": positions_of(model), "rounds": [texts] * rounds,
             "max_tokens": TOKENS, "engine": given, "fps": fps_of(model),
-            "request_keep": bool(keeps), "out": str(tmp_path / "out.json"),
+            "penalty": penalty, "request_keep": bool(keeps), "out": str(tmp_path / "out.json"),
         }  # fmt: skip
         done = subprocess.run(
             [sys.executable, str(ROOT / "tests/vllm_plugin/engine.py")],
@@ -174,7 +174,7 @@ Reference = Callable[..., list[list[int]]]
 def reference(prompts: list[Prompt], models: Path) -> Reference:
     """The tokens of transformers' replies to the same prompts, greedily, under `vlmprune.prune`."""
 
-    def run(model: str, recipe: str, asked: Sequence[Prompt] = ()) -> list[list[int]]:
+    def run(model: str, recipe: str, asked: Sequence[Prompt] = (), penalty: float = 1.0) -> list[list[int]]:
         place = place_of(model, models)
         loaded = AutoModelForImageTextToText.from_pretrained(place, dtype=torch.float32).eval()
         processor = AutoProcessor.from_pretrained(place)
@@ -182,7 +182,8 @@ def reference(prompts: list[Prompt], models: Path) -> Reference:
         for prompt in asked or prompts:
             inputs = processor(text=written(prompt, processor), **media(prompt, fps_of(model)), return_tensors="pt")
             with torch.no_grad(), vlmprune.prune(loaded, recipe, positions=positions_of(model)):
-                out = loaded.generate(**inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False)
+                length = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS}
+                out = loaded.generate(**inputs, **length, do_sample=False, repetition_penalty=penalty)
             said.append(out[0, inputs["input_ids"].shape[1] :].tolist())
         return said
 

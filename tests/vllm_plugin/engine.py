@@ -50,7 +50,8 @@ def main() -> None:
         max_num_seqs=4,
         **asked.get("engine", {}),
     )
-    sampling = SamplingParams(temperature=0, max_tokens=asked["max_tokens"], min_tokens=asked["max_tokens"])
+    length = {"max_tokens": asked["max_tokens"], "min_tokens": asked["max_tokens"]}
+    sampling = SamplingParams(temperature=0, repetition_penalty=asked["penalty"], **length)
     said = []
     for prompts in asked["rounds"]:
         given = [

@@ -12,6 +12,7 @@ from vlmprune.serve.vllm.asked import Asked
 
 from .conftest import Engine, Prompt, Reference
 
+PENALTY = 1.5
 PARTS = {"max_num_batched_tokens": 48}  # prompts are longer, and images are cut in two
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llava-features": ("llava", "divprune:0.25", {}),
@@ -117,6 +118,16 @@ def test_videos_whose_tokens_stand_apart_have_budgets_of_their_own(
     first, again = engine("qwen3_vl", ["visionzip:0.3"], asked=asked, rounds=2, keeps=keeps, **PARTS)
     due = [tokens for keep in keeps for tokens in reference("qwen3_vl", f"visionzip:{keep}", asked)]
     assert [reply.tokens for reply in first] == [reply.tokens for reply in again] == due
+
+
+def test_words_between_frames_are_words_of_the_prompt(
+    engine: Engine, reference: Reference, clips: list[Prompt]
+) -> None:
+    """A penalty on those that the prompt has goes by its ids."""
+    due = reference("qwen3_vl", "divprune:0.25", clips, penalty=PENALTY)
+    [replies] = engine("qwen3_vl", ["divprune:0.25"], asked=clips, penalty=PENALTY)
+    assert [reply.tokens for reply in replies] == due
+    assert due != reference("qwen3_vl", "divprune:0.25", clips)
 
 
 def test_a_video_of_another_model_is_refused(engine: Engine, clips: list[Prompt]) -> None:
