@@ -48,7 +48,7 @@ class Kept:
         features: [m, D] what the LLM reads.
         slots: [m] the slot of each token, counted from the image's first slot; -1 for none.
         columns: [m] the column that lends each token its position, counted from the image's first placeholder.
-        places: [m] the column at which each token stands, which may be that of text there: it comes before it.
+        places: [m] the column at which each token stands; those at one column follow one another in this order.
         levels: [m, D] each, what the first decoder layers add to their outputs (DeepStack); none on most models.
     """
 

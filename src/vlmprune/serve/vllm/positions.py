@@ -63,14 +63,13 @@ def written(positions: Tensor, visual: Tensor, items: Sequence[Tensor], computed
         items: [m, AXES + 1] each, offsets and rows of the part of an item that is computed, in their order from column
             `computed` on; all but the first begin with their first row.
     """
-    new, column = positions.clone(), computed
-    for own in items:
+    new, column, begins = positions.clone(), computed, visual.nonzero().squeeze(1)
+    for number, own in enumerate(items):
         row = int(own[0, AXES])
-        begins = visual.nonzero().squeeze(1)
-        begins = begins[begins >= column] if row == 0 else begins[begins == column - row][: column == computed]
-        if not len(begins) or begins[0] + row + len(own) > positions.shape[1]:
+        found = begins[begins >= column] if row == 0 else begins[begins == column - row]
+        if not len(found) or (row and number) or found[0] + row + len(own) > positions.shape[1]:
             raise RuntimeError(f"{len(own)} embeddings from row {row} of an item on do not fit the placeholders")
-        start = int(begins[0])
+        start = int(found[0])
         first = positions[:, start - 1].max() + 1 if start else 0
         column = start + row + len(own)
         new[:, column - len(own) : column] = (own[:, :AXES] + first).T.to(positions)
