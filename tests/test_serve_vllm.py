@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import import_module
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from vlmprune.core.errors import UserError
 from vlmprune.runtime.apart import Apart
 from vlmprune.serve import overrides
 from vlmprune.serve.vllm.asked import Asked, asked_of
+from vlmprune.serve.vllm.block import Block, text_in
 from vlmprune.serve.vllm.deepstack import Levels, levels_of
 from vlmprune.serve.vllm.families import TESTED
 from vlmprune.serve.vllm.launch import vllm_command
@@ -28,6 +30,8 @@ from vlmprune.serve.vllm.ranks import check_ranks, on_ranks
 from vlmprune.serve.vllm.requests import CHAT, rewritten
 from vlmprune.serve.vllm.told import as_keep, as_number
 from vlmprune.serve.wanted import Allowed
+
+ROPE = ("input_ids", "mm_token_type_ids", "video_grid_thw")
 
 
 def test_overrides_carry_a_recipe_to_other_processes() -> None:
@@ -271,13 +275,14 @@ def test_a_request_that_is_refused(name: str) -> None:
 
 
 def test_offsets_survive_the_dtype_of_the_model() -> None:
-    features, offsets = torch.randn(3, 8).bfloat16(), torch.tensor([[0, 1, 2], [127, 128, 300], [16383, 5, 257]])
+    features, offsets = torch.randn(3, 8).bfloat16(), torch.tensor([[0, 1, 2], [255, 256, 300], [65535, 5, 257]])
     rows = with_offsets(features, offsets)
     assert rows.dtype == torch.bfloat16
     back = without_offsets(rows)
-    assert torch.equal(back[0], features) and torch.equal(back[1], offsets)
+    assert torch.equal(back[0], features) and torch.equal(back[1][:, :3], offsets)
+    assert back[1][:, 3].tolist() == [0, 1, 2], "and which row of its item each is"
     with pytest.raises(RuntimeError, match="cannot be carried"):
-        with_offsets(features, offsets + 16384)
+        with_offsets(features, offsets + 65536)
 
 
 @pytest.mark.parametrize("cut", [0, 3, 7])
@@ -294,6 +299,7 @@ def test_positions_are_those_of_a_session(cut: int) -> None:
     images = [part.tolist() for part in torch.tensor_split(columns, borders)]
     kept = [image[1::2] for image in images]
     offsets = [(whole[:, own] - whole[:, image[0] - 1].max() - 1).T for image, own in zip(images, kept, strict=True)]
+    items = [without_offsets(with_offsets(own.new_zeros(len(own), 1), own))[1] for own in offsets]
     stay = (~visual).index_fill(0, torch.tensor([*kept[0], *kept[1]]), True)
 
     blocks = [(image[0], len(image), len(own)) for image, own in zip(images, kept, strict=True)]
@@ -302,12 +308,63 @@ def test_positions_are_those_of_a_session(cut: int) -> None:
     assert positions.shape[1] == len(left)
     column = int(left.nonzero()[cut])
     for _ in range(2):
-        flat = torch.cat(offsets)
-        positions = written(positions, left, flat[:cut], 0) if cut else positions
-        positions = written(positions, left, flat[cut:], column)
+        positions = written(positions, left, [items[0][:cut]], 0) if cut else positions
+        positions = written(positions, left, [items[0][cut:], items[1]], column)
     assert torch.equal(positions, whole[:, stay])
-    with pytest.raises(RuntimeError, match="do not fit"):
-        written(positions, left, torch.cat([flat, flat]), 0)
+    for wrong, begin in (([*items, items[1]], 0), ([items[0][2:]], 0), ([items[0], items[1][1:]], 0)):
+        with pytest.raises(RuntimeError, match="do not fit the placeholders"):
+            written(positions, left, wrong, begin)
+
+
+def test_a_block_of_text_and_placeholders() -> None:
+    ids = [5, 9, 9, 6, 7, 9, 8, 9, 4]
+    text = text_in(ids, 9)
+    assert text.tolist() == [[6, 7, 8], [2, 2, 3]]
+    block = Block(text, 4)
+    assert block.written(9).tolist() == ids[1:-1] and block.columns.tolist() == [0, 1, 4, 6]
+    assert block.in_order(torch.tensor([6, 7, 8]), torch.tensor([1, 2]), torch.tensor([4, 6])).tolist() == [
+        6,
+        7,
+        1,
+        8,
+        2,
+    ]
+    alone = Block(text_in([5, 9, 9], 9), 2)
+    assert alone.written(9).tolist() == [9, 9] and alone.visual.all()
+
+
+@pytest.mark.parametrize("spec", ["divprune:0.3", "divprune:[1, 3]/frame", "visionzip:0.4", "prunesid:0.4"])
+@torch.no_grad()
+def test_a_block_holds_what_a_session_reads(spec: str) -> None:
+    """Of a video whose frames stand apart: the rows of the first decoder layer, the positions and the DeepStack."""
+    model, inputs = built("qwen3_vl video"), inputs_of("qwen3_vl video", [[0]])
+    [ids], video = inputs["input_ids"], model.config.video_token_id
+    first, last = (ids == video).nonzero()[[0, -1], 0].tolist()
+    call = {name: inputs[name] for name in ("pixel_values_videos", "video_grid_thw")}
+    apart, parts = Apart(model, vlmprune.recipe(spec)), inputs["video_grid_thw"].prod(1).tolist()
+    [count] = apart.counts("video", call, parts)
+    block = Block(text_in(ids.tolist(), video), count.whole)
+    [kept] = apart.encode("video", call, parts, [0], [block.columns])
+    seen: list[dict[str, Any]] = []
+    language = model.model.language_model
+    with vlmprune.prune(model, spec) as session:
+        handle = language.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
+        model(**inputs)
+        handle.remove()
+    [given], [[due]] = seen, session.last.kept
+    assert len(kept.features) == count.kept < count.whole and len(due)
+    rows = block.in_order(model.get_input_embeddings()(block.ids), kept.features, kept.places)
+    assert torch.equal(given["inputs_embeds"][0, first : first + len(rows)], rows)
+    columns = block.in_order(block.text, kept.columns, kept.places)
+    whole, _ = model.model.get_rope_index(**{name: inputs[name] for name in ROPE})
+    assert torch.equal(
+        given["position_ids"][-3:, 0, first : first + len(rows)], whole[-3:, 0, first : last + 1][:, columns]
+    )
+    text = torch.ones(len(block.ids), dtype=torch.bool)
+    visual = block.in_order(text, torch.zeros(count.kept, dtype=torch.bool), kept.places).logical_not()
+    assert torch.equal(given["visual_pos_masks"][0, first : first + len(rows)], visual)
+    for level, own in zip(given["deepstack_visual_embeds"], kept.levels, strict=True):
+        assert torch.equal(level, own)
 
 
 def test_new_tokens_go_on_behind_the_last_one() -> None:

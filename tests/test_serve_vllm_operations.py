@@ -19,7 +19,7 @@ from torch import nn
 from vlmprune.core.errors import UserError
 from vlmprune.core.recipe import recipe
 from vlmprune.models import adapter_for
-from vlmprune.runtime.apart import Apart, Kept
+from vlmprune.runtime.apart import Apart, Count, Kept
 from vlmprune.runtime.taps import AttentionCall
 from vlmprune.serve import overrides
 from vlmprune.serve.vllm import canary, figures, requests
@@ -27,7 +27,6 @@ from vlmprune.serve.vllm.ranks import all_heads, first_ranks, on_ranks
 from vlmprune.serve.vllm.requests import CHAT, Requests
 
 KEY, WHOLE, KEPT = "key of an image", 196, 49
-PLACE = SimpleNamespace(get_num_embeds=lambda: KEPT)
 USAGE = {"visual_tokens": WHOLE, "kept": KEPT}
 GREEDY = {"model": "llava", "temperature": 0, "messages": ["..."]}
 
@@ -60,7 +59,7 @@ class Vllm:
 
     def __init__(self, answer: Callable[[dict[str, Any]], Any], **given: Any) -> None:
         self.answer, self.asked, self.images = answer, list[dict[str, Any]](), 1
-        processor = SimpleNamespace(whole={KEY: WHOLE})
+        processor = SimpleNamespace(counts={KEY: Count(WHOLE, KEPT)})
         self.engine = SimpleNamespace(
             add_request=self.add_request, renderer=SimpleNamespace(get_mm_processor=lambda: processor)
         )
@@ -73,7 +72,7 @@ class Vllm:
         return "queue"
 
     def prompt(self) -> dict[str, Any]:
-        places = {"image": [PLACE] * self.images} if self.images else {}
+        places = {"image": ["its columns"] * self.images} if self.images else {}
         return {"mm_hashes": {"image": [KEY] * self.images}, "mm_placeholders": places}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -226,7 +225,7 @@ def test_a_request_without_images_says_so(counted: dict[str, float]) -> None:
 
 def test_a_prompt_that_was_counted_elsewhere_is_an_error() -> None:
     server = Vllm(lambda body: reply())
-    server.engine.renderer.get_mm_processor().whole.clear()
+    server.engine.renderer.get_mm_processor().counts.clear()
     with pytest.raises(RuntimeError, match="1 images that vlmprune's processor did not count"):
         exchange(server, [GREEDY])
     assert not server.prompts
@@ -350,12 +349,13 @@ def test_only_so_many_comparisons_wait(counted: dict[str, float]) -> None:
 
 
 def test_all_gpus_go_on_with_the_firsts_choice() -> None:
-    firsts = [Kept(torch.rand(2, 4), torch.tensor([0, 2])), Kept(torch.rand(1, 4), torch.tensor([5]))]
-    own = [Kept(torch.zeros(2, 4), torch.tensor([0, 1])), Kept(torch.zeros(1, 4), torch.tensor([4]))]
-    given = iter([part for image in firsts for part in (image.features, image.slots)])
+    firsts = [Kept(torch.rand(2, 4), *torch.rand(3, 2)), Kept(torch.rand(1, 4), *torch.rand(3, 1))]
+    own = [Kept(torch.zeros(2, 4), *torch.zeros(3, 2)), Kept(torch.zeros(1, 4), *torch.zeros(3, 1))]
+    given = iter([part for image in firsts for part in (image.features, image.slots, image.columns, image.places)])
     group = SimpleNamespace(world_size=2, broadcast=lambda part: part.copy_(next(given)))
     for found, due in zip(first_ranks(group, own), firsts, strict=True):
         assert torch.equal(found.features, due.features) and torch.equal(found.slots, due.slots)
+        assert torch.equal(found.columns, due.columns) and torch.equal(found.places, due.places)
     assert not own[0].features.any(), "what the encoder gave is left as it was"
     assert first_ranks(SimpleNamespace(world_size=1), own) == own
 

@@ -21,7 +21,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import vlmprune
 from vlmprune.serve.wanted import KEEP
 
-from .models import place_of, positions_of
+from .engine import about
+from .models import fps_of, place_of, positions_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = 12
@@ -32,7 +33,7 @@ PATIENCE = 1500  # seconds for an engine, most of which it takes to start
 class Prompt:
     question: str
     pictures: tuple[str, ...]
-    frames: tuple[str, ...] = ()  # of a video
+    videos: tuple[tuple[str, ...], ...] = ()  # the frames of each
 
 
 @dataclass
@@ -70,7 +71,7 @@ def prompts(pictures: tuple[str, str]) -> list[Prompt]:
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory, pictures: tuple[str, str]) -> list[Prompt]:
-    """A video, one behind a picture, and one that lasts longer than the prompt behind it, by its positions."""
+    """A video, one behind a picture, one that lasts longer than the prompt behind it, by its positions, and two."""
     folder = tmp_path_factory.mktemp("frames")
     scene = Image.open(pictures[0]).resize((100, 60))
 
@@ -81,9 +82,10 @@ def clips(tmp_path_factory: pytest.TempPathFactory, pictures: tuple[str, str]) -
         return names
 
     return [
-        Prompt("What happens first?", (), frames(8, 60)),
-        Prompt("What color is the sign?", pictures[1:], frames(6, 50)),
-        Prompt("Why?", (), frames(28, 30)),
+        Prompt("What happens first?", (), (frames(8, 60),)),
+        Prompt("What color is the sign?", pictures[1:], (frames(6, 50),)),
+        Prompt("Why?", (), (frames(28, 30),)),
+        Prompt("Which one is longer?", (), (frames(4, 60), frames(7, 40))),
     ]
 
 
@@ -106,15 +108,22 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def written(prompt: Prompt, processor: Any) -> str:
     content: list[dict[str, str]] = [{"type": "image"} for _ in prompt.pictures]
-    content += [{"type": "video"}] * bool(prompt.frames) + [{"type": "text", "text": prompt.question}]
+    content += [{"type": "video"}] * len(prompt.videos) + [{"type": "text", "text": prompt.question}]
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
-def media(prompt: Prompt) -> dict[str, Any]:
-    """What a processor is given of a prompt besides its text."""
+def media(prompt: Prompt, fps: float | None) -> dict[str, Any]:
+    """What a processor is given of a prompt besides its text.
+
+    Args:
+        fps: of the videos, where the model's processor asks for it.
+    """
     images = [Image.open(name).convert("RGB") for name in prompt.pictures]
-    video = [np.asarray(Image.open(name).convert("RGB")) for name in prompt.frames]
-    return ({"images": images} if images else {}) | ({"videos": [np.stack(video)]} if video else {})
+    videos = [np.stack([np.asarray(Image.open(name).convert("RGB")) for name in names]) for names in prompt.videos]
+    given = ({"images": images} if images else {}) | ({"videos": videos} if videos else {})
+    if videos and fps:
+        given |= {"video_metadata": [about(len(video), fps) for video in videos], "do_sample_frames": False}
+    return given
 
 
 Engine = Callable[..., list[list[Reply]]]
@@ -132,18 +141,19 @@ def engine(variables: dict[str, str], tmp_path: Path, prompts: list[Prompt], mod
 
     def run(
         model: str, prune: list[Any], *, asked: Sequence[Prompt] = (), rounds: int = 1,
-        keeps: tuple[str | None, ...] = (), **given: Any,
+        keeps: tuple[str | None, ...] = (), penalty: float = 1.0, **given: Any,
     ) -> list[list[Reply]]:  # fmt: skip
         place = place_of(model, models)
         processor = AutoProcessor.from_pretrained(place)
         texts = [
-            (written(prompt, processor), prompt.pictures, prompt.frames, {} if keep is None else {KEEP: keep})
+            (written(prompt, processor), prompt.pictures, prompt.videos, {} if keep is None else {KEEP: keep})
             for keep in keeps or [None]
             for prompt in asked or prompts
         ]
         told = {
             "model": str(place), "prune": prune, "positions": positions_of(model), "rounds": [texts] * rounds,
-            "max_tokens": TOKENS, "engine": given, "request_keep": bool(keeps), "out": str(tmp_path / "out.json"),
+            "max_tokens": TOKENS, "engine": given, "fps": fps_of(model),
+            "penalty": penalty, "request_keep": bool(keeps), "out": str(tmp_path / "out.json"),
         }  # fmt: skip
         done = subprocess.run(
             [sys.executable, str(ROOT / "tests/vllm_plugin/engine.py")],
@@ -164,15 +174,16 @@ Reference = Callable[..., list[list[int]]]
 def reference(prompts: list[Prompt], models: Path) -> Reference:
     """The tokens of transformers' replies to the same prompts, greedily, under `vlmprune.prune`."""
 
-    def run(model: str, recipe: str, asked: Sequence[Prompt] = ()) -> list[list[int]]:
+    def run(model: str, recipe: str, asked: Sequence[Prompt] = (), penalty: float = 1.0) -> list[list[int]]:
         place = place_of(model, models)
         loaded = AutoModelForImageTextToText.from_pretrained(place, dtype=torch.float32).eval()
         processor = AutoProcessor.from_pretrained(place)
         said = []
         for prompt in asked or prompts:
-            inputs = processor(text=written(prompt, processor), **media(prompt), return_tensors="pt")
+            inputs = processor(text=written(prompt, processor), **media(prompt, fps_of(model)), return_tensors="pt")
             with torch.no_grad(), vlmprune.prune(loaded, recipe, positions=positions_of(model)):
-                out = loaded.generate(**inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False)
+                length = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS}
+                out = loaded.generate(**inputs, **length, do_sample=False, repetition_penalty=penalty)
             said.append(out[0, inputs["input_ids"].shape[1] :].tolist())
         return said
 

@@ -17,11 +17,19 @@ def pictures(names: list[str]) -> list[Any]:
     return [Image.open(name).convert("RGB") for name in names]
 
 
-def media(names: list[str], frames: list[str]) -> dict[str, Any]:
+def about(frames: int, fps: float) -> dict[str, Any]:
+    """What a reader of videos says of one of which all frames were taken."""
+    indices = list(range(frames))
+    return {"fps": fps, "duration": frames / fps, "total_num_frames": frames, "frames_indices": indices}
+
+
+def media(names: list[str], videos: list[list[str]], fps: float | None) -> dict[str, Any]:
     import numpy as np
 
-    videos = {"video": [np.stack([np.asarray(frame) for frame in pictures(frames)])]} if frames else {}
-    return ({"image": pictures(names)} if names else {}) | videos
+    films: list[Any] = [np.stack([np.asarray(frame) for frame in pictures(frames)]) for frames in videos]
+    if fps:
+        films = [(film, {**about(len(film), fps), "do_sample_frames": False}) for film in films]
+    return ({"image": pictures(names)} if names else {}) | ({"video": films} if films else {})
 
 
 def main() -> None:
@@ -42,12 +50,13 @@ def main() -> None:
         max_num_seqs=4,
         **asked.get("engine", {}),
     )
-    sampling = SamplingParams(temperature=0, max_tokens=asked["max_tokens"], min_tokens=asked["max_tokens"])
+    length = {"max_tokens": asked["max_tokens"], "min_tokens": asked["max_tokens"]}
+    sampling = SamplingParams(temperature=0, repetition_penalty=asked["penalty"], **length)
     said = []
     for prompts in asked["rounds"]:
         given = [
-            {"prompt": text, "multi_modal_data": media(names, frames), "mm_processor_kwargs": options}
-            for text, names, frames, options in prompts
+            {"prompt": text, "multi_modal_data": media(names, videos, asked["fps"]), "mm_processor_kwargs": options}
+            for text, names, videos, options in prompts
         ]
         replies = model.generate(given, sampling, use_tqdm=False)
         said.append(

@@ -35,6 +35,11 @@ def positions_of(model: str) -> str | None:
     return "compact" if model == "internvl" else None
 
 
+def fps_of(model: str) -> float | None:
+    """Of a video, for a processor that writes its times into the prompt."""
+    return 2.0 if model == "qwen3_vl" else None
+
+
 def qwen2_vl(source: Any) -> Made:
     text = {**source.text_config.to_dict(), "model_type": "qwen2_vl_text", "num_hidden_layers": LAYERS}
     del text["layer_types"]
@@ -138,6 +143,9 @@ def _save(name: str, made: Made, source: str, folder: Path) -> Path:
     written = known | {"processor_config.json": json.dumps(settings)}
     if name == "InternVL":
         written |= _in_its_words(written)
+    if name == "Qwen3VL":
+        videos = json.loads(known["video_preprocessor_config.json"]) | {"video_processor_type": "Qwen3VLVideoProcessor"}
+        written |= {"video_preprocessor_config.json": json.dumps(videos)}
     for own, text in written.items():
         (folder / own).write_text(text)
     return folder

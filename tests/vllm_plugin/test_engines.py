@@ -12,6 +12,7 @@ from vlmprune.serve.vllm.asked import Asked
 
 from .conftest import Engine, Prompt, Reference
 
+PENALTY = 1.5
 PARTS = {"max_num_batched_tokens": 48}  # prompts are longer, and images are cut in two
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llava-features": ("llava", "divprune:0.25", {}),
@@ -92,6 +93,10 @@ VIDEOS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen2_5_vl-merging": ("qwen2_5_vl", "visionzip:0.3", {}),
     "qwen2_vl-attention": ("qwen2_vl", "vispruner:0.25", PARTS),
     "qwen2_vl-frames": ("qwen2_vl", "evs:0.25", {}),
+    "qwen3_vl-features": ("qwen3_vl", "divprune:0.25", PARTS),
+    "qwen3_vl-attention": ("qwen3_vl", "vispruner:0.25", {}),
+    "qwen3_vl-merging": ("qwen3_vl", "visionzip:0.3", PARTS),
+    "qwen3_vl-by-frame": ("qwen3_vl", "divprune:3/frame", {}),
 }
 
 
@@ -105,9 +110,29 @@ def test_tokens_of_videos_are_those_of_transformers(
     assert all(reply.cached >= 32 for reply in again), "the second round must find its prompts in the cache"
 
 
+def test_videos_whose_tokens_stand_apart_have_budgets_of_their_own(
+    engine: Engine, reference: Reference, clips: list[Prompt]
+) -> None:
+    keeps = ("0.5", "7", "1.0")
+    asked = clips[:2]
+    first, again = engine("qwen3_vl", ["visionzip:0.3"], asked=asked, rounds=2, keeps=keeps, **PARTS)
+    due = [tokens for keep in keeps for tokens in reference("qwen3_vl", f"visionzip:{keep}", asked)]
+    assert [reply.tokens for reply in first] == [reply.tokens for reply in again] == due
+
+
+def test_words_between_frames_are_words_of_the_prompt(
+    engine: Engine, reference: Reference, clips: list[Prompt]
+) -> None:
+    """A penalty on those that the prompt has goes by its ids."""
+    due = reference("qwen3_vl", "divprune:0.25", clips, penalty=PENALTY)
+    [replies] = engine("qwen3_vl", ["divprune:0.25"], asked=clips, penalty=PENALTY)
+    assert [reply.tokens for reply in replies] == due
+    assert due != reference("qwen3_vl", "divprune:0.25", clips)
+
+
 def test_a_video_of_another_model_is_refused(engine: Engine, clips: list[Prompt]) -> None:
     with pytest.raises(RuntimeError, match=r"At most 0 video\(s\) may be provided"):
-        engine("qwen3_vl", ["divprune:0.25"], asked=clips[:1])
+        engine("internvl", ["divprune:0.25"], asked=clips[:1])
 
 
 def test_a_method_that_the_plugin_cannot_run_stops_the_engine(engine: Engine) -> None:

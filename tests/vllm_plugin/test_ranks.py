@@ -51,3 +51,11 @@ def test_tokens_are_those_of_transformers_on_two_ranks(model: str, engine: Engin
 def test_videos_on_two_ranks(engine: Engine, reference: Reference, clips: list[Prompt]) -> None:
     [replies] = engine("qwen2_vl", ["vispruner:0.25"], asked=clips, max_num_batched_tokens=48, **SHARED)
     assert [reply.tokens for reply in replies] == reference("qwen2_vl", "vispruner:0.25", clips)
+
+
+def test_videos_whose_tokens_stand_apart_on_two_ranks(
+    engine: Engine, reference: Reference, clips: list[Prompt]
+) -> None:
+    """Each rank embeds the text between the frames, of a vocabulary that the two share."""
+    [replies] = engine("qwen3_vl", ["visionzip:0.3"], asked=clips, **SHARED)
+    assert [reply.tokens for reply in replies] == reference("qwen3_vl", "visionzip:0.3", clips)

@@ -22,6 +22,7 @@ from vlmprune.models.base import Adapter, Slots
 from vlmprune.models.llava_next import LlavaNextAdapter
 from vlmprune.runtime.before import Entering, run_vision_acts
 from vlmprune.runtime.encoder_reading import WholeCall, encoder_needs
+from vlmprune.runtime.flow import standing
 from vlmprune.runtime.prompt_reading import Picked
 from vlmprune.runtime.prompt_text import ImageText
 from vlmprune.runtime.select import Known, due_of
@@ -45,12 +46,16 @@ class Kept:
 
     Attributes:
         features: [m, D] what the LLM reads.
-        slots: [m] the slot that lends each token its position, counted from the image's first slot; -1 for none.
+        slots: [m] the slot of each token, counted from the image's first slot; -1 for none.
+        columns: [m] the column that lends each token its position, counted from the image's first placeholder.
+        places: [m] the column at which each token stands; those at one column follow one another in this order.
         levels: [m, D] each, what the first decoder layers add to their outputs (DeepStack); none on most models.
     """
 
     features: Tensor
     slots: Tensor
+    columns: Tensor
+    places: Tensor
     levels: tuple[Tensor, ...] = ()
 
 
@@ -103,11 +108,15 @@ class Apart:
         images = [joined(own) for own in grouped(pieces, parts)]
         return [Count(image.count, self._kept(image)) for image in images]
 
-    def encode(self, modality: str, call: dict[str, Any], parts: Sequence[int], seeds: Sequence[int]) -> list[Kept]:
+    def encode(
+        self, modality: str, call: dict[str, Any], parts: Sequence[int], seeds: Sequence[int],
+        columns: Sequence[Tensor] | None = None,
+    ) -> list[Kept]:  # fmt: skip
         """Encode the images of a call and prune each one; arguments as for `counts`.
 
         Args:
             seeds: one for each image, for methods that draw.
+            columns: of the placeholders of each image, counted from its first one; one after another by default.
         """
         stage = own_encoding(self.recipe)
         wrapper = VisionWrapper(self.adapter, modality, [self.recipe], stage, lambda *_: None, self._scores, self.whole)
@@ -122,7 +131,10 @@ class Apart:
         self.seconds += record.seconds + time.perf_counter() - start
         deep = getattr(output, "deepstack_features", None)
         levels = zip(*deep, strict=True) if deep else [()] * len(images)
-        return [_kept_of(one.image, one.states[-1], own) for one, own in zip(entering, levels, strict=True)]
+        where = [torch.arange(image.count) for image in images] if columns is None else columns
+        return [
+            _kept_of(one.image, one.states[-1], own, its) for one, own, its in zip(entering, levels, where, strict=True)
+        ]
 
     def tiles(self, call: dict[str, Any]) -> list[int] | None:
         """How many tiles each image of a call has of those that its pixels have room for; None where they fill it."""
@@ -141,10 +153,14 @@ class Apart:
         return left
 
 
-def _kept_of(image: ImageTokens, picked: Picked, levels: Sequence[Tensor]) -> Kept:
+def _kept_of(image: ImageTokens, picked: Picked, levels: Sequence[Tensor], columns: Tensor) -> Kept:
+    if len(columns) != image.count:
+        raise RuntimeError(f"{len(columns)} columns are not those of {image.count} placeholders")
     features = image.features[picked.origin] if picked.features is None else picked.features
-    lent = picked.slots.clamp(min=0)
-    return Kept(features, picked.slots, tuple(level[lent] for level in levels))
+    columns = columns.to(picked.slots.device)
+    lent, places = standing(columns, picked.slots, made=picked.features is not None)
+    slots = torch.searchsorted(columns, lent)
+    return Kept(features, picked.slots, lent, places, tuple(level[slots] for level in levels))
 
 
 def check_apart(recipe: Recipe, info: ModelInfo) -> None:

@@ -30,20 +30,34 @@ class PromptImage:
     def to(self, device: torch.device) -> PromptImage:
         return PromptImage(self.tokens.to(device), self.columns.to(device))
 
-    def lenders(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """For new tokens with these slots: the column that lends each its position, and where its stretch begins.
 
-        New tokens stay in the order they were made, together where the stretch of placeholders of their slot begins
-        (a video's frames may stand apart). One without a slot goes with the next that has one, at its first column.
-        """
-        starts = torch.cat([self.columns[:1], self.columns[1:][self.columns.diff() > 1]])
-        known = (slots >= 0).nonzero().squeeze(1)
-        if not len(known):
-            return starts[:1].expand(len(slots)), starts[:1].expand(len(slots))
-        order = torch.arange(len(slots), device=slots.device)
-        following = slots[known[torch.searchsorted(known, order).clamp(max=len(known) - 1)]]
-        begin = starts[torch.searchsorted(starts, self.columns[following], right=True) - 1]
-        return torch.where(slots >= 0, self.columns[following], begin), begin
+def standing(columns: Tensor, slots: Tensor, made: bool) -> tuple[Tensor, Tensor]:
+    """For each token left of an image: the column that lends it its position, and the one at which it stands.
+
+    Args:
+        columns: [count] of the image's placeholders.
+        slots: [m] of the tokens.
+        made: whether these are new tokens, and not some of the old ones, which stay where they are.
+    """
+    if made:
+        return lenders(columns, slots)
+    return columns[slots], columns[slots]
+
+
+def lenders(columns: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+    """For new tokens with these slots: the column that lends each its position, and where its stretch begins.
+
+    New tokens stay in the order they were made, together where the stretch of placeholders of their slot begins
+    (a video's frames may stand apart). One without a slot goes with the next that has one, at its first column.
+    """
+    starts = torch.cat([columns[:1], columns[1:][columns.diff() > 1]])
+    known = (slots >= 0).nonzero().squeeze(1)
+    if not len(known):
+        return starts[:1].expand(len(slots)), starts[:1].expand(len(slots))
+    order = torch.arange(len(slots), device=slots.device)
+    following = slots[known[torch.searchsorted(known, order).clamp(max=len(known) - 1)]]
+    begin = starts[torch.searchsorted(starts, columns[following], right=True) - 1]
+    return torch.where(slots >= 0, columns[following], begin), begin
 
 
 @dataclass

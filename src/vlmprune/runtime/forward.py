@@ -32,7 +32,7 @@ from vlmprune.runtime.continuing import Continuation, behind
 from vlmprune.runtime.decoder_reading import DecoderReader, LayerTap, call_ahead, taps_of
 from vlmprune.runtime.encoder_reading import layers_read
 from vlmprune.runtime.expected import EMBEDS, HIDDEN, MASK, POSITIONS, ROTARY, cache_in, cache_of
-from vlmprune.runtime.flow import ImageAt, Layout, Prompt, Segment, gather_rows, pad_left
+from vlmprune.runtime.flow import ImageAt, Layout, Prompt, Segment, gather_rows, pad_left, standing
 from vlmprune.runtime.fusion import FusedLayer
 from vlmprune.runtime.inside import Inside, fusion_candidates
 from vlmprune.runtime.masks import Masks
@@ -311,13 +311,9 @@ class Forward:
             columns = [text.nonzero().squeeze(1)]
             places = [columns[0]]
             for now, image in zip(finals[row], images, strict=True):
-                if now.features is None:
-                    columns.append(image.columns[now.slots.to(self.device)])
-                    places.append(columns[-1])
-                else:
-                    taken, begin = image.lenders(now.slots.to(self.device))
-                    columns.append(taken)
-                    places.append(begin)
+                taken, place = standing(image.columns, now.slots.to(self.device), now.features is not None)
+                columns.append(taken)
+                places.append(place)
             orders.append(torch.cat(columns)[torch.sort(torch.cat(places), stable=True).indices])
         layout = self._cut(0, orders, self.hooks.policies[0])
         self.entered = index = self.segments[0].index

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vlmprune.serve.vllm.asked import Asked
 
 TESTED = ("llava", "llava_next", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # tests/vllm_plugin
-VIDEOS = ("qwen2_vl", "qwen2_5_vl")  # of these, with videos
+VIDEOS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # of these, with videos
 
 
 def apart_of(model: nn.Module, asked: Asked, axes: bool) -> Apart:

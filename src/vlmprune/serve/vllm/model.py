@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import vllm
@@ -20,6 +20,7 @@ from vllm.multimodal.inputs import PlaceholderRange
 from vlmprune.core.budget import Keep
 from vlmprune.runtime.apart import Apart, Kept
 from vlmprune.serve.vllm.asked import asked_of
+from vlmprune.serve.vllm.block import Block
 from vlmprune.serve.vllm.deepstack import levels_of
 from vlmprune.serve.vllm.families import apart_of
 from vlmprune.serve.vllm.figures import SELECTION, counters
@@ -27,10 +28,23 @@ from vlmprune.serve.vllm.limits import check_engine
 from vlmprune.serve.vllm.positions import AXES, going_on, shortened, with_offsets, without_offsets, written
 from vlmprune.serve.vllm.processor import BUDGETS, PrunedProcessingInfo, PrunedProcessor, pixels_of_items
 from vlmprune.serve.vllm.ranks import check_ranks, first_ranks, on_ranks
-from vlmprune.serve.vllm.told import Told, as_keep, field
+from vlmprune.serve.vllm.told import Told, as_keep, field, text_field
 
 SECONDS = "vlmprune_seconds"
 NOTHING_DROPPED = 1e-17  # a rate of vLLM's own pruning that lets it ask for positions, and drops no token
+
+
+class Item(NamedTuple):
+    """One image or video, of which the counting half has told."""
+
+    told: Told
+    block: Block
+
+    @classmethod
+    def of(cls, row: Tensor, text: Tensor) -> Item:
+        """As vLLM has passed it on."""
+        told = Told(*row.tolist())
+        return cls(told, Block(text, told.whole))
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -83,64 +97,74 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
     def _process_vision_input(
         self, modality: str, pixel_values: Any, num_patches: Tensor, **kwargs: Any
     ) -> list[Tensor]:
-        told = [Told(*row) for row in kwargs.pop(field(modality)).tolist()]
+        told = zip(kwargs.pop(field(modality)), kwargs.pop(text_field(modality)), strict=True)
+        items = [Item.of(*own) for own in told]
         parts = num_patches.flatten().tolist()
-        if isinstance(pixel_values, Tensor) and len({one.keep for one in told}) == 1:
-            return self._pruned(modality, pixel_values, parts, told, kwargs)
+        if isinstance(pixel_values, Tensor) and len({item.told.keep for item in items}) == 1:
+            return self._pruned(modality, pixel_values, parts, items, kwargs)
         found: list[Tensor] = []
         pixels = pixels_of_items(pixel_values, parts)
-        for item, own in enumerate(pixels):
-            others = self._select_item_kwargs(kwargs, item, len(pixels))
-            found += self._pruned(modality, own, parts[item : item + 1], told[item : item + 1], others)
+        for number, own in enumerate(pixels):
+            others = self._select_item_kwargs(kwargs, number, len(pixels))
+            found += self._pruned(modality, own, parts[number : number + 1], items[number : number + 1], others)
         return found
 
     def _pruned(
-        self, modality: str, pixels: Tensor, parts: Sequence[int], told: Sequence[Told], kwargs: dict[str, Any]
+        self, modality: str, pixels: Tensor, parts: Sequence[int], items: Sequence[Item], kwargs: dict[str, Any]
     ) -> list[Tensor]:
-        """What the LLM reads of each image of one call of the encoder, [kept, D (+ levels * D) (+ CHANNELS)] each.
+        """What the LLM reads of each image of one call of the encoder, [kept + t, D (+ levels * D) (+ CHANNELS)] each.
 
         Args:
-            told: of the images, which have one and the same budget.
+            items: the images, which have one and the same budget.
         """
         seconds = kwargs.pop(SECONDS, None)
         call = {name: value.to(pixels.device) if isinstance(value, Tensor) else value for name, value in kwargs.items()}
         call[self.apart.adapter.pixels[modality]] = pixels
-        images = self._encoded(self.under(as_keep(told[0].keep)), modality, call, parts, told)
-        due = [one.kept for one in told]
+        images = self._encoded(self.under(as_keep(items[0].told.keep)), modality, call, parts, items)
+        due = [item.told.kept for item in items]
         if [len(image.features) for image in images] != due:
             raise RuntimeError(f"{self.asked.recipe} kept {[len(i.features) for i in images]} tokens instead of {due}")
-        rows = [torch.cat([image.features, *image.levels], dim=1) for image in images]
-        if not self.axes:
-            return rows
-        return [
-            with_offsets(own, self._offsets(modality, image, kwargs[f"{modality}_grid_thw"][item], seconds, item))
-            for item, (own, image) in enumerate(zip(rows, images, strict=True))
-        ]
+        found = []
+        for number, (image, block) in enumerate(zip(images, (item.block for item in items), strict=True)):
+            rows = torch.cat([image.features, *image.levels], dim=1)
+            rows = block.in_order(self._text(block, rows), rows, image.places)
+            if self.axes:
+                offsets = self._offsets(modality, block, kwargs[f"{modality}_grid_thw"][number], seconds, number)
+                columns = block.in_order(block.text, image.columns, image.places)
+                rows = with_offsets(rows, offsets.to(rows.device)[columns])
+            found.append(rows)
+        return found
+
+    def _text(self, block: Block, rows: Tensor) -> Tensor:
+        """[t, ...] the embeddings of a block's text, as wide as the rows of its kept tokens, with zeros at levels."""
+        text = rows.new_zeros(len(block.ids), rows.shape[1])
+        if len(text):
+            embedded = super().embed_input_ids(block.ids.to(rows.device))
+            text[:, : embedded.shape[1]] = embedded
+        return text
 
     def _encoded(
-        self, apart: Apart, modality: str, call: dict[str, Any], parts: Sequence[int], told: Sequence[Told]
+        self, apart: Apart, modality: str, call: dict[str, Any], parts: Sequence[int], items: Sequence[Item]
     ) -> list[Kept]:
         """What is left of each image, on all GPUs that share the model what the first of them chose."""
         before = apart.seconds
-        images = apart.encode(modality, call, parts, [one.seed for one in told])
+        seeds, columns = [item.told.seed for item in items], [item.block.columns for item in items]
+        images = apart.encode(modality, call, parts, seeds, columns)
         if self.tp_group.is_first_rank:
             counters(SELECTION).add({SELECTION[0]: apart.seconds - before})
         return first_ranks(self.tp_group, images)
 
-    def _offsets(self, modality: str, image: Kept, thw: Tensor, seconds: Tensor | None, item: int) -> Tensor:
-        """[m, AXES] positions of an image's kept tokens, counted from its first one."""
+    def _offsets(self, modality: str, block: Block, thw: Tensor, seconds: Tensor | None, number: int) -> Tensor:
+        """[whole + t, AXES] positions of an image's columns before pruning, counted from its first one."""
         grid = {f"{modality}_grid_thw": thw[None].cpu()}
         if seconds is not None:
-            grid["second_per_grid_ts"] = seconds[item : item + 1].cpu()
-        merge = self.config.vision_config.spatial_merge_size
-        count = int(thw.prod()) // merge**2
-        token = self.apart.adapter.placeholder_ids[modality]
+            grid["second_per_grid_ts"] = seconds[number : number + 1].cpu()
         kind = 1 if modality == "image" else 2
         positions, _ = self.model.get_rope_index(
-            input_ids=torch.full((1, count), token), mm_token_type_ids=torch.full((1, count), kind), **grid
-        )
-        offsets = positions[-AXES:, 0].T.to(image.slots.device)
-        return offsets[image.slots.clamp(min=0)]
+            input_ids=block.written(self.apart.adapter.placeholder_ids[modality])[None],
+            mm_token_type_ids=kind * block.visual[None].int(), **grid,
+        )  # fmt: skip
+        return positions[-AXES:, 0].T
 
     # ------------------------------------------------------------------ DeepStack
 
@@ -169,20 +193,19 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         """Positions of a prompt whose images have fewer placeholders; those of kept tokens are still to be written."""
-        tokens, features, blocks = list(input_tokens), [], []
+        tokens, features, places = list(input_tokens), [], []
         grown = 0
         for feature in sorted(mm_features, key=lambda one: one.mm_position.offset):
-            whole, kept, *_ = feature.data[field(feature.modality)].data.tolist()
-            place = feature.mm_position
-            inside = [place.length] if place.is_embed is None else place.is_embed.nonzero().squeeze(1).tolist()
-            first = place.offset + grown + (0 if place.is_embed is None else inside[0])
-            token = tokens[first]
-            tokens[first:first] = [token] * (whole - kept)
-            blocks.append((first, whole, kept))
-            features.append(replace(feature, mm_position=PlaceholderRange(first, whole)))
-            grown += whole - kept
-        whole, _ = super().get_mrope_input_positions(tokens, features)
-        positions = shortened(whole, blocks)
+            told, block = Item.of(*(feature.data[name(feature.modality)].data for name in (field, text_field)))
+            place, whole = feature.mm_position, len(block.visual)
+            first = place.offset + grown + (0 if place.is_embed is None else int(place.is_embed.nonzero()[0]))
+            rows = told.kept + len(block.text)
+            tokens[first : first + rows] = block.written(tokens[first]).tolist()
+            places.append((first, whole, rows))
+            features.append(replace(feature, mm_position=PlaceholderRange(first, whole, block.visual)))
+            grown += whole - rows
+        positions, _ = super().get_mrope_input_positions(tokens, features)
+        positions = shortened(positions, places)
         return positions, going_on(positions)
 
     def recompute_mrope_positions(
@@ -198,7 +221,7 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
         ids = torch.as_tensor(input_ids, device=positions.device)
         if apart:
             tokens = torch.tensor([*self.apart.adapter.placeholder_ids.values()], device=ids.device)
-            offsets = torch.cat([own for _, own in apart]).to(positions.device)
+            offsets = [own.to(positions.device) for _, own in apart]
             positions = written(positions, torch.isin(ids, tokens), offsets, num_computed_tokens)
         return [features for features, _ in apart], positions, going_on(positions)
 

@@ -23,14 +23,16 @@ from vllm.multimodal.processing import PromptReplacement, PromptUpdateDetails
 
 from vlmprune.core.budget import Keep, parse_keep
 from vlmprune.core.errors import UserError
-from vlmprune.runtime.apart import Apart
+from vlmprune.runtime.apart import Apart, Count
 from vlmprune.serve.vllm.asked import Asked, asked_of
+from vlmprune.serve.vllm.block import text_in
 from vlmprune.serve.vllm.families import VIDEOS, apart_of, on_meta
-from vlmprune.serve.vllm.told import Told, as_number, field
+from vlmprune.serve.vllm.told import Told, as_number, field, text_field
 from vlmprune.serve.wanted import KEEP
 
 MODALITIES = ("image", "video")
 BUDGETS = 64  # of requests, whose recipes are kept
+TEXT = 8  # tokens between frames, for each: Qwen3-VL writes <1234.5 seconds> and two marks for every two
 LATEST = 1 << 16  # images whose tokens are remembered until their prompt is run
 
 
@@ -79,6 +81,11 @@ class PrunedProcessingInfo(MultiModalProcessingInfo):
         limits = super().get_supported_mm_limits()
         return limits if self.get_hf_config().model_type in VIDEOS else {**limits, "video": 0}
 
+    def get_max_video_tokens(self, seq_len: int, mm_counts: Mapping[str, int]) -> int:
+        """With the text that may stand between the frames, which is handed in with them."""
+        most = super().get_max_video_tokens(seq_len, mm_counts)
+        return most + TEXT * self.get_num_frames_with_most_features(seq_len, mm_counts)
+
     @property
     def model_id(self) -> str:
         """Part of the hash of each item, under which its tokens and what follows them are cached."""
@@ -86,27 +93,33 @@ class PrunedProcessingInfo(MultiModalProcessingInfo):
 
 
 class Embeds:
-    """Which ids of a replacement hold embeddings. vLLM caches it with the item, so it has the item's count, too."""
+    """Which ids of a replacement hold embeddings. vLLM caches it with the item, so it has the item's count, too.
 
-    def __init__(self, token: int, whole: int) -> None:
-        self._token, self.whole = token, whole
+    Args:
+        columns: those of the block.
+    """
+
+    def __init__(self, columns: slice, count: Count) -> None:
+        self._columns, self.count = columns, count
 
     def __call__(self, ids: list[int]) -> Tensor:
-        return torch.tensor(ids) == self._token
+        found = torch.zeros(len(ids), dtype=torch.bool)
+        found[self._columns] = True
+        return found
 
 
 class PrunedProcessor(MultiModalProcessor):
     """transformers' processor, with fewer placeholders.
 
     Attributes:
-        whole: tokens before pruning of the latest images, by vLLM's key of each.
+        counts: tokens of the latest images, by vLLM's key of each under its budget.
     """
 
     info: PrunedProcessingInfo
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.whole: dict[str, int] = {}
+        self.counts: dict[str, Count] = {}
 
     def _unpad_images(self, hf_inputs: Any) -> None:
         """Also take off the tiles that fill an image up to those of another: it is cached, and shown beside others."""
@@ -121,7 +134,17 @@ class PrunedProcessor(MultiModalProcessor):
         for modality in MODALITIES:
             if PARTS[modality] in inputs:
                 inputs[field(modality)] = self._told(modality, inputs, keep)
+                inputs[text_field(modality)] = self._texts(modality, inputs)
         return inputs
+
+    def _texts(self, modality: str, inputs: Mapping[str, Any]) -> list[Tensor]:
+        """[2, t] of each item, as `text_in`."""
+        ids, sizes = inputs[f"{modality}_replacement_ids"], inputs[f"{modality}_replacement_sizes"].tolist()
+        return [text_in(own.tolist(), self._token(modality)) for own in ids.split(sizes)]
+
+    def _token(self, modality: str) -> int:
+        """The placeholder's. vLLM takes the id that an item has most often, which may be one of its text."""
+        return self.info.aparts(None).adapter.placeholder_ids[modality]
 
     def _told(self, modality: str, inputs: Mapping[str, Any], keep: Keep | None) -> Tensor:
         """[items, 4] each row as `Told`."""
@@ -135,13 +158,11 @@ class PrunedProcessor(MultiModalProcessor):
         return torch.tensor(rows, dtype=torch.long)
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
-        told = {key: hf_inputs.pop(key) for key in map(field, MODALITIES) if key in hf_inputs}
+        ours = {name(modality): modality for modality in MODALITIES for name in (field, text_field)}
+        told = {key: hf_inputs.pop(key) for key in ours if key in hf_inputs}
         fields = dict(super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs))
         hf_inputs.update(told)
-        for modality in MODALITIES:
-            if field(modality) in told:
-                fields[field(modality)] = MultiModalFieldConfig.batched(modality, keep_on_cpu=True)
-        return fields
+        return fields | {key: MultiModalFieldConfig.batched(ours[key], keep_on_cpu=True) for key in told}
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
@@ -157,25 +178,25 @@ class PrunedProcessor(MultiModalProcessor):
     def _maybe_apply_prompt_updates(self, mm_items: Any, mm_res: Any) -> Any:
         for modality, keys in mm_res.hashes.items():
             for key, updates in zip(keys, mm_res.prompt_updates[modality], strict=True):
-                self.whole.pop(key, None)  # it is the latest again
-                self.whole[key] = updates[0].content.is_embed.whole
-        while len(self.whole) > LATEST:
-            del self.whole[next(iter(self.whole))]
+                self.counts.pop(key, None)  # it is the latest again
+                self.counts[key] = updates[0].content.is_embed.count
+        while len(self.counts) > LATEST:
+            del self.counts[next(iter(self.counts))]
         return super()._maybe_apply_prompt_updates(mm_items, mm_res)
 
     def _shorter(self, update: PromptReplacement, told: Sequence[Told]) -> PromptReplacement:
+        token = self._token(update.modality)
+
         def replacement(item: int) -> PromptUpdateDetails:
-            full, whole = update.replacement(item), told[item].whole  # type: ignore[operator]
-            ids = torch.tensor(full.full)
-            token = int(ids.mode().values)  # as vLLM finds the token that holds embeddings
-            places = (ids == token).nonzero().squeeze(1)
-            if len(places) != whole:
-                raise RuntimeError(f"The processor wrote {len(places)} placeholders for {whole} visual tokens")
-            if len(places) > 1 and int(places.diff().max()) > 1:
-                raise RuntimeError("The placeholders of one item stand apart, and vlmprune prunes those in one piece")
-            stay = torch.ones(len(ids), dtype=torch.bool)
-            stay[places[told[item].kept :]] = False
-            return PromptUpdateDetails(ids[stay].tolist(), Embeds(token, whole))
+            whole, kept, *_ = told[item]
+            ids = update.replacement(item).full  # type: ignore[operator]
+            if ids.count(token) != whole:
+                raise RuntimeError(f"The processor wrote {ids.count(token)} placeholders for {whole} visual tokens")
+            text = text_in(ids, token)[0].tolist()
+            first = ids.index(token)
+            block = slice(first, first + kept + len(text))
+            shorter = [*ids[:first], *[token] * kept, *text, *ids[first + whole + len(text) :]]
+            return PromptUpdateDetails(shorter, Embeds(block, Count(whole, kept)))
 
         return PromptReplacement(modality=update.modality, target=update.target, replacement=replacement)
 

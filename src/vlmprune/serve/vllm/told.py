@@ -30,6 +30,11 @@ def field(modality: str) -> str:
     return f"vlmprune_{modality}"
 
 
+def text_field(modality: str) -> str:
+    """The name under which vLLM passes on the text between an item's placeholders (`text_in`)."""
+    return f"{field(modality)}_text"
+
+
 def as_number(keep: Keep | None) -> int:
     """A budget as one whole number: a count as itself, a share as its negative bits, 0 for that of the engine."""
     if keep is None:

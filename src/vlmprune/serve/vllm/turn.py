@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from functools import wraps
 from typing import Any, NamedTuple
 
+from vlmprune.runtime.apart import Count
 from vlmprune.serve.comparison import Add
 from vlmprune.serve.usage import usage_of
 
@@ -61,12 +62,12 @@ def watch(engine: Any) -> None:
         engine: vLLM's client of its engines, whose renderer has the counting half of the plugin.
     """
     take: Callable[..., Awaitable[Any]] = engine.add_request
-    whole: Mapping[str, int] = engine.renderer.get_mm_processor().whole
+    counts: Mapping[str, Count] = engine.renderer.get_mm_processor().counts
 
     @wraps(take)
     async def taken(request_id: str, prompt: Any, *args: Any, **kwargs: Any) -> Any:
         turn, places = TURN.get(None), _places(prompt)
-        found = images_of(prompt, whole) if turn is not None and places else None
+        found = images_of(prompt, counts) if turn is not None and places else None
         queue = await take(request_id, prompt, *args, **kwargs)
         if turn is not None and found is not None:
             turn.note(request_id, places, found)
@@ -75,17 +76,16 @@ def watch(engine: Any) -> None:
     engine.add_request = taken
 
 
-def images_of(prompt: Mapping[str, Any], whole: Mapping[str, int]) -> Images:
+def images_of(prompt: Mapping[str, Any], counts: Mapping[str, Count]) -> Images:
     """Those of a prompt as vLLM's renderer hands it to an engine.
 
     Args:
-        whole: tokens before pruning, by vLLM's key of an image.
+        counts: tokens before and after pruning, by vLLM's key of an image under a budget.
     """
     keys = [key for own in prompt["mm_hashes"].values() for key in own]
-    if unknown := [key for key in keys if key not in whole]:
+    if unknown := [key for key in keys if key not in counts]:
         raise RuntimeError(f"vLLM has a prompt with {len(unknown)} images that vlmprune's processor did not count")
-    kept = sum(place.get_num_embeds() for own in prompt["mm_placeholders"].values() for place in own)
-    return Images(len(keys), sum(whole[key] for key in keys), kept)
+    return Images(len(keys), sum(counts[key].whole for key in keys), sum(counts[key].kept for key in keys))
 
 
 def _places(prompt: Any) -> Any:
