@@ -16,6 +16,7 @@ from vlmprune.runtime.flow import Segment
 from vlmprune.runtime.taps import AttentionCall, Edit
 from vlmprune.scores import computed_by
 from vlmprune.scores.fusion import Rows, fused_attention
+from vlmprune.scores.precision import unrounded
 
 
 class FusedLayer:
@@ -103,7 +104,7 @@ class FusedLayer:
             return
         query, key, value = call.query[row][:, queries], call.key[row, :, :end], call.value[row, :, :end]
         rows = Rows(query, key, value, call.scaling, visible, call.softcap, call.sinks)
-        with torch.autocast(query.device.type, enabled=False):
+        with unrounded(query.device):
             output[row, queries], raised = fused_attention(output[row, queries], rows, columns, **asdict(self.fusion))
         seen, before = self._counts
         self._counts = seen + raised.numel(), before + int(raised.sum())

@@ -34,6 +34,7 @@ from vlmprune.runtime.prompt_reading import Picked, prompt_signals
 from vlmprune.runtime.prompt_text import ImageText
 from vlmprune.runtime.together import Asking, Part, ask
 from vlmprune.runtime.vision import ImageTokens
+from vlmprune.scores.precision import unrounded
 
 One = TypeVar("One")
 
@@ -172,13 +173,8 @@ def due_of(act: Act, image: ImageTokens, slots: Tensor, reached: int) -> int:
 def observe(view: ImageView) -> None:
     """Show the image, whole, to a method that looks at every one."""
     if isinstance(view.act.method, Observes):
-        with _own_precision(view):
+        with unrounded(view.slots.device):
             view.act.method.observe(view)
-
-
-def _own_precision(view: ImageView) -> torch.autocast:
-    """While a method computes: an autocast around the model would round the products of its float32 signals."""
-    return torch.autocast(view.slots.device.type, enabled=False)
 
 
 def choose(view: ImageView) -> Selection:
@@ -257,7 +253,7 @@ def _candidates(view: ImageView) -> Asking[Tensor, Tensor]:
 def _candidates_named(views: list[ImageView]) -> list[Tensor]:
     method = views[0].act.method
     assert isinstance(method, Fusing)
-    with _own_precision(views[0]):
+    with unrounded(views[0].slots.device):
         return _one_each(method, views, method.candidates_together(views))
 
 
@@ -349,7 +345,7 @@ def _selected(views: list[ImageView]) -> list[Choice]:
     method = views[0].act.method
     parts: list[dict[str, Tensor]] = [{} for _ in views]
     chosen: list[Selection]
-    with _own_precision(views[0]):
+    with unrounded(views[0].slots.device):
         if isinstance(method, NamesParts):
             parts = [dict(method.named(view)) for view in views]
             chosen = [all_kinds(named) for named in parts]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vlmprune.scores import chunked
+from vlmprune.scores.precision import unrounded
 from vlmprune.scores.seen import Seen, packed, real_ones
 
 WAYS = ("auto", "torch", "triton")
@@ -123,8 +124,8 @@ def log_sum_exp(query: Tensor, key: Tensor, scaling: float, seen: Seen) -> Tenso
 def _run(name: str, query: Tensor, key: Tensor, *rest: Any) -> Tensor:
     way = chosen(query)
     _ASKED.ran.add(way)
-    # Triton launches on the current GPU, wherever its arguments are; and autocast would round what is told as float32.
-    with torch.cuda.device_of(query), torch.autocast(query.device.type, enabled=False):
+    # Triton launches on the current GPU, wherever its arguments are.
+    with torch.cuda.device_of(query), unrounded(query.device):
         return getattr(_kernels() if way == "triton" else chunked, name)(query, key, *rest)
 
 
