@@ -190,21 +190,26 @@ def _robust(broad: int, contrast: int, pairs: int, end: int) -> tuple[Stage, ...
             late_share=0.25,
         ),
         Stage("words", contrast, 1.0e-3, 1.0e-3, decay_from=contrast // 4, contrastive=True, pairs=pairs),
-        Stage(
-            "end",
-            end,
-            8.0e-4,
-            5.0e-4,
-            mixes=((0, _BROAD), (end // 2, _BROAD | {"count": 1.3, "mcq_size": 1.2})),
-            auxiliary=((0, 0.08),),
-            decay_from=end // 5,
-            adaptive=True,
-            hints=((0, 0.1), (end, 0.05)),
-            kinds=_ALL_KINDS,
-            cut_share=0.4,
-            late_share=0.25,
-            frozen_tower=True,
-        ),
+        _end("end", end),
+    )
+
+
+def _end(name: str, steps: int) -> Stage:
+    """All kinds of pictures with the tower as it is, so that the language model alone gets used to missing tokens."""
+    return Stage(
+        name,
+        steps,
+        8.0e-4,
+        5.0e-4,
+        mixes=((0, _BROAD), (steps // 2, _BROAD | {"count": 1.3, "mcq_size": 1.2})),
+        auxiliary=((0, 0.08),),
+        decay_from=steps // 5,
+        adaptive=True,
+        hints=((0, 0.1), (steps, 0.05)),
+        kinds=_ALL_KINDS,
+        cut_share=0.4,
+        late_share=0.25,
+        frozen_tower=True,
     )
 
 
@@ -293,6 +298,7 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
         Stage("captions", 200, 2.0e-3, 1.0e-3, decay_from=120, contrastive=True, pairs=96),
         *_robust(broad=2400, contrast=300, pairs=96, end=1200),
         *_exact(numbers=2200, contrast=120, pairs=96),
+        _end("last", 500),
     ),
     "qwen2_5_vl": (
         Stage("warm-up", 750, 3.9e-3, 1.3e-3, dense=True),
