@@ -14,6 +14,7 @@ import vlmprune
 from vlmprune.core.method import Method
 from vlmprune.core.roles import Observes
 from vlmprune.core.view import ImageView
+from vlmprune.methods.hybrid.hilo import HiLo
 from vlmprune.scores import attention_rows, received_attention
 
 
@@ -65,6 +66,29 @@ def test_fusion_multiplies_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
         return _way(*args, **kwargs)
 
     monkeypatch.setattr(fusion, "fused_attention", fused)
+    run("hilo", 0.3)
+    assert seen and {*seen} == {torch.float32}
+
+
+def test_what_computes_statistics_is_tried_out_without_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else kernels that work would be given up for being nearer to the truth than torch is then."""
+    from vlmprune.scores import choice
+
+    seen: list[torch.dtype] = []
+    monkeypatch.setattr(choice, "chosen", lambda query: seen.append(product_dtype()) or "torch")
+    with torch.autocast("cpu", torch.bfloat16):
+        attention_rows(torch.ones(1, 1, 1, 4), torch.ones(1, 1, 3, 4), 0.5)
+    assert seen == [torch.float32]
+
+
+def test_candidates_are_named_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype] = []
+
+    def named(self: HiLo, views: Any, _way: Any = HiLo.candidates_together) -> Any:
+        seen.append(product_dtype())
+        return _way(self, views)
+
+    monkeypatch.setattr(HiLo, "candidates_together", named)
     run("hilo", 0.3)
     assert seen and {*seen} == {torch.float32}
 

@@ -253,8 +253,7 @@ def _candidates(view: ImageView) -> Asking[Tensor, Tensor]:
 def _candidates_named(views: list[ImageView]) -> list[Tensor]:
     method = views[0].act.method
     assert isinstance(method, Fusing)
-    with unrounded(views[0].slots.device):
-        return _one_each(method, views, method.candidates_together(views))
+    return _one_each(method, views, method.candidates_together(views))
 
 
 def _counts_itself(method: Method) -> bool:
@@ -345,14 +344,13 @@ def _selected(views: list[ImageView]) -> list[Choice]:
     method = views[0].act.method
     parts: list[dict[str, Tensor]] = [{} for _ in views]
     chosen: list[Selection]
-    with unrounded(views[0].slots.device):
-        if isinstance(method, NamesParts):
-            parts = [dict(method.named(view)) for view in views]
-            chosen = [all_kinds(named) for named in parts]
-        elif isinstance(method, SelectsTogether):
-            chosen = _one_each(method, views, method.select_together(views))
-        else:
-            chosen = [method.select(view) for view in views]
+    if isinstance(method, NamesParts):
+        parts = [dict(method.named(view)) for view in views]
+        chosen = [all_kinds(named) for named in parts]
+    elif isinstance(method, SelectsTogether):
+        chosen = _one_each(method, views, method.select_together(views))
+    else:
+        chosen = [method.select(view) for view in views]
     chosen = _checked(views, chosen)
     return [Choice(one, own, _ratings_of(view)) for one, own, view in zip(chosen, parts, views, strict=True)]
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlmprune.core.roles import SelectsTogether
 from vlmprune.core.view import ImageView
+from vlmprune.scores.precision import unrounded
 
 HELD = 1 << 30  # bytes of signals of images that wait for others
 
@@ -110,5 +111,7 @@ def _by_size(parts: Sequence[Part], method: Callable[[list[ImageView]], list[One
         groups.setdefault(key, []).append(place)
     found: dict[int, One] = {}
     for places in groups.values():
-        found.update(zip(places, method([parts[place].view() for place in places]), strict=True))
+        views = [parts[place].view() for place in places]
+        with unrounded(views[0].slots.device):
+            found.update(zip(places, method(views), strict=True))
     return [found[place] for place in range(len(parts))]

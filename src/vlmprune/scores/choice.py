@@ -122,10 +122,10 @@ def log_sum_exp(query: Tensor, key: Tensor, scaling: float, seen: Seen) -> Tenso
 
 
 def _run(name: str, query: Tensor, key: Tensor, *rest: Any) -> Tensor:
-    way = chosen(query)
-    _ASKED.ran.add(way)
     # Triton launches on the current GPU, wherever its arguments are.
     with torch.cuda.device_of(query), unrounded(query.device):
+        way = chosen(query)
+        _ASKED.ran.add(way)
         return getattr(_kernels() if way == "triton" else chunked, name)(query, key, *rest)
 
 
