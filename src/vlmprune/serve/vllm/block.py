@@ -10,10 +10,13 @@ its penalties on words of the prompt go by them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from vlmprune.serve.vllm.told import Told, field, text_field
 
 
 def text_in(ids: Sequence[int], token: int) -> Tensor:
@@ -67,3 +70,21 @@ class Block:
         """
         order = torch.cat([self.text.to(places.device), places]).sort(stable=True).indices
         return torch.cat([text.to(tokens), tokens])[order]
+
+
+class Item(NamedTuple):
+    """One image or video, of which the counting half has told."""
+
+    told: Told
+    block: Block
+
+    @classmethod
+    def of(cls, row: Tensor, text: Tensor) -> Item:
+        """As vLLM has passed it on."""
+        told = Told(*row.tolist())
+        return cls(told, Block(text, told.whole))
+
+    @classmethod
+    def among(cls, fields: Mapping[str, Any], modality: str) -> Item:
+        """Among all fields that vLLM has of it."""
+        return cls.of(*(fields[name(modality)].data for name in (field, text_field)))

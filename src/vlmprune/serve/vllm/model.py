@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 import vllm
@@ -20,7 +20,7 @@ from vllm.multimodal.inputs import PlaceholderRange
 from vlmprune.core.budget import Keep
 from vlmprune.runtime.apart import Apart, Kept
 from vlmprune.serve.vllm.asked import asked_of
-from vlmprune.serve.vllm.block import Block
+from vlmprune.serve.vllm.block import Block, Item
 from vlmprune.serve.vllm.deepstack import levels_of
 from vlmprune.serve.vllm.families import apart_of
 from vlmprune.serve.vllm.figures import SELECTION, counters
@@ -28,23 +28,10 @@ from vlmprune.serve.vllm.limits import check_engine
 from vlmprune.serve.vllm.positions import AXES, going_on, shortened, with_offsets, without_offsets, written
 from vlmprune.serve.vllm.processor import BUDGETS, PrunedProcessingInfo, PrunedProcessor, pixels_of_items
 from vlmprune.serve.vllm.ranks import check_ranks, first_ranks, on_ranks
-from vlmprune.serve.vllm.told import Told, as_keep, field, text_field
+from vlmprune.serve.vllm.told import as_keep, field, text_field
 
 SECONDS = "vlmprune_seconds"
 NOTHING_DROPPED = 1e-17  # a rate of vLLM's own pruning that lets it ask for positions, and drops no token
-
-
-class Item(NamedTuple):
-    """One image or video, of which the counting half has told."""
-
-    told: Told
-    block: Block
-
-    @classmethod
-    def of(cls, row: Tensor, text: Tensor) -> Item:
-        """As vLLM has passed it on."""
-        told = Told(*row.tolist())
-        return cls(told, Block(text, told.whole))
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -196,7 +183,7 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
         tokens, features, places = list(input_tokens), [], []
         grown = 0
         for feature in sorted(mm_features, key=lambda one: one.mm_position.offset):
-            told, block = Item.of(*(feature.data[name(feature.modality)].data for name in (field, text_field)))
+            told, block = Item.among(feature.data, feature.modality)
             place, whole = feature.mm_position, len(block.visual)
             first = place.offset + grown + (0 if place.is_embed is None else int(place.is_embed.nonzero()[0]))
             rows = told.kept + len(block.text)

@@ -25,7 +25,7 @@ from vlmprune.core.budget import Keep, parse_keep
 from vlmprune.core.errors import UserError
 from vlmprune.runtime.apart import Apart, Count
 from vlmprune.serve.vllm.asked import Asked, asked_of
-from vlmprune.serve.vllm.block import text_in
+from vlmprune.serve.vllm.block import Item, text_in
 from vlmprune.serve.vllm.families import VIDEOS, apart_of, on_meta
 from vlmprune.serve.vllm.told import Told, as_number, field, text_field
 from vlmprune.serve.wanted import KEEP
@@ -168,8 +168,7 @@ class PrunedProcessor(MultiModalProcessor):
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
     ) -> Any:
         told = {
-            modality: [Told(*item[field(modality)].data.tolist()) for item in items]
-            for modality, items in out_mm_kwargs.items()
+            modality: [Item.among(fields, modality) for fields in items] for modality, items in out_mm_kwargs.items()
         }
         _, others = self.info.parted(hf_processor_mm_kwargs)
         updates = super()._get_prompt_updates(mm_items, others, out_mm_kwargs)
@@ -184,15 +183,15 @@ class PrunedProcessor(MultiModalProcessor):
             del self.counts[next(iter(self.counts))]
         return super()._maybe_apply_prompt_updates(mm_items, mm_res)
 
-    def _shorter(self, update: PromptReplacement, told: Sequence[Told]) -> PromptReplacement:
+    def _shorter(self, update: PromptReplacement, told: Sequence[Item]) -> PromptReplacement:
         token = self._token(update.modality)
 
         def replacement(item: int) -> PromptUpdateDetails:
-            whole, kept, *_ = told[item]
+            (whole, kept, *_), between = told[item]
             ids = update.replacement(item).full  # type: ignore[operator]
             if ids.count(token) != whole:
                 raise RuntimeError(f"The processor wrote {ids.count(token)} placeholders for {whole} visual tokens")
-            text = text_in(ids, token)[0].tolist()
+            text = between.ids.tolist()
             first = ids.index(token)
             block = slice(first, first + kept + len(text))
             shorter = [*ids[:first], *[token] * kept, *text, *ids[first + whole + len(text) :]]
