@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -34,6 +33,7 @@ from vlmprune.methods.hybrid.hilo import HiLo
 from vlmprune.methods.recorded import is_recorded
 from vlmprune.methods.vision.cdpruner import CDPruner
 from vlmprune.methods.vision.divprune import DivPrune
+from vlmprune.testing.waiting import never_waiting
 
 INFO = ModelInfo("llava", encoder_layers=24, decoder_layers=32, has_cls=True)
 SHAPES = {  # (tokens, kept, dimensions), and the ratio to reach
@@ -161,20 +161,6 @@ def together_against_alone(
         "alone_ms": round(times[0], 1), "together_ms": round(times[1], 1), "ratio": round(times[0] / times[1], 2),
         "noise": round(times[0] / times[2], 2),
     }  # fmt: skip
-
-
-@contextmanager
-def never_waiting(device: str) -> Iterator[None]:
-    """What makes the host wait for a GPU is an error."""
-    if device != "cuda":
-        yield
-        return
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
 
 
 def loop_against_steps(

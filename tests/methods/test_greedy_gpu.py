@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from importlib.util import find_spec
 
 import pytest
@@ -15,6 +14,7 @@ from vlmprune.methods import diversity, max_min, recorded
 from vlmprune.methods.diversity import most_diverse_of_each
 from vlmprune.methods.recorded import repeated
 from vlmprune.methods.volume import in_steps, largest_volume, largest_volume_of_each
+from vlmprune.testing.waiting import never_waiting
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use")
 
@@ -27,17 +27,6 @@ def nothing_is_told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.Monkey
     max_min._proven.cache_clear()
     yield
     assert not caplog.messages
-
-
-@contextmanager
-def no_wait() -> Iterator[None]:
-    """What would make the host wait for the GPU is an error."""
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
 
 
 def rows(seed: int, n: int = 576, width: int = 256) -> Tensor:
@@ -56,7 +45,7 @@ def same(found: Sequence[Tensor], due: Sequence[Tensor]) -> bool:
 
 
 def test_a_wait_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="synchroniz"), no_wait():
+    with pytest.raises(RuntimeError, match="synchroniz"), never_waiting():
         rows(0).sum().item()
 
 
@@ -95,7 +84,7 @@ def test_the_most_diverse_are_found_without_a_wait(room: int, monkeypatch: pytes
     monkeypatch.setattr(diversity, "MATRIX_BYTES", room)
     sets = [rows(seed) for seed in range(4)]
     due = most_diverse_of_each(sets, 64)  # a kernel is tried at its first use
-    with no_wait():
+    with never_waiting():
         found = most_diverse_of_each(sets, 64)
     assert same(found, due)
 
@@ -113,7 +102,7 @@ def test_a_graph_picks_what_the_steps_pick_and_is_not_waited_for(
     assert not torch.equal(due[0][0], due[1][0])
     found = [repeated(in_steps, own, count) for own in given[:2]]
     assert recorded.is_recorded(in_steps, given[0], count)
-    with no_wait():
+    with never_waiting():
         found += [repeated(in_steps, own, count) for own in given[2:]]
         in_steps(given[0], count)
     assert all(map(same, found, due))
