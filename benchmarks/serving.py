@@ -1,6 +1,6 @@
 """Requests a second, time to the first token and tokens in the cache under vLLM, pruned beside not pruned.
 
-    python benchmarks/serving.py                       # two models with random weights, on a CPU: some 25 minutes
+    python benchmarks/serving.py                       # two models with random weights, on a CPU: some 50 minutes
     python benchmarks/serving.py --small               # whether it runs: tiny models, few requests
     python benchmarks/serving.py --device cuda --model llava-hf/llava-1.5-7b-hf -- --gpu-memory-utilization 0.22
 
@@ -117,7 +117,7 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     made.add_argument("--model", nargs="+", default=[*MODELS], help="(default: %(default)s, with random weights)")
     made.add_argument("--method", default="divprune", help="(default: %(default)s)")
     made.add_argument("--keep", type=float, default=0.25, help="(default: %(default)s)")
-    made.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 8], help="requests (default: %(default)s)")
+    made.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 8, 16, 32], help="requests (default: %(default)s)")
     made.add_argument("--requests", type=int, default=8, help="of a server in a turn, at most (default: %(default)s)")
     made.add_argument("--new-tokens", type=int, default=8, help="of a reply (default: %(default)s)")
     made.add_argument("--side", type=int, default=336, help="of the pictures, in pixels (default: %(default)s)")
@@ -133,7 +133,7 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
 def commands(place: str, method: str, keep: float, device: str, options: list[str]) -> dict[str, list[str]]:
     """The servers of a model by name, without their ports."""
     if device == "cpu":
-        options = ["--dtype", "float32", "--max-model-len", "1024", "--max-num-seqs", "16", *options]
+        options = ["--dtype", "float32", "--max-model-len", "1024", "--max-num-seqs", "32", *options]
     found: dict[str, list[str]] = {}
     for share in (1.0, keep):
         command = vllm_command(place, recipe(method, share), arguments=options)
