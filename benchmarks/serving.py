@@ -117,7 +117,9 @@ def options_of(arguments: Sequence[str]) -> argparse.Namespace:
     made.add_argument("--model", nargs="+", default=[*MODELS], help="(default: %(default)s, with random weights)")
     made.add_argument("--method", default="divprune", help="(default: %(default)s)")
     made.add_argument("--keep", type=float, default=0.25, help="(default: %(default)s)")
-    made.add_argument("--at-once", type=int, nargs="+", default=[1, 4, 8, 16, 32], help="requests (default: %(default)s)")
+    made.add_argument(
+        "--at-once", type=int, nargs="+", default=[1, 4, 8, 16, 32], help="requests (default: %(default)s)"
+    )
     made.add_argument("--requests", type=int, default=8, help="of a server in a turn, at most (default: %(default)s)")
     made.add_argument("--new-tokens", type=int, default=8, help="of a reply (default: %(default)s)")
     made.add_argument("--side", type=int, default=336, help="of the pictures, in pixels (default: %(default)s)")
