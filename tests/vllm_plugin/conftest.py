@@ -27,6 +27,7 @@ from .models import fps_of, place_of, positions_of
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = 12
 PATIENCE = 1500  # seconds for an engine, most of which it takes to start
+ALONE = ("test_engines.py", "test_ranks.py")  # each of their tests has engines of its own
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,13 @@ class Reply:
     tokens: list[int]
     prompt: int
     cached: int
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where two processes share the tests, one of them gets all of a file whose tests share a server or a cluster."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.name not in ALONE:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -103,6 +111,7 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # engines that run at once would all be bound to the first core
     }
 
 

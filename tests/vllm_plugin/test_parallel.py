@@ -28,8 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(variables: dict[str, str], folder: Path) -> Iterator[str]:
     ours = ["--method", METHOD, "--keep", "0.25", "--allow-request-keep", "--canary", "1"]
     theirs = ["--data-parallel-size", "2", "--max-num-seqs", "4"]
-    own = variables | {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # each would take all cores for itself
-    with served("llava", own, folder, ours, theirs) as at:
+    with served("llava", variables, folder, ours, theirs) as at:
         yield at
 
 

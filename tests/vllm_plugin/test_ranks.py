@@ -36,11 +36,6 @@ def test_a_copied_layer_is_not_gathered(name: str) -> None:
     assert is_shared(nn.Sequential(layer)) is (name == "ColumnParallelLinear")
 
 
-@pytest.fixture(autouse=True)
-def unbound(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(variables, "VLLM_CPU_OMP_THREADS_BIND", "nobind")  # each would take all cores for itself
-
-
 @pytest.mark.parametrize("model", CASES)
 def test_tokens_are_those_of_transformers_on_two_ranks(model: str, engine: Engine, reference: Reference) -> None:
     first, again = engine(model, [CASES[model]], rounds=2, **SHARED)

@@ -49,7 +49,7 @@ def cluster(variables: dict[str, str], tmp_path_factory: pytest.TempPathFactory)
     (named / "entry_points.txt").write_text("[vllm.platform_plugins]\ncpus_on_ray = cpus_on_ray:platform\n")
     own = variables | {
         "PYTHONPATH": pathsep.join([variables["PYTHONPATH"], str(folder)]),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind", "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(32),
     }  # fmt: skip
     with subprocess.Popen(

@@ -18,7 +18,7 @@ def test_two_ranks_answer_and_count_as_one(
     variables: dict[str, str], prompts: list[Prompt], reference: Reference, tmp_path: Path
 ) -> None:
     (counted := tmp_path / "counters").mkdir()
-    own = variables | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "PROMETHEUS_MULTIPROC_DIR": str(counted)}
+    own = variables | {"PROMETHEUS_MULTIPROC_DIR": str(counted)}
     ours = ["--method", METHOD, "--keep", "0.25", "--canary", "1"]
     due, unpruned = (texts_of(reference("llava", f"{METHOD}:{keep}")) for keep in (0.25, 1.0))
     with served("llava", own, tmp_path, ours, ["--tensor-parallel-size", "2", "--max-num-seqs", "4"]) as at:
