@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from harness import built, inputs_of
+from harness_text import QUESTION, prompt_tokenizer, tower
 
 import vlmprune
+from vlmprune.core.method import Method
+from vlmprune.core.needs import Need
+from vlmprune.core.recipe import Recipe, Stage
+from vlmprune.core.signals import PromptText
+from vlmprune.core.view import ModelInfo
 from vlmprune.models import adapter_for
 from vlmprune.runtime.apart import Apart, grouped
+from vlmprune.runtime.prompt_text import Vocabulary
 from vlmprune.runtime.taps import AttentionCall
 
 FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "internvl")
@@ -104,7 +111,6 @@ def test_deepstack_goes_with_the_slot_that_lends_the_position(spec: str) -> None
 REFUSED = {
     "fastv@2:0.5": "fastv prunes inside the LLM",
     "divprune:0.5 > fastv@2:0.5": "fastv prunes inside the LLM",
-    "trim:0.5": "trim reads the question",
     "prumerge(adaptive=True)": "prumerge decides from the image how many tokens it keeps",
     "divprune:0.5/latest+0.1/older": "changes an image that the engine has cached",
     "divprune:[0.5, 0.1]": "prunes each image by itself",
@@ -115,6 +121,64 @@ REFUSED = {
 def test_refuses_what_an_engine_cannot_do(spec: str) -> None:
     with pytest.raises(vlmprune.UserError, match=REFUSED[spec]):
         Apart(built("llava"), vlmprune.recipe(spec))
+
+
+class Prompted(Method):
+    """Reads all of a prompt."""
+
+    name: ClassVar[str] = "prompted"
+    stage: ClassVar[str] = "vision"
+
+    def needs(self, info: ModelInfo) -> dict[str, Need]:
+        return {"text": PromptText()}
+
+
+def test_refuses_a_method_that_reads_all_of_a_prompt() -> None:
+    with pytest.raises(vlmprune.UserError, match="prompted reads the words of the prompt as they stand"):
+        Apart(built("llava"), Recipe((Stage(Prompted(), 0.5),)))
+
+
+READERS = ("cdpruner", "dcp", "gridprune", "hiprune++", "mmtok", "recoverable", "trim")
+QUESTIONS = (QUESTION, "dark+ blue++ right", "left+", "many+++", "is++", "red")
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "by_tower"),
+    [
+        *((name, "llava", by_tower) for name in READERS for by_tower in (False, True)),
+        *((name, "qwen2_5_vl", False) for name in ("cdpruner", "hiprune++", "mmtok", "trim")),
+        ("trim", "llava_next", True),
+    ],
+)
+@torch.no_grad()
+def test_compares_with_a_question_as_a_session_does(name: str, family: str, by_tower: bool) -> None:
+    model, spec = built(family), f"{name}:0.3"
+    inputs, call, parts = call_of(family)
+    apart, words = Apart(model, vlmprune.recipe(spec)), model.get_input_embeddings()
+    assert apart.reads and apart.needs_tower is (name != "mmtok")
+    apart.text_tower = tower({"llava": 24, "llava_next": 16}[family]) if by_tower else None
+    apart.vocabulary = Vocabulary(prompt_tokenizer(), words, len(words.weight))
+    found = [apart.encode("image", call, parts, SEEDS, question=question) for question in QUESTIONS]
+    for question, kept in zip(QUESTIONS, found, strict=True):
+        with vlmprune.prune(model, spec, text_tower=apart.text_tower, tokenizer=prompt_tokenizer()) as session:
+            session.question = question
+            model(**inputs)
+        [of_session] = session.last.kept
+        assert all(torch.equal(own.slots.sort().values, theirs) for own, theirs in zip(kept, of_session, strict=True))
+    assert len({tuple(own.slots.tolist()) for kept in found for own in kept}) > len(parts)
+    # what vLLM is profiled with, and words of which a method reads none
+    assert all(len(apart.encode("image", call, parts, SEEDS, question=one)) == len(parts) for one in ("?", "the of"))
+
+
+@torch.no_grad()
+def test_a_question_must_be_given_and_read() -> None:
+    _, call, parts = call_of("llava")
+    apart = Apart(built("llava"), vlmprune.recipe("trim:0.5"))
+    with pytest.raises(vlmprune.UserError, match=r"trim:0\.5 compares images with a question, and there is none"):
+        apart.encode("image", call, parts, SEEDS)
+    with pytest.raises(vlmprune.UserError, match="give prune tokenizer="):
+        apart.encode("image", call, parts, SEEDS, question=QUESTION)
+    assert not Apart(built("llava"), vlmprune.recipe("divprune:0.5")).reads
 
 
 @pytest.mark.parametrize("family", ["llava_next", "internvl"])

@@ -27,9 +27,6 @@ from vlmprune.serve.vllm.launch import vllm_command
 from vlmprune.serve.vllm.limits import check_engine
 from vlmprune.serve.vllm.positions import going_on, shortened, with_offsets, without_offsets, written
 from vlmprune.serve.vllm.ranks import check_ranks, on_ranks
-from vlmprune.serve.vllm.requests import CHAT, rewritten
-from vlmprune.serve.vllm.told import as_keep, as_number
-from vlmprune.serve.wanted import Allowed
 
 ROPE = ("input_ids", "mm_token_type_ids", "video_grid_thw")
 
@@ -81,6 +78,11 @@ UNTESTED = {
 def test_what_was_not_tested_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"not tested with {name}"):
         check_engine(engine_config(**UNTESTED[name]), "0.32.0")
+
+
+def test_an_engine_has_no_question_of_its_own() -> None:
+    with pytest.raises(UserError, match="vlmprune_query is for requests alone"):
+        check_engine(engine_config(mm_processor_kwargs={"vlmprune_query": "why?"}), "0.32.0")
 
 
 def test_an_engine_has_its_budget_in_the_overrides_alone() -> None:
@@ -138,7 +140,8 @@ def test_serve_starts_vllm_with_the_overrides(installed: list[list[str]], capsys
     [command] = installed
     assert command[3:5] == ["serve", str(embedded_path("llava"))] and command[-2:] == ["--max-model-len", "512"]
     given = json.loads(command[command.index("--hf-overrides") + 1])
-    assert given == overrides("divprune", 0.25) and command[command.index("--port") + 1] == "8123"
+    assert asked_of(SimpleNamespace(hf_overrides=given)).recipe == "divprune:0.25"
+    assert command[command.index("--port") + 1] == "8123" and "--trust-request-mm-kwargs" not in command
     assert "divprune:0.25 with vLLM" in capsys.readouterr().out
 
 
@@ -155,6 +158,16 @@ def test_serve_allows_budgets_of_requests(allowed: bool, canary: float, installe
     assert ("--trust-request-mm-kwargs" in command) is (allowed or canary > 0)
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_serve_tells_vllm_the_question(allowed: bool, installed: list[list[str]]) -> None:
+    options = ["--method", "trim", "--keep", "0.25", *["--allow-request-query"] * allowed]
+    assert cli.main(["serve", "llava", *options]) == 0
+    [command] = installed
+    given = asked_of(SimpleNamespace(hf_overrides=json.loads(command[command.index("--hf-overrides") + 1])))
+    assert given.reads and given.request_query is allowed and "--trust-request-mm-kwargs" in command
+    assert given.text_tower == str(embedded_path("llava") / "clip"), "the embedded model's own"
+
+
 def test_requests_cannot_set_the_budget_of_two_methods() -> None:
     with pytest.raises(UserError, match="cannot set the budget of divprune"):
         vllm_command("llava", vlmprune.recipe("divprune:0.5 > uniform:0.5"), request_keep=True)
@@ -162,7 +175,6 @@ def test_requests_cannot_set_the_budget_of_two_methods() -> None:
 
 WRONG = {
     "fastv@2:0.5": "fastv prunes inside the LLM",
-    "trim:0.5": "trim reads the question",
     "divprune:0.5/latest+0.1/older": "changes an image that the engine has cached",
     "no_such_method:0.5": "no_such_method",
 }
@@ -179,7 +191,7 @@ def test_what_vllm_cannot_do_is_one_sentence(
 
 OPTIONS = {
     "--canary 2": "--canary 2.0 must be a share of the requests",
-    "--allow-request-query": "--allow-request-query is for --engine transformers only",
+    "--allow-request-query": "No method in divprune:0.5 reads the question: leave out --allow-request-query",
     "--device cpu": "--device cpu is for",
     "--positions original": "counts those of this model one by one: give --positions compact",
     "-- --hf-overrides={}": "--hf-overrides is what vlmprune sets itself",
@@ -226,49 +238,6 @@ def test_an_untested_family_is_refused(tmp_path: object) -> None:
     built("gemma3").config.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="this model is gemma3: serve it with engine='transformers'"):
         vllm_command(str(tmp_path), vlmprune.recipe("divprune:0.5"))
-
-
-# ---------------------------------------------------------------- budgets of requests
-
-
-@pytest.mark.parametrize("keep", [None, 0.1, 1.0, 5e-324, 1, 64, 1 << 40])
-def test_a_budget_survives_as_a_number(keep: float | int | None) -> None:
-    back = as_keep(int(torch.tensor(as_number(keep))))
-    assert back == keep and type(back) is type(keep)
-    assert as_keep(as_number(1 << 80)) == (1 << 62) - 1, "more than any image has"
-
-
-def sent(**body: object) -> bytes:
-    return json.dumps({"model": "llava", **body}).encode()
-
-
-@pytest.mark.parametrize("keep", [0.25, 1, 1.0])
-def test_a_requests_budget_goes_to_the_processor(keep: float) -> None:
-    body = json.loads(rewritten(sent(vlmprune_keep=keep), CHAT, Allowed(keep=True), True))
-    assert body == {"model": "llava", "mm_processor_kwargs": {"vlmprune_keep": str(keep)}}
-
-
-@pytest.mark.parametrize("body", [sent(), b"no JSON", b"[1]", b"[" * 100_000, b"\xff"])
-def test_what_is_not_ours_stays_as_it_is(body: bytes) -> None:
-    assert rewritten(body, CHAT, Allowed(keep=True), True) == body
-
-
-WRONG_BODIES: dict[str, tuple[bytes, bool, str, str]] = {
-    "not allowed": (sent(vlmprune_keep=0.5), False, CHAT, "takes no vlmprune_keep"),
-    "not a budget": (sent(vlmprune_keep="half"), True, CHAT, "must be a share above 0"),
-    "elsewhere": (sent(vlmprune_keep=0.5), True, "/v1/responses", "is for /v1/chat/completions alone"),
-    "other options": (sent(mm_processor_kwargs={"size": 9}), True, "/tokenize", "takes no mm_processor_kwargs"),
-    "in disguise": (b'{"mm_processor_\\u006bwargs": {"size": 9}}', True, CHAT, "takes no mm_processor_kwargs"),
-    "for the canary alone": (sent(mm_processor_kwargs={"vlmprune_keep": "1.0"}), False, CHAT, "leave it out"),
-    "a question": (sent(vlmprune_query="a car"), True, CHAT, "leave out vlmprune_query"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG_BODIES)
-def test_a_request_that_is_refused(name: str) -> None:
-    body, allowed, path, sentence = WRONG_BODIES[name]
-    with pytest.raises(UserError, match=sentence):
-        rewritten(body, path, Allowed(keep=allowed), True)
 
 
 # ---------------------------------------------------------------- positions

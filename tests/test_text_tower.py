@@ -119,10 +119,12 @@ def recorded(
     text_tower: TextTower | None = None,
     question: str | list[str] | None = None,
     truncate: bool = False,
+    tokenizer: object = None,
 ) -> tuple[list[ImageView], str | None]:
     """What a method sees of each image, in the order of the prompt, and what the report says."""
     method = Recorded(truncate, per="image")
-    with torch.no_grad(), vlmprune.prune(built(family), Recipe((Stage(method, 1),)), text_tower=text_tower) as session:
+    read = {"text_tower": text_tower, "tokenizer": tokenizer}
+    with torch.no_grad(), vlmprune.prune(built(family), Recipe((Stage(method, 1),)), **read) as session:
         session.question = question
         built(family)(**inputs)
     return method.seen, session.last.text
@@ -239,6 +241,20 @@ def test_a_prompt_of_embeddings_needs_the_question() -> None:
 
 
 # ------------------------------------------------------------------ without a tower
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_without_a_tower_a_question_is_read_by_the_tokenizer(family: str) -> None:
+    inputs, asked = batch(FAMILIES[family], [[0], [1]]), [QUESTION, "what letter is there"]
+    views, said = recorded(family, inputs, None, asked, tokenizer=prompt_tokenizer())
+    assert said == "instruction embeddings"
+    for question, view in zip(asked, views, strict=True):
+        ids = prompt_tokenizer()(question, add_special_tokens=False, return_tensors="pt").input_ids[0]
+        assert torch.equal(view["aligned"].text, built(family).get_input_embeddings()(ids).float())
+        assert not torch.equal(view["text"], view["aligned"].text), "the prompt's own tokens stay what they are"
+    with pytest.raises(UserError, match="give prune tokenizer=, the model's tokenizer or processor"):
+        recorded(family, inputs, None, asked)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,16 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vlmprune
-from vlmprune.serve.wanted import KEEP
+from vlmprune.assets import CLIP, embedded_path
+from vlmprune.serve.wanted import KEEP, QUERY
 
 from .engine import about
 from .models import fps_of, place_of, positions_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = 12
+TOWER = str(embedded_path("llava") / CLIP)
+QUERIES = ("what number is on the plate ?", "is there a red star ?")
 PATIENCE = 1500  # seconds for an engine, most of which it takes to start
 ALONE = ("test_engines.py", "test_ranks.py")  # each of their tests has engines of its own
 
@@ -35,6 +38,12 @@ class Prompt:
     question: str
     pictures: tuple[str, ...]
     videos: tuple[tuple[str, ...], ...] = ()  # the frames of each
+    query: str | None = None  # what methods that read the question compare them with
+
+
+def asking(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Each prompt for two questions about its pictures, which its own words may not name."""
+    return [replace(prompt, query=query) for prompt in prompts for query in QUERIES]
 
 
 @dataclass
@@ -44,6 +53,7 @@ class Reply:
     cached: int
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where two processes share the tests, one of them gets all of a file whose tests share a server or a cluster."""
     for item in items:
@@ -135,6 +145,11 @@ def media(prompt: Prompt, fps: float | None) -> dict[str, Any]:
     return given
 
 
+def options_of(keep: str | None, query: str | None) -> dict[str, str]:
+    """What a prompt says to the processor."""
+    return {name: said for name, said in ((KEEP, keep), (QUERY, query)) if said is not None}
+
+
 Engine = Callable[..., list[list[Reply]]]
 
 
@@ -150,19 +165,20 @@ def engine(variables: dict[str, str], tmp_path: Path, prompts: list[Prompt], mod
 
     def run(
         model: str, prune: list[Any], *, asked: Sequence[Prompt] = (), rounds: int = 1,
-        keeps: tuple[str | None, ...] = (), penalty: float = 1.0, **given: Any,
+        keeps: tuple[str | None, ...] = (), penalty: float = 1.0, text_tower: str | None = None, **given: Any,
     ) -> list[list[Reply]]:  # fmt: skip
         place = place_of(model, models)
         processor = AutoProcessor.from_pretrained(place)
         texts = [
-            (written(prompt, processor), prompt.pictures, prompt.videos, {} if keep is None else {KEEP: keep})
+            (written(prompt, processor), prompt.pictures, prompt.videos, options_of(keep, prompt.query))
             for keep in keeps or [None]
             for prompt in asked or prompts
         ]
         told = {
             "model": str(place), "prune": prune, "positions": positions_of(model), "rounds": [texts] * rounds,
             "max_tokens": TOKENS, "engine": given, "fps": fps_of(model),
-            "penalty": penalty, "request_keep": bool(keeps), "out": str(tmp_path / "out.json"),
+            "penalty": penalty, "request_keep": bool(keeps), "text_tower": text_tower,
+            "out": str(tmp_path / "out.json"),
         }  # fmt: skip
         done = subprocess.run(
             [sys.executable, str(ROOT / "tests/vllm_plugin/engine.py")],
@@ -183,14 +199,19 @@ Reference = Callable[..., list[list[int]]]
 def reference(prompts: list[Prompt], models: Path) -> Reference:
     """The tokens of transformers' replies to the same prompts, greedily, under `vlmprune.prune`."""
 
-    def run(model: str, recipe: str, asked: Sequence[Prompt] = (), penalty: float = 1.0) -> list[list[int]]:
+    def run(
+        model: str, recipe: str, asked: Sequence[Prompt] = (), penalty: float = 1.0, text_tower: str | None = None
+    ) -> list[list[int]]:
         place = place_of(model, models)
         loaded = AutoModelForImageTextToText.from_pretrained(place, dtype=torch.float32).eval()
         processor = AutoProcessor.from_pretrained(place)
+        tower = None if text_tower is None else vlmprune.TextTower.from_pretrained(text_tower, processor.tokenizer)
+        session = vlmprune.prune(loaded, recipe, positions=positions_of(model), text_tower=tower, tokenizer=processor)
         said = []
         for prompt in asked or prompts:
             inputs = processor(text=written(prompt, processor), **media(prompt, fps_of(model)), return_tensors="pt")
-            with torch.no_grad(), vlmprune.prune(loaded, recipe, positions=positions_of(model)):
+            session.question = prompt.query
+            with torch.no_grad(), session:
                 length = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS}
                 out = loaded.generate(**inputs, **length, do_sample=False, repetition_penalty=penalty)
             said.append(out[0, inputs["input_ids"].shape[1] :].tolist())

@@ -38,7 +38,7 @@ def main() -> None:
     from vlmprune.serve import overrides
 
     asked = json.load(sys.stdin)
-    prune = {"positions": asked["positions"], "request_keep": asked["request_keep"]}
+    prune = {name: asked[name] for name in ("positions", "request_keep", "text_tower")}
     model = LLM(
         model=asked["model"],
         hf_overrides=overrides(*asked["prune"], **prune) if asked["prune"] else None,

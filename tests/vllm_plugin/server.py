@@ -107,6 +107,16 @@ def text_of(reply: dict[str, Any]) -> str:
     return reply["choices"][0]["message"]["content"].strip()
 
 
+def post(at: str, path: str, body: dict[str, Any]) -> tuple[int, str]:
+    """Status and body of the reply at any address."""
+    request = Request(at + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urlopen(request, timeout=PATIENCE) as reply:
+            return reply.status, reply.read().decode()
+    except HTTPError as error:
+        return error.code, error.read().decode()
+
+
 def refusal(at: str, body: dict[str, Any]) -> tuple[int, str]:
     """Status and message of the error by which a request is answered."""
     try:

@@ -9,6 +9,7 @@ import pytest
 
 from vlmprune.core.errors import UserError
 from vlmprune.serve.vllm.asked import Asked
+from vlmprune.serve.wanted import Wanted
 
 from .conftest import Engine, Prompt, Reference
 
@@ -59,11 +60,11 @@ def test_what_is_not_a_budget_of_a_prompt() -> None:
     from vlmprune.serve.vllm.processor import PrunedProcessingInfo
 
     def parted(allowed: bool, **options: Any) -> Any:
-        info: Any = SimpleNamespace(asked=Asked("divprune:0.25", request_keep=allowed))
+        info: Any = SimpleNamespace(asked=Asked("divprune:0.25", request_keep=allowed), reads=False)
         return PrunedProcessingInfo.parted(info, options)
 
-    assert parted(True, vlmprune_keep="1.0", size=3) == (1.0, {"size": 3})
-    assert parted(False, size=3) == (None, {"size": 3})
+    assert parted(True, vlmprune_keep="1.0", size=3) == (Wanted(keep=1.0), {"size": 3})
+    assert parted(False, size=3) == (Wanted(), {"size": 3})
     for options, sentence in (
         ((False, "0.5"), "takes no vlmprune_keep"), ((True, 0.5), "in words, as '0.5'"),
         ((True, "2.0"), "is not a budget"),

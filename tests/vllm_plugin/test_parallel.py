@@ -79,7 +79,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "options of a processor": ({"mm_processor_kwargs": {"size": 1}}, "takes no mm_processor_kwargs"),
     "its budget in there": ({"mm_processor_kwargs": {"vlmprune_keep": "0.5"}}, "takes no mm_processor_kwargs"),
     "options of media": ({"media_io_kwargs": {"image": {}}}, "takes no media_io_kwargs"),
-    "a question": ({"vlmprune_query": "a car"}, "leave out vlmprune_query"),
+    "a question": ({"vlmprune_query": "a car"}, "takes no vlmprune_query"),
 }
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from vlmprune.serve.vllm.families import TESTED
 from vlmprune.serve.vllm.ranks import is_shared
 
-from .conftest import Engine, Prompt, Reference
+from .conftest import TOWER, Engine, Prompt, Reference, asking
 
 SHARED = {"tensor_parallel_size": 2}
 CASES = {  # all read attention, and some merge
@@ -41,6 +41,18 @@ def test_tokens_are_those_of_transformers_on_two_ranks(model: str, engine: Engin
     first, again = engine(model, [CASES[model]], rounds=2, **SHARED)
     assert [reply.tokens for reply in first] == [reply.tokens for reply in again] == reference(model, CASES[model])
     assert len({tuple(reply.tokens) for reply in first}) > 1, "replies that are all the same prove nothing"
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe", "tower"), [("llava", "trim:0.25", TOWER), ("qwen2_5_vl", "mmtok:0.25", None)]
+)
+def test_questions_on_two_ranks(
+    model: str, recipe: str, tower: str | None, engine: Engine, reference: Reference, prompts: list[Prompt]
+) -> None:
+    """Each rank has the text tower, and embeds words of a vocabulary that the two share."""
+    asked = asking(prompts)
+    [replies] = engine(model, [recipe], asked=asked, text_tower=tower, **SHARED)
+    assert [reply.tokens for reply in replies] == reference(model, recipe, asked, text_tower=tower)
 
 
 def test_videos_on_two_ranks(engine: Engine, reference: Reference, clips: list[Prompt]) -> None:

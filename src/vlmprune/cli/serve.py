@@ -61,16 +61,12 @@ def serve(
     if choose_engine(engine) == VLLM:
         from vlmprune.serve.vllm.launch import refuse_options, run_server, vllm_command
 
-        refuse_options(
-            {
-                "allow_request_query": allow_request_query, "text_tower": text_tower, "device": device,
-                "continuous_batching": continuous_batching,
-            }
-        )  # fmt: skip
+        refuse_options({"device": device, "continuous_batching": continuous_batching})
         recipe = serving_recipe(method, None if keep is None else parse_budget(keep), *ages)
         command = vllm_command(
-            model, recipe, positions=positions, seed=seed, request_keep=allow_request_keep, canary=canary, host=host,
-            port=port, arguments=arguments or (),
+            model, recipe, positions=positions, seed=seed, request_keep=allow_request_keep,
+            request_query=allow_request_query, canary=canary, text_tower=text_tower, host=host, port=port,
+            arguments=arguments or (),
         )  # fmt: skip
         typer.echo(f"Serving {model} under {recipe} with vLLM (Ctrl-C stops it).")
         run_server(command)

@@ -75,7 +75,8 @@ class QuestionWords(PromptNeed):
     """Embeddings of words of the question, each by itself and without context, from the LLM's table. Shape [m, D].
 
     `pick` turns the question into the words that are wanted, of which each may be several tokens. If `prune` was given
-    no tokenizer, these are the embeddings of the instruction's tokens, as of `PromptText(after_image=True)`.
+    no tokenizer (and `session.question` is not set, which needs one), these are the embeddings of the instruction's
+    tokens, as of `PromptText(after_image=True)`.
     """
 
     words: ClassVar[str] = "words of the question"
@@ -102,7 +103,8 @@ class Alignment(PromptNeed):
 
     If `prune` was given the text tower of the model's CLIP, these are rows of the vision tower and the instruction,
     both projected into CLIP's common space (the instruction in pieces of 77 tokens, or with `truncate` only the first
-    piece). Otherwise they are the projected features and the LLM's embeddings of the instruction's tokens.
+    piece). Otherwise they are the projected features and the LLM's embeddings of the instruction's tokens: those of the
+    prompt after the image, or of `session.question` where that is set.
     """
 
     words: ClassVar[str] = "tokens and instruction in one space"

@@ -14,6 +14,7 @@ from vlmprune.core.act import Act
 from vlmprune.core.budget import ByAge, Keeps, resolve_keep
 from vlmprune.core.errors import Option, UserError
 from vlmprune.core.method import PixelMethod
+from vlmprune.core.needs import Need, PromptNeed
 from vlmprune.core.recipe import Recipe
 from vlmprune.core.roles import merges_inside
 from vlmprune.core.view import ModelInfo
@@ -24,8 +25,9 @@ from vlmprune.runtime.before import Entering, run_vision_acts
 from vlmprune.runtime.encoder_reading import WholeCall, encoder_needs
 from vlmprune.runtime.flow import standing
 from vlmprune.runtime.prompt_reading import Picked
-from vlmprune.runtime.prompt_text import ImageText
+from vlmprune.runtime.prompt_text import ImageText, Vocabulary
 from vlmprune.runtime.select import Known, due_of
+from vlmprune.runtime.text_tower import TextTower
 from vlmprune.runtime.vision import ImageTokens, VisionWrapper, check_merges_inside, current_names, joined, own_encoding
 
 One = TypeVar("One")
@@ -68,6 +70,7 @@ class Apart:
     Attributes:
         seconds: time spent on reading the encoder and on selecting, in all.
         whole: for an engine that shares attention out over GPUs, see `EncoderReader`.
+        text_tower, vocabulary: what reads the question, see `ImageText`.
 
     Raises:
         UserError: `check_apart` refuses the recipe on this model.
@@ -82,11 +85,24 @@ class Apart:
         self.acts = tuple(act.at(0, 0, 1) for act in recipe.on(self.adapter.info).acts)
         self.seconds = 0.0
         self.whole: WholeCall | None = None
+        self.text_tower: TextTower | None = None
+        self.vocabulary: Vocabulary | None = None
 
     @property
     def draws(self) -> bool:
         """Whether a method draws random numbers, so that an image needs a seed."""
         return any(act.method.draws for act in self.acts)
+
+    @property
+    def reads(self) -> bool:
+        """Whether a method compares an image with the question, so that it is encoded for one question."""
+        return any(need.of_text for act in self.acts for need in act.needs.values())
+
+    @property
+    def needs_tower(self) -> bool:
+        """Whether a method does so by a text tower, if there is one."""
+        needs = [need for act in self.acts for need in act.needs.values()]
+        return any(isinstance(need, PromptNeed) and need.compares_text for need in needs)
 
     def policy(self, forced: str | None = None) -> str:
         """How kept tokens are numbered: "original" or "compact" (see `Plan.policies`)."""
@@ -110,21 +126,27 @@ class Apart:
 
     def encode(
         self, modality: str, call: dict[str, Any], parts: Sequence[int], seeds: Sequence[int],
-        columns: Sequence[Tensor] | None = None,
+        columns: Sequence[Tensor] | None = None, question: str | None = None,
     ) -> list[Kept]:  # fmt: skip
         """Encode the images of a call and prune each one; arguments as for `counts`.
 
         Args:
             seeds: one for each image, for methods that draw.
             columns: of the placeholders of each image, counted from its first one; one after another by default.
+            question: what methods that read it compare the images with.
+
+        Raises:
+            UserError: a method reads the question, and there is none, or nothing that reads it.
         """
+        if self.reads and question is None:
+            raise UserError(f"{self.recipe} compares images with a question, and there is none.")
         stage = own_encoding(self.recipe)
         wrapper = VisionWrapper(self.adapter, modality, [self.recipe], stage, lambda *_: None, self._scores, self.whole)
         output = wrapper.run(current_names(self.adapter, call))
         record, start = output["vlmprune_record"], time.perf_counter()
         images = [joined(own) for own in grouped(record.images, parts)]
         entering = [
-            Entering(image, self.acts, None, Known(_no_text(image), seed))
+            Entering(image, self.acts, None, Known(self._text(image, question), seed))
             for image, seed in zip(images, seeds, strict=True)
         ]
         run_vision_acts(entering)
@@ -135,6 +157,13 @@ class Apart:
         return [
             _kept_of(one.image, one.states[-1], own, its) for one, own, its in zip(entering, levels, where, strict=True)
         ]
+
+    def _text(self, image: ImageTokens, question: str | None) -> ImageText:
+        """A prompt of nothing but the question: `check_apart` has refused methods that read more of it."""
+        nothing = torch.zeros(0, dtype=torch.long, device=image.features.device)
+        return ImageText(
+            image.features[:0], nothing.bool(), nothing, 0, nothing, None, self.text_tower, question, self.vocabulary
+        )
 
     def tiles(self, call: dict[str, Any]) -> list[int] | None:
         """How many tiles each image of a call has of those that its pixels have room for; None where they fill it."""
@@ -182,10 +211,10 @@ def check_apart(recipe: Recipe, info: ModelInfo) -> None:
                 "method that acts before the LLM, such as divprune",
                 *OTHERWISE,
             )
-        if any(need.of_text for need in act.needs.values()):
+        if not all(_known_apart(need) for need in act.needs.values()):
             raise UserError(
-                f"{name} reads the question, and the engine encodes images apart from their prompt: choose a method "
-                "that reads the image alone, such as divprune",
+                f"{name} reads the words of the prompt as they stand, and the engine encodes images apart from their "
+                "prompt: choose a method that reads the image and the question alone, such as divprune or trim",
                 *OTHERWISE,
             )
         if not act.method.exact and act.method.left(act.of(TRIED), TRIED, TRIED) is None:
@@ -245,7 +274,6 @@ def _left(act: Act, image: ImageTokens, left: int, first: int) -> int:
     return min(left, act.budget(left, first))
 
 
-def _no_text(image: ImageTokens) -> ImageText:
-    """A prompt of nothing: `check_apart` has refused methods that read text."""
-    nothing = torch.zeros(0, dtype=torch.long, device=image.features.device)
-    return ImageText(image.features[:0], nothing.bool(), nothing, 0, nothing, None, None, None)
+def _known_apart(need: Need) -> bool:
+    """Whether a signal is known without a prompt: it is none of its text, or of the question alone."""
+    return not need.of_text or (isinstance(need, PromptNeed) and (need.compares_text or need.reads_words))

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlmprune.core.errors import UserError
 from vlmprune.core.view import Aligned, TowerRows
@@ -23,30 +23,32 @@ class Vocabulary:
 
     Attributes:
         tokenizer: the model's.
-        table: token ids to embeddings, the LLM's own input embeddings.
+        table: token ids [n] to embeddings [n, D], the LLM's own input embeddings.
+        size: how many tokens the table knows.
     """
 
     tokenizer: Any
-    table: nn.Module
+    table: Callable[[Tensor], Tensor]
+    size: int
 
     def read(self, ids: Tensor) -> str:
         """The text of these token ids, without special tokens."""
         return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()
 
     @torch.no_grad()
-    def embeddings(self, words: Sequence[str], like: Tensor) -> Tensor:
-        """[m, D] float32 embeddings of the tokens of these words, each word by itself; on the device of `like` [S, D].
+    def embeddings(self, text: str | Sequence[str], like: Tensor) -> Tensor:
+        """[m, D] float32 embeddings of the tokens of a text, or of words, each by itself; where `like` [S, D] is.
 
         Raises:
             UserError: the tokenizer has tokens that the model has not.
         """
-        if not words:
+        if not text:
             return like.new_zeros(0, like.shape[1], dtype=torch.float32)
-        ids = self.tokenizer(list(words), is_split_into_words=True, add_special_tokens=False).input_ids
-        known = int(self.table.weight.shape[0])  # type: ignore[union-attr, index, arg-type]
-        if max(ids, default=0) >= known:
+        given: Any = text if isinstance(text, str) else list(text)
+        ids = self.tokenizer(given, is_split_into_words=given is not text, add_special_tokens=False).input_ids
+        if max(ids, default=0) >= self.size:
             raise UserError(
-                f"This tokenizer is not the model's: it has a token {max(ids)}, and the model knows {known} tokens."
+                f"This tokenizer is not the model's: it has a token {max(ids)}, and the model knows {self.size} tokens."
             )
         return self.table(torch.tensor(ids, dtype=torch.long, device=like.device)).float()
 
@@ -88,10 +90,16 @@ class ImageText:
         """[T, D] float32."""
         return self.embeds[self.columns[self.columns > self.last] if after_image else self.columns].float()
 
+    def instructed(self) -> Tensor:
+        """[T, D] float32 embeddings of the question where it was given, or else of what stands after the image."""
+        if self.question is None:
+            return self.embeddings(after_image=True)
+        return self._given_vocabulary().embeddings(self.question, self.embeds)
+
     def aligned(self, features: Tensor, rows: TowerRows, truncate: bool) -> Aligned:
         """Tokens with these projected features [n, D] and tower rows beside the instruction."""
         if self.tower is None:
-            return Aligned(features.float(), self.embeddings(after_image=True), clip=False)
+            return Aligned(features.float(), self.instructed(), clip=False)
         text = self.tower.text(self._instruction(self.tower.read), truncate)
         visual = self.tower.visual(rows.rows).to(features.device)
         return Aligned(visual, text.to(features.device), clip=True, sign=self.tower.sign)
@@ -104,9 +112,19 @@ class ImageText:
 
     def words(self, pick: Callable[[str], Sequence[str]]) -> Tensor | None:
         """[m, D] float32 embeddings of the words that `pick` takes from the instruction; None without a tokenizer."""
-        if self.vocabulary is None:
+        if self.vocabulary is None and self.question is None:
             return None
-        return self.vocabulary.embeddings(pick(self._instruction(self.vocabulary.read)), self.embeds)
+        vocabulary = self._given_vocabulary()
+        return vocabulary.embeddings(pick(self._instruction(vocabulary.read)), self.embeds)
+
+    def _given_vocabulary(self) -> Vocabulary:
+        """What reads the question, which would otherwise be left aside in silence."""
+        if self.vocabulary is None:
+            raise UserError(
+                "session.question is given, and the method reads it in the LLM's own words: give prune tokenizer=, the "
+                "model's tokenizer or processor."
+            )
+        return self.vocabulary
 
     def _instruction(self, read: Callable[[Tensor], str]) -> str:
         """The question if it was given, or else what `read` makes of the token ids after the image."""

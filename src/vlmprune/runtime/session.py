@@ -146,8 +146,7 @@ class Session:
         check_merges_inside(self.adapter, recipe)
         self._text = TextHooks(self.adapter, recipe, positions, seed, text_tower, tokenizer, scores)
         if text_tower is not None and self._text.needs_tower:
-            clip = self.adapter.tower_rows and self.adapter.has_cls
-            text_tower.check(self.adapter.family, self.adapter.config.vision_config if clip else None)
+            text_tower.check(self.adapter)
         self._attached = Attachments()
 
     def __repr__(self) -> str:
@@ -173,7 +172,8 @@ class Session:
     def question(self) -> str | list[str] | None:
         """What the prompts ask, one for all samples or one for each: for methods that read the question.
 
-        Where it is not set, a text tower or a tokenizer reads the prompt behind the image.
+        Where it is not set, they read the prompt behind the image. Where it is, a text tower reads it, and without one
+        the model's tokenizer, which `prune` must then be given.
 
         Set it where the prompt says more after the image than the question (options, "answer with one word").
         """

@@ -193,7 +193,10 @@ class TextHooks:
             check_readable(adapter, layer, act.needs.values())
         self._threads, self.reports = Threads(), Reports()
         self.text_tower = text_tower
-        self.vocabulary = None if tokenizer is None else Vocabulary(tokenizer, adapter.inner.get_input_embeddings())
+        self.vocabulary = None
+        if tokenizer is not None:
+            table = adapter.inner.get_input_embeddings()
+            self.vocabulary = Vocabulary(tokenizer, table, len(table.weight))
         self.question: str | list[str] | None = None
         self.prefill: SharedPrefill | None = None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,10 +11,44 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
 from vlmprune.core.errors import UserError
+from vlmprune.models.base import Adapter
 from vlmprune.models.weights import first_sentence, load_whole
 
 SAME = ("hidden_size", "num_hidden_layers", "patch_size", "image_size")  # in the configs of one vision tower
+AT_ONCE = 32  # pieces of a long text, so that it takes no more memory than they do
 SIGN = "patch_text_sign"  # in a CLIP's config: 1 where patches point towards text that describes them, -1 where away
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f'No CLIP model could be loaded from "{name}": {first_sentence(error)}') from error
+
+
+def clip_config(name: str) -> Any:
+    """The config of the CLIP model in a folder or of a hub id, or UserError."""
+    with _loading(name):
+        config = AutoConfig.from_pretrained(name)
+    if config.model_type != "clip":
+        raise UserError(f'"{name}" is a {config.model_type} model, not a CLIP model with a text and a vision tower.')
+    return config
+
+
+def check_tower(clip: Any, adapter: Adapter) -> None:
+    """Raise UserError unless a model has the vision tower of a CLIP of this config, and so can use its text tower."""
+    family, vision = adapter.family, getattr(adapter.config, "vision_config", None)
+    if not (adapter.tower_rows and adapter.has_cls):
+        raise UserError(f"A text tower has no use here: the vision tower of {family} is not CLIP's.")
+    for name in SAME:
+        own, theirs = getattr(clip.vision_config, name), getattr(vision, name)
+        if own != theirs:
+            raise UserError(
+                f"This text tower belongs to another vision tower: its {name} is {own}, that of {family} {theirs}."
+            )
 
 
 class TextTower:
@@ -38,27 +74,14 @@ class TextTower:
         Raises:
             UserError: there is no CLIP model with both towers at `name`.
         """
-        try:
-            kind = AutoConfig.from_pretrained(name).model_type
-            if kind == "clip":  # into another, transformers would put random weights
-                clip = load_whole(CLIPModel, name, name, dtype=torch.float32)
-                return cls(clip, AutoTokenizer.from_pretrained(name), prompt_tokenizer)
-        except UserError:
-            raise
-        except (OSError, ValueError) as error:
-            raise UserError(f'No CLIP model could be loaded from "{name}": {first_sentence(error)}') from error
-        raise UserError(f'"{name}" is a {kind} model, not a CLIP model with a text and a vision tower.')
+        clip_config(name)  # into another model, transformers would put random weights
+        with _loading(name):
+            clip = load_whole(CLIPModel, name, name, dtype=torch.float32)
+            return cls(clip, AutoTokenizer.from_pretrained(name), prompt_tokenizer)
 
-    def check(self, family: str, vision: Any) -> None:
-        """Raise UserError unless a model with this config of its vision tower (None: not CLIP's) can use this one."""
-        if vision is None:
-            raise UserError(f"A text tower has no use here: the vision tower of {family} is not CLIP's.")
-        for name in SAME:
-            own, theirs = getattr(self.clip.config.vision_config, name), getattr(vision, name)
-            if own != theirs:
-                raise UserError(
-                    f"This text tower belongs to another vision tower: its {name} is {own}, that of {family} {theirs}."
-                )
+    def check(self, adapter: Adapter) -> None:
+        """Raise UserError unless a model can use this one: see `check_tower`."""
+        check_tower(self.clip.config, adapter)
 
     def read(self, ids: Tensor) -> str:
         """The instruction in these token ids of the prompt."""
@@ -77,7 +100,12 @@ class TextTower:
         pieces = ids.split(most)
         padded = nn.utils.rnn.pad_sequence(pieces, batch_first=True)  # with id 0, which the mask hides
         mask = nn.utils.rnn.pad_sequence([torch.ones_like(piece) for piece in pieces], batch_first=True)
-        states = self.clip.text_model(input_ids=padded, attention_mask=mask).last_hidden_state
+        states = torch.cat(
+            [
+                self.clip.text_model(input_ids=own, attention_mask=its).last_hidden_state
+                for own, its in zip(padded.split(AT_ONCE), mask.split(AT_ONCE), strict=True)
+            ]
+        )
         # CLIP reads a text at its end token. Only the last piece has one; the others are read at their highest id, as
         # CLIP models do whose config names no end token (`eos_token_id` 2), OpenAI's among them.
         ends = (padded == self.tokenizer.eos_token_id) & (mask == 1)

@@ -70,7 +70,7 @@ def _decoded(address: str) -> bytes:
 
 def _media(node: object) -> Iterator[Part]:
     """The parts with an image or a video, in order, of messages of either interface."""
-    for item in node if isinstance(node, list) else []:
+    for item in _listed(node):
         if not isinstance(item, dict):
             continue
         kind = item.get("type")
@@ -79,6 +79,10 @@ def _media(node: object) -> Iterator[Part]:
         else:
             yield from _media(item.get("content"))
             yield from _media(item.get("output"))  # of a tool
+
+
+def _listed(node: object) -> list[Any]:
+    return node if isinstance(node, list) else []
 
 
 def parts_of(message: dict[str, Any]) -> list[Part]:
@@ -102,6 +106,21 @@ def parts_of(message: dict[str, Any]) -> list[Part]:
 def count_media(parts: list[Part]) -> int:
     """How many images and videos there are."""
     return sum(part["type"] in IMAGES | VIDEOS for part in parts)
+
+
+def last_question(messages: object) -> str | None:
+    """What the last message of the user says, None where it says nothing that can be read.
+
+    For a server that itself says what is wrong with messages.
+    """
+    given = [one for one in _listed(messages) if isinstance(one, dict) and one.get("role") == "user"]
+    content = given[-1].get("content") if given else None
+    if isinstance(content, str):
+        return content.strip() or None
+    return (
+        text_of([part for part in _listed(content) if isinstance(part, dict) and isinstance(part.get("type"), str)])
+        or None
+    )
 
 
 def text_of(parts: list[Part]) -> str:

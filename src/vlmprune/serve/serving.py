@@ -10,11 +10,10 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from vlmprune.core.budget import ByAge
-from vlmprune.core.errors import Option, UserError
 from vlmprune.core.recipe import Recipe
 from vlmprune.serve.comparison import check_share
 from vlmprune.serve.metrics import Metrics
-from vlmprune.serve.wanted import Allowed, Wanted, check_request_keep, under
+from vlmprune.serve.wanted import Allowed, Wanted, check_request_keep, check_request_query, under
 
 if TYPE_CHECKING:
     from vlmprune.bench.load import Loaded
@@ -47,11 +46,9 @@ class Serving:
         check_share(self.canary)
         if self.allowed.keep:
             check_request_keep(self.recipe)
-        reads = self.session(Wanted()).text
-        if self.allowed.query and reads is None:
-            raise UserError(
-                f"No method in {self.recipe} reads the question: leave out ", Option("allow_request_query", True), "."
-            )
+        reads = self.session(Wanted()).text is not None
+        if self.allowed.query:
+            check_request_query(self.recipe, reads)
 
     @property
     def model(self) -> Any:

@@ -11,6 +11,7 @@ from vlmprune.core.errors import Option, UserError
 from vlmprune.core.recipe import Recipe
 
 KEEP, QUERY = "vlmprune_keep", "vlmprune_query"
+LONGEST = 1 << 14  # characters of a question; each token is compared with each of an image
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,30 @@ def take_wanted(body: dict[str, Any], allowed: Allowed) -> Wanted:
                 f"{KEEP} must be a share above 0 and at most 1 (0.25), or a number of tokens per image (64), not "
                 f"{_short(keep)}."
             ) from None
-    if query is not None and not (isinstance(query, str) and query.strip()):
+    return Wanted(keep, check_query(query))
+
+
+def check_query(query: object) -> str | None:
+    """A question as it is, None where there is none; UserError for what is none, or too long to be compared with."""
+    if query is None:
+        return None
+    if not (isinstance(query, str) and query.strip() and _is_text(query)):
         raise UserError(f"{QUERY} must be the text that images are compared with, not {_short(query)}.")
-    return Wanted(keep, query)
+    if len(query) > LONGEST:
+        raise UserError(
+            f"Images are compared with a question of at most {LONGEST} characters, and this one has {len(query)}: give "
+            f"{QUERY}, a shorter one."
+        )
+    return query
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written out; JSON can hold halves of characters."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_request_keep(recipe: Recipe) -> None:
@@ -63,6 +85,18 @@ def check_request_keep(recipe: Recipe) -> None:
             f"Requests cannot set the budget of {recipe}: leave out ",
             Option("allow_request_keep", True),
             ", or serve a single method that takes a budget.",
+        )
+
+
+def check_request_query(recipe: Recipe, reads: bool) -> None:
+    """Raise UserError if no method of a server's recipe reads what requests could set.
+
+    Args:
+        reads: whether one does, on the server's model.
+    """
+    if not reads:
+        raise UserError(
+            f"No method in {recipe} reads the question: leave out ", Option("allow_request_query", True), "."
         )
 
 

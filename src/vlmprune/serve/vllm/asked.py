@@ -31,8 +31,11 @@ class Asked:
         seed: for methods that draw.
         positions: "original" or "compact" where the user chose; None for what the methods' authors do, as far as the
             engine can (see `docs/serving.md`).
-        request_keep: whether a request may set the budget.
+        request_keep, request_query: whether a request to a server may set the budget, and what methods that read the
+            question compare its images with.
         canary: the share of the requests that a server also asks of the unpruned model.
+        text_tower: the CLIP model, folder or hub id, by which they compare.
+        reads: whether a method reads the question on this model, which a server then takes from each conversation.
     """
 
     recipe: str
@@ -40,19 +43,32 @@ class Asked:
     positions: str | None = None
     request_keep: bool = False
     canary: float = 0.0
+    request_query: bool = False
+    text_tower: str | None = None
+    reads: bool = False
 
     @property
     def takes_keeps(self) -> bool:
         """Whether the engine runs prompts under budgets of their own, those of the canary among them."""
         return self.request_keep or self.canary > 0
 
+    @property
+    def tells(self) -> bool:
+        """Whether a server has something to tell the engine of each request."""
+        return self.takes_keeps or self.reads
+
     def under(self, keep: Keep | None) -> Asked:
         """The same with the budget of a request, if that has one."""
         return self if keep is None else replace(self, recipe=str(under(recipe(self.recipe), keep)))
 
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """As `overrides` gives it to an engine."""
+        return {"architectures": [ARCHITECTURE], ENTRY: asdict(self)}
+
     def __str__(self) -> str:
         """Tells what is cached under this pruning from what is cached under another one."""
-        return f"{ENTRY}:{self.recipe}:{self.seed}:{self.positions}"
+        return f"{ENTRY}:{self.recipe}:{self.seed}:{self.positions}:{self.text_tower}"
 
 
 def overrides(
@@ -63,6 +79,7 @@ def overrides(
     seed: int = 0,
     request_keep: bool = False,
     canary: float = 0.0,
+    text_tower: str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """The `hf_overrides` of a vLLM engine that prunes: `LLM(model, hf_overrides=overrides("divprune", keep=0.25))`.
@@ -71,6 +88,9 @@ def overrides(
         method, keep, positions, seed, options: as `vlmprune.prune` takes them.
         request_keep: let a prompt set its own budget, by `mm_processor_kwargs={"vlmprune_keep": "0.5"}`.
         canary: for `vlmprune serve`, the share of the requests that are also run unpruned.
+        text_tower: for methods that compare images with a question, the CLIP model (folder or hub id) whose vision
+            tower the model has. Each prompt with images gives the question, by
+            `mm_processor_kwargs={"vlmprune_query": "..."}`.
 
     Raises:
         UserError: as `vlmprune.prune`. Whether the model can be pruned so is checked when vLLM loads it.
@@ -85,7 +105,7 @@ def overrides(
     recipe(written)  # the other processes have only the words
     if positions is not None and positions not in POSITIONS:
         raise UserError(f"positions={positions!r}: choose from {' and '.join(POSITIONS)}.")
-    return {"architectures": [ARCHITECTURE], ENTRY: asdict(Asked(written, seed, positions, request_keep, canary))}
+    return Asked(written, seed, positions, request_keep, canary, text_tower=text_tower).overrides
 
 
 def asked_of(model_config: Any) -> Asked:

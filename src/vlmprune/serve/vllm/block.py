@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vlmprune.serve.vllm.told import Told, field, text_field
+from vlmprune.serve.vllm.told import FIELDS, Told, as_query
 
 
 def text_in(ids: Sequence[int], token: int) -> Tensor:
@@ -77,14 +77,15 @@ class Item(NamedTuple):
 
     told: Told
     block: Block
+    query: str | None
 
     @classmethod
-    def of(cls, row: Tensor, text: Tensor) -> Item:
+    def of(cls, row: Tensor, text: Tensor, query: Tensor) -> Item:
         """As vLLM has passed it on."""
         told = Told(*row.tolist())
-        return cls(told, Block(text, told.whole))
+        return cls(told, Block(text, told.whole), as_query(query))
 
     @classmethod
     def among(cls, fields: Mapping[str, Any], modality: str) -> Item:
         """Among all fields that vLLM has of it."""
-        return cls.of(*(fields[name(modality)].data for name in (field, text_field)))
+        return cls.of(*(fields[name(modality)].data for name in FIELDS))

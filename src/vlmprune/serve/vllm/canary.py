@@ -19,7 +19,6 @@ from vlmprune.serve.wanted import KEEP
 
 WAITING = 16  # comparisons, of which one runs at a time; more are left out
 OWN = ("stream_options", "use_beam_search", "request_id")  # of the one request
-EVERYTHING = {PROCESSOR: {KEEP: "1.0"}}
 
 
 class Canary:
@@ -65,7 +64,7 @@ class Canary:
                 again = greedy(asked)
                 if reply is None or not is_greedy(asked):
                     reply = await self._asked(scope, again)
-                ours, theirs = said(reply), said(await self._asked(scope, again | EVERYTHING))
+                ours, theirs = said(reply), said(await self._asked(scope, whole(again)))
             except Exception:
                 failed(self._add, request_id)
                 return
@@ -105,6 +104,11 @@ def greedy(asked: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if name not in OWN} | {
         "temperature": 0, "n": 1, "stream": False
     }  # fmt: skip
+
+
+def whole(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The same request of the unpruned model; what its images are compared with stays, as the engine asks for it."""
+    return {**asked, PROCESSOR: {**(asked.get(PROCESSOR) or {}), KEEP: "1.0"}}
 
 
 def said(reply: Mapping[str, Any]) -> str:

@@ -6,16 +6,20 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vlmprune.core.errors import Option, UserError
+from vlmprune.runtime.text_tower import check_tower, clip_config
 from vlmprune.serve.vllm.asked import Asked, asked_in, overrides
 from vlmprune.serve.vllm.families import apart_of, on_meta
 from vlmprune.serve.vllm.figures import share_folder
+from vlmprune.serve.wanted import check_request_query
 
 if TYPE_CHECKING:
     from vlmprune.core.recipe import Recipe
+    from vlmprune.runtime.apart import Apart
 
 MIDDLEWARE = "vlmprune.serve.vllm.requests.Requests"
 OURS = ("--hf-overrides", "--model-impl", "--trust-request-mm-kwargs")  # options of vLLM that say what the plugin says
@@ -39,7 +43,9 @@ def vllm_command(
     positions: str | None = None,
     seed: int = 0,
     request_keep: bool = False,
+    request_query: bool = False,
     canary: float = 0.0,
+    text_tower: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     arguments: Sequence[str] = (),
@@ -48,28 +54,41 @@ def vllm_command(
 
     Args:
         model: an embedded model's name, a local folder, or a hub id.
-        request_keep: let a request set its own budget.
+        request_keep, request_query: let a request set its own budget, and what its images are compared with.
         canary: the share of the requests that are also run unpruned.
+        text_tower: see `overrides`; an embedded model has its own.
         arguments: further options of `vllm serve`.
 
     Raises:
         UserError: the plugin does not prune this model, or not so; an option contradicts it.
     """
-    from vlmprune.assets import embedded_names, embedded_path
+    from vlmprune.assets import CLIP, embedded_names, embedded_path
     from vlmprune.bench.load import find_model
 
     check_arguments(arguments)
     find_model(model)
-    folder = Path(model).expanduser()
-    place = str(embedded_path(model)) if model in embedded_names() else str(folder) if folder.is_dir() else model
-    given = overrides(recipe, positions=positions, seed=seed, request_keep=request_keep, canary=canary)
-    asked = asked_in(given)
-    check_model(place, asked)
+    embedded = embedded_path(model) if model in embedded_names() else None
+    place = str(embedded or _place(model))
+    own = None if embedded is None or not (embedded / CLIP).is_dir() else str(embedded / CLIP)
+    tower = own if text_tower is None else _place(text_tower)
+    asked = asked_in(overrides(recipe, positions=positions, seed=seed, request_keep=request_keep, canary=canary))
+    apart = check_model(place, asked)
+    if request_query:
+        check_request_query(recipe, apart.reads)
+    if tower is not None and apart.needs_tower:
+        check_tower(clip_config(tower), apart.adapter)
+    asked = replace(asked, request_query=request_query, text_tower=tower, reads=apart.reads)
     return [
         sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", place, "--served-model-name", model,
-        "--host", host, "--port", str(port), "--hf-overrides", json.dumps(given),
-        "--middleware", MIDDLEWARE, *(["--trust-request-mm-kwargs"] if asked.takes_keeps else []), *arguments,
+        "--host", host, "--port", str(port), "--hf-overrides", json.dumps(asked.overrides),
+        "--middleware", MIDDLEWARE, *(["--trust-request-mm-kwargs"] if asked.tells else []), *arguments,
     ]  # fmt: skip
+
+
+def _place(name: str) -> str:
+    """A local folder as all processes find it, or a hub id."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
@@ -84,15 +103,15 @@ def check_arguments(arguments: Sequence[str]) -> None:
         raise UserError(f"{RUST} {AROUND}, and was not tested: unset it.")
 
 
-def check_model(place: str, asked: Asked) -> None:
-    """Raise UserError if the plugin does not prune the model in this folder, or of this hub id, so."""
+def check_model(place: str, asked: Asked) -> Apart:
+    """The recipe on the model in this folder, or of this hub id; UserError if the plugin does not prune it so."""
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:
         raise UserError(f"{place!r} is not a model that transformers knows: {str(error).splitlines()[0]}") from error
-    apart_of(on_meta(config), asked, has_axes(config))
+    return apart_of(on_meta(config), asked, has_axes(config))
 
 
 def has_axes(config: Any) -> bool:

@@ -16,9 +16,13 @@ from vllm.model_executor.models.interfaces import supports_multimodal_pruning
 from vllm.model_executor.models.transformers import MultiModalDummyInputsBuilder, TransformersMultiModalForCausalLM
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import PlaceholderRange
+from vllm.tokenizers import cached_tokenizer_from_config
 
 from vlmprune.core.budget import Keep
+from vlmprune.core.errors import UserError
 from vlmprune.runtime.apart import Apart, Kept
+from vlmprune.runtime.prompt_text import Vocabulary
+from vlmprune.runtime.text_tower import TextTower
 from vlmprune.serve.vllm.asked import asked_of
 from vlmprune.serve.vllm.block import Block, Item
 from vlmprune.serve.vllm.deepstack import levels_of
@@ -28,7 +32,7 @@ from vlmprune.serve.vllm.limits import check_engine
 from vlmprune.serve.vllm.positions import AXES, going_on, shortened, with_offsets, without_offsets, written
 from vlmprune.serve.vllm.processor import BUDGETS, PrunedProcessingInfo, PrunedProcessor, pixels_of_items
 from vlmprune.serve.vllm.ranks import check_ranks, first_ranks, on_ranks
-from vlmprune.serve.vllm.told import as_keep, field, text_field
+from vlmprune.serve.vllm.told import FIELDS, as_keep
 
 SECONDS = "vlmprune_seconds"
 NOTHING_DROPPED = 1e-17  # a rate of vLLM's own pruning that lets it ask for positions, and drops no token
@@ -48,16 +52,36 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.asked = asked_of(vllm_config.model_config)
         self.axes = vllm_config.model_config.uses_mrope
+        self._tower: TextTower | None = None
+        self._vocabulary: Vocabulary | None = None
         self.under = lru_cache(BUDGETS, typed=True)(self._under)
         self.apart = self.under(None)
+        if self.apart.reads:
+            self._read_questions(vllm_config)
+        counters(SELECTION)  # at nought from the start, and not only when an image has come
         self.levels = levels_of(self.model, vllm_config)
         if self.axes:
             self._ask_for_positions(vllm_config.model_config.multimodal_config)
 
     def _under(self, keep: Keep | None) -> Apart:
         """The recipe on the model, under a request's budget or its own."""
-        apart = apart_of(self.model, self.asked.under(keep), self.axes)
-        return on_ranks(apart, self.tp_group)
+        apart = on_ranks(apart_of(self.model, self.asked.under(keep), self.axes), self.tp_group)
+        apart.text_tower, apart.vocabulary = self._tower, self._vocabulary
+        return apart
+
+    def _read_questions(self, vllm_config: Any) -> None:
+        """Load what reads the question."""
+        model_config, device = vllm_config.model_config, vllm_config.device_config.device
+        tokenizer = cached_tokenizer_from_config(model_config)
+        if tokenizer is None:
+            raise UserError(f"{self.asked.recipe} reads the question: leave out --skip-tokenizer-init.")
+        self._vocabulary = Vocabulary(tokenizer, super().embed_input_ids, model_config.get_vocab_size())
+        if self.asked.text_tower is not None and self.apart.needs_tower:
+            self._tower = TextTower.from_pretrained(self.asked.text_tower, tokenizer)
+            self._tower.check(self.apart.adapter)
+            self._tower.clip.to(device)
+        self.under.cache_clear()
+        self.apart = self.under(None)
 
     def _ask_for_positions(self, config: Any) -> None:
         """Let vLLM call `recompute_mrope_positions`; its runner for CPUs forgets to ask whether it shall."""
@@ -84,10 +108,10 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
     def _process_vision_input(
         self, modality: str, pixel_values: Any, num_patches: Tensor, **kwargs: Any
     ) -> list[Tensor]:
-        told = zip(kwargs.pop(field(modality)), kwargs.pop(text_field(modality)), strict=True)
+        told = zip(*(kwargs.pop(name(modality)) for name in FIELDS), strict=True)
         items = [Item.of(*own) for own in told]
         parts = num_patches.flatten().tolist()
-        if isinstance(pixel_values, Tensor) and len({item.told.keep for item in items}) == 1:
+        if isinstance(pixel_values, Tensor) and len({(item.told.keep, item.query) for item in items}) == 1:
             return self._pruned(modality, pixel_values, parts, items, kwargs)
         found: list[Tensor] = []
         pixels = pixels_of_items(pixel_values, parts)
@@ -102,7 +126,7 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
         """What the LLM reads of each image of one call of the encoder, [kept + t, D (+ levels * D) (+ CHANNELS)] each.
 
         Args:
-            items: the images, which have one and the same budget.
+            items: the images, which have one and the same budget and question.
         """
         seconds = kwargs.pop(SECONDS, None)
         call = {name: value.to(pixels.device) if isinstance(value, Tensor) else value for name, value in kwargs.items()}
@@ -136,7 +160,7 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
         """What is left of each image, on all GPUs that share the model what the first of them chose."""
         before = apart.seconds
         seeds, columns = [item.told.seed for item in items], [item.block.columns for item in items]
-        images = apart.encode(modality, call, parts, seeds, columns)
+        images = apart.encode(modality, call, parts, seeds, columns, items[0].query)
         if self.tp_group.is_first_rank:
             counters(SELECTION).add({SELECTION[0]: apart.seconds - before})
         return first_ranks(self.tp_group, images)
@@ -183,7 +207,7 @@ class VlmpruneForConditionalGeneration(TransformersMultiModalForCausalLM):
         tokens, features, places = list(input_tokens), [], []
         grown = 0
         for feature in sorted(mm_features, key=lambda one: one.mm_position.offset):
-            told, block = Item.among(feature.data, feature.modality)
+            told, block, _ = Item.among(feature.data, feature.modality)
             place, whole = feature.mm_position, len(block.visual)
             first = place.offset + grown + (0 if place.is_embed is None else int(place.is_embed.nonzero()[0]))
             rows = told.kept + len(block.text)

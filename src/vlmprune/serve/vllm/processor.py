@@ -27,8 +27,8 @@ from vlmprune.runtime.apart import Apart, Count
 from vlmprune.serve.vllm.asked import Asked, asked_of
 from vlmprune.serve.vllm.block import Item, text_in
 from vlmprune.serve.vllm.families import VIDEOS, apart_of, on_meta
-from vlmprune.serve.vllm.told import Told, as_number, field, text_field
-from vlmprune.serve.wanted import KEEP
+from vlmprune.serve.vllm.told import FIELDS, Told, as_bytes, as_number, field, query_field, text_field
+from vlmprune.serve.wanted import KEEP, QUERY, Wanted, check_query
 
 MODALITIES = ("image", "video")
 BUDGETS = 64  # of requests, whose recipes are kept
@@ -60,21 +60,38 @@ class PrunedProcessingInfo(MultiModalProcessingInfo):
 
         return under
 
-    def parted(self, kwargs: Mapping[str, object]) -> tuple[Keep | None, dict[str, object]]:
-        """The budget among the options that a request gives a processor, and those that are the processor's own.
+    @cached_property
+    def reads(self) -> bool:
+        """Whether a method compares images with the question, which each prompt that has some must then give."""
+        return self.aparts(None).reads
+
+    def parted(self, kwargs: Mapping[str, object]) -> tuple[Wanted, dict[str, object]]:
+        """What is for vlmprune among the options that a request gives a processor, and those that are the processor's.
 
         Raises:
-            UserError: the engine does not allow it, or it is not a budget in words.
+            UserError: the engine does not allow it, or it is not a budget in words, or not a question.
         """
         others = dict(kwargs)
-        keep = others.pop(KEEP, None)
+        keep, query = others.pop(KEEP, None), others.pop(QUERY, None)
+        if query is not None and not self.reads:
+            raise UserError(f"No method in {self.asked.recipe} reads the question: leave out {QUERY}.")
+        query = check_query(query)
         if keep is None:
-            return None, others
+            return Wanted(None, query), others
         if not self.asked.takes_keeps:
             raise UserError(f"This engine takes no {KEEP}: overrides(..., request_keep=True) allows it.")
         if not isinstance(keep, str):
             raise UserError(f"{KEEP} must be a budget in words, as '{keep}'.")  # vLLM's key of 1 is that of a share
-        return parse_keep(keep), others
+        return Wanted(parse_keep(keep), query), others
+
+    def check_asked(self, wanted: Wanted) -> None:
+        """Raise UserError for a prompt with images that does not say what to compare them with, where methods do."""
+        if self.reads and wanted.query is None:
+            raise UserError(
+                f"{self.asked.recipe} compares images with a question, and this request has none: a chat completion "
+                f"gives it as the text of the last message of its user, and a prompt of LLM.generate as {QUERY} among "
+                "its mm_processor_kwargs."
+            )
 
     def get_supported_mm_limits(self) -> dict[str, int | None]:
         """No videos where the plugin was not tested with them: vLLM refuses a request that has one."""
@@ -128,13 +145,22 @@ class PrunedProcessor(MultiModalProcessor):
         if pixels is not None and (tiles := self.info.aparts(None).tiles(hf_inputs)) is not None:
             hf_inputs["pixel_values"] = [own[:count] for own, count in zip(pixels, tiles, strict=True)]
 
+    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """What vLLM runs to see how much memory it takes, with a question where methods read one."""
+        made = super().get_dummy_inputs(*args, **kwargs)
+        if self.info.reads:
+            made.hf_processor_mm_kwargs = {**made.hf_processor_mm_kwargs, QUERY: "?"}
+        return made
+
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        keep, others = self.info.parted(hf_kwargs)
+        wanted, others = self.info.parted(hf_kwargs)
         inputs = super()._apply_hf_processor_main(mm_items, others)
         for modality in MODALITIES:
             if PARTS[modality] in inputs:
-                inputs[field(modality)] = self._told(modality, inputs, keep)
+                self.info.check_asked(wanted)
+                inputs[field(modality)] = self._told(modality, inputs, wanted.keep)
                 inputs[text_field(modality)] = self._texts(modality, inputs)
+                inputs[query_field(modality)] = [as_bytes(wanted.query)] * len(inputs[text_field(modality)])
         return inputs
 
     def _texts(self, modality: str, inputs: Mapping[str, Any]) -> list[Tensor]:
@@ -158,7 +184,7 @@ class PrunedProcessor(MultiModalProcessor):
         return torch.tensor(rows, dtype=torch.long)
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
-        ours = {name(modality): modality for modality in MODALITIES for name in (field, text_field)}
+        ours = {name(modality): modality for modality in MODALITIES for name in FIELDS}
         told = {key: hf_inputs.pop(key) for key in ours if key in hf_inputs}
         fields = dict(super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs))
         hf_inputs.update(told)
@@ -187,7 +213,7 @@ class PrunedProcessor(MultiModalProcessor):
         token = self._token(update.modality)
 
         def replacement(item: int) -> PromptUpdateDetails:
-            (whole, kept, *_), between = told[item]
+            (whole, kept, *_), between, _ = told[item]
             ids = update.replacement(item).full  # type: ignore[operator]
             if ids.count(token) != whole:
                 raise RuntimeError(f"The processor wrote {ids.count(token)} placeholders for {whole} visual tokens")

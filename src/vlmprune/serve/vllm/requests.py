@@ -1,8 +1,8 @@
 """Between the clients and vLLM: what a request may ask of vlmprune, what its reply says of it, and the canary.
 
 vLLM adds this to its server by `--middleware`. It knows a field for options of a model's processor, which reaches both
-halves of the plugin and is part of the key under which an image is cached; that is where the budget travels. Everything
-else that clients could put into that field stays refused, as vLLM does by itself.
+halves of the plugin and is part of the key under which an image is cached; that is where the budget travels, and what
+images are compared with. Everything else that clients could put into that field stays refused, as vLLM does by itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 from vlmprune.core.errors import UserError
 from vlmprune.serve.comparison import log_comparisons
-from vlmprune.serve.vllm.asked import PROCESSOR, asked_of
+from vlmprune.serve.media import last_question
+from vlmprune.serve.vllm.asked import PROCESSOR, Asked, asked_of
 from vlmprune.serve.vllm.canary import Canary
 from vlmprune.serve.vllm.figures import OF_SERVER, counters
 from vlmprune.serve.vllm.replies import Message, Reply, Send
@@ -58,7 +59,7 @@ class Server:
 
     def __init__(self, app: App, state: Any) -> None:
         asked = asked_of(state.vllm_config.model_config)
-        self._app, self._allowed, self._trusts = app, Allowed(keep=asked.request_keep), asked.takes_keeps
+        self._app, self._asked = app, asked
         self._add = counters(OF_SERVER).add
         self._canary = Canary(app, asked.canary, self._add) if asked.canary else None
         if self._canary:
@@ -67,7 +68,7 @@ class Server:
 
     async def answer(self, scope: Message, given: bytes, receive: Receive, send: Send) -> None:
         try:
-            body = rewritten(given, scope["path"], self._allowed, self._trusts)
+            body = rewritten(given, scope["path"], self._asked)
         except UserError as error:
             await _refuse(str(error), send)
             return
@@ -86,11 +87,8 @@ class Server:
             self._canary.begin(turn.request_id, asked, body, reply.read)
 
 
-def rewritten(body: bytes, path: str, allowed: Allowed, trusts: bool) -> bytes:
+def rewritten(body: bytes, path: str, server: Asked) -> bytes:
     """A request's body as vLLM is to read it.
-
-    Args:
-        trusts: whether vLLM takes `TRUSTED` from requests, as it must for budgets.
 
     Raises:
         UserError: it asks what this server does not allow, or cannot do.
@@ -99,18 +97,22 @@ def rewritten(body: bytes, path: str, allowed: Allowed, trusts: bool) -> bytes:
         asked = json.loads(body)
     except (ValueError, RecursionError):
         return body  # vLLM says what is wrong with it
-    if not isinstance(asked, dict) or not {KEEP, QUERY, *TRUSTED} & asked.keys():
+    chat = path.endswith(CHAT)
+    if not isinstance(asked, dict) or not ({KEEP, QUERY, *TRUSTED} & asked.keys() or (server.reads and chat)):
         return body
-    if asked.get(QUERY) is not None:
-        raise UserError(f"vLLM encodes an image apart from its question: leave out {QUERY}.")
-    keep = take_wanted(asked, allowed).keep
-    if trusts and (other := next((name for name in TRUSTED if asked.get(name)), None)):
-        instead = f"a request can set {KEEP} alone" if allowed.keep else "leave it out"
-        raise UserError(f"This server takes no {other}: {instead}.")
-    if keep is not None:
-        if not path.endswith(CHAT):
-            raise UserError(f"{KEEP} is for {CHAT} alone: leave it out.")
-        asked[PROCESSOR] = {KEEP: str(keep)}  # in words, as vLLM's key of a cached image may take 1 for another number
+    allowed = {KEEP: server.request_keep, QUERY: server.request_query}
+    wanted = take_wanted(asked, Allowed(*allowed.values()))
+    if server.tells and (other := next((name for name in TRUSTED if asked.get(name)), None)):
+        own = " and ".join(name for name, may in allowed.items() if may)
+        raise UserError(f"This server takes no {other}: {f'a request can set {own} alone' if own else 'leave it out'}.")
+    # in words, as vLLM's key of a cached image may take 1 for another number
+    told = {KEEP: None if wanted.keep is None else str(wanted.keep), QUERY: wanted.query}
+    if not chat and (name := next((name for name, value in told.items() if value is not None), None)):
+        raise UserError(f"{name} is for {CHAT} alone: leave it out.")
+    if server.reads and chat:
+        told[QUERY] = wanted.query or last_question(asked.get("messages"))
+    if told := {name: value for name, value in told.items() if value is not None}:
+        asked[PROCESSOR] = told
     return json.dumps(asked).encode()
 
 

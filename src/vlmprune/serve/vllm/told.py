@@ -1,9 +1,12 @@
-"""What the counting half of the plugin tells the selecting half of each image: numbers, as vLLM passes tensors on."""
+"""What the counting half of the plugin tells the selecting half of each image: tensors, as vLLM passes them on."""
 
 from __future__ import annotations
 
 import struct
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from vlmprune.core.budget import Keep
 
@@ -33,6 +36,24 @@ def field(modality: str) -> str:
 def text_field(modality: str) -> str:
     """The name under which vLLM passes on the text between an item's placeholders (`text_in`)."""
     return f"{field(modality)}_text"
+
+
+def query_field(modality: str) -> str:
+    """The name under which vLLM passes on what an item is compared with (`as_bytes`)."""
+    return f"{field(modality)}_query"
+
+
+FIELDS = (field, text_field, query_field)
+
+
+def as_bytes(query: str | None) -> Tensor:
+    """[b] uint8, a question; nothing where there is none."""
+    return torch.tensor([*(query or "").encode()], dtype=torch.uint8)
+
+
+def as_query(written: Tensor) -> str | None:
+    """The question that `as_bytes` wrote."""
+    return bytes(written.tolist()).decode() or None
 
 
 def as_number(keep: Keep | None) -> int:
