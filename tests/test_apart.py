@@ -112,7 +112,7 @@ REFUSED = {
     "fastv@2:0.5": "fastv prunes inside the LLM",
     "divprune:0.5 > fastv@2:0.5": "fastv prunes inside the LLM",
     "prumerge(adaptive=True)": "prumerge decides from the image how many tokens it keeps",
-    "divprune:0.5/latest+0.1/older": "changes an image that the engine has cached",
+    "divprune:0.5/latest+0.1/older": "is for a single method in this engine",
     "divprune:[0.5, 0.1]": "prunes each image by itself",
 }
 

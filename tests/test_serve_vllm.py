@@ -80,9 +80,10 @@ def test_what_was_not_tested_is_refused(name: str) -> None:
         check_engine(engine_config(**UNTESTED[name]), "0.32.0")
 
 
-def test_an_engine_has_no_question_of_its_own() -> None:
-    with pytest.raises(UserError, match="vlmprune_query is for requests alone"):
-        check_engine(engine_config(mm_processor_kwargs={"vlmprune_query": "why?"}), "0.32.0")
+@pytest.mark.parametrize("name", ["vlmprune_query", "vlmprune_latest"])
+def test_an_engine_has_nothing_of_a_request(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} is for requests alone"):
+        check_engine(engine_config(mm_processor_kwargs={name: "1"}), "0.32.0")
 
 
 def test_an_engine_has_its_budget_in_the_overrides_alone() -> None:
@@ -168,6 +169,14 @@ def test_serve_tells_vllm_the_question(allowed: bool, installed: list[list[str]]
     assert given.text_tower == str(embedded_path("llava") / "clip"), "the embedded model's own"
 
 
+def test_serve_tells_vllm_how_old_images_are(installed: list[list[str]]) -> None:
+    assert cli.main(["serve", "llava", "--method", "divprune", "--keep-latest", "0.5", "--keep-older", "0.1"]) == 0
+    [command] = installed
+    given = asked_of(SimpleNamespace(hf_overrides=json.loads(command[command.index("--hf-overrides") + 1])))
+    assert given.recipe == "divprune:0.5/latest+0.1/older" and "--trust-request-mm-kwargs" in command
+    assert given.under(None).recipe == "divprune:0.5" and given.under(7).recipe == "divprune:7"
+
+
 def test_requests_cannot_set_the_budget_of_two_methods() -> None:
     with pytest.raises(UserError, match="cannot set the budget of divprune"):
         vllm_command("llava", vlmprune.recipe("divprune:0.5 > uniform:0.5"), request_keep=True)
@@ -175,7 +184,7 @@ def test_requests_cannot_set_the_budget_of_two_methods() -> None:
 
 WRONG = {
     "fastv@2:0.5": "fastv prunes inside the LLM",
-    "divprune:0.5/latest+0.1/older": "changes an image that the engine has cached",
+    "divprune:0.5/latest+0.1/older > uniform:0.5": "is for a single method in this engine",
     "no_such_method:0.5": "no_such_method",
 }
 

@@ -33,6 +33,7 @@ def test_a_budget_survives_as_a_number(keep: float | int | None) -> None:
 
 PLAIN = Asked("divprune:0.25", request_keep=True)
 READING = Asked("trim:0.25", reads=True)
+AGED = Asked("divprune:0.5/latest+0.1/older")
 
 
 def sent(**body: object) -> bytes:
@@ -137,6 +138,32 @@ def test_a_question_survives_as_numbers(query: str | None) -> None:
 def test_a_question_that_is_refused(query: object, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         check_query(query)
+
+
+# ---------------------------------------------------------------- ages of images
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
+LATEST: dict[str, tuple[object, int]] = {
+    "none": ([of_user("why?")], 1),
+    "one of two": ([of_user([IMAGE]), of_user([IMAGE])], 1),
+    "two together, before words": ([of_user([IMAGE]), of_user([IMAGE, IMAGE]), of_user("why?")], 2),
+    "of a tool": ([of_user([IMAGE]), {"role": "tool", "content": [IMAGE, IMAGE, IMAGE]}], 3),
+    "no messages": ("hello", 1),
+}
+
+
+@pytest.mark.parametrize("name", LATEST)
+def test_the_latest_images_are_those_of_the_last_message_that_has_any(name: str) -> None:
+    messages, count = LATEST[name]
+    assert told(AGED, messages=messages) == {"vlmprune_latest": str(count)}
+    assert told(PLAIN, messages=messages) is None
+
+
+def test_a_request_says_nothing_of_ages_itself() -> None:
+    for body in ({"mm_processor_kwargs": {"vlmprune_latest": "3"}}, {"mm_processor_kwargs": {"vlmprune_keeps": []}}):
+        with pytest.raises(UserError, match="takes no mm_processor_kwargs"):
+            told(AGED, messages=[], **body)
 
 
 # ---------------------------------------------------------------- text towers

@@ -162,6 +162,13 @@ class ByAge(Keeps):
         older, latest = self.rows[0]
         return f"{latest}/latest{'' if self.images == 1 else self.images}+{older}/older"
 
+    @property
+    def latest(self) -> Keep:
+        """The budget of the latest."""
+        keep = self.rows[0][1]
+        assert not isinstance(keep, ByFrame)  # see `by_age`
+        return keep
+
     def at(self, sample: int, image: int, images: int) -> Keep | ByFrame:
         """The budget of one of a sample's `images`."""
         return self.rows[0][image >= images - self.images]

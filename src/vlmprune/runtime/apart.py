@@ -197,8 +197,7 @@ def check_apart(recipe: Recipe, info: ModelInfo) -> None:
     for stage in recipe.stages:
         if isinstance(stage.keep, ByAge):
             raise UserError(
-                f"A budget by age ({stage.keep}) changes an image that the engine has cached: give all images one "
-                "budget",
+                f"A budget by age ({stage.keep}) is for a single method in this engine: give all images one budget",
                 *OTHERWISE,
             )
         if isinstance(stage.keep, Keeps):

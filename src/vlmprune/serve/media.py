@@ -123,6 +123,12 @@ def last_question(messages: object) -> str | None:
     )
 
 
+def count_latest(messages: object) -> int:
+    """How many images the last message has that has any; 1 where none has."""
+    counts = [sum(1 for _ in _media([message])) for message in _listed(messages)]
+    return next((count for count in reversed(counts) if count), 1)
+
+
 def text_of(parts: list[Part]) -> str:
     """The words, without the images."""
     return " ".join(str(part.get("text", "")) for part in parts if part["type"] in TEXTS).strip()

@@ -11,6 +11,7 @@ from vlmprune.core.errors import Option, UserError
 from vlmprune.core.recipe import Recipe
 
 KEEP, QUERY = "vlmprune_keep", "vlmprune_query"
+LATEST = "vlmprune_latest"  # not of a client: how many of a request's images are the latest
 LONGEST = 1 << 14  # characters of a question; each token is compared with each of an image
 
 

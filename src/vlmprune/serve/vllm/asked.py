@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from vlmprune.core.budget import ByAge
 from vlmprune.core.errors import UserError
 from vlmprune.core.method import POSITIONS
 from vlmprune.core.recipe import recipe
@@ -55,10 +56,19 @@ class Asked:
     @property
     def tells(self) -> bool:
         """Whether a server has something to tell the engine of each request."""
-        return self.takes_keeps or self.reads
+        return self.takes_keeps or self.reads or self.ages is not None
+
+    @property
+    def ages(self) -> ByAge | None:
+        """The budget by the age of an image in its conversation, where the recipe is one method with such a budget."""
+        stages = recipe(self.recipe).stages
+        budget = stages[0].keep if len(stages) == 1 else None
+        return budget if isinstance(budget, ByAge) else None
 
     def under(self, keep: Keep | None) -> Asked:
-        """The same with the budget of a request, if that has one."""
+        """The same with the budget of an image, if that has one of its own; by age with that of the latest."""
+        if keep is None and self.ages is not None:
+            keep = self.ages.latest
         return self if keep is None else replace(self, recipe=str(under(recipe(self.recipe), keep)))
 
     @property

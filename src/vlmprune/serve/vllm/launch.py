@@ -111,7 +111,7 @@ def check_model(place: str, asked: Asked) -> Apart:
         config = AutoConfig.from_pretrained(place)
     except (OSError, ValueError) as error:
         raise UserError(f"{place!r} is not a model that transformers knows: {str(error).splitlines()[0]}") from error
-    return apart_of(on_meta(config), asked, has_axes(config))
+    return apart_of(on_meta(config), asked.under(None), has_axes(config))
 
 
 def has_axes(config: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vlmprune.core.errors import UserError
-from vlmprune.serve.wanted import KEEP, QUERY
+from vlmprune.serve.wanted import KEEP, LATEST, QUERY
 
 VERSIONS = "0.32."  # the plugin stands on parts of vLLM that are not public
 
@@ -25,8 +25,9 @@ def check_engine(config: Any, version: str) -> None:
     parallel, media = config.parallel_config, config.model_config.multimodal_config
     if KEEP in (media.mm_processor_kwargs or {}):
         raise UserError(f"{KEEP} is for requests alone: an engine's own budget is in the overrides that start it.")
-    if QUERY in (media.mm_processor_kwargs or {}):
-        raise UserError(f"{QUERY} is for requests alone: each has a question of its own.")
+    for name in (QUERY, LATEST):
+        if name in (media.mm_processor_kwargs or {}):
+            raise UserError(f"{name} is for requests alone: each has one of its own.")
     untested = {
         "--pipeline-parallel-size": parallel.pipeline_parallel_size > 1,
         "--enable-lora": config.lora_config is not None,  # it counts an image's tokens by itself

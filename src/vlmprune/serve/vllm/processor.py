@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from vllm.model_executor.models.transformers.multimodal import (
     MultiModalProcessingInfo,
     MultiModalProcessor,
 )
+from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import PromptReplacement, PromptUpdateDetails
 
@@ -28,12 +30,13 @@ from vlmprune.serve.vllm.asked import Asked, asked_of
 from vlmprune.serve.vllm.block import Item, text_in
 from vlmprune.serve.vllm.families import VIDEOS, apart_of, on_meta
 from vlmprune.serve.vllm.told import FIELDS, Told, as_bytes, as_number, field, query_field, text_field
-from vlmprune.serve.wanted import KEEP, QUERY, Wanted, check_query
+from vlmprune.serve.wanted import KEEP, LATEST, QUERY, Wanted, check_query
 
 MODALITIES = ("image", "video")
+KEEPS = "vlmprune_keeps"  # from one step of this processor to the next: the budgets of images that go by age
 BUDGETS = 64  # of requests, whose recipes are kept
 TEXT = 8  # tokens between frames, for each: Qwen3-VL writes <1234.5 seconds> and two marks for every two
-LATEST = 1 << 16  # images whose tokens are remembered until their prompt is run
+REMEMBERED = 1 << 16  # images whose tokens are remembered until their prompt is run
 
 
 class PrunedProcessingInfo(MultiModalProcessingInfo):
@@ -71,7 +74,9 @@ class PrunedProcessingInfo(MultiModalProcessingInfo):
         Raises:
             UserError: the engine does not allow it, or it is not a budget in words, or not a question.
         """
-        others = dict(kwargs)
+        others = without_ages(kwargs)
+        if len(others) < len(kwargs) and self.asked.ages is None:
+            raise UserError(f"{self.asked.recipe} has no budget by age: leave out {LATEST} and {KEEPS}.")
         keep, query = others.pop(KEEP, None), others.pop(QUERY, None)
         if query is not None and not self.reads:
             raise UserError(f"No method in {self.asked.recipe} reads the question: leave out {QUERY}.")
@@ -83,6 +88,27 @@ class PrunedProcessingInfo(MultiModalProcessingInfo):
         if not isinstance(keep, str):
             raise UserError(f"{KEEP} must be a budget in words, as '{keep}'.")  # vLLM's key of 1 is that of a share
         return Wanted(parse_keep(keep), query), others
+
+    def by_age(self, items: Any, kwargs: Mapping[str, object]) -> list[str] | None:
+        """The budget of each image of a request in words, where budgets go by age.
+
+        Args:
+            items: vLLM's, of all media of the request.
+
+        Raises:
+            UserError: there are videos, whose place among the images vLLM does not tell.
+        """
+        ages = self.asked.ages
+        if ages is None or kwargs.get(KEEP) is not None:
+            return None
+        counts = items.get_all_counts()
+        if counts.get("video"):
+            raise UserError(f"{self.asked.recipe} is for images alone: leave out videos.")
+        latest = str(kwargs.get(LATEST, ages.images))
+        if not (latest.isdecimal() and int(latest) > 0):
+            raise UserError(f"{LATEST} must be a number of images, not {latest!r}.")
+        own, count = replace(ages, images=int(latest)), counts.get("image", 0)
+        return [str(own.at(0, image, count)) for image in range(count)]
 
     def check_asked(self, wanted: Wanted) -> None:
         """Raise UserError for a prompt with images that does not say what to compare them with, where methods do."""
@@ -152,13 +178,50 @@ class PrunedProcessor(MultiModalProcessor):
             made.hf_processor_mm_kwargs = {**made.hf_processor_mm_kwargs, QUERY: "?"}
         return made
 
+    # ------------------------------------------------------------------ budgets by age
+
+    def _get_mm_hashes(self, inputs: Any) -> Any:
+        """One key for an image as one of the latest, and one as an older one: its tokens never change under a key."""
+        own = self.info.by_age(inputs.mm_data_items, inputs.hf_processor_mm_kwargs)
+        hashes = super()._get_mm_hashes(
+            replace(inputs, hf_processor_mm_kwargs=without_ages(inputs.hf_processor_mm_kwargs))
+        )
+        if own is None or "image" not in hashes:
+            return hashes
+        way = self.info.ctx.get_mm_config().mm_hasher_algorithm
+        keyed = [
+            MultiModalHasher.hash_kwargs(way, mm_hash=key, keep=keep)
+            for key, keep in zip(hashes["image"], own, strict=True)
+        ]
+        return {**hashes, "image": keyed}
+
+    def _get_cache_missing_processor_kwargs(self, inputs: Any, mm_is_cached: Any) -> Mapping[str, object]:
+        """With the budgets of the images that are not cached."""
+        own = self.info.by_age(inputs.mm_data_items, inputs.hf_processor_mm_kwargs)
+        given = super()._get_cache_missing_processor_kwargs(inputs, mm_is_cached)
+        if own is None or "image" not in mm_is_cached:
+            return given
+        return {**given, KEEPS: [keep for keep, cached in zip(own, mm_is_cached["image"], strict=True) if not cached]}
+
+    def _apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
+        """With the budgets of all images, as nothing is cached."""
+        own = self.info.by_age(inputs.mm_data_items, inputs.hf_processor_mm_kwargs)
+        if own is not None:
+            inputs = replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, KEEPS: own})
+        return super()._apply_hf_processor(inputs, timing_ctx)
+
+    # ------------------------------------------------------------------ what is told of each item
+
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         wanted, others = self.info.parted(hf_kwargs)
+        own: Any = hf_kwargs.get(KEEPS)
+        keeps = None if own is None else [parse_keep(keep) for keep in own]
         inputs = super()._apply_hf_processor_main(mm_items, others)
         for modality in MODALITIES:
             if PARTS[modality] in inputs:
                 self.info.check_asked(wanted)
-                inputs[field(modality)] = self._told(modality, inputs, wanted.keep)
+                count = len(inputs[PARTS[modality]].flatten())
+                inputs[field(modality)] = self._told(modality, inputs, keeps or [wanted.keep] * count)
                 inputs[text_field(modality)] = self._texts(modality, inputs)
                 inputs[query_field(modality)] = [as_bytes(wanted.query)] * len(inputs[text_field(modality)])
         return inputs
@@ -172,15 +235,20 @@ class PrunedProcessor(MultiModalProcessor):
         """The placeholder's. vLLM takes the id that an item has most often, which may be one of its text."""
         return self.info.aparts(None).adapter.placeholder_ids[modality]
 
-    def _told(self, modality: str, inputs: Mapping[str, Any], keep: Keep | None) -> Tensor:
-        """[items, 4] each row as `Told`."""
-        apart, parts = self.info.aparts(keep), inputs[PARTS[modality]].flatten().tolist()
-        counts = apart.counts(modality, dict(inputs), parts)
+    def _told(self, modality: str, inputs: Mapping[str, Any], keeps: Sequence[Keep | None]) -> Tensor:
+        """[items, 4] each row as `Told`, of items with these budgets."""
+        apart, parts = self.info.aparts(keeps[0]), inputs[PARTS[modality]].flatten().tolist()
+        numbers = [as_number(keep) for keep in keeps]
+        counts = {
+            number: self.info.aparts(keep).counts(modality, dict(inputs), parts)
+            for number, keep in dict(zip(numbers, keeps, strict=True)).items()
+        }
         seeds = [0] * len(parts)
         if apart.draws:
             pixels = inputs[apart.adapter.pixels[modality]]
             seeds = [_seed(self.info.asked.seed, own) for own in pixels_of_items(pixels, parts)]
-        rows = [Told(*count, seed, as_number(keep)) for count, seed in zip(counts, seeds, strict=True)]
+        told = enumerate(zip(numbers, seeds, strict=True))
+        rows = [Told(*counts[number][item], seed, number) for item, (number, seed) in told]
         return torch.tensor(rows, dtype=torch.long)
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
@@ -205,7 +273,7 @@ class PrunedProcessor(MultiModalProcessor):
             for key, updates in zip(keys, mm_res.prompt_updates[modality], strict=True):
                 self.counts.pop(key, None)  # it is the latest again
                 self.counts[key] = updates[0].content.is_embed.count
-        while len(self.counts) > LATEST:
+        while len(self.counts) > REMEMBERED:
             del self.counts[next(iter(self.counts))]
         return super()._maybe_apply_prompt_updates(mm_items, mm_res)
 
@@ -224,6 +292,11 @@ class PrunedProcessor(MultiModalProcessor):
             return PromptUpdateDetails(shorter, Embeds(block, Count(whole, kept)))
 
         return PromptReplacement(modality=update.modality, target=update.target, replacement=replacement)
+
+
+def without_ages(kwargs: Mapping[str, object]) -> dict[str, object]:
+    """The options of a request without those that say how old its images are."""
+    return {name: value for name, value in kwargs.items() if name not in (LATEST, KEEPS)}
 
 
 def _seed(seed: int, pixels: Tensor) -> int:

@@ -1,8 +1,9 @@
 """Between the clients and vLLM: what a request may ask of vlmprune, what its reply says of it, and the canary.
 
 vLLM adds this to its server by `--middleware`. It knows a field for options of a model's processor, which reaches both
-halves of the plugin and is part of the key under which an image is cached; that is where the budget travels, and what
-images are compared with. Everything else that clients could put into that field stays refused, as vLLM does by itself.
+halves of the plugin and is part of the key under which an image is cached; that is where the budget travels, what
+images are compared with, and how many of them are the latest of their conversation. Everything else that clients could
+put into that field stays refused, as vLLM does by itself.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import Any
 
 from vlmprune.core.errors import UserError
 from vlmprune.serve.comparison import log_comparisons
-from vlmprune.serve.media import last_question
+from vlmprune.serve.media import count_latest, last_question
 from vlmprune.serve.vllm.asked import PROCESSOR, Asked, asked_of
 from vlmprune.serve.vllm.canary import Canary
 from vlmprune.serve.vllm.figures import OF_SERVER, counters
 from vlmprune.serve.vllm.replies import Message, Reply, Send
 from vlmprune.serve.vllm.turn import TURN, Turn, watch
-from vlmprune.serve.wanted import KEEP, QUERY, Allowed, take_wanted
+from vlmprune.serve.wanted import KEEP, LATEST, QUERY, Allowed, take_wanted
 
 Receive = Callable[[], Awaitable[Message]]
 App = Callable[..., Awaitable[None]]
@@ -98,7 +99,8 @@ def rewritten(body: bytes, path: str, server: Asked) -> bytes:
     except (ValueError, RecursionError):
         return body  # vLLM says what is wrong with it
     chat = path.endswith(CHAT)
-    if not isinstance(asked, dict) or not ({KEEP, QUERY, *TRUSTED} & asked.keys() or (server.reads and chat)):
+    fills = chat and (server.reads or server.ages is not None)
+    if not isinstance(asked, dict) or not ({KEEP, QUERY, *TRUSTED} & asked.keys() or fills):
         return body
     allowed = {KEEP: server.request_keep, QUERY: server.request_query}
     wanted = take_wanted(asked, Allowed(*allowed.values()))
@@ -109,8 +111,10 @@ def rewritten(body: bytes, path: str, server: Asked) -> bytes:
     told = {KEEP: None if wanted.keep is None else str(wanted.keep), QUERY: wanted.query}
     if not chat and (name := next((name for name, value in told.items() if value is not None), None)):
         raise UserError(f"{name} is for {CHAT} alone: leave it out.")
-    if server.reads and chat:
+    if fills and server.reads:
         told[QUERY] = wanted.query or last_question(asked.get("messages"))
+    if fills and server.ages is not None:
+        told[LATEST] = str(count_latest(asked.get("messages")))
     if told := {name: value for name, value in told.items() if value is not None}:
         asked[PROCESSOR] = told
     return json.dumps(asked).encode()
