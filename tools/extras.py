@@ -31,7 +31,7 @@ COMMANDS = {  # of the environment's Python
     "ray": [*PYTEST, "tests/test_engines_cluster.py"],
     "lmms": [*PYTEST, "tests/test_engines_lmms.py"],
     "triton": [*PYTEST, "tests/test_kernels.py", "tests/methods/test_max_min_kernel.py"],
-    "vllm": [*PYTEST, "-n", "2", "--dist", "loadgroup", "tests/vllm_plugin"],  # an engine starts on one core
+    "vllm": [*PYTEST, "-n", "2", "--dist", "loadfile", "tests/vllm_plugin"],  # an engine starts on one core
     "demo": [*PYTEST, "tests/test_demo_page.py", "tests/test_report_operated.py"],
     "notebooks": [*PYTEST, "tests/test_notebooks.py"],
     "site": ["tools/site_pages.py"],

@@ -30,7 +30,6 @@ TOKENS = 12
 TOWER = str(embedded_path("llava") / CLIP)
 QUERIES = ("what number is on the plate ?", "is there a red star ?")
 PATIENCE = 1500  # seconds for an engine, most of which it takes to start
-ALONE = ("test_engines.py", "test_ranks.py")  # each of their tests has engines of its own
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,6 @@ class Reply:
     tokens: list[int]
     prompt: int
     cached: int
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where two processes share the tests, one of them gets all of a file whose tests share a server or a cluster."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent and item.path.name not in ALONE:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(autouse=True, scope="session")

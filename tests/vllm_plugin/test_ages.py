@@ -54,7 +54,6 @@ def test_nothing_else_is_said_of_ages() -> None:
     assert by_age({"vlmprune_latest": "2"}, image=3) == ["0.1", "0.5", "0.5"]
     assert by_age({"vlmprune_keep": "1.0"}, image=3) is None
     for options, counts, sentence in (
-        ({}, {"image": 1, "video": 1}, "is for images alone: leave out videos"),
         ({"vlmprune_latest": "no"}, {"image": 1}, "must be a number of images, not 'no'"),
         ({"vlmprune_latest": 0}, {"image": 1}, "must be a number of images, not '0'"),
     ):

@@ -131,9 +131,12 @@ def test_words_between_frames_are_words_of_the_prompt(
     assert due != reference("qwen3_vl", "divprune:0.25", clips)
 
 
-def test_a_video_of_another_model_is_refused(engine: Engine, clips: list[Prompt]) -> None:
+@pytest.mark.parametrize(
+    ("model", "recipe"), [("internvl", "divprune:0.25"), ("qwen2_5_vl", "divprune:0.5/latest+0.1/older")]
+)
+def test_a_video_is_refused_where_none_was_tested(model: str, recipe: str, engine: Engine, clips: list[Prompt]) -> None:
     with pytest.raises(RuntimeError, match=r"At most 0 video\(s\) may be provided"):
-        engine("internvl", ["divprune:0.25"], asked=clips[:1])
+        engine(model, [recipe], asked=clips[:1])
 
 
 def test_a_method_that_the_plugin_cannot_run_stops_the_engine(engine: Engine) -> None:

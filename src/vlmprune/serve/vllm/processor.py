@@ -93,22 +93,20 @@ class PrunedProcessingInfo(MultiModalProcessingInfo):
         """The budget of each image of a request in words, where budgets go by age.
 
         Args:
-            items: vLLM's, of all media of the request.
+            items: vLLM's, of all media of the request. There are no videos (`get_supported_mm_limits`).
 
         Raises:
-            UserError: there are videos, whose place among the images vLLM does not tell.
+            UserError: the request names no number of latest images.
         """
         ages = self.asked.ages
         if ages is None or kwargs.get(KEEP) is not None:
             return None
-        counts = items.get_all_counts()
-        if counts.get("video"):
-            raise UserError(f"{self.asked.recipe} is for images alone: leave out videos.")
         latest = str(kwargs.get(LATEST, ages.images))
         if not (latest.isdecimal() and int(latest) > 0):
             raise UserError(f"{LATEST} must be a number of images, not {latest!r}.")
-        own, count = replace(ages, images=int(latest)), counts.get("image", 0)
-        return [str(own.at(0, image, count)) for image in range(count)]
+        return [
+            str(keep) for keep in replace(ages, images=int(latest)).in_a_row(items.get_all_counts().get("image", 0))
+        ]
 
     def check_asked(self, wanted: Wanted) -> None:
         """Raise UserError for a prompt with images that does not say what to compare them with, where methods do."""
@@ -120,9 +118,13 @@ class PrunedProcessingInfo(MultiModalProcessingInfo):
             )
 
     def get_supported_mm_limits(self) -> dict[str, int | None]:
-        """No videos where the plugin was not tested with them: vLLM refuses a request that has one."""
+        """No videos where the plugin was not tested with them: vLLM refuses a request that has one.
+
+        Under a budget by age there are none either: vLLM does not tell where they stand among the images.
+        """
         limits = super().get_supported_mm_limits()
-        return limits if self.get_hf_config().model_type in VIDEOS else {**limits, "video": 0}
+        takes_videos = self.get_hf_config().model_type in VIDEOS and self.asked.ages is None
+        return limits if takes_videos else {**limits, "video": 0}
 
     def get_max_video_tokens(self, seq_len: int, mm_counts: Mapping[str, int]) -> int:
         """With the text that may stand between the frames, which is handed in with them."""
