@@ -200,8 +200,10 @@ def test_without_a_question_the_prompt_is_read_behind_the_image(tokenizer: PreTr
 
 
 def test_without_a_tokenizer_the_instructions_tokens_are_read() -> None:
-    [view], session = read("dog", None)
+    [view], session = read(None, None)
     assert torch.equal(view["words"], view["text"]) and len(view["text"])
+    with pytest.raises(UserError, match="give prune tokenizer="):
+        read("dog", None)
     assert session.last.text == session.text == "instruction embeddings"
 
 

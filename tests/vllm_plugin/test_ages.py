@@ -25,7 +25,7 @@ LATEST, OLDER = 98, 20  # of the 196 tokens of an image
     [
         ("llava", f"divprune:{AGES}", PARTS),
         ("qwen2_5_vl", f"vispruner:{AGES}", {}),
-        ("llava_next", f"divprune:{AGES}", {}),
+        ("llava_next", f"divprune:{AGES}", {"mm_processor_cache_gb": 0}),
     ],
 )
 def test_tokens_are_those_of_transformers(

@@ -75,7 +75,9 @@ def vllm_command(
     apart = check_model(place, asked)
     if request_query:
         check_request_query(recipe, apart.reads)
-    if tower is not None and apart.needs_tower:
+    if not apart.needs_tower:
+        tower = None
+    elif tower is not None:
         check_tower(clip_config(tower), apart.adapter)
     asked = replace(asked, request_query=request_query, text_tower=tower, reads=apart.reads)
     return [
