@@ -83,8 +83,9 @@ def prune(
         seed: for methods that draw random numbers.
         text_tower: for methods that compare the image with the question (`vlmprune.TextTower`): CLIP's, where the model
             has CLIP's vision tower. Without it they compare the LLM's own embeddings; `session.last.text` says which.
-        tokenizer: the model's tokenizer or processor, for methods that read the question word by word. Without it they
-            read the instruction's tokens as they stand in the prompt; `session.last.text` says which.
+        tokenizer: the model's tokenizer or processor, for methods that read the question word by word, and for
+            `Session.question`. Without it they read the instruction's tokens as they stand in the prompt;
+            `session.last.text` says which.
         scores: how attention statistics are computed: by "triton" (kernels, on a GPU), by "torch" (in chunks), or
             "auto", the former where they work; `session.last.scores` says which ran.
         options: the method's hyperparameters.
