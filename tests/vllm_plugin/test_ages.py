@@ -41,26 +41,21 @@ def test_tokens_are_those_of_transformers(
 
 
 def test_nothing_else_is_said_of_ages() -> None:
+    from vlmprune.serve.vllm.ages import keeps_by_age
     from vlmprune.serve.vllm.processor import PrunedProcessingInfo
 
-    def info(recipe: str) -> Any:
-        return SimpleNamespace(asked=Asked(recipe), reads=False)
+    def by_age(**options: object) -> list[str] | None:
+        return keeps_by_age(Asked(f"divprune:{AGES}").ages, 3, options)
 
-    def by_age(options: dict[str, object], **counts: int) -> list[str] | None:
-        items: Any = SimpleNamespace(get_all_counts=lambda: counts)
-        return PrunedProcessingInfo.by_age(info(f"divprune:{AGES}"), items, options)
-
-    assert by_age({}, image=3) == ["0.1", "0.1", "0.5"]
-    assert by_age({"vlmprune_latest": "2"}, image=3) == ["0.1", "0.5", "0.5"]
-    assert by_age({"vlmprune_keep": "1.0"}, image=3) is None
-    for options, counts, sentence in (
-        ({"vlmprune_latest": "no"}, {"image": 1}, "must be a number of images, not 'no'"),
-        ({"vlmprune_latest": 0}, {"image": 1}, "must be a number of images, not '0'"),
-    ):
-        with pytest.raises(UserError, match=sentence):
-            by_age(options, **counts)
+    assert by_age() == ["0.1", "0.1", "0.5"]
+    assert by_age(vlmprune_latest="2") == ["0.1", "0.5", "0.5"]
+    assert by_age(vlmprune_keep="1.0") is None and keeps_by_age(Asked("divprune:0.5").ages, 3, {}) is None
+    for wrong in ("no", 0, "-1"):
+        with pytest.raises(UserError, match=f"must be a number of images, not '{wrong}'"):
+            by_age(vlmprune_latest=wrong)
+    info: Any = SimpleNamespace(asked=Asked("divprune:0.5"), reads=False)
     with pytest.raises(UserError, match=r"divprune:0\.5 has no budget by age"):
-        PrunedProcessingInfo.parted(info("divprune:0.5"), {"vlmprune_latest": "1"})
+        PrunedProcessingInfo.parted(info, {"vlmprune_latest": "1"})
 
 
 @pytest.fixture(scope="module")

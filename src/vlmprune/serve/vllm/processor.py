@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property, lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -17,15 +16,14 @@ from vllm.model_executor.models.transformers.multimodal import (
 )
 from vllm.model_executor.models.transformers.multimodal import (
     MultiModalProcessingInfo,
-    MultiModalProcessor,
 )
-from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import PromptReplacement, PromptUpdateDetails
 
 from vlmprune.core.budget import Keep, parse_keep
 from vlmprune.core.errors import UserError
 from vlmprune.runtime.apart import Apart, Count
+from vlmprune.serve.vllm.ages import KEEPS, AgesProcessor, without_ages
 from vlmprune.serve.vllm.asked import Asked, asked_of
 from vlmprune.serve.vllm.block import Item, text_in
 from vlmprune.serve.vllm.families import VIDEOS, apart_of, on_meta
@@ -33,7 +31,6 @@ from vlmprune.serve.vllm.told import FIELDS, Told, as_bytes, as_number, field, q
 from vlmprune.serve.wanted import KEEP, LATEST, QUERY, Wanted, check_query
 
 MODALITIES = ("image", "video")
-KEEPS = "vlmprune_keeps"  # from one step of this processor to the next: the budgets of images that go by age
 BUDGETS = 64  # of requests, whose recipes are kept
 TEXT = 8  # tokens between frames, for each: Qwen3-VL writes <1234.5 seconds> and two marks for every two
 REMEMBERED = 1 << 16  # images whose tokens are remembered until their prompt is run
@@ -89,25 +86,6 @@ class PrunedProcessingInfo(MultiModalProcessingInfo):
             raise UserError(f"{KEEP} must be a budget in words, as '{keep}'.")  # vLLM's key of 1 is that of a share
         return Wanted(parse_keep(keep), query), others
 
-    def by_age(self, items: Any, kwargs: Mapping[str, object]) -> list[str] | None:
-        """The budget of each image of a request in words, where budgets go by age.
-
-        Args:
-            items: vLLM's, of all media of the request. There are no videos (`get_supported_mm_limits`).
-
-        Raises:
-            UserError: the request names no number of latest images.
-        """
-        ages = self.asked.ages
-        if ages is None or kwargs.get(KEEP) is not None:
-            return None
-        latest = str(kwargs.get(LATEST, ages.images))
-        if not (latest.isdecimal() and int(latest) > 0):
-            raise UserError(f"{LATEST} must be a number of images, not {latest!r}.")
-        return [
-            str(keep) for keep in replace(ages, images=int(latest)).in_a_row(items.get_all_counts().get("image", 0))
-        ]
-
     def check_asked(self, wanted: Wanted) -> None:
         """Raise UserError for a prompt with images that does not say what to compare them with, where methods do."""
         if self.reads and wanted.query is None:
@@ -153,7 +131,7 @@ class Embeds:
         return found
 
 
-class PrunedProcessor(MultiModalProcessor):
+class PrunedProcessor(AgesProcessor):
     """transformers' processor, with fewer placeholders.
 
     Attributes:
@@ -179,40 +157,6 @@ class PrunedProcessor(MultiModalProcessor):
         if self.info.reads:
             made.hf_processor_mm_kwargs = {**made.hf_processor_mm_kwargs, QUERY: "?"}
         return made
-
-    # ------------------------------------------------------------------ budgets by age
-
-    def _get_mm_hashes(self, inputs: Any) -> Any:
-        """One key for an image as one of the latest, and one as an older one: its tokens never change under a key."""
-        own = self.info.by_age(inputs.mm_data_items, inputs.hf_processor_mm_kwargs)
-        hashes = super()._get_mm_hashes(
-            replace(inputs, hf_processor_mm_kwargs=without_ages(inputs.hf_processor_mm_kwargs))
-        )
-        if own is None or "image" not in hashes:
-            return hashes
-        way = self.info.ctx.get_mm_config().mm_hasher_algorithm
-        keyed = [
-            MultiModalHasher.hash_kwargs(way, mm_hash=key, keep=keep)
-            for key, keep in zip(hashes["image"], own, strict=True)
-        ]
-        return {**hashes, "image": keyed}
-
-    def _get_cache_missing_processor_kwargs(self, inputs: Any, mm_is_cached: Any) -> Mapping[str, object]:
-        """With the budgets of the images that are not cached."""
-        own = self.info.by_age(inputs.mm_data_items, inputs.hf_processor_mm_kwargs)
-        given = super()._get_cache_missing_processor_kwargs(inputs, mm_is_cached)
-        if own is None or "image" not in mm_is_cached:
-            return given
-        return {**given, KEEPS: [keep for keep, cached in zip(own, mm_is_cached["image"], strict=True) if not cached]}
-
-    def _apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
-        """With the budgets of all images, as nothing is cached."""
-        own = self.info.by_age(inputs.mm_data_items, inputs.hf_processor_mm_kwargs)
-        if own is not None:
-            inputs = replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, KEEPS: own})
-        return super()._apply_hf_processor(inputs, timing_ctx)
-
-    # ------------------------------------------------------------------ what is told of each item
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         wanted, others = self.info.parted(hf_kwargs)
@@ -294,11 +238,6 @@ class PrunedProcessor(MultiModalProcessor):
             return PromptUpdateDetails(shorter, Embeds(block, Count(whole, kept)))
 
         return PromptReplacement(modality=update.modality, target=update.target, replacement=replacement)
-
-
-def without_ages(kwargs: Mapping[str, object]) -> dict[str, object]:
-    """The options of a request without those that say how old its images are."""
-    return {name: value for name, value in kwargs.items() if name not in (LATEST, KEEPS)}
 
 
 def _seed(seed: int, pixels: Tensor) -> int:
